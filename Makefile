@@ -1,0 +1,48 @@
+# Everything a person runs. Each target first brings .venv up to date (a no-op when nothing changed).
+
+# The first Python 3.11 on the PATH; `make PYTHON=/path/to/python3.11 ...` overrides it.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && command -v $$p && break; done)
+VENV_PYTHON := .venv/bin/python
+CONFIG ?= configs/shapes.yaml
+# Extra arguments for pytest or for a job, e.g. `make test ARGS="-m 'not ray and not vllm'"`.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format lock pretrain-shapes clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## create or update .venv from requirements/cpu.lock
+	@python="$(PYTHON)"; if [ -z "$$python" ]; then \
+		echo "Python 3.11 was not found: install it, or call make PYTHON=/path/to/python3.11." >&2; exit 2; fi; \
+	"$$python" scripts/set_up.py
+
+demo: setup ## run the whole loop on the embedded world and write runs/shapes/report.html
+	$(VENV_PYTHON) -m jobs.pipeline --config $(CONFIG) $(ARGS)
+
+test: setup ## run all tests
+	$(VENV_PYTHON) -m pytest $(ARGS)
+
+test-fast: setup ## run the tests that start neither Ray nor vLLM
+	$(VENV_PYTHON) -m pytest -m "not ray and not vllm and not slow" $(ARGS)
+
+lint: setup ## check style, format and types
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
+format: setup ## format the code and fix what ruff can fix
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+lock: ## write requirements/cpu.lock from what is installed in .venv
+	$(VENV_PYTHON) scripts/lock.py
+
+pretrain-shapes: setup ## train the two small models of the embedded world from nothing
+	$(VENV_PYTHON) -m jobs.pretrain_shapes $(ARGS)
+
+clean: ## remove caches and build leftovers (.venv and runs/ stay)
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

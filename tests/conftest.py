@@ -1,0 +1,70 @@
+"""Environment of every test, and the one local Ray cluster they share.
+
+The variables are set before anything imports ray, vllm or transformers, which read them at import.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENVIRONMENT = {
+    # Nothing is fetched and nothing is reported.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Two cores are shared by several processes: each takes one thread, and vLLM pins none of them.
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # A cluster of the test's own on loopback; a token would be written into the home folder.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "MPLBACKEND": "Agg",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+# Endpoints are local servers: no test may reach a paid one by a key left in the shell.
+os.environ.pop("OPENAI_API_KEY", None)
+os.environ.pop("OPENAI_BASE_URL", None)
+
+LONGEST_RAY_FOLDER = 30
+"""Characters: Ray's sockets lie about 70 below its folder, and a Unix socket's path holds 107."""
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[dict[str, Any]]:
+    """A local Ray cluster of eight logical CPUs for the whole session; yields its context.
+
+    Logical: actors and replicas declare what they need to be placed, and share the real cores.
+    """
+    import ray
+
+    parent = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="ray", dir=parent if len(parent) < LONGEST_RAY_FOLDER else "/tmp")
+    context = ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=300 * 1024**2,
+        _temp_dir=folder,
+    )
+    try:
+        yield dict(context.address_info)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder that holds the packages."""
+    return Path(__file__).resolve().parent.parent
