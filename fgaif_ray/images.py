@@ -1,0 +1,67 @@
+"""Opening images that strangers supply."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, ImageOps
+
+from fgaif_ray import storage
+from fgaif_ray.errors import UserError
+
+MAX_PIXELS: Final = 64_000_000
+"""Larger images are refused before they are decoded (a 69-byte PNG can claim 10,000 x 10,000 pixels)."""
+MAX_ASPECT: Final = 100.0
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image file in full to RGB: the first frame, upright as its EXIF says.
+
+    Raises:
+        ValueError: no image, truncated, larger than ``max_pixels``, or more than MAX_ASPECT times as wide as high.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ValueError(f"the image has {width} x {height} pixels, more than {max_pixels} in all")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ValueError(f"the image is {width} x {height} pixels, too narrow to be seen")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return upright.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+        raise ValueError("the data are no readable image") from error
+
+
+def load_image(path: str) -> Image.Image:
+    """Open an image by path or URI as RGB.
+
+    Raises:
+        UserError: it cannot be read or is no usable image.
+    """
+    try:
+        return decode_image(storage.read_bytes(path))
+    except OSError as error:
+        raise UserError(f"Cannot read the image {path}: check that the file exists and may be read.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no usable image: {error}; remove or replace it.") from error
+
+
+def find_images(folder: str) -> list[str]:
+    """The image files below a local folder, sorted by path.
+
+    Raises:
+        UserError: there is no such folder, or it holds no image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"The image folder {folder} does not exist: set data.path to a folder that holds images.")
+    found = sorted(str(path) for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        raise UserError(f"The image folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return found

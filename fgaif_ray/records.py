@@ -1,0 +1,73 @@
+"""The rows that flow between jobs: their constants and Parquet schemas.
+
+Label codes follow the reward model's classes: 0 absent (the sub-sentence holds no fact of the type), 1 consistent (all of
+them hold in the image), 2 hallucinated (at least one does not; FGAIF section 3.2, "one wrong fact is enough" is our reading).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+
+FACT_TYPES: Final = ("existence", "attribute", "relation")
+"""The three kinds of atomic fact, in the order used by every array of this project."""
+
+ABSENT: Final = 0
+CONSISTENT: Final = 1
+HALLUCINATED: Final = 2
+CLASS_NAMES: Final = ("absent", "consistent", "hallucinated")
+
+RESPONSES_SCHEMA: Final = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("image_sha256", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("finish_reason", pa.string()),
+        pa.field("model", pa.string(), nullable=False),
+    ]
+)
+
+_FACT_TYPE = pa.struct(
+    [
+        pa.field("type", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("p_consistent", pa.float32()),
+        pa.field("consistent", pa.bool_()),
+    ]
+)
+_SEGMENT_TYPE = pa.struct(
+    [
+        pa.field("start", pa.int32()),
+        pa.field("end", pa.int32()),
+        pa.field("text", pa.string()),
+        pa.field("facts", pa.list_(_FACT_TYPE)),
+        pa.field("labels", pa.struct([pa.field(name, pa.int8()) for name in FACT_TYPES])),
+    ]
+)
+
+FEEDBACK_SCHEMA: Final = pa.schema(
+    [
+        *RESPONSES_SCHEMA,
+        pa.field("segments", pa.list_(_SEGMENT_TYPE), nullable=False),
+        pa.field("annotator", pa.string(), nullable=False),  # JSON: model names, prompt versions, thresholds
+    ]
+)
+
+REJECTED_SCHEMA: Final = pa.schema([*RESPONSES_SCHEMA, pa.field("reason", pa.string(), nullable=False)])
+
+
+def sample_identity(image_sha256: str, prompt: str, model: str, sampling: Mapping[str, Any]) -> str:
+    """The sample id: sha256 over image bytes (by their hash), prompt, model and sampling settings, in hex."""
+    canonical = json.dumps([image_sha256, prompt, model, dict(sampling)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hex digest of JSON-serialisable parts; equal parts give equal fingerprints on every machine."""
+    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
