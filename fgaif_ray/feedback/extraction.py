@@ -1,0 +1,162 @@
+"""Atomic facts of sub-sentences: the messages that ask for them, the schema of the answer, and its parsing.
+
+Two modes (FGAIF section 3.2): ``segment`` asks once per sub-sentence, ``response`` once for all
+sub-sentences.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from fgaif_ray.feedback.prompts import Prompt
+from fgaif_ray.records import FACT_TYPES
+
+Mode = Literal["segment", "response"]
+Reason = Literal["empty", "length", "malformed", "refusal", "rejected", "server", "shape", "timeout", "white_space"]
+"""Why a row has no facts: named so that rejected rows can be counted by it."""
+
+TRAILING_SPACE_LIMIT: Final = 32
+"""An answer cut at its token limit that ends in this many white-space characters ran into endless space."""
+
+SEGMENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {name: {"type": "array", "items": {"type": "string"}} for name in FACT_TYPES},
+    "required": list(FACT_TYPES),
+    "additionalProperties": False,
+}
+RESPONSE_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"segments": {"type": "array", "items": SEGMENT_SCHEMA}},
+    "required": ["segments"],
+    "additionalProperties": False,
+}
+
+_SEGMENT_ANSWER = "Answer with one JSON object: " + json.dumps({name: ["..."] for name in FACT_TYPES})
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One atomic claim about the image; ``type`` is one of ``FACT_TYPES``."""
+
+    type: str
+    text: str
+
+
+class ExtractionError(Exception):
+    """No usable facts for a response: the row is rejected with ``reason``, the others go on.
+
+    The message is ``"{reason}: {detail}"``; ``detail`` is one sentence for people and for the repair try.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+def response_format(mode: Mode) -> dict[str, Any]:
+    """The ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
+    schema = SEGMENT_SCHEMA if mode == "segment" else RESPONSE_SCHEMA
+    return {"type": "json_schema", "json_schema": {"name": "facts", "strict": True, "schema": schema}}
+
+
+def supports(prompt: Prompt, mode: Mode) -> bool:
+    """Whether a prompt asks for facts in this mode: a prompt about one ``{segment}`` cannot ask for all."""
+    return "segments_json" in prompt.fields or ("segment" in prompt.fields and mode == "segment")
+
+
+def build_messages(prompt: Prompt, response: str, segments: Sequence[str], index: int | None) -> list[dict[str, str]]:
+    """Chat messages that ask for the facts of one sub-sentence, or of all of them.
+
+    The response and the sub-sentences are somebody else's text. Prompts for general models take them as JSON
+    (``{response_json}``, ``{segments_json}``), so that no text in them can pass for a part of the prompt.
+
+    Args:
+        prompt: an extraction prompt.
+        response: the whole response, the context.
+        segments: text of every sub-sentence.
+        index: the sub-sentence to ask about, or None for all in one answer.
+
+    Raises:
+        ValueError: the prompt cannot ask about all sub-sentences.
+    """
+    mode: Mode = "response" if index is None else "segment"
+    if not supports(prompt, mode):
+        raise ValueError(f"prompt {prompt.name} does not support the mode {mode!r}")
+    asked = list(segments) if index is None else [segments[index]]
+    fields = {
+        "response": response,
+        "response_json": json.dumps(response, ensure_ascii=False),
+        "segments_json": json.dumps(asked, ensure_ascii=False),
+    }
+    if index is None:
+        fields["answer_format"] = (
+            f'{_SEGMENT_ANSWER} per sub-sentence, inside {{"segments": [...]}}: {len(asked)} in all, '
+            "in the order of the list."
+        )
+    else:
+        fields["answer_format"] = f"{_SEGMENT_ANSWER}."
+        fields["segment"] = segments[index].strip()
+    user = {"role": "user", "content": prompt.render(**fields)}
+    return [user] if prompt.system is None else [{"role": "system", "content": prompt.system}, user]
+
+
+def parse_extraction(
+    text: str | None,
+    finish_reason: str | None,
+    *,
+    segment_count: int | None = None,
+    refusal: str | None = None,
+) -> list[list[Fact]]:
+    """Facts of an answer, per sub-sentence; blank and repeated facts are left out.
+
+    Args:
+        text: content of the answer.
+        finish_reason: why the model stopped, as the endpoint says it.
+        segment_count: number of sub-sentences asked about in ``response`` mode; None in ``segment`` mode.
+        refusal: the model's refusal, where the endpoint has a field for it.
+
+    Returns:
+        ``[segments]`` lists of facts, existence before attribute before relation; one list in ``segment``
+        mode.
+
+    Raises:
+        ExtractionError: the answer is a refusal, empty, cut at its token limit, malformed or of another
+        shape.
+    """
+    if refusal is not None or finish_reason == "content_filter":
+        raise ExtractionError("refusal", refusal or "the endpoint's content filter withheld the answer")
+    content = text or ""
+    if finish_reason == "length":
+        trailing = len(content) - len(content.rstrip())
+        if trailing >= TRAILING_SPACE_LIMIT:
+            raise ExtractionError("white_space", "the answer ran into endless white space")
+        raise ExtractionError("length", "the answer was cut at its token limit")
+    if not content.strip():
+        raise ExtractionError("empty", "the answer was empty")
+    try:
+        answer = json.loads(content)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ExtractionError("malformed", f"the answer is not JSON ({error})") from error
+    if segment_count is None:
+        return [_facts(answer, "the answer")]
+    segments = answer.get("segments") if isinstance(answer, dict) else None
+    if not isinstance(segments, list) or len(segments) != segment_count:
+        raise ExtractionError("shape", f'the answer needs a list "segments" of exactly {segment_count} objects')
+    return [_facts(segment, f"segment {number}") for number, segment in enumerate(segments, start=1)]
+
+
+def _facts(answer: object, where: str) -> list[Fact]:
+    if not isinstance(answer, dict) or answer.keys() != set(FACT_TYPES):
+        raise ExtractionError("shape", f"{where} needs to be an object with the keys {', '.join(FACT_TYPES)}")
+    facts: dict[Fact, None] = {}  # ordered, without repetitions
+    for fact_type in FACT_TYPES:
+        texts = answer[fact_type]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ExtractionError("shape", f'"{fact_type}" of {where} needs to be a list of strings')
+        facts.update(dict.fromkeys(Fact(fact_type, text.strip()) for text in texts if text.strip()))
+    return list(facts)

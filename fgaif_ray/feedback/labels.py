@@ -1,0 +1,143 @@
+"""From verified facts to labels, and the label files of the official FGAIF code.
+
+A sub-sentence gets one label per fact type (FGAIF section 3.2): absent without facts of the type,
+consistent where all of them hold in the image, hallucinated where at least one does not.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TextIO
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
+
+_OFFICIAL_CODES: Final = {ABSENT: -1, CONSISTENT: 0, HALLUCINATED: 1}
+_CODES: Final = {official: code for code, official in _OFFICIAL_CODES.items()}
+_WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks of sentencepiece and byte-level BPE
+
+
+@dataclass(frozen=True)
+class LabelledResponse:
+    """One line of the official form: an image's name, its sub-sentences, and three label codes for each.
+
+    ``labels`` is ``[segments]`` triples of our codes in the order of ``FACT_TYPES``.
+    """
+
+    image: str
+    segments: tuple[str, ...]
+    labels: tuple[tuple[int, ...], ...]
+
+
+def label_of(verdicts: Sequence[bool]) -> int:
+    """Label code of one fact type in one sub-sentence, from the verdicts on its facts (True: consistent)."""
+    if not verdicts:
+        return ABSENT
+    return CONSISTENT if all(verdicts) else HALLUCINATED
+
+
+def segment_labels(verdicts: Iterable[tuple[str, bool]]) -> dict[str, int]:
+    """Label code per fact type of one sub-sentence.
+
+    Args:
+        verdicts: ``(fact type, consistent)`` of every fact of the sub-sentence.
+
+    Raises:
+        ValueError: an unknown fact type.
+    """
+    by_type: dict[str, list[bool]] = {fact_type: [] for fact_type in FACT_TYPES}
+    for fact_type, consistent in verdicts:
+        if fact_type not in by_type:
+            raise ValueError(f"unknown fact type {fact_type!r}")
+        by_type[fact_type].append(consistent)
+    return {fact_type: label_of(facts) for fact_type, facts in by_type.items()}
+
+
+def yes_probability(top_logprobs: Mapping[str, float]) -> float | None:
+    """P(yes) / (P(yes) + P(no)) of the first answer token.
+
+    Args:
+        top_logprobs: natural log-probability of each likely first token. Case and a leading space make no
+            difference: the variants of a word are added.
+
+    Returns:
+        A probability, or None when neither word is among the tokens: such an answer is no verdict.
+    """
+    logprobs: dict[str, list[float]] = {"yes": [], "no": []}
+    for token, logprob in top_logprobs.items():
+        word = token.strip(_WORD_MARKERS).casefold()
+        if word in logprobs and logprob > -math.inf:
+            logprobs[word].append(logprob)
+    likeliest = max((logprob for values in logprobs.values() for logprob in values), default=None)
+    if likeliest is None:
+        return None
+    yes, no = (sum(math.exp(value - likeliest) for value in logprobs[word]) for word in ("yes", "no"))
+    return yes / (yes + no)
+
+
+def is_consistent(p_consistent: float, threshold: float) -> bool:
+    """Verdict on a fact: consistent at P(yes) >= threshold."""
+    return p_consistent >= threshold
+
+
+def to_official(code: int) -> int:
+    """Our label code (0 absent, 1 consistent, 2 hallucinated) in the official form (-1, 0, 1).
+
+    Raises:
+        ValueError: not a label code.
+    """
+    if code not in _OFFICIAL_CODES:
+        raise ValueError(f"{code} is not a label code")
+    return _OFFICIAL_CODES[code]
+
+
+def from_official(label: int) -> int:
+    """An official label (-1 absent, 0 consistent, 1 hallucinated) as our code (0, 1, 2).
+
+    Raises:
+        ValueError: not an official label.
+    """
+    if isinstance(label, bool) or label not in _CODES:
+        raise ValueError(f"{label} is not one of -1, 0, 1")
+    return _CODES[label]
+
+
+def write_official(stream: TextIO, rows: Iterable[LabelledResponse]) -> None:
+    """Write rows as JSON lines ``{"image", "sub": [...], "labels": [[o, a, r], ...]}``."""
+    for row in rows:
+        labels = [[to_official(code) for code in codes] for codes in row.labels]
+        line = {"image": row.image, "sub": list(row.segments), "labels": labels}
+        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_official(stream: TextIO) -> Iterator[LabelledResponse]:
+    """Read rows of the official form; blank lines are skipped.
+
+    Raises:
+        UserError: a line is not of the form; the message names the line.
+    """
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            try:
+                yield _parse_official(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"Line {number} of the label file is not of the form "
+                    '{"image": "...", "sub": ["...", ...], "labels": [[-1|0|1, -1|0|1, -1|0|1], ...]}: '
+                    f"{type(error).__name__} {error}."
+                ) from error
+
+
+def _parse_official(row: dict[str, object]) -> LabelledResponse:
+    image, segments, labels = row["image"], row["sub"], row["labels"]
+    if not isinstance(image, str) or not isinstance(segments, list) or not isinstance(labels, list):
+        raise ValueError("image must be a string, sub and labels lists")
+    if len(segments) != len(labels):
+        raise ValueError(f"{len(segments)} sub-sentences but {len(labels)} labels")
+    if not all(isinstance(segment, str) for segment in segments):
+        raise ValueError("sub must hold strings")
+    if not all(isinstance(triple, list) and len(triple) == len(FACT_TYPES) for triple in labels):
+        raise ValueError("every label must be a list of three")
+    codes = tuple(tuple(from_official(label) for label in triple) for triple in labels)
+    return LabelledResponse(image=image, segments=tuple(segments), labels=codes)

@@ -1,0 +1,67 @@
+"""Figures of a labelled set: how much there is of what, and how far the labels agree with a known truth."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fgaif_ray.feedback.agreement import agreement
+from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES
+
+TrueLabels = Callable[[Mapping[str, Any]], Sequence[Mapping[str, int]] | None]
+"""True label codes per fact type for each sub-sentence of a feedback row, or None where they are not known."""
+
+
+class FeedbackFigures:
+    """Counts feedback rows as they are read."""
+
+    def __init__(self, true_labels: TrueLabels | None = None) -> None:
+        self._true_labels = true_labels
+        self._rows = 0
+        self._segments = 0
+        self._facts: Counter[str] = Counter()
+        self._wrong_facts: Counter[str] = Counter()
+        self._labels: dict[str, Counter[int]] = {name: Counter() for name in FACT_TYPES}
+        self._pairs: dict[str, list[tuple[int, int]]] = {name: [] for name in FACT_TYPES}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count one row of ``FEEDBACK_SCHEMA``."""
+        self._rows += 1
+        truths = self._true_labels(row) if self._true_labels is not None else None
+        for index, segment in enumerate(row["segments"]):
+            self._segments += 1
+            for fact in segment["facts"]:
+                self._facts[fact["type"]] += 1
+                self._wrong_facts[fact["type"]] += not fact["consistent"]
+            for name in FACT_TYPES:
+                label = segment["labels"][name]
+                self._labels[name][label] += 1
+                if truths is not None:
+                    self._pairs[name].append((truths[index][name], label))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, JSON-serialisable.
+
+        ``agreement`` is None where no truth is known, else per type the figures of ``Agreement.to_dict`` over the three
+        classes (``balanced_accuracy`` is the mean recall) and ``balanced_accuracy_present``: consistent against
+        hallucinated, among the sub-sentences that hold a fact of the type by the truth and by the label.
+        """
+        return {
+            "rows": self._rows,
+            "segments": self._segments,
+            "facts": {name: self._facts[name] for name in FACT_TYPES},
+            "facts_judged_wrong": {name: self._wrong_facts[name] for name in FACT_TYPES},
+            "labels": {
+                name: {title: self._labels[name][code] for code, title in enumerate(CLASS_NAMES)} for name in FACT_TYPES
+            },
+            "agreement": {name: _agreement(self._pairs[name]) for name in FACT_TYPES}
+            if self._true_labels is not None
+            else None,
+        }
+
+
+def _agreement(pairs: Iterable[tuple[int, int]]) -> dict[str, Any]:
+    pairs = list(pairs)
+    present = [(truth, label) for truth, label in pairs if ABSENT not in (truth, label)]
+    figures = agreement([truth for truth, _ in pairs], [label for _, label in pairs]).to_dict()
+    among_present = agreement([truth - 1 for truth, _ in present], [label - 1 for _, label in present], CLASS_NAMES[1:])
+    return figures | {"balanced_accuracy_present": among_present.balanced_accuracy}

@@ -1,0 +1,66 @@
+"""Prompts are the text files beside this module, named with their version: a changed text is a new name.
+
+A file holds an optional ``[system]`` part and a ``[user]`` part, each opened by that word alone on a line.
+``{name}`` stands for a field; other braces are plain text.
+"""
+
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+
+from fgaif_ray.errors import UserError
+
+_FIELD = re.compile(r"\{([a-z_]+)\}")
+_PART = re.compile(r"^\[(system|user)\]\n", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with fields to fill in.
+
+    Example: ``load_prompt("verify-v1").render(statement="There is a dog.")`` gives the text of one question.
+    """
+
+    name: str
+    system: str | None
+    user: str
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields of the user text."""
+        return frozenset(_FIELD.findall(self.user))
+
+    def render(self, **fields: str) -> str:
+        """The user text with every field replaced once; braces inside the values stay as they are.
+
+        Args:
+            fields: a value for every field of the user text; others are left unused.
+
+        Raises:
+            ValueError: a field has no value.
+        """
+        missing = sorted(self.fields - fields.keys())
+        if missing:
+            raise ValueError(f"prompt {self.name} needs a value for {', '.join(missing)}")
+        return _FIELD.sub(lambda match: fields[match[1]], self.user)
+
+
+def known_prompts() -> list[str]:
+    """Names of the prompts that come with the package, sorted."""
+    names = (entry.name for entry in files(__name__).iterdir())
+    return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt"))
+
+
+def load_prompt(name: str) -> Prompt:
+    """Read a prompt by its versioned name.
+
+    Raises:
+        UserError: no prompt has this name.
+    """
+    known = known_prompts()
+    if name not in known:
+        raise UserError(f"There is no prompt named {name!r}: use one of {', '.join(known)}.")
+    text = (files(__name__) / f"{name}.txt").read_text(encoding="utf-8")
+    _, *parts = _PART.split(text)
+    bodies = dict(zip(parts[::2], (body.strip("\n") for body in parts[1::2]), strict=True))
+    return Prompt(name=name, system=bodies.get("system"), user=bodies["user"])
