@@ -1,0 +1,192 @@
+"""Guards: named conditions under which going on would only waste machines, and the run stops with its reason.
+
+Imports no torch, so that the configuration can be read quickly.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingStopped(RuntimeError):
+    """A guard ended the training. Its message opens with the guard's name."""
+
+    @property
+    def reason(self) -> str:
+        """Guard name, what was seen, and what to change."""
+        return str(self.args[0])
+
+
+class GuardConfig(BaseModel):
+    """Thresholds; null switches a guard off. A guard fires after `patience` steps in a row beyond its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patience: int = Field(default=3, ge=1)
+    """Steps in a row beyond a threshold before the run stops."""
+    baseline_steps: int = Field(default=5, ge=1)
+    """First steps whose mean the length and coverage guards compare with; they cannot fire before."""
+    max_kl: float | None = Field(default=2.0, gt=0)
+    """KL explosion: mean KL to the reference, nats per token."""
+    min_entropy: float | None = Field(default=0.01, ge=0)
+    """Entropy collapse: mean entropy of the policy, nats per token."""
+    min_length_share: float | None = Field(default=0.4, gt=0, lt=1)
+    """Length collapse: mean response length as a share of the baseline's."""
+    min_coverage_share: float | None = Field(default=0.4, gt=0, lt=1)
+    """Coverage collapse: facts per response as a share of the baseline's."""
+    max_identical_share: float | None = Field(default=0.9, gt=0, lt=1)
+    """Identical responses: share of a step's responses that are the most common one."""
+    max_missing_reward_share: float | None = Field(default=0.5, gt=0, lt=1)
+    """Missing rewards: share of a step's responses whose reward could not be had."""
+    max_non_finite_streak: int | None = Field(default=3, ge=1)
+    """Non-finite streak: this many steps in a row with a loss, gradient or metric that is not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetrics:
+    """What the guards look at after each PPO step."""
+
+    kl: float
+    """Mean KL to the reference, nats per token."""
+    entropy: float
+    """Mean entropy of the policy, nats per token."""
+    response_length: float
+    """Mean response tokens."""
+    identical_share: float
+    """See `identical_response_share`."""
+    missing_reward_share: float
+    facts_per_response: float
+    """See `trajectories.facts_per_response`."""
+    non_finite: bool = False
+    """Whether the step was skipped because a loss or gradient was not finite."""
+
+
+class TrainingGuards:
+    """Fed once per step; raises `TrainingStopped` when a guard's patience is over.
+
+    Example: `guards = TrainingGuards(GuardConfig(max_kl=0.5)); guards.check(StepMetrics(...))`
+    """
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+        self._streaks: Counter[str] = Counter()
+        self._baseline_lengths: list[float] = []
+        self._baseline_facts: list[float] = []
+
+    def check(self, metrics: StepMetrics) -> None:
+        """Takes in one step.
+
+        A step that is not finite, or without any reward, counts for its own guard alone: its other figures
+        mean nothing.
+
+        Raises:
+            TrainingStopped: a guard fired.
+        """
+        config = self._config
+        self._above(
+            "missing rewards",
+            metrics.missing_reward_share,
+            config.max_missing_reward_share,
+            "of the rewards could not be had",
+            "look at the reward service",
+        )
+        if metrics.missing_reward_share == 1:
+            return
+        non_finite = metrics.non_finite or not all(map(math.isfinite, asdict(metrics).values()))
+        if self._beyond("non-finite streak", non_finite, config.max_non_finite_streak):
+            raise TrainingStopped(
+                f"non-finite streak: {config.max_non_finite_streak} steps in a row had a loss, gradient or "
+                "metric that is not finite; lower the learning rate or look for broken inputs"
+            )
+        if non_finite:
+            return
+        length_share = self._share_of_baseline(metrics.response_length, self._baseline_lengths)
+        coverage_share = self._share_of_baseline(metrics.facts_per_response, self._baseline_facts)
+        self._above(
+            "KL explosion",
+            metrics.kl,
+            config.max_kl,
+            "nats per token to the reference",
+            "raise the KL weight",
+        )
+        self._above(
+            "identical responses",
+            metrics.identical_share,
+            config.max_identical_share,
+            "of the responses are the same",
+            "raise the KL weight or lower the learning rate",
+        )
+        self._below(
+            "entropy collapse",
+            metrics.entropy,
+            config.min_entropy,
+            "nats per token",
+            "raise the entropy or KL weight or lower the learning rate",
+        )
+        self._below(
+            "length collapse",
+            length_share,
+            config.min_length_share,
+            "of the responses' first length is left",
+            "raise the KL weight or look at what the rewards pay for",
+        )
+        self._below(
+            "coverage collapse",
+            coverage_share,
+            config.min_coverage_share,
+            "of the first facts per response are left",
+            "the policy learns to say less: raise the KL weight or what true facts earn",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable state of the streaks and baselines."""
+        return {
+            "streaks": dict(self._streaks),
+            "baseline_lengths": list(self._baseline_lengths),
+            "baseline_facts": list(self._baseline_facts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`."""
+        self._streaks = Counter(state["streaks"])
+        self._baseline_lengths = list(state["baseline_lengths"])
+        self._baseline_facts = list(state["baseline_facts"])
+
+    def _share_of_baseline(self, figure: float, baseline: list[float]) -> float:
+        """The figure over the mean of the first ones; 1 while those are gathered, or where they are zero."""
+        if len(baseline) < self._config.baseline_steps:
+            baseline.append(figure)
+            return 1.0
+        mean = sum(baseline) / len(baseline)
+        return figure / mean if mean > 0 else 1.0
+
+    def _above(self, guard: str, figure: float, threshold: float | None, seen: str, advice: str) -> None:
+        if threshold is not None and self._beyond(guard, figure > threshold, self._config.patience):
+            raise TrainingStopped(self._message(guard, figure, f"more than {threshold:g}", seen, advice))
+
+    def _below(self, guard: str, figure: float, threshold: float | None, seen: str, advice: str) -> None:
+        if threshold is not None and self._beyond(guard, figure < threshold, self._config.patience):
+            raise TrainingStopped(self._message(guard, figure, f"less than {threshold:g}", seen, advice))
+
+    def _message(self, guard: str, figure: float, bound: str, seen: str, advice: str) -> str:
+        return f"{guard}: {figure:.4g} {seen}, {bound} for {self._config.patience} steps in a row; {advice}"
+
+    def _beyond(self, guard: str, beyond: bool, patience: int | None) -> bool:
+        self._streaks[guard] = self._streaks[guard] + 1 if beyond else 0
+        return patience is not None and self._streaks[guard] >= patience
+
+
+def identical_response_share(responses: Sequence[str]) -> float:
+    """Share of the responses that are the most common one, 0 where all differ.
+
+    Raises:
+        ValueError: there are no responses.
+    """
+    if not responses:
+        raise ValueError("there are no responses")
+    most_common = Counter(responses).most_common(1)[0][1]
+    return most_common / len(responses) if most_common > 1 else 0.0

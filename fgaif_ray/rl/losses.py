@@ -1,0 +1,268 @@
+"""The PPO losses (Schulman et al. 2017), as means over real tokens, each with the figures worth watching.
+
+Every loss takes `denominator`: the real tokens of the whole minibatch, summed over micro-batches and workers.
+The losses of the parts then add up to the loss of the whole, however unevenly the tokens are spread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fgaif_ray.rl.advantages import masked_mean, masked_variance, selected
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatistics:
+    """Over the real tokens of one `policy_loss`; NaN where there were none."""
+
+    tokens: int
+    loss: float
+    """The token mean, whatever the denominator."""
+    clip_share: float
+    """Share of tokens whose gradient the clip has cut off."""
+    approximate_kl: float
+    """KL(old || new) in nats per token, estimator k3."""
+    ratio_mean: float
+    ratio_max: float
+    importance_weight_mean: float
+    """Learner over sampler probability, after truncation; 1 without correction."""
+    importance_weight_max: float
+    """The same before truncation."""
+    importance_truncated_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValueStatistics:
+    """Over the real tokens of one `value_loss`; NaN where there were none."""
+
+    tokens: int
+    loss: float
+    clip_share: float
+    """Share of tokens where the clipped error is the larger one."""
+    value_mean: float
+    return_mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyStatistics:
+    """Over the real tokens of one `entropy_loss`; NaN where there were none."""
+
+    tokens: int
+    entropy: float
+    """Nats per token."""
+
+
+Statistics = TypeVar("Statistics", PolicyStatistics, ValueStatistics, EntropyStatistics)
+
+
+def policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float,
+    behaviour_log_probs: Tensor | None = None,
+    importance_cap: float = 2.0,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, PolicyStatistics]:
+    """Clipped surrogate loss; minimising it raises the probability of tokens with positive advantage.
+
+    The engine that samples and the learner compute slightly different probabilities. Given
+    `behaviour_log_probs`, each token is weighted by min(learner / sampler, importance_cap), a constant for
+    the gradient (truncated importance sampling, Ionides 2008; for LLM rollouts Yao et al. 2025).
+
+    Args:
+        log_probs: `[batch, response_tokens]` under the policy being trained, with gradient.
+        old_log_probs: the same under the learner's policy before its first update on this batch.
+        advantages: `[batch, response_tokens]`.
+        mask: `[batch, response_tokens]` bool; false on padding and on samples without reward.
+        clip_range: how far the ratio may move from 1 before its gradient is cut, more than 0 (FGAIF: 0.2).
+        behaviour_log_probs: what the sampler reported.
+        importance_cap: the largest weight, more than 0.
+        denominator: see the module.
+
+    Returns:
+        The scalar loss and its statistics.
+
+    Raises:
+        ValueError: clip_range or importance_cap is not positive, the mask is not bool, or a shape differs.
+    """
+    if not (clip_range > 0 and importance_cap > 0):
+        raise ValueError(f"clip_range and importance_cap must be positive, not {clip_range}, {importance_cap}")
+    # Gathered first: an infinite ratio on padding would otherwise turn its zero gradient into NaN.
+    new, old, advantage = (selected(values, mask) for values in (log_probs, old_log_probs, advantages))  # [selected]
+    old, advantage = old.detach(), advantage.detach()
+    log_ratio = new - old  # [selected]
+    ratio = log_ratio.exp()
+    unclipped = -advantage * ratio
+    clipped = -advantage * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    if behaviour_log_probs is None:
+        raw_weight = torch.ones_like(old)  # [selected]
+    else:
+        raw_weight = (old - selected(behaviour_log_probs, mask).detach()).exp()  # [selected]
+    weight = raw_weight.clamp(max=importance_cap)
+    token_losses = weight * torch.maximum(unclipped, clipped)  # [selected]
+    loss = _mean(token_losses, denominator)
+    detached = ratio.detach()
+    figures = _figures(
+        token_losses,
+        clipped > unclipped,
+        detached - 1.0 - log_ratio.detach(),
+        detached,
+        _maximum(detached),
+        weight,
+        _maximum(raw_weight),
+        raw_weight > importance_cap,
+    )
+    return loss, PolicyStatistics(new.numel(), *figures)
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float | None,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, ValueStatistics]:
+    """Half the squared error to the returns; the larger of plain and with the value clipped.
+
+    Args:
+        values: `[batch, response_tokens]`, with gradient.
+        old_values: the critic's values before its first update on this batch.
+        returns: `[batch, response_tokens]`.
+        mask: `[batch, response_tokens]` bool.
+        clip_range: how far a value may move from its old one; more than 0 (FGAIF: 0.2), or None for the plain
+            squared error.
+        denominator: see the module.
+
+    Returns:
+        The scalar loss and its statistics.
+
+    Raises:
+        ValueError: clip_range is not positive, the mask is not bool, or a shape differs.
+    """
+    if clip_range is not None and not clip_range > 0:
+        raise ValueError(f"clip_range must be positive or None, not {clip_range}")
+    new, old, target = (selected(tensor, mask) for tensor in (values, old_values, returns))  # [selected]
+    old, target = old.detach(), target.detach()
+    squared = (new - target).square()  # [selected]
+    if clip_range is None:
+        clipped = squared
+    else:
+        clipped = (old + (new - old).clamp(-clip_range, clip_range) - target).square()  # [selected]
+    token_losses = 0.5 * torch.maximum(squared, clipped)
+    figures = _figures(token_losses, clipped > squared, new, target)
+    return _mean(token_losses, denominator), ValueStatistics(new.numel(), *figures)
+
+
+def entropy_loss(
+    entropies: Tensor, mask: Tensor, *, denominator: float | Tensor | None = None
+) -> tuple[Tensor, EntropyStatistics]:
+    """Minus the mean entropy: adding a positive multiple of it to the loss keeps the policy exploring.
+
+    Args:
+        entropies: `[batch, response_tokens]` in nats, from `entropy_from_logits`.
+        mask: `[batch, response_tokens]` bool.
+        denominator: see the module.
+
+    Raises:
+        ValueError: the mask is not bool or a shape differs.
+    """
+    chosen = selected(entropies, mask)  # [selected]
+    return -_mean(chosen, denominator), EntropyStatistics(chosen.numel(), *_figures(chosen))
+
+
+def entropy_from_logits(logits: Tensor, chunk_tokens: int = 1024) -> Tensor:
+    """Entropy in nats of the distribution at each position.
+
+    Works on `chunk_tokens` positions at a time and recomputes them in the backward pass, so that beside the
+    logits only one chunk of float32 probabilities is alive. Tokens banned by a logit of minus infinity count
+    as impossible.
+
+    Args:
+        logits: `[..., vocabulary]`.
+        chunk_tokens: positions per chunk, at least 1.
+
+    Returns:
+        `[...]`, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: chunk_tokens is less than 1.
+    """
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, not {chunk_tokens}")
+    if logits.dim() > 2 and not logits.is_contiguous():
+        # Row by row, since flattening a slice of the logits would copy all of it.
+        return torch.stack([entropy_from_logits(row, chunk_tokens) for row in logits])
+    chunks = torch.split(logits.reshape(-1, logits.shape[-1]), chunk_tokens)  # each [chunk_tokens, vocabulary]
+    if torch.is_grad_enabled() and logits.requires_grad:
+        entropies = [checkpoint(_chunk_entropy, chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        entropies = [_chunk_entropy(chunk) for chunk in chunks]
+    return torch.cat(entropies).view(logits.shape[:-1])
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 no better than a constant.
+
+    Args:
+        values: `[batch, response_tokens]`.
+        returns: `[batch, response_tokens]`.
+        mask: `[batch, response_tokens]` bool.
+
+    Returns:
+        NaN where the returns do not vary, since nothing is there to explain.
+
+    Raises:
+        ValueError: the mask is not bool or a shape differs.
+    """
+    variance = float(masked_variance(returns, mask))
+    return 1.0 - float(masked_variance(returns - values, mask)) / variance if variance > 0 else float("nan")
+
+
+def combine_statistics(parts: Sequence[Statistics]) -> Statistics:
+    """Several micro-batches as one: means weighted by tokens, `*_max` by maximum, `tokens` by sum.
+
+    Raises:
+        ValueError: there is nothing to combine.
+    """
+    if not parts:
+        raise ValueError("no statistics to combine")
+    filled = [part for part in parts if part.tokens] or parts[:1]
+    tokens = sum(part.tokens for part in filled)
+    combined: dict[str, float] = {}
+    for name in (field.name for field in fields(filled[0]) if field.name != "tokens"):
+        figures = [getattr(part, name) for part in filled]
+        if name.endswith("_max") or tokens == 0:
+            combined[name] = max(figures)
+        else:
+            combined[name] = sum(figure * part.tokens for figure, part in zip(figures, filled, strict=True)) / tokens
+    return type(filled[0])(tokens=tokens, **combined)
+
+
+def _chunk_entropy(logits: Tensor) -> Tensor:
+    log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(dim=-1)  # [chunk, vocabulary]
+    # 0 * -inf is NaN, forward and backward; a banned token contributes nothing.
+    return -(log_probs.exp() * log_probs.masked_fill(log_probs == float("-inf"), 0.0)).sum(dim=-1)  # [chunk]
+
+
+def _mean(chosen: Tensor, denominator: float | Tensor | None) -> Tensor:
+    return masked_mean(chosen, torch.ones_like(chosen, dtype=torch.bool), denominator)
+
+
+def _maximum(chosen: Tensor) -> Tensor:
+    return chosen.max() if chosen.numel() else chosen.new_tensor(float("nan"))
+
+
+def _figures(*tensors: Tensor) -> list[float]:
+    """The mean of each, in one transfer from the device."""
+    dtype = tensors[0].dtype  # of the losses; shares come as bool
+    figures: list[float] = torch.stack([tensor.detach().to(dtype).mean() for tensor in tensors]).tolist()
+    return figures

@@ -1,0 +1,163 @@
+"""Dense rewards: class probabilities per sub-sentence and fact type -> one number per response token.
+
+FGAIF (reinforcement learning with fine-grained reward): r_t = sum over types k of w_k * r_k,t, given at the
+last token of each sub-sentence and zero elsewhere. Nothing here rescales a reward unless `RewardOptions` asks
+for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fgaif_ray.records import ABSENT, CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED
+
+RewardValue = Literal["expected", "argmax"]
+Granularity = Literal["segment", "response"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardOptions:
+    """How class probabilities become token rewards.
+
+    Example: `RewardOptions(weights={"existence": 1.0, "attribute": 0.0, "relation": 1.0})` is the w/o-Att
+    ablation.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FACT_TYPES, 1.0))
+    """Weight of each fact type; every type is named, 0 switches one off."""
+    value: RewardValue = "expected"
+    """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""
+    granularity: Granularity = "segment"
+    """`segment` pays at each sub-sentence end; `response` once, at the last token (the w-Coarse ablation)."""
+    normalise_by_segments: bool = False
+    """Divide each segment's reward by the number of segments: saying more does not by itself pay more."""
+    missing_eos_penalty: float = 0.0
+    """Taken from the last token of a response that was cut before it ended; at least 0."""
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights)
+        if self.value not in ("expected", "argmax"):
+            raise ValueError(f"value must be 'expected' or 'argmax', not {self.value!r}")
+        if self.granularity not in ("segment", "response"):
+            raise ValueError(f"granularity must be 'segment' or 'response', not {self.granularity!r}")
+        if not self.missing_eos_penalty >= 0:
+            raise ValueError(f"missing_eos_penalty must be at least 0, not {self.missing_eos_penalty}")
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedRewards:
+    """What one response earned."""
+
+    per_type: Tensor
+    """`[segments, types]` weighted reward of each sub-sentence, before any normalisation."""
+    per_token: Tensor
+    """`[response_tokens]` what PPO is given, before the KL penalty."""
+
+
+def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: RewardValue = "expected") -> Tensor:
+    """Weighted reward of each sub-sentence and fact type.
+
+    Args:
+        probabilities: `[segments, types, classes]`, types in the order of `FACT_TYPES`, classes absent,
+            consistent, hallucinated.
+        weights: one weight per fact type.
+        value: `argmax` gives +1 for consistent, -1 for hallucinated, 0 for absent (FGAIF);
+            `expected` gives P(consistent) - P(hallucinated).
+
+    Returns:
+        `[segments, types]`.
+
+    Raises:
+        ValueError: the shape is another one, a probability is not finite, or the weights do not name each
+            type once.
+    """
+    _check_weights(weights)
+    if probabilities.dim() != 3 or probabilities.shape[1:] != (len(FACT_TYPES), len(CLASS_NAMES)):
+        raise ValueError(
+            f"probabilities must be [segments, {len(FACT_TYPES)}, {len(CLASS_NAMES)}], not {list(probabilities.shape)}"
+        )
+    if not bool(torch.isfinite(probabilities).all()):
+        raise ValueError("probabilities must be finite")
+    if value == "expected":
+        rewards = probabilities[..., CONSISTENT] - probabilities[..., HALLUCINATED]  # [segments, types]
+    elif value == "argmax":
+        class_values = probabilities.new_zeros(len(CLASS_NAMES))  # [classes]
+        class_values[ABSENT], class_values[CONSISTENT], class_values[HALLUCINATED] = 0.0, 1.0, -1.0
+        rewards = class_values[probabilities.argmax(dim=-1)]  # [segments, types]
+    else:
+        raise ValueError(f"value must be 'expected' or 'argmax', not {value!r}")
+    return rewards * rewards.new_tensor([weights[fact_type] for fact_type in FACT_TYPES])
+
+
+def token_rewards(segment_totals: Tensor, token_ends: Tensor, response_length: int) -> Tensor:
+    """Puts each sub-sentence's reward on its last token; rewards that share a token add up.
+
+    Args:
+        segment_totals: `[segments]`.
+        token_ends: `[segments]` integer index, into the response's tokens, of each sub-sentence's last token.
+        response_length: tokens in the response.
+
+    Returns:
+        `[response_length]`; its sum is the sum of `segment_totals`.
+
+    Raises:
+        ValueError: the shapes differ or an index lies outside the response.
+    """
+    if segment_totals.dim() != 1 or segment_totals.shape != token_ends.shape:
+        raise ValueError(
+            "segment_totals and token_ends must be [segments], "
+            f"not {list(segment_totals.shape)} and {list(token_ends.shape)}"
+        )
+    if token_ends.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"token_ends must be integers, not {token_ends.dtype}")
+    outside = (token_ends < 0) | (token_ends >= response_length)
+    if bool(outside.any()):
+        raise ValueError(
+            f"token ends {token_ends[outside].tolist()} lie outside a response of {response_length} tokens"
+        )
+    rewards = segment_totals.new_zeros(response_length)  # [response_tokens]
+    return rewards.index_add_(0, token_ends.to(segment_totals.device), segment_totals)
+
+
+def compose_rewards(
+    probabilities: Tensor,
+    token_ends: Tensor,
+    response_length: int,
+    finish_reason: str,
+    options: RewardOptions,
+) -> ComposedRewards:
+    """The dense reward of one response.
+
+    Args:
+        probabilities: `[segments, types, classes]` from the three reward models; no segments is a valid
+            response that says nothing and earns nothing.
+        token_ends: `[segments]` index of each sub-sentence's last token.
+        response_length: tokens in the response, at least 1.
+        finish_reason: `stop` where the response ended by itself; anything else takes the missing-EOS penalty.
+        options: weights and choices.
+
+    Raises:
+        ValueError: a shape or an index does not fit, or the response has no token.
+    """
+    if response_length < 1:
+        raise ValueError("a response needs at least one token to carry a reward")
+    per_type = segment_rewards(probabilities, options.weights, options.value)  # [segments, types]
+    totals = per_type.sum(dim=1)  # [segments]
+    segment_count = max(len(totals), 1)
+    per_token = token_rewards(totals, token_ends, response_length)  # [response_tokens]
+    if options.granularity == "response":
+        per_token = torch.zeros_like(per_token)
+        per_token[-1] = totals.sum() / segment_count
+    elif options.normalise_by_segments:
+        per_token = per_token / segment_count
+    if finish_reason != "stop":
+        per_token[-1] -= options.missing_eos_penalty
+    return ComposedRewards(per_type=per_type, per_token=per_token)
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    if set(weights) != set(FACT_TYPES):
+        raise ValueError(f"weights must name exactly {', '.join(FACT_TYPES)}, not {', '.join(weights) or 'nothing'}")

@@ -1,0 +1,257 @@
+"""Sampled responses with their rewards, and the padded batches that PPO learns from.
+
+A reward that could not be had is None in a `Trajectory` and never a zero: `collate` masks the response, drops
+it or fails, as told, and counts it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES
+from fgaif_ray.rl.rewards import RewardOptions, compose_rewards
+
+FailurePolicy = Literal["mask", "drop", "fail"]
+
+
+class RewardUnavailableError(RuntimeError):
+    """Rewards are missing and the failure policy does not allow to go on without them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One sampled response. The token ids are those that were sampled, never a re-tokenised text.
+
+    Example: three tokens " a red", " ball", "</s>" in one sub-sentence: `token_ids=(7, 8, 2)`,
+    `segment_spans=((0, 11),)`, `token_ends=(1,)`,
+    `class_probabilities=(((0.1, 0.8, 0.1), (0.0, 0.1, 0.9), (1.0, 0.0, 0.0)),)`.
+
+    Raises:
+        ValueError: there is no token, the fields differ in length, or a number is not finite.
+    """
+
+    sample_id: str
+    image: str
+    """Path or URI."""
+    prompt: str
+    token_ids: tuple[int, ...]
+    """`[response_tokens]`, the end-of-sequence token included where it was sampled."""
+    behaviour_log_probs: tuple[float, ...]
+    """`[response_tokens]` as the sampling engine reported them."""
+    finish_reason: str
+    policy_version: int
+    """Number of the adapter version that sampled the response."""
+    response: str
+    segment_spans: tuple[tuple[int, int], ...]
+    """`[segments]` start and end character in `response` of each sub-sentence."""
+    token_ends: tuple[int, ...]
+    """`[segments]` index in `token_ids` of each sub-sentence's last token."""
+    class_probabilities: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+    """`[segments, types, classes]`; None where the reward could not be had."""
+    per_type_rewards: tuple[tuple[float, ...], ...] | None = None
+    """`[segments, types]` weighted; None until rewarded."""
+    token_rewards: tuple[float, ...] | None = None
+    """`[response_tokens]` before the KL penalty; None until rewarded."""
+    reward_failure: str | None = None
+    """Why the reward could not be had."""
+
+    def __post_init__(self) -> None:
+        tokens, segments = len(self.token_ids), len(self.segment_spans)
+        if tokens == 0:
+            raise ValueError(f"trajectory {self.sample_id} has no token")
+        lengths = [
+            ("behaviour_log_probs", self.behaviour_log_probs, tokens),
+            ("token_ends", self.token_ends, segments),
+            ("class_probabilities", self.class_probabilities, segments),
+            ("per_type_rewards", self.per_type_rewards, segments),
+            ("token_rewards", self.token_rewards, tokens),
+        ]
+        for name, numbers, length in lengths:
+            if numbers is not None and len(numbers) != length:
+                raise ValueError(f"trajectory {self.sample_id}: {name} has {len(numbers)} entries, expected {length}")
+        if not all(map(math.isfinite, (*self.behaviour_log_probs, *(self.token_rewards or ())))):
+            raise ValueError(f"trajectory {self.sample_id}: log-probs and rewards must be finite")
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether the reward could be had."""
+        return self.token_rewards is not None
+
+
+def reward_trajectory(
+    trajectory: Trajectory, probabilities: Sequence[Sequence[Sequence[float]]], options: RewardOptions
+) -> Trajectory:
+    """The trajectory with its class probabilities `[segments, types, classes]` and the rewards made of them.
+
+    Raises:
+        ValueError: the probabilities do not fit the trajectory's segments or are not finite.
+    """
+    # A response without segments would lose its last two dimensions on the way through lists.
+    shape = (len(probabilities), len(FACT_TYPES), len(CLASS_NAMES))
+    tensor = torch.tensor(probabilities, dtype=torch.float64) if probabilities else torch.zeros(shape)
+    composed = compose_rewards(
+        tensor,  # [segments, types, classes]
+        torch.tensor(trajectory.token_ends, dtype=torch.int64),  # [segments]
+        len(trajectory.token_ids),
+        trajectory.finish_reason,
+        options,
+    )
+    return replace(
+        trajectory,
+        class_probabilities=tuple(tuple(map(tuple, types)) for types in probabilities),
+        per_type_rewards=tuple(map(tuple, composed.per_type.tolist())),
+        token_rewards=tuple(composed.per_token.tolist()),
+        reward_failure=None,
+    )
+
+
+def facts_per_response(trajectories: Sequence[Trajectory]) -> float:
+    """Mean number of sub-sentence and type pairs that hold a fact (most probable class not absent), by the
+    reward models.
+
+    The coverage figure to watch while training: a policy that says less loses facts. Over rewarded
+    trajectories; NaN where there are none.
+    """
+    counts = [
+        sum(max(range(len(classes)), key=classes.__getitem__) != ABSENT for types in segments for classes in types)
+        for segments in (trajectory.class_probabilities for trajectory in trajectories)
+        if segments is not None
+    ]
+    return sum(counts) / len(counts) if counts else math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryBatch:
+    """Right-padded responses on one device."""
+
+    trajectories: tuple[Trajectory, ...]
+    """`[batch]` with what is no tensor: images, prompts, texts."""
+    response_ids: Tensor
+    """`[batch, response_tokens]` int64."""
+    response_mask: Tensor
+    """`[batch, response_tokens]` bool, true on real tokens, also those of samples without reward."""
+    behaviour_log_probs: Tensor
+    """`[batch, response_tokens]` float32, zero on padding."""
+    token_rewards: Tensor
+    """`[batch, response_tokens]` float32, zero on padding; without meaning where `sample_mask` is false."""
+    sample_mask: Tensor
+    """`[batch]` bool, false where the reward could not be had."""
+    policy_versions: Tensor
+    """`[batch]` int64."""
+    reward_failures: int
+    """Responses whose reward could not be had, masked or dropped when collated; 0 in a selection, so that the
+    selections of a batch do not count them again."""
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """`[batch, response_tokens]` bool: the tokens to learn from and to take statistics over."""
+        return self.response_mask & self.sample_mask[:, None]
+
+    def select(self, indices: Tensor) -> "TrajectoryBatch":
+        """The given rows, in the given order, at the same padded length (other `[batch, ...]` tensors stay
+        aligned).
+
+        Args:
+            indices: `[rows]` int64.
+
+        Raises:
+            ValueError: the indices are not int64.
+        """
+        if indices.dtype != torch.int64:
+            raise ValueError(f"indices must be int64, not {indices.dtype}")
+        rows = indices.to(self.response_ids.device)  # [rows]
+        return TrajectoryBatch(
+            trajectories=tuple(self.trajectories[index] for index in indices.tolist()),
+            response_ids=self.response_ids[rows],
+            response_mask=self.response_mask[rows],
+            behaviour_log_probs=self.behaviour_log_probs[rows],
+            token_rewards=self.token_rewards[rows],
+            sample_mask=self.sample_mask[rows],
+            policy_versions=self.policy_versions[rows],
+            reward_failures=0,
+        )
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, "TrajectoryBatch"]]:
+        """One pass over the batch in random order: the row indices (int64, CPU) and those rows.
+
+        Args:
+            size: rows per minibatch; the last one may hold fewer.
+            generator: a CPU generator; its state is all that decides the order.
+
+        Raises:
+            ValueError: size is less than 1.
+        """
+        if size < 1:
+            raise ValueError(f"a minibatch needs at least one row, not {size}")
+        for indices in torch.split(torch.randperm(len(self), generator=generator), size):
+            if len(indices):  # an empty batch splits into one empty part
+                yield indices, self.select(indices)
+
+    def to(self, device: torch.device | str) -> "TrajectoryBatch":
+        """The same batch with its tensors on another device."""
+        return replace(
+            self,
+            response_ids=self.response_ids.to(device),
+            response_mask=self.response_mask.to(device),
+            behaviour_log_probs=self.behaviour_log_probs.to(device),
+            token_rewards=self.token_rewards.to(device),
+            sample_mask=self.sample_mask.to(device),
+            policy_versions=self.policy_versions.to(device),
+        )
+
+
+def collate(
+    trajectories: Sequence[Trajectory], pad_token_id: int, on_reward_failure: FailurePolicy = "mask"
+) -> TrajectoryBatch:
+    """Pads responses to a batch.
+
+    Args:
+        trajectories: at least one.
+        pad_token_id: fills `response_ids` after the last real token.
+        on_reward_failure: what to do with a response whose reward could not be had: `mask` keeps its row out
+            of every loss and statistic, `drop` leaves it out of the batch, `fail` raises.
+
+    Raises:
+        RewardUnavailableError: a reward is missing under `fail`, or all of them under `drop`.
+        ValueError: there are no trajectories, or the policy is unknown.
+    """
+    if not trajectories:
+        raise ValueError("there are no trajectories to collate")
+    failed = [trajectory for trajectory in trajectories if not trajectory.rewarded]
+    kept = [trajectory for trajectory in trajectories if trajectory.rewarded or on_reward_failure != "drop"]
+    if on_reward_failure not in ("mask", "drop", "fail"):
+        raise ValueError(f"on_reward_failure must be 'mask', 'drop' or 'fail', not {on_reward_failure!r}")
+    if (failed and on_reward_failure == "fail") or not kept:
+        raise RewardUnavailableError(
+            f"{len(failed)} of {len(trajectories)} responses have no reward; "
+            f"the first is {failed[0].sample_id}: {failed[0].reward_failure or 'no reason given'}"
+        )
+    shape = (len(kept), max(len(trajectory.token_ids) for trajectory in kept))
+    response_ids = torch.full(shape, pad_token_id, dtype=torch.int64)  # [batch, response_tokens]
+    response_mask = torch.zeros(shape, dtype=torch.bool)  # [batch, response_tokens]
+    behaviour_log_probs = torch.zeros(shape)  # [batch, response_tokens]
+    rewards = torch.zeros(shape)  # [batch, response_tokens]
+    for row, trajectory in enumerate(kept):
+        length = len(trajectory.token_ids)
+        response_ids[row, :length] = torch.tensor(trajectory.token_ids)
+        response_mask[row, :length] = True
+        behaviour_log_probs[row, :length] = torch.tensor(trajectory.behaviour_log_probs)
+        if trajectory.token_rewards is not None:
+            rewards[row, :length] = torch.tensor(trajectory.token_rewards)
+    return TrajectoryBatch(
+        trajectories=tuple(kept),
+        response_ids=response_ids,
+        response_mask=response_mask,
+        behaviour_log_probs=behaviour_log_probs,
+        token_rewards=rewards,
+        sample_mask=torch.tensor([trajectory.rewarded for trajectory in kept]),  # [batch]
+        policy_versions=torch.tensor([trajectory.policy_version for trajectory in kept]),  # [batch]
+        reward_failures=len(failed),
+    )
