@@ -253,7 +253,8 @@ class RolloutConfig(Section):
     sync: Literal["adapter", "merged"] = "adapter"
     """How a new policy reaches the engine: its adapter, or merged weights (faster on CPU)."""
     log_prob_tolerance: float = Field(default=0.05, gt=0)
-    """Largest mean difference between the engine's and the learner's log-probabilities of the same tokens after a sync."""
+    """Largest mean difference between the engine's and the learner's log-probabilities of the same tokens after a
+    sync."""
     engine: EngineConfig = EngineConfig()
 
 

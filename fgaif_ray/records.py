@@ -1,7 +1,8 @@
 """The rows that flow between jobs: their constants and Parquet schemas.
 
-Label codes follow the reward model's classes: 0 absent (the sub-sentence holds no fact of the type), 1 consistent (all of
-them hold in the image), 2 hallucinated (at least one does not; FGAIF section 3.2, "one wrong fact is enough" is our reading).
+Label codes follow the reward model's classes: 0 absent (the sub-sentence holds no fact of the type), 1 consistent
+(all of them hold in the image), 2 hallucinated (at least one does not; FGAIF section 3.2, "one wrong fact is enough"
+is our reading).
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Stage folders: what a stage of a run writes, published whole or not at all.
 
-A stage writes its parts below ``<run>/<stage>.partial`` and publishes them by a rename (on object stores, which have none,
-by a manifest written last). A folder without a manifest of the wanted fingerprint does not exist for readers. The
-fingerprint covers the configuration of the stage and the manifests it read: an unchanged stage is not run again, an
-interrupted one goes on from its parts, a changed one starts anew.
+A stage writes its parts below ``<run>/<stage>.partial`` and publishes them by a rename (on object stores, which have
+none, by a manifest written last). A folder without a manifest of the wanted fingerprint does not exist for readers.
+The fingerprint covers the configuration of the stage and the manifests it read: an unchanged stage is not run again,
+an interrupted one goes on from its parts, a changed one starts anew.
 """
 
 import json

@@ -33,7 +33,7 @@ HEADER = """\
 
 def installed_versions() -> dict[str, Version]:
     """Canonical name to public version (no local label) of every package that belongs into the lock."""
-    versions = {}
+    versions: dict[str, Version] = {}
     for distribution in distributions():
         name = canonicalize_name(distribution.metadata["Name"])
         if name not in UNLOCKED | LEFT_OUT and not CUDA_LIBRARIES.match(name):

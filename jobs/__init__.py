@@ -1,0 +1,1 @@
+"""What a person submits: ``python -m jobs.NAME --config configs/X.yaml [--set section.key=value]``."""

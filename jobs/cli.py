@@ -1,0 +1,73 @@
+"""What every job shares: arguments, configuration, and how a run ends."""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fgaif_ray.config import Config, load_config
+from fgaif_ray.errors import UserError
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def _interrupt(_signal_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The UserError behind an exception, also where Ray has wrapped it on its way from a worker."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, UserError):
+            return error
+        for name in ("cause", "worker_failures"):
+            inner = getattr(error, name, None)
+            candidates = inner.values() if isinstance(inner, dict) else [inner]
+            for candidate in candidates:
+                if isinstance(candidate, BaseException) and (found := find_user_error(candidate)) is not None:
+                    return found
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def main(
+    name: str, description: str | None, run: Callable[[Config], None], arguments: Sequence[str] | None = None
+) -> int:
+    """Parse the command line, run the job and turn its end into an exit status.
+
+    Returns:
+        0 done; 1 failed (with a traceback); 2 the input has to be changed (one sentence says how); 130 interrupted.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="YAML file, e.g. configs/shapes.yaml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one key of the configuration; may be given several times",
+    )
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run(load_config(options.config, options.set))
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; run the same command again to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        user_error = find_user_error(error)
+        if user_error is None or os.environ.get("FGAIF_TRACEBACK"):
+            traceback.print_exc()
+            return EXIT_FAILED
+        print(f"{name}: {user_error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0

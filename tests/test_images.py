@@ -1,0 +1,82 @@
+"""Images that strangers supply: normalised or refused with a reason, never fatal."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.images import decode_image, find_images, load_image
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def claimed_png(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.new("CMYK", (8, 8)), "JPEG"),
+        encoded(Image.new("P", (8, 8))),
+        encoded(Image.new("I;16", (8, 8))),
+        encoded(Image.new("RGBA", (8, 8))),
+        encoded(Image.new("1", (8, 8))),
+        encoded(Image.new("RGB", (1, 1))),
+        encoded(Image.new("L", (8, 8)), "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 9)]),
+    ],
+    ids=["cmyk", "palette", "16-bit", "alpha", "bitmap", "one-pixel", "animated"],
+)
+def test_odd_images_become_rgb(data: bytes) -> None:
+    assert decode_image(data).mode == "RGB"
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(encoded(Image.new("RGB", (10, 4)), "JPEG", exif=exif)).size == (4, 10)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"just text",
+        encoded(Image.effect_noise((64, 64), 50))[:200],
+        claimed_png(10_000, 10_000),
+        encoded(Image.new("RGB", (400, 2))),
+    ],
+    ids=["empty", "text", "truncated", "bomb", "aspect-200"],
+)
+def test_poison_is_refused_with_a_reason(data: bytes) -> None:
+    with pytest.raises(ValueError, match="image"):
+        decode_image(data)
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="holds no images"):
+        find_images(str(tmp_path))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.path"):
+        find_images(str(tmp_path / "none"))
+
+
+def test_text_named_jpg_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("hello")
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        load_image(str(tmp_path / "a.jpg"))

@@ -1,0 +1,101 @@
+"""The tiny LLaVAs: the layout of the published models, and the shipped checkpoints."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from fgaif_ray.shapes import pretraining, tiny_llava
+from fgaif_ray.shapes.render import render
+from fgaif_ray.shapes.scenes import draw_scene, draw_scenes
+from jobs import pretrain_shapes
+
+CHECKPOINTS = [Path("fgaif_ray/shapes/checkpoints") / name for name in ("policy", "annotator")]
+TEXTS = ["There is a small red circle.", "USER: Describe this image in detail.\nASSISTANT:\n", "Yes", "No"]
+
+
+@pytest.fixture(scope="module")
+def processor() -> object:
+    return tiny_llava.build_processor(tiny_llava.train_tokenizer(TEXTS * 20))
+
+
+def test_a_written_checkpoint_loads_back_equal(processor: object, tmp_path: Path) -> None:
+    model = tiny_llava.build_model(processor.tokenizer)  # type: ignore[attr-defined]
+    tiny_llava.save_checkpoint(model, processor, tmp_path)  # type: ignore[arg-type]
+    loaded, info = LlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_shipped_weights_have_the_published_names(folder: Path) -> None:
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert "vision_tower.vision_model.embeddings.patch_embedding.weight" in names
+    assert "language_model.model.embed_tokens.weight" in names
+    assert "language_model.lm_head.weight" in names
+    assert "multi_modal_projector.linear_1.weight" in names
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_shipped_checkpoints_stay_small(folder: Path) -> None:
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 9_000_000
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_shipped_tokenizers_write_any_text(folder: Path) -> None:
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    text = "Größe, 日本語 and 🙂\n"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_packed_conversations_equal_single_ones(processor: object) -> None:
+    """Each conversation of a packed sequence gets the loss that it has alone: the block mask keeps them apart."""
+    model = tiny_llava.build_model(processor.tokenizer).eval()  # type: ignore[attr-defined]
+    packer = pretraining.Packer(processor)  # type: ignore[arg-type]
+    scene = draw_scene("pretrain", 1)
+    images = np.asarray(render(scene))[None]
+    turns = [pretraining.Turn("Describe this image in detail.", "There is a small red circle.")] * 2
+    turns.append(pretraining.Turn("Is it red?", "There is a circle."))
+    with torch.no_grad():
+        packed = pretraining.language_loss(model, packer.pack([turns], images))
+        alone = [pretraining.language_loss(model, packer.pack([[turn]], images)) for turn in turns]
+        sizes = torch.tensor([float((packer.pack([[turn]], images).labels != -100).sum()) for turn in turns])
+    assert packed.item() == pytest.approx((torch.stack(alone) * sizes).sum().item() / sizes.sum().item(), abs=1e-4)
+
+
+def test_rescaling_the_tower_changes_its_scale_only(processor: object) -> None:
+    model = tiny_llava.build_model(processor.tokenizer).eval()  # type: ignore[attr-defined]
+    packer, pool = pretraining.Packer(processor), pretraining.ScenePool(16, 0)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.model.vision_tower.pre_layrnorm.weight.mul_(5)
+        pixels = packer.pixels(pool.images[:2])
+        before = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+        pretraining.rescale_tower(model, packer, pool)
+        after = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+    assert after.std().item() == pytest.approx(1.0, abs=0.1)
+    ratio = before.std() / after.std()
+    assert torch.allclose(before, after * ratio, atol=0.02 * before.std().item())
+
+
+def test_looking_up_answers_the_truth() -> None:
+    for scene in draw_scenes("train", range(50)):
+        turns = pretraining.look_up(scene, random.Random(0))
+        for turn in turns[1:6]:
+            shape = turn.question.removeprefix("the ").removesuffix("?")
+            item = scene.find(shape)
+            assert turn.answer == (f"Yes {item.color} {item.size}" if item else "No")
+
+
+def test_the_whole_recipe_writes_both_checkpoints(tmp_path: Path) -> None:
+    steps = [f"--{phase}-steps=2" for phase in ("tower", "projector", "name", "base", "policy", "annotator")]
+    assert pretrain_shapes.main([f"--output={tmp_path}", "--scenes=32", "--probes=2", "--threads=1", *steps]) == 0
+    for name in ("policy", "annotator"):
+        assert (tmp_path / name / "model.safetensors").exists()
+        assert "held-out scenes" in (tmp_path / name / "README.md").read_text()
+    assert not (tmp_path / ".work").exists()
