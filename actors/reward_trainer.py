@@ -1,0 +1,219 @@
+"""Training of the reward models under Ray Train.
+
+    driver: polls a queue, shows progress            <- queue of progress messages
+      thread: TorchTrainer.fit()
+        worker 0..n-1: one backbone; for each fact type not yet in the stage's partial folder: train, rank 0 saves
+
+Start-up is paid once for all types, yet each is a model of its own: own adapter, head, optimiser, early
+stopping, folder.
+"""
+
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import fsspec
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.progress import Progress, say
+from fgaif_ray.records import FACT_TYPES
+
+METRICS_FILE: Final = "metrics.json"
+REPORT_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 0.5
+
+
+def train_reward_models(config: Config, feedback: str, partial: str) -> None:
+    """Train the reward models that ``partial`` does not hold yet, each into its own subfolder.
+
+    Args:
+        config: its ``rewards`` section says how and on what resources.
+        feedback: folder of the labelled responses.
+        partial: partial folder of the stage.
+
+    Raises:
+        Exception: a worker failed twice, or the feedback or backbone is unusable; the cause is Ray Train's error.
+    """
+    rewards = config.rewards
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # workers keep the driver's folder: relative paths mean the same there
+    messages = Queue(actor_options={"num_cpus": 0})
+    resources = {"CPU": rewards.cpus_per_worker, "GPU": rewards.gpus_per_worker}
+    scratch = storage.join(config.run.dir, "rewards.train")
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "feedback": feedback,
+            "partial": partial,
+            "messages": messages,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=rewards.num_workers,
+            use_gpu=rewards.gpus_per_worker > 0,
+            resources_per_worker={name: amount for name, amount in resources.items() if amount > 0},
+        ),
+        run_config=RunConfig(
+            name="rewards",
+            storage_path=os.path.abspath(scratch) if storage.is_local(scratch) else scratch,
+            failure_config=FailureConfig(max_failures=1),
+        ),
+    )
+    # In the main thread fit() would replace the SIGINT handler, and end the process with status 0 on Ctrl-C.
+    outcome: list[BaseException | None] = []
+    thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True, name="reward-trainer")
+    thread.start()
+    display = _Display()
+    while thread.is_alive():
+        display.show(messages, POLL_SECONDS)
+    display.show(messages, 0)
+    display.close()
+    messages.shutdown()
+    _remove(scratch)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _remove(uri: str) -> None:
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def _fit(trainer: TorchTrainer, outcome: list[BaseException | None]) -> None:
+    try:
+        trainer.fit()
+    except BaseException as error:  # handed to the main thread
+        outcome.append(error)
+    else:
+        outcome.append(None)
+
+
+class _Display:
+    """Shows the messages of the workers: ``("line", text)``, ``("begin", name, total, unit)`` and
+    ``("advance", count, note)``.
+    """
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def show(self, messages: Queue, wait_s: float) -> None:
+        """Show what has come, waiting for the first message."""
+        while True:
+            try:
+                kind, *content = messages.get(block=wait_s > 0, timeout=wait_s or None)
+            except Empty:
+                return
+            if kind == "advance" and self._progress is not None:
+                self._progress.advance(*content)
+            else:
+                self.close()
+                if kind == "begin":
+                    name, total, unit = content
+                    self._progress = Progress(name, total, unit)
+                else:
+                    say(content[0])
+
+    def close(self) -> None:
+        """End the current bar."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+
+class _Reporter:
+    """Sends progress from rank 0 to the driver, about once a second."""
+
+    def __init__(self, messages: Queue | None) -> None:
+        self._messages = messages
+        self._count = 0
+        self._sent = time.monotonic()
+
+    def send(self, *message: Any) -> None:
+        """Send a message at once, after the count that waits."""
+        self._flush("")
+        self._put(*message)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count finished units; a note that comes without any is sent at once."""
+        self._count += count
+        if count == 0 or time.monotonic() - self._sent >= REPORT_SECONDS:
+            self._flush(note)
+
+    def _flush(self, note: str) -> None:
+        if self._count or note:
+            self._put("advance", self._count, note)
+            self._count = 0
+        self._sent = time.monotonic()
+
+    def _put(self, *message: Any) -> None:
+        if self._messages is not None:
+            self._messages.put_nowait(message)
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from fgaif_ray.models.backbone import load_backbone
+    from fgaif_ray.models.reward_data import ImageFeatures, from_feedback, prepare_data
+    from fgaif_ray.models.reward_model import RewardModel
+    from fgaif_ray.models.reward_training import train_reward_model
+
+    config = Config.model_validate(settings["config"])
+    rewards, partial = config.rewards, settings["partial"]
+    if rewards.threads is not None:
+        torch.set_num_threads(rewards.threads)
+    first = ray.train.get_context().get_world_rank() == 0
+    reporter = _Reporter(settings["messages"] if first else None)
+    pending = [name for name in FACT_TYPES if not is_trained(partial, name)]
+    if not pending:
+        return
+    backbone = load_backbone(rewards.backbone, rewards.dtype)
+    backbone.model.to(get_device())
+    columns = ["sample_id", "image", "image_sha256", "prompt", "segments"]
+    responses = from_feedback(storage.read_rows(settings["feedback"], columns=columns))
+    reporter.send("begin", "read feedback", len(responses), "responses")
+    data = prepare_data(backbone, responses, rewards.validation_fraction, config.run.seed, reporter.advance)
+    counts = " and ".join(
+        f"{part['responses']} responses ({part['segments']} sub-sentences, {part['images']} images) to {purpose}"
+        for part, purpose in ((data.counts["train"], "train on"), (data.counts["validation"], "hold out"))
+    )
+    reporter.send("line", f"reward models: {counts}")
+    model, features = RewardModel(backbone), ImageFeatures(backbone)
+    for name in pending:
+        reporter.send("begin", f"reward model {name}", len(data.train) * rewards.epochs, "responses")
+        seed = config.run.seed + FACT_TYPES.index(name)
+        metrics = train_reward_model(model, name, data, features, rewards, seed, reporter.advance)
+        if first:
+            _save(model, name, metrics, config, partial)
+        reporter.send(
+            "line",
+            f"reward model {name}: held-out balanced accuracy {metrics['balanced_accuracy']:.3f}, calibration error "
+            f"{metrics['expected_calibration_error']:.3f} (epoch {metrics['best_epoch']} of {len(metrics['curve'])}, "
+            f"{metrics['seconds']:.0f} s)",
+        )
+
+
+def is_trained(folder: str, fact_type: str) -> bool:
+    """Whether the subfolder of a type is whole: its metrics are written last."""
+    return storage.exists(storage.join(folder, fact_type, METRICS_FILE))
+
+
+def _save(model: Any, fact_type: str, metrics: dict[str, Any], config: Config, partial: str) -> None:
+    from fgaif_ray.models.reward_training import model_card
+
+    folder = storage.join(partial, fact_type)
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save(fact_type, Path(temporary))
+        (Path(temporary) / "README.md").write_text(model_card(metrics, config.rewards))
+        storage.upload_folder(temporary, folder)
+    storage.write_json(storage.join(folder, METRICS_FILE), metrics)

@@ -1,0 +1,1 @@
+"""The LVLM backbone, and what is trained on top of it: reward models, policy and critic."""

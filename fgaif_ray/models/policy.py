@@ -1,0 +1,318 @@
+"""Policy, reference and critic over one frozen backbone.
+
+Two LoRA adapters share the backbone: the policy's, and the critic's with a value head on top. The reference is the
+backbone without any adapter. All three read prompt and image; the features of an image are computed once and go into
+every pass over it. Sequences are padded on the right, where a causal model cannot see the padding, so no pass needs a
+mask.
+
+Whatever decides the policy's distribution when it is sampled decides it here too: temperature and banned tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from PIL.Image import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fgaif_ray.config import LoRAOptions
+from fgaif_ray.errors import UserError
+from fgaif_ray.models.backbone import Backbone, banned_token_ids
+from fgaif_ray.rl.losses import entropy_from_logits
+
+POLICY: Final = "policy"
+CRITIC: Final = "critic"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+
+# Logits that are alive at once: with 32,000 tokens of vocabulary, float32 logits of 1,048 positions (134 MB).
+LOGITS_PER_CHUNK: Final = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Prompts, images and responses as the backbone reads them; rows of one batch.
+
+    Example: a prompt of 30 tokens (9 of them the image's) and a response of 3 make a row of 33 ids with
+    ``prompt_lengths`` 30 and ``response_lengths`` 3.
+    """
+
+    input_ids: Tensor
+    """``[rows, tokens]`` int64, padded on the right."""
+    prompt_lengths: Tensor
+    """``[rows]`` int64, image tokens included."""
+    response_lengths: Tensor
+    """``[rows]`` int64, at least 1."""
+    image_features: Tensor
+    """``[images, image_tokens, hidden]``; rows of the same image share an entry."""
+    image_index: Tensor
+    """``[rows]`` int64 into ``image_features``."""
+    response_width: int
+    """Length that results are padded to."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[rows]`` real tokens of each row."""
+        return self.prompt_lengths + self.response_lengths
+
+    def select(self, indices: Tensor) -> "EncodedRows":
+        """The given rows, in the given order, without the padding that none of them needs.
+
+        Args:
+            indices: ``[rows]`` int64.
+        """
+        width = int(self.lengths[indices].max()) if len(indices) else 0
+        return EncodedRows(
+            input_ids=self.input_ids[indices, :width],
+            prompt_lengths=self.prompt_lengths[indices],
+            response_lengths=self.response_lengths[indices],
+            image_features=self.image_features,
+            image_index=self.image_index[indices],
+            response_width=self.response_width,
+        )
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Row indices, at most ``size`` at a time, sorted by length, so that little padding is computed."""
+        if len(self):
+            yield from torch.split(torch.argsort(self.lengths, stable=True), size)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogProbs:
+    """Of each response token, given all before it; zero on padding."""
+
+    log_probs: Tensor
+    """``[rows, response_width]`` nats."""
+    entropies: Tensor | None
+    """``[rows, response_width]`` nats of the whole distribution, where asked for."""
+
+
+class PolicyModel(nn.Module):
+    """A policy and a critic that sees the image, over one frozen backbone.
+
+    Example: ``PolicyModel(load_backbone("llava-hf/llava-1.5-7b-hf"), LoRAOptions(rank=64, alpha=16))``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: LoRAOptions,
+        *,
+        critic_from: str | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Injects the adapters into ``backbone.model``; both start as doing nothing, and the value head at zero.
+
+        Args:
+            backbone: frozen; it is changed in place.
+            lora: rank, alpha and targets of both adapters.
+            critic_from: folder of an adapter of the same backbone that the critic starts from (FGAIF section 4.1: the
+                object reward model's), with its own rank and alpha.
+            temperature: of the sampling.
+            seed: of the adapters' first factors (the second are zero).
+
+        Raises:
+            UserError: the adapter of ``critic_from`` belongs to another model.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.temperature = temperature
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._peft = PeftModel(backbone.model, _lora_config(backbone, lora), adapter_name=POLICY)
+            if critic_from is None:
+                self._peft.add_adapter(CRITIC, _lora_config(backbone, lora))
+            else:
+                _load_critic(self._peft, critic_from)
+        self.value_head = nn.Linear(backbone.hidden_size, 1, device=backbone.device)  # float32 whatever the backbone
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        banned = torch.tensor(banned_token_ids(backbone), dtype=torch.int64, device=backbone.device)
+        self.register_buffer("_banned", banned, persistent=False)
+        self.eval()  # no dropout anywhere: rollouts and updates see the same network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.device
+
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """The policy's trainable parameters by name."""
+        return self._adapter_parameters(POLICY)
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """The critic's trainable parameters by name, the value head's among them."""
+        head = {f"value_head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
+        return self._adapter_parameters(CRITIC) | head
+
+    def encode(
+        self, prompts: Sequence[str], images: Sequence[Image], responses: Sequence[Sequence[int]]
+    ) -> EncodedRows:
+        """Puts prompts, images and sampled ids together; runs the vision tower once for each distinct image object.
+
+        Args:
+            prompts: one a row, without the chat template.
+            images: one a row; the same object in several rows is read once.
+            responses: ``[rows]`` sampled ids, at least one each.
+
+        Raises:
+            ValueError: the lengths differ, there are no rows, or a response is empty.
+        """
+        if not (len(prompts) == len(images) == len(responses) > 0 and all(len(ids) for ids in responses)):
+            raise ValueError("prompts, images and responses must be as many, at least one, and no response empty")
+        distinct = {id(image): image for image in images}
+        place = {key: index for index, key in enumerate(distinct)}
+        prompt_ids = [self.backbone.expanded_prompt_ids(*pair) for pair in zip(prompts, images, strict=True)]
+        prompt_lengths = torch.tensor([len(ids) for ids in prompt_ids])  # [rows]
+        response_lengths = torch.tensor([len(ids) for ids in responses])  # [rows]
+        width = int((prompt_lengths + response_lengths).max())
+        pad = self.backbone.eos_token_id  # never the image token: its count is checked
+        input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)  # [rows, tokens]
+        for row, (prompt, response) in enumerate(zip(prompt_ids, responses, strict=True)):
+            ids = torch.tensor([*prompt, *response])
+            input_ids[row, : len(ids)] = ids
+        return EncodedRows(
+            input_ids=input_ids.to(self.device),
+            prompt_lengths=prompt_lengths.to(self.device),
+            response_lengths=response_lengths.to(self.device),
+            image_features=self._image_features(list(distinct.values())),
+            image_index=torch.tensor([place[id(image)] for image in images], device=self.device),
+            response_width=int(response_lengths.max()),
+        )
+
+    def log_probs(
+        self, rows: EncodedRows, role: Literal["policy", "reference"] = "policy", *, with_entropy: bool = False
+    ) -> TokenLogProbs:
+        """Log-probabilities of the response tokens, with gradient where the policy is asked and gradients are on."""
+        if role == "reference":
+            with torch.no_grad(), self._peft.disable_adapter():
+                hidden, mask = self._hidden(rows)
+        else:
+            self._activate(POLICY)
+            hidden, mask = self._hidden(rows)
+        offsets = torch.arange(rows.response_width, device=self.device)  # [response_width]
+        positions = (rows.prompt_lengths[:, None] + offsets).clamp(max=rows.input_ids.shape[1] - 1)
+        targets = rows.input_ids.gather(1, positions)[mask]  # [response_tokens_of_all_rows]
+        log_probs, entropies = self._score(hidden, targets, with_entropy)
+        return TokenLogProbs(_scatter(log_probs, mask), None if entropies is None else _scatter(entropies, mask))
+
+    def values(self, rows: EncodedRows) -> Tensor:
+        """The critic's value before each response token was chosen, ``[rows, response_width]``, zero on padding."""
+        self._activate(CRITIC)
+        hidden, mask = self._hidden(rows)
+        return _scatter(self.value_head(hidden.float()).squeeze(-1), mask)
+
+    def save_policy(self, folder: str | Path) -> None:
+        """Writes the policy's adapter in PEFT layout: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # Without save_embedding_layers=False PEFT would ask the model hub for the size of the vocabulary.
+        weights = get_peft_model_state_dict(self._peft, adapter_name=POLICY, save_embedding_layers=False)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, Path(folder, ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        Path(folder, ADAPTER_WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        replace(self._peft.peft_config[POLICY], inference_mode=True).save_pretrained(str(folder))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of all trainable tensors by name: both adapters and the value head."""
+        parameters = self.policy_parameters() | self.critic_parameters()
+        return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Goes on from a ``trained_state``.
+
+        Raises:
+            ValueError: the names differ, so the state belongs to another configuration.
+        """
+        parameters = self.policy_parameters() | self.critic_parameters()
+        if set(parameters) != set(state):
+            raise ValueError("the state holds other parameters than this model")
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+    def _activate(self, adapter: str) -> None:
+        if self._peft.active_adapter != adapter:
+            self._peft.set_adapter(adapter)
+
+    def _adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self._peft.named_parameters() if f".{adapter}." in name}
+
+    def _image_features(self, images: Sequence[Image], batch: int = 64) -> Tensor:
+        parts = [
+            self.backbone.image_features(self.backbone.pixel_values(images[start : start + batch]))
+            for start in range(0, len(images), batch)
+        ]
+        return torch.cat(parts)  # [images, image_tokens, hidden]
+
+    def _hidden(self, rows: EncodedRows) -> tuple[Tensor, Tensor]:
+        """The state before each response token, ``[response_tokens_of_all_rows, hidden]``, and where it belongs."""
+        embeddings = self.backbone.input_embeddings(rows.input_ids, rows.image_features[rows.image_index])
+        output: Any = self.backbone.language_model(inputs_embeds=embeddings, use_cache=False)
+        states: Tensor = output.last_hidden_state  # [rows, tokens, hidden]
+        offsets = torch.arange(rows.response_width, device=self.device)  # [response_width]
+        mask = offsets < rows.response_lengths[:, None]  # [rows, response_width]
+        positions = (rows.prompt_lengths[:, None] - 1 + offsets)[mask]  # [response_tokens_of_all_rows]
+        row_of = torch.arange(len(rows), device=self.device)[:, None].expand_as(mask)[mask]
+        return states[row_of, positions], mask
+
+    def _score(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        head = self.backbone.model.get_output_embeddings()
+        size = max(1, LOGITS_PER_CHUNK // int(head.weight.shape[0]))
+        parts = []
+        for states, ids in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
+            if len(hidden) > size and torch.is_grad_enabled():
+                parts.append(checkpoint(self._score_chunk, head, states, ids, with_entropy, use_reentrant=False))
+            else:
+                parts.append(self._score_chunk(head, states, ids, with_entropy))
+        log_probs = torch.cat([part[0] for part in parts])
+        return log_probs, torch.cat([part[1] for part in parts]) if with_entropy else None
+
+    def _score_chunk(
+        self, head: nn.Module, states: Tensor, ids: Tensor, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = head(states).float() / self.temperature  # [chunk, vocabulary]
+        logits = logits.index_fill(1, self._banned, float("-inf"))
+        log_probs = -nn.functional.cross_entropy(logits, ids, reduction="none")  # [chunk]
+        return log_probs, entropy_from_logits(logits) if with_entropy else None
+
+
+def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
+    # A pattern instead of names: the vision tower has layers of the same names, and it stays frozen.
+    targets = rf".*language_model.*\.({'|'.join(lora.target_modules)})"
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        base_model_name_or_path=backbone.path,
+    )
+
+
+def _load_critic(model: PeftModel, folder: str) -> None:
+    config = LoraConfig.from_pretrained(folder)
+    config.lora_dropout, config.inference_mode = 0.0, False
+    model.add_adapter(CRITIC, config)
+    weights = load_file(Path(folder, ADAPTER_WEIGHTS))
+    parameters = {name: value for name, value in model.named_parameters() if f".{CRITIC}." in name}
+    named = {name.replace(".weight", f".{CRITIC}.weight"): tensor for name, tensor in weights.items()}
+    if {name: value.shape for name, value in named.items()} != {n: v.shape for n, v in parameters.items()}:
+        raise UserError(
+            f"The critic cannot start from {folder}: that adapter belongs to another model. Train the reward models on "
+            "policy.model, or unset align.critic_from_reward."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(named[name])
+
+
+def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
+    """Values of the selected places put there, zero elsewhere; keeps the gradient."""
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)

@@ -1,0 +1,55 @@
+"""Train the three reward models on feedback/ and publish them as rewards/{existence,attribute,relation}.
+
+Each is a LoRA adapter with a head over the frozen backbone of the configuration, with metrics.json and a
+model card. A type that an interrupted run has finished is not trained again.
+"""
+
+import sys
+
+from fgaif_ray.config import Config
+from fgaif_ray.progress import say
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.storage import Stage, join, read_json, require_stage
+from jobs.cli import main
+
+STAGE = "rewards"
+# What changes neither the data nor the steps of the optimiser does not make trained models stale.
+PLACEMENT = {"num_workers", "cpus_per_worker", "gpus_per_worker", "threads"}
+
+
+def stage_of(config: Config) -> Stage:
+    """The stage of these reward models.
+
+    Raises:
+        UserError: the responses have not been labelled.
+    """
+    feedback = require_stage(config.run.dir, "feedback", "label")
+    settings = config.rewards.model_dump(mode="json", exclude=PLACEMENT)
+    key = fingerprint("rewards-1", settings, config.run.seed, feedback["fingerprint"])
+    return Stage(config.run.dir, STAGE, key)
+
+
+def run(config: Config) -> None:
+    """Train what is not trained yet and publish the stage.
+
+    Raises:
+        UserError: feedback/ is missing; or, wrapped by Ray Train, it holds too few images, or the backbone is unusable.
+    """
+    stage = stage_of(config)
+    if stage.is_complete():
+        say(f"train_rewards: {stage.folder} is done")
+        return
+
+    from actors.cluster import connect
+    from actors.reward_trainer import METRICS_FILE, train_reward_models
+
+    stage.begin()
+    with connect(config):
+        train_reward_models(config, join(config.run.dir, "feedback"), stage.partial)
+    metrics = {name: read_json(join(stage.partial, name, METRICS_FILE)) for name in FACT_TYPES}
+    stage.publish({"balanced_accuracy": {name: metrics[name]["balanced_accuracy"] for name in FACT_TYPES}})
+    say(f"train_rewards: wrote {stage.folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main("train_rewards", __doc__, run))
