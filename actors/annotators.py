@@ -1,0 +1,78 @@
+"""The Ray Data plans of sampling and labelling.
+
+Both take tables of the rows that are still to be done, one table a block. A block is the unit of work: the last
+stage of a plan writes it as a part of the stage folder and sends only counts to the driver.
+
+    sampling    tasks -> Sampler (vLLM) -> counts
+    labelling   tasks -> FactExtraction (OpenAI client) -> Verifier (vLLM) -> counts
+
+While a block is verified the next ones are extracted.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from actors.extraction import Endpoint, FactExtraction
+from actors.sampler import Sampler
+from actors.verifier import Verifier
+from fgaif_ray.config import Config
+
+EXTRACTION_CPUS: Final = 0.5
+"""An extraction worker waits for its endpoint most of the time."""
+EXTRACTION_BLOCKS: Final = 3
+"""Blocks that an extraction worker has open: calls of the next ones fill the gap that the last calls of one leave."""
+
+
+def blocks_of(rows: list[dict[str, Any]], size: int, schema: pa.Schema) -> list[pa.Table]:
+    """Rows as tables of at most ``size`` rows."""
+    return [pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)]
+
+
+def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> Iterator[dict[str, Any]]:
+    """Sample a response to every task; yields the counts of each finished block (see ``Sampler``)."""
+    engine = config.sample.engine
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        Sampler,
+        fn_constructor_kwargs={"config": config, "partial": partial},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(config.sample.engines, len(blocks))),
+        num_cpus=engine.num_cpus,
+        num_gpus=engine.num_gpus,
+    )
+    yield from dataset.iter_rows()
+
+
+def label_responses(
+    config: Config, blocks: list[pa.Table], endpoint: Endpoint, partial: str, rejected_partial: str
+) -> Iterator[dict[str, Any]]:
+    """Label every response; yields the counts of each finished block (see ``Verifier``)."""
+    label = config.label
+    engine = label.verifier.engine
+    dataset = (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            FactExtraction,
+            fn_constructor_kwargs={"config": label.extractor, "endpoint": endpoint, "partial": partial},
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                size=min(label.extractor.workers, len(blocks)), max_concurrent_calls_per_actor=EXTRACTION_BLOCKS
+            ),
+            num_cpus=EXTRACTION_CPUS,
+        )
+        .map_batches(
+            Verifier,
+            fn_constructor_kwargs={"config": label, "partial": partial, "rejected_partial": rejected_partial},
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(label.verifier.engines, len(blocks))),
+            num_cpus=engine.num_cpus,
+            num_gpus=engine.num_gpus,
+        )
+    )
+    yield from dataset.iter_rows()

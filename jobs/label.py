@@ -1,0 +1,272 @@
+"""Label the responses with AI feedback (FGAIF sections 3.1 and 3.2): sub-sentences, atomic facts, verdicts, labels.
+
+Reads `responses/`, writes `feedback/` (rows, `metrics.json`, `official.jsonl`) and `feedback_rejected/` (rows that
+could not be labelled, with the reason) into the run's folder. An interrupted run goes on where it was; finished calls
+are not repeated.
+"""
+
+import io
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.labels import LabelledResponse, write_official
+from fgaif_ray.feedback.metrics import FeedbackFigures, TrueLabels
+from fgaif_ray.feedback.prompts import load_prompt
+from fgaif_ray.progress import Progress, say
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from jobs.cli import find_user_error, main
+
+if TYPE_CHECKING:
+    from actors.extraction import Endpoint
+    from actors.openai_server import OpenAIServer
+
+STAGE: Final = "feedback"
+REJECTED_STAGE: Final = "feedback_rejected"
+METRICS_FILE: Final = "metrics.json"
+OFFICIAL_FILE: Final = "official.jsonl"
+SERVER_LOG: Final = "extraction-server.log"
+EXPECTED_ANSWER_MASS: Final = 0.5
+"""A verifier that gives less to yes and no together does not answer the question it was asked."""
+
+
+def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
+    """The stages of labelled and of rejected rows.
+
+    Where models run, and how fast, does not change the labels: an endpoint may move between two runs.
+
+    Raises:
+        UserError: the responses have not been sampled.
+    """
+    responses = storage.require_stage(config.run.dir, "responses", "sample")
+    extractor, verifier = config.label.extractor, config.label.verifier
+    key = fingerprint(
+        "label-1",
+        responses["fingerprint"],
+        extractor.model_dump(include={"model", "serve_model", "prompt", "mode", "max_tokens"}),
+        verifier.model_dump(include={"model", "prompt", "threshold"}),
+        verifier.engine.dtype,
+    )
+    return storage.Stage(config.run.dir, STAGE, key), storage.Stage(config.run.dir, REJECTED_STAGE, key)
+
+
+def start_extractor_server(config: Config) -> "OpenAIServer | None":
+    """Start the server of ``label.extractor.serve_model`` and return at once, so that it is up when ``run`` needs it.
+
+    Returns:
+        The server, to be passed to ``run`` and stopped by the caller; None where an endpoint is configured or the
+        responses of this run are labelled already.
+    """
+    from actors.openai_server import start_openai_server
+
+    extractor = config.label.extractor
+    if extractor.serve_model is None:
+        return None
+    if storage.read_manifest(config.run.dir, "responses") is not None and stages_of(config)[0].is_complete():
+        return None
+    folder = config.run.dir.removeprefix("file://") if storage.is_local(config.run.dir) else "logs"
+    return start_openai_server(
+        extractor.serve_model, extractor.model, extractor.engine, os.path.join(folder, SERVER_LOG)
+    )
+
+
+def run(config: Config, server: "OpenAIServer | None" = None) -> None:
+    """Label every response that has no label yet and publish ``feedback/`` and ``feedback_rejected/``.
+
+    Args:
+        config: the configuration.
+        server: a server from ``start_extractor_server``; it is not stopped here. Without one, this run starts its own
+            where it needs one, and stops it.
+
+    Raises:
+        UserError: responses are missing, or the endpoint or a model cannot be used. What was done so far is kept.
+    """
+    started = time.monotonic()
+    stage, rejected_stage = stages_of(config)
+    if stage.is_complete():
+        say(f"label: {stage.folder} is up to date.")
+        return
+    pending, total = _begin(stage, rejected_stage)
+    answer_mass = _label(config, stage, rejected_stage, pending, total, server) if pending else None
+    _publish(config, stage, rejected_stage, total, answer_mass, time.monotonic() - started)
+
+
+def _ids(folder: str) -> set[str]:
+    return {row["sample_id"] for row in storage.read_rows(folder, ["sample_id"])}
+
+
+def _rejected_rows(rejected_stage: storage.Stage) -> str:
+    """Where this stage's rejected rows are: they are published a moment before the labelled ones."""
+    return rejected_stage.folder if rejected_stage.is_complete() else rejected_stage.partial
+
+
+def _begin(stage: storage.Stage, rejected_stage: storage.Stage) -> tuple[list[dict[str, Any]], int]:
+    """The responses that are still to be labelled, with the answers kept for them, and the number of all responses."""
+    from actors.extraction import KEPT
+    from actors.journal import read_extractions
+
+    stage.begin()
+    if not rejected_stage.is_complete():
+        rejected_stage.begin()
+    done = _ids(stage.partial) | _ids(_rejected_rows(rejected_stage))
+    kept = {answer.sample_id: answer.to_json() for answer in read_extractions(stage.partial) if answer.sample_id}
+    pending = []
+    total = 0
+    for row in storage.read_rows(storage.join(stage.run, "responses")):
+        total += 1
+        if row["sample_id"] not in done:
+            pending.append(row | {KEPT: kept.get(row["sample_id"])})
+    return pending, total
+
+
+@contextmanager
+def _endpoint(config: Config, server: "OpenAIServer | None", needed: bool) -> "Iterator[Endpoint]":
+    """The endpoint to call; a server that is started here is stopped when the block is left."""
+    from pydantic import SecretStr
+
+    from actors.extraction import Endpoint, check_endpoint
+
+    extractor = config.label.extractor
+    if not needed:
+        yield Endpoint(None, None)
+        return
+    if extractor.serve_model is None:
+        key = os.environ.get(extractor.api_key_env)
+        endpoint = Endpoint(extractor.base_url, SecretStr(key) if key else None)
+        check_endpoint(extractor, endpoint)
+        yield endpoint
+        return
+    own = start_extractor_server(config) if server is None else None
+    used = server or own
+    assert used is not None
+    try:
+        used.wait_ready()
+        yield Endpoint(used.base_url, SecretStr(used.api_key))
+    finally:
+        if own is not None:
+            own.stop()
+
+
+def _label(
+    config: Config,
+    stage: storage.Stage,
+    rejected_stage: storage.Stage,
+    pending: list[dict[str, Any]],
+    total: int,
+    server: "OpenAIServer | None",
+) -> float | None:
+    """Label the pending rows; returns the mean of P(yes) + P(no) over the questions asked."""
+    from actors.chat import ImageChat
+    from actors.cluster import connect
+    from actors.extraction import KEPT, TASK_SCHEMA
+
+    # Better found wrong before servers and engines start.
+    load_prompt(config.label.verifier.prompt)
+    ImageChat(config.label.verifier.model).tokens_of("yes")
+    needed = any(row[KEPT] is None for row in pending)
+    mass, questions = 0.0, 0
+    with (
+        _endpoint(config, server, needed) as endpoint,
+        connect(config),
+        Progress("label", total, "responses", initial=total - len(pending)) as progress,
+    ):
+        from actors.annotators import blocks_of, label_responses
+
+        blocks = blocks_of(pending, config.label.batch_size, TASK_SCHEMA)
+        try:
+            for counts in label_responses(config, blocks, endpoint, stage.partial, rejected_stage.partial):
+                if counts["fatal"] is not None:
+                    raise UserError(counts["fatal"])
+                progress.advance(counts["labelled"] + counts["rejected"])
+                mass += counts["answer_mass"]
+                questions += counts["questions"]
+        except Exception as error:
+            raise (find_user_error(error) or error) from error
+    if questions and mass / questions < EXPECTED_ANSWER_MASS:
+        say(
+            f"label: the verifier gives yes and no only {mass / questions:.0%} of its answers' probability: "
+            "its verdicts are weak, check label.verifier.model and label.verifier.prompt."
+        )
+    return mass / questions if questions else None
+
+
+def _publish(
+    config: Config,
+    stage: storage.Stage,
+    rejected_stage: storage.Stage,
+    total: int,
+    answer_mass: float | None,
+    seconds: float,
+) -> None:
+    """Write the figures and the official form, then publish both stages.
+
+    Rejected rows come first, so that they are there for every reader that finds the labelled ones.
+    """
+    from actors.journal import read_extractions, remove_extractions
+
+    rejected_rows = _rejected_rows(rejected_stage)
+    labelled, rejected = _ids(stage.partial), _ids(rejected_rows)
+    if len(labelled) + len(rejected) != total or labelled & rejected:
+        raise RuntimeError(f"{total} responses gave {len(labelled)} labelled and {len(rejected)} rejected ones")
+    reasons = Counter(row["reason"].partition(":")[0] for row in storage.read_rows(rejected_rows, ["reason"]))
+    usage: Counter[str] = Counter()
+    for extraction in read_extractions(stage.partial):
+        usage.update(extraction.usage)
+    figures = FeedbackFigures(_true_labels(config))
+    official = io.StringIO()
+    for row in storage.read_rows(stage.partial):
+        figures.add(row)
+        write_official(official, [_official(row)])
+    metrics = figures.to_dict() | {
+        "rejected": {"total": len(rejected), "by_reason": dict(reasons)},
+        "extraction": dict(usage),
+        "verifier_answer_mass": answer_mass,
+        "seconds": round(seconds, 1),
+    }
+    storage.write_bytes(storage.join(stage.partial, OFFICIAL_FILE), official.getvalue().encode())
+    storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
+    if not rejected_stage.is_complete():
+        rejected_stage.publish({"rows": len(rejected), "by_reason": dict(reasons)})
+    stage.publish({"rows": len(labelled), "rejected": len(rejected)})
+    remove_extractions(stage.folder)
+    say(f"label: {len(labelled)} responses labelled, {len(rejected)} rejected, in {stage.folder}.")
+    if not labelled:
+        raise UserError(f"No response could be labelled; see the reasons in {rejected_stage.folder}.")
+
+
+def _official(row: Mapping[str, Any]) -> LabelledResponse:
+    return LabelledResponse(
+        image=row["image"],
+        segments=tuple(segment["text"] for segment in row["segments"]),
+        labels=tuple(tuple(segment["labels"][name] for name in FACT_TYPES) for segment in row["segments"]),
+    )
+
+
+def _true_labels(config: Config) -> TrueLabels | None:
+    """The oracle of the embedded world, where the images come from it."""
+    from fgaif_ray.shapes.oracle import label_claims, read_claims
+    from fgaif_ray.sources import load_truth
+
+    truth = load_truth(config)
+    if truth is None:
+        return None
+
+    def labels(row: Mapping[str, Any]) -> Sequence[Mapping[str, int]] | None:
+        scene = truth.get(row["image"])
+        if scene is None:
+            return None
+        spans = [(segment["start"], segment["end"]) for segment in row["segments"]]
+        return [label_claims(scene, claims) for claims in read_claims(row["response"], spans)]
+
+    return labels
+
+
+if __name__ == "__main__":
+    sys.exit(main("label", __doc__, run))

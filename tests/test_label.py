@@ -1,0 +1,402 @@
+"""Labelling: real Ray Data, a real verification engine and the real OpenAI client.
+
+Facts come from a local OpenAI-compatible server that reads the sub-sentence by rule, so that every answer is known.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from actors.journal import Extraction, ExtractionJournal, read_extractions
+from actors.openai_server import start_openai_server
+from fgaif_ray import storage
+from fgaif_ray.config import Config, EngineConfig
+from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.extraction import response_format
+from fgaif_ray.feedback.labels import read_official, segment_labels
+from fgaif_ray.feedback.metrics import FeedbackFigures
+from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA, sample_identity
+from fgaif_ray.segments import split_segments
+from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption
+from fgaif_ray.shapes.oracle import read_claims
+from fgaif_ray.sources import load_truth, prepare_images
+from jobs import label
+
+ANNOTATOR = Path(label.__file__).parent.parent / "fgaif_ray" / "shapes" / "checkpoints" / "annotator"
+ROWS = 24
+BLOCK = 6
+ANSWERED_BEFORE_THE_QUOTA_ENDS = 45
+ENGINE = {
+    "dtype": "float32",
+    "max_model_len": 256,
+    "max_num_seqs": 64,
+    "kv_cache_gib": 0.25,
+    "enforce_eager": True,
+    "threads": 1,
+}
+
+
+class RuleServer(ThreadingHTTPServer):
+    """Chat completions that list the claims of the sub-sentence; keeps a ledger of what it was asked."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.lock = threading.Lock()
+        self.answered: Counter[tuple[str, str]] = Counter()
+        self.malformed: set[str] = set()
+        """Responses about which it never says anything usable."""
+        self.quota: int | None = None
+        """Answers that are left; None for any number."""
+        self.keys: set[str | None] = set()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: RuleServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._send(200, {"object": "list", "data": []})
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = request["messages"][0]["content"]
+        response, segment = re.fullmatch(r"Description: (.*)\nSub-sentence: (.*)\nFacts:", prompt, re.DOTALL).groups()
+        with self.server.lock:
+            self.server.keys.add(self.headers.get("Authorization"))
+            if self.server.quota is not None:
+                if self.server.quota == 0:
+                    self._send(429, {"error": {"message": "no credit", "code": "insufficient_quota"}})
+                    return
+                self.server.quota -= 1
+            self.server.answered[response, segment] += 1
+        content = "I will not." if response in self.server.malformed else json.dumps(facts_of(response, segment))
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        answer = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        self._send(200, answer | {"usage": usage})
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def facts_of(response: str, segment: str) -> dict[str, list[str]]:
+    spans = [(span.start, span.end) for span in split_segments(response)]
+    index = next(i for i, (start, end) in enumerate(spans) if response[start:end].strip() == segment)
+    claims = read_claims(response, spans)[index]
+    return {name: [claim.statement() for claim in claims if claim.type == name] for name in FACT_TYPES}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[RuleServer]:
+    server = RuleServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def make_config(run: Path, base_url: str) -> Config:
+    return Config.model_validate(
+        {
+            "run": {"dir": str(run)},
+            "data": {"source": "shapes", "sample_images": ROWS, "align_images": 1, "evaluate_images": 1},
+            "policy": {"model": "policy"},
+            "label": {
+                "batch_size": BLOCK,
+                "extractor": {
+                    "base_url": base_url,
+                    "model": "rules",
+                    "prompt": "extract-short-v1",
+                    "concurrency": 8,
+                    "api_key_env": "FGAIF_TEST_KEY",
+                },
+                "verifier": {"model": str(ANNOTATOR), "engine": ENGINE},
+            },
+            "rewards": {"backbone": str(ANNOTATOR)},
+        }
+    )
+
+
+def write_responses(config: Config) -> list[dict[str, Any]]:
+    """Publish captions with errors as if a policy had sampled them; the image of the last one is gone."""
+    truth = load_truth(config)
+    rows = []
+    for index, image in enumerate(prepare_images(config).sample):
+        sha = hashlib.sha256(storage.read_bytes(image)).hexdigest()
+        prompt = "Describe this image in detail."
+        rows.append(
+            {
+                "sample_id": sample_identity(sha, prompt, "policy", {}),
+                "image": image,
+                "image_sha256": sha,
+                "prompt": prompt,
+                "response": write_caption(truth[image], POLICY_ERRORS, random.Random(index)),
+                "token_ids": None,
+                "finish_reason": "stop",
+                "model": "policy",
+            }
+        )
+    rows[-1]["image"] += ".gone"
+    stage = storage.Stage(config.run.dir, "responses", "f")
+    stage.begin()
+    storage.write_part(stage.partial, rows, RESPONSES_SCHEMA)
+    stage.publish({"rows": len(rows)})
+    return rows
+
+
+class Labelled:
+    """A run that first meets the end of its quota and is then run again."""
+
+    def __init__(self, folder: Path, endpoint: RuleServer) -> None:
+        self.config = make_config(folder, endpoint.url)
+        self.responses = write_responses(self.config)
+        self.malformed = self.responses[2]
+        endpoint.malformed = {self.malformed["response"]}
+        endpoint.quota = ANSWERED_BEFORE_THE_QUOTA_ENDS
+        os.environ["FGAIF_TEST_KEY"] = "secret-key"
+        try:
+            with pytest.raises(UserError) as failure:
+                label.run(self.config)
+            self.failure = str(failure.value)
+            self.published_after_failure = storage.read_manifest(self.config.run.dir, "feedback")
+            self.answered_after_failure = endpoint.answered.total()
+            endpoint.quota = None
+            label.run(self.config)
+        finally:
+            del os.environ["FGAIF_TEST_KEY"]
+        self.feedback = list(storage.read_rows(storage.join(self.config.run.dir, "feedback")))
+        self.rejected = list(storage.read_rows(storage.join(self.config.run.dir, "feedback_rejected")))
+        self.metrics = storage.read_json(storage.join(self.config.run.dir, "feedback", "metrics.json"))
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, endpoint: RuleServer, ray_cluster: Any) -> Labelled:
+    return Labelled(tmp_path_factory.mktemp("label"), endpoint)
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+class TestLabel:
+    def test_end_of_the_quota_stops_the_job_with_one_sentence(self, labelled: Labelled) -> None:
+        assert "quota" in labelled.failure and "\n" not in labelled.failure
+        assert labelled.published_after_failure is None
+
+    def test_no_call_is_repeated_after_the_interruption(self, labelled: Labelled, endpoint: RuleServer) -> None:
+        assert labelled.answered_after_failure >= ANSWERED_BEFORE_THE_QUOTA_ENDS
+        complete = {(row["response"], row["sample_id"]) for row in labelled.feedback}
+        asked = Counter({pair: n for pair, n in endpoint.answered.items() if pair[0] in {r for r, _ in complete}})
+        # Answers that came for a response whose other sub-sentences then failed are the only ones asked for again.
+        repeated = {pair[0] for pair, count in asked.items() if count > 1}
+        assert len(repeated) <= labelled.config.label.extractor.concurrency
+        assert max(asked.values()) <= 2
+
+    def test_every_response_is_labelled_or_rejected_once(self, labelled: Labelled) -> None:
+        ids = [row["sample_id"] for row in labelled.feedback + labelled.rejected]
+        assert sorted(ids) == sorted(row["sample_id"] for row in labelled.responses)
+
+    def test_rejected_rows_say_why(self, labelled: Labelled) -> None:
+        reasons = {row["sample_id"]: row["reason"].partition(":")[0] for row in labelled.rejected}
+        assert reasons == {
+            labelled.malformed["sample_id"]: "malformed",
+            labelled.responses[-1]["sample_id"]: "image",
+        }
+
+    def test_segments_join_to_the_response(self, labelled: Labelled) -> None:
+        for row in labelled.feedback:
+            assert "".join(segment["text"] for segment in row["segments"]) == row["response"]
+
+    def test_facts_are_those_of_the_endpoint(self, labelled: Labelled) -> None:
+        for row in labelled.feedback:
+            for segment in row["segments"]:
+                claimed = facts_of(row["response"], segment["text"].strip())
+                for name in FACT_TYPES:
+                    said = [fact["text"] for fact in segment["facts"] if fact["type"] == name]
+                    assert said == list(dict.fromkeys(claimed[name]))
+
+    def test_labels_follow_from_the_verdicts(self, labelled: Labelled) -> None:
+        segments = [segment for row in labelled.feedback for segment in row["segments"]]
+        for segment in segments:
+            for fact in segment["facts"]:
+                assert fact["consistent"] == (fact["p_consistent"] >= 0.5)
+            assert segment["labels"] == segment_labels((f["type"], f["consistent"]) for f in segment["facts"])
+
+    def test_probabilities_equal_those_of_the_model_run_by_transformers(self, labelled: Labelled) -> None:
+        import torch
+
+        from fgaif_ray.feedback.prompts import load_prompt
+        from fgaif_ray.images import load_image
+        from fgaif_ray.models.backbone import load_backbone
+
+        backbone = load_backbone(str(ANNOTATOR), "float32")
+        row = labelled.feedback[0]
+        image = load_image(row["image"])
+        facts = [fact for segment in row["segments"] for fact in segment["facts"]]
+        for fact in facts[:4]:
+            prompt = load_prompt("verify-v1").render(statement=fact["text"])
+            ids = torch.tensor([backbone.expanded_prompt_ids(prompt, image)])  # [1, expanded_prompt_tokens]
+            with torch.no_grad():
+                logits = backbone.model(input_ids=ids, pixel_values=backbone.pixel_values([image])).logits[0, -1]
+            words = label_words(backbone.tokenizer)
+            weights = {word: logits[list(tokens)].exp().sum() for word, tokens in words.items()}
+            assert fact["p_consistent"] == pytest.approx(float(weights["yes"] / sum(weights.values())), abs=2e-3)
+
+    def test_metrics_count_what_is_there(self, labelled: Labelled, endpoint: RuleServer) -> None:
+        metrics = labelled.metrics
+        segments = [segment for row in labelled.feedback for segment in row["segments"]]
+        assert metrics["rows"] == len(labelled.feedback)
+        assert metrics["rejected"] == {"total": 2, "by_reason": {"malformed": 1, "image": 1}}
+        assert metrics["segments"] == len(segments)
+        assert sum(metrics["facts"].values()) == sum(len(segment["facts"]) for segment in segments)
+        assert all(sum(metrics["labels"][name].values()) == len(segments) for name in FACT_TYPES)
+        answered = endpoint.answered.total()  # calls that were cut off by the failure are not known to the client
+        assert metrics["extraction"]["prompt_tokens"] == pytest.approx(10 * answered, abs=10 * 8)
+
+    def test_presence_of_facts_agrees_with_the_truth(self, labelled: Labelled) -> None:
+        for name in FACT_TYPES:
+            confusion = labelled.metrics["agreement"][name]["confusion"]
+            assert confusion[0][1] == confusion[0][2] == confusion[1][0] == confusion[2][0] == 0
+            assert confusion[0][0] > 0
+
+    def test_official_form_reads_back_to_the_same_labels(self, labelled: Labelled) -> None:
+        with open(storage.join(labelled.config.run.dir, "feedback", "official.jsonl")) as file:
+            official = {line.image: line for line in read_official(file)}
+        for row in labelled.feedback:
+            line = official[row["image"]]
+            assert list(line.segments) == [segment["text"] for segment in row["segments"]]
+            expected = [tuple(segment["labels"][name] for name in FACT_TYPES) for segment in row["segments"]]
+            assert list(line.labels) == expected
+
+    def test_finished_stage_is_left_alone(self, labelled: Labelled, endpoint: RuleServer) -> None:
+        answered = endpoint.answered.total()
+        label.run(labelled.config)
+        assert endpoint.answered.total() == answered
+
+    def test_key_goes_to_the_endpoint_and_into_no_file(self, labelled: Labelled, endpoint: RuleServer) -> None:
+        assert endpoint.keys == {"Bearer secret-key"}
+        files = [path for path in Path(labelled.config.run.dir).rglob("*") if path.is_file()]
+        assert not [path for path in files if b"secret-key" in path.read_bytes()]
+
+
+def label_words(tokenizer: Any) -> dict[str, set[int]]:
+    texts = {index: tokenizer.decode([index]).strip().casefold() for index in range(len(tokenizer))}
+    return {word: {index for index, text in texts.items() if text == word} for word in ("yes", "no")}
+
+
+def test_endpoint_that_is_down_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "http://127.0.0.1:9/v1")
+    write_responses(config)
+    with pytest.raises(UserError, match=r"does not answer: start it or correct label\.extractor\.base_url"):
+        label.run(config)
+    assert storage.read_manifest(config.run.dir, "feedback") is None
+
+
+def test_labelling_before_sampling_names_the_job_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"jobs\.sample"):
+        label.run(make_config(tmp_path, "http://127.0.0.1:9/v1"))
+
+
+def test_figures_compare_labels_with_the_truth() -> None:
+    def row(existence: int) -> dict[str, Any]:
+        labels = {"existence": existence, "attribute": 0, "relation": 0}
+        return {"segments": [{"facts": [], "labels": labels}], "truth": 1}
+
+    figures = FeedbackFigures(lambda row: [{"existence": row["truth"], "attribute": 0, "relation": 0}])
+    for existence in (1, 1, 1, 2, 0):
+        figures.add(row(existence))
+    found = figures.to_dict()["agreement"]["existence"]
+    assert found["balanced_accuracy"] == pytest.approx(3 / 5)
+    assert found["balanced_accuracy_present"] == pytest.approx(3 / 4)
+
+
+def test_journal_without_the_line_that_was_cut_short(tmp_path: Path) -> None:
+    journal = ExtractionJournal(str(tmp_path))
+    kept = Extraction("a", [[{"type": "existence", "text": "There is a dog."}]], None, {"calls": 1})
+    journal.append(kept)
+    (path,) = tmp_path.iterdir()
+    with path.open("ab") as file:
+        file.write(b'{"sample_id": "b", "fac')
+    assert read_extractions(str(tmp_path)) == [kept]
+
+
+def group_members(leader: int) -> list[str]:
+    """Living processes of a process group."""
+    listing = subprocess.run(["ps", "-A", "-o", "pgid=,stat=,pid="], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return [pid for group, state, pid in rows if int(group) == leader and not state.startswith("Z")]
+
+
+@pytest.mark.vllm
+def test_own_server_answers_the_client_and_is_gone_after_stop(tmp_path: Path) -> None:
+    server = start_openai_server(str(ANNOTATOR), "annotator", EngineConfig(**ENGINE), str(tmp_path / "server.log"))
+    try:
+        server.wait_ready(240)
+        with openai.OpenAI(base_url=server.base_url, api_key=server.api_key, max_retries=0) as client:
+            answer = client.chat.completions.create(
+                model="annotator",
+                messages=[{"role": "user", "content": "Facts:"}],
+                max_completion_tokens=8,
+                response_format=response_format("segment"),
+            )
+            assert (answer.choices[0].message.content or "").startswith('{"existence":')
+            with pytest.raises(openai.AuthenticationError):
+                client.with_options(api_key="wrong").models.list()
+        assert server.api_key not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
+    finally:
+        server.stop()
+    assert group_members(server.process.pid) == []
+
+
+def test_server_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    server = start_openai_server(str(ANNOTATOR), "annotator", EngineConfig(), str(tmp_path / "server.log"))
+    server.process.terminate()
+    server.process.wait()
+    (tmp_path / "server.log").write_text("the last words\n")
+    with pytest.raises(UserError, match="the last words"):
+        server.wait_ready()
+    server.stop()
+
+
+def test_server_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import time; from actors.openai_server import start_openai_server; from fgaif_ray.config import EngineConfig;"
+        f"server = start_openai_server({str(ANNOTATOR)!r}, 'annotator', EngineConfig(), {str(tmp_path / 'log')!r});"
+        "print(server.process.pid, flush=True); time.sleep(600)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 60
+    while group_members(pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert group_members(pid) == []
