@@ -1,0 +1,327 @@
+"""The reward service: three reward deployments behind one gateway, as the Serve application `rewards`.
+
+    HTTP client --> proxy --> RewardGateway --+--> ExistenceReward  (replicas)
+    PPO learner --> handle -->                +--> AttributeReward  (replicas)
+                                              +--> RelationReward   (replicas)
+
+With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all three types.
+Callers' lists arrive whole: `@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and
+tears none.
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from actors.reward_gateway import GatewaySettings, RewardGateway
+from actors.reward_http import token_digest
+from fgaif_ray import storage
+from fgaif_ray.client import RewardClient
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.reward_api import TOKEN_VARIABLE, ModelList, RewardModelCard
+from fgaif_ray.rl.rewards import RewardOptions
+from fgaif_ray.scoring import Outcome, ScoringBatch, Verdicts, combined_version, probe_batch, score_batches
+
+APP_NAME: Final = "rewards"
+ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
+READY_TIMEOUT_S: Final = 300.0
+GATEWAY_CPUS: Final = 0.1
+MINIMUM_ONGOING_REQUESTS: Final = 32
+PROXY_MARGIN_S: Final = 30.0
+"""The proxy waits this much longer than the gateway, whose time-out has an answer."""
+QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardServiceInfo:
+    """Where a deployed reward service is."""
+
+    url: str
+    app_name: str
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSettings:
+    """What a reward deployment is told."""
+
+    backbone: str
+    dtype: str
+    folders: dict[str, str]
+    """Fact type -> folder of its reward model; all of them over one backbone."""
+    max_batch_size: int
+    batch_wait_timeout_s: float
+    threads: int | None
+    versions: dict[str, str]
+    """Fact type -> `model_version` of its folder."""
+
+
+class RewardScorer:
+    """A replica: a backbone and the reward models of one or more fact types."""
+
+    def __init__(self, settings: ScorerSettings) -> None:
+        import torch
+
+        from fgaif_ray.models.backbone import load_backbone
+        from fgaif_ray.models.reward_model import load_reward_model
+
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        backbone = load_backbone(settings.backbone, settings.dtype)
+        backbone.model.to("cuda" if ray.get_gpu_ids() else "cpu")
+        self._model = load_reward_model(backbone, settings.folders)
+        self._versions = settings.versions
+        # One thread: forward passes do not overlap, while the event loop collects the next batch.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
+        self._score_merged.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
+        self._score_merged.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        [[outcome]] = score_batches(self._model, tuple(self._versions), [probe_batch()])
+        if isinstance(outcome, Exception):
+            raise outcome
+
+    async def score(self, batch: ScoringBatch) -> Verdicts:
+        """Verdicts of one caller's batch of at most `serve.max_batch_size` items, in order."""
+        return Verdicts(self._versions, await self._score_merged(batch))
+
+    @serve.batch(batch_size_fn=lambda batches: sum(len(batch) for batch in batches))
+    async def _score_merged(self, batches: list[ScoringBatch]) -> list[list[Outcome]]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, score_batches, self._model, tuple(self._versions), batches)
+
+
+def published_reward_folders(config: Config) -> dict[str, str]:
+    """The reward models of the run, by fact type.
+
+    Raises:
+        UserError: one has not been trained.
+    """
+    folders = {fact_type: storage.join(config.run.dir, "rewards", fact_type) for fact_type in FACT_TYPES}
+    for folder in folders.values():
+        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
+            message = (
+                f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
+            )
+            raise UserError(message)
+    return folders
+
+
+def model_version(folder: str) -> str:
+    """A short hash of a reward model's files."""
+    digest = hashlib.sha256()
+    for name in ADAPTER_FILES:
+        digest.update(hashlib.sha256(storage.read_bytes(storage.join(folder, name))).digest())
+    return digest.hexdigest()[:12]
+
+
+def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
+    """Start the reward service on the connected Ray and wait until it has made a forward pass.
+
+    A service that runs with the same models and settings stays as it is; with others it is replaced.
+
+    Args:
+        config: sections `serve`, `rewards` (backbone), `policy` (tokenizer) and `align.reward` (composition) matter.
+        reward_folders: fact type -> folder or URI of its reward model.
+
+    Raises:
+        UserError: a model is missing, the port is taken, or the service would be open to the network without a token.
+    """
+    missing = [fact_type for fact_type in FACT_TYPES if fact_type not in reward_folders]
+    if missing:
+        raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is None and not _is_loopback(config.serve.host):
+        message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
+        raise UserError(f"{message} serve on 127.0.0.1.")
+    card = _model_list(config, reward_folders)
+    digest = token_digest(token) if token is not None else None
+    identity = fingerprint(
+        card.model_dump(), digest, config.serve.model_dump(), config.rewards.backbone, config.rewards.dtype,
+        config.policy.model, config.align.reward.model_dump(),
+    )  # fmt: skip
+    running = _running()
+    if running is not None and running[0] == identity:
+        return RewardServiceInfo(running[1], APP_NAME, card.model_version)
+    url = _start_serve(config)
+    settings = GatewaySettings(
+        identity=identity,
+        url=url,
+        models=card,
+        tokenizer=config.policy.model,
+        options=RewardOptions(
+            weights=dict(config.align.reward.weights),
+            value=config.align.reward.value,
+            granularity=config.align.reward.granularity,
+            normalise_by_segments=config.align.reward.normalise_by_segments,
+        ),
+        max_batch_size=config.serve.max_batch_size,
+        request_timeout_s=config.serve.request_timeout_s,
+        token_digest=digest,
+    )
+    application = _application(config, reward_folders, settings)
+    try:
+        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
+    except RuntimeError as error:
+        raise _deployment_error() from error
+    _wait_until_ready(url)
+    return RewardServiceInfo(url, APP_NAME, card.model_version)
+
+
+def shutdown() -> None:
+    """Take the reward service down; does nothing where there is none.
+
+    Serve itself, without an application an idle proxy, ends with Ray: a service deployed again finds it running.
+    """
+    if APP_NAME in serve.status().applications:
+        serve.delete(APP_NAME)
+
+
+def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
+    versions = {fact_type: model_version(folders[fact_type]) for fact_type in FACT_TYPES}
+    return ModelList(
+        models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
+        model_version=combined_version(versions),
+        backbone=os.path.basename(config.rewards.backbone.rstrip("/")),
+        tokenizer=os.path.basename(config.policy.model.rstrip("/")),
+        placement=config.serve.placement,
+        weights=dict(config.align.reward.weights),
+        value=config.align.reward.value,
+    )
+
+
+def _application(config: Config, folders: Mapping[str, str], settings: GatewaySettings) -> serve.Application:
+    versions = {card.id: card.version for card in settings.models.models}
+    size = config.serve.max_batch_size
+
+    def scorer(name: str, fact_types: tuple[str, ...]) -> serve.Application:
+        deployment = serve.deployment(
+            name=name,
+            ray_actor_options={"num_cpus": config.serve.num_cpus, "num_gpus": config.serve.num_gpus},
+            autoscaling_config=AutoscalingConfig(
+                min_replicas=config.serve.min_replicas,
+                max_replicas=max(config.serve.min_replicas, config.serve.max_replicas),
+                target_ongoing_requests=2,  # lists of up to max_batch_size items
+            ),
+            max_ongoing_requests=max(size, MINIMUM_ONGOING_REQUESTS),  # Serve fills batches of no more than this
+            max_constructor_retry_count=1,
+            graceful_shutdown_wait_loop_s=0.5,
+        )
+        return deployment(RewardScorer).bind(
+            ScorerSettings(
+                backbone=config.rewards.backbone,
+                dtype=config.rewards.dtype,
+                folders={fact_type: folders[fact_type] for fact_type in fact_types},
+                max_batch_size=size,
+                batch_wait_timeout_s=config.serve.batch_wait_timeout_s,
+                threads=config.serve.threads,
+                versions={fact_type: versions[fact_type] for fact_type in fact_types},
+            )
+        )
+
+    if config.serve.placement == "shared":
+        scorers = [scorer("SharedReward", FACT_TYPES)]
+    else:
+        scorers = [scorer(f"{fact_type.capitalize()}Reward", (fact_type,)) for fact_type in FACT_TYPES]
+    gateway = serve.deployment(
+        name="RewardGateway",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+        max_ongoing_requests=1024,  # the gateway turns requests away itself, with an answer of its own shape
+        max_constructor_retry_count=1,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    return gateway(serve.ingress()(RewardGateway)).bind(settings, scorers)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _running() -> tuple[str, str] | None:
+    """Identity and URL of the application that runs, or None."""
+    application = serve.status().applications.get(APP_NAME)
+    if application is None or application.status != ApplicationStatus.RUNNING:
+        return None
+    described: tuple[str, str] = serve.get_app_handle(APP_NAME).describe.remote().result(timeout_s=READY_TIMEOUT_S)
+    return described
+
+
+def _start_serve(config: Config) -> str:
+    """Have Serve listen where the configuration wants it; returns the URL."""
+    host, port = config.serve.host, config.serve.port
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        # Where Serve listens cannot be changed while it runs.
+        listens = client.http_config.host, client.http_config.port
+        if listens[0] == host and port in (0, listens[1]):
+            return _url(*listens)
+        if set(serve.status().applications) - {APP_NAME}:
+            message = (
+                f"Serve already runs other applications on {listens[0]}:{listens[1]}: set serve.host and serve.port"
+            )
+            raise UserError(f"{message} to these, or stop them.")
+    port = _available_port(host, port)
+    if client is not None:
+        serve.shutdown()
+    options = HTTPOptions(host=host, port=port, request_timeout_s=config.serve.request_timeout_s + PROXY_MARGIN_S)
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
+    return _url(host, port)
+
+
+def _available_port(host: str, port: int) -> int:
+    """The port if nobody listens on it; Serve would share it with another Serve, and each get half of the requests."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            message = (
+                f"Cannot listen on {host}:{port} ({error.strerror}): set serve.host and serve.port to a free address"
+            )
+            raise UserError(f"{message}, or serve.port to 0.") from error
+        available: int = probe.getsockname()[1]
+        return available
+
+
+def _url(host: str, port: int) -> str:
+    if host in ("0.0.0.0", "::"):
+        host = ray.util.get_node_ip_address()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _deployment_error() -> Exception:
+    """Why the application did not start, as its replicas said; takes it down."""
+    deployments = serve.status().applications[APP_NAME].deployments.values()
+    messages = "\n".join(deployment.message for deployment in deployments if deployment.message)
+    serve.delete(APP_NAME)
+    for_the_user = re.search(rf"{UserError.__name__}: (.+)", messages)
+    return (
+        UserError(for_the_user[1]) if for_the_user else RuntimeError(f"the reward service did not start:\n{messages}")
+    )
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    with RewardClient(url) as client:
+        while not client.is_ready():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the reward service at {url} is not ready after {READY_TIMEOUT_S:.0f} s")
+            time.sleep(0.2)

@@ -1,0 +1,176 @@
+"""The wire format of the reward service: what its routes take and give.
+
+Light on purpose: a client needs pydantic and nothing else of this project.
+"""
+
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+TOKEN_VARIABLE: Final = "FGAIF_REWARD_TOKEN"
+"""Environment variable that holds the bearer token, for the service and for its clients."""
+
+MAX_ITEMS: Final = 256
+MAX_PROMPT_CHARACTERS: Final = 16_384
+MAX_RESPONSE_CHARACTERS: Final = 32_768
+MAX_RESPONSE_TOKENS: Final = 8_192
+MAX_IMAGE_BYTES: Final = 10 << 20
+MAX_BODY_BYTES: Final = 64 << 20
+
+Probabilities = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+"""P(absent), P(consistent), P(hallucinated)."""
+
+
+class Request(BaseModel):
+    """Unknown fields and loosely typed values are errors, not guesses."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Answer(BaseModel):
+    """Clients ignore fields that they do not know yet."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class RewardItem(Request):
+    """One response to one image and prompt.
+
+    Example: `RewardItem(image="data:image/png;base64,...", prompt="Describe it.", response="A red circle.")`
+    """
+
+    image: str
+    """The image file as base64 or as a data URL. Other URLs and paths are never opened."""
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+    """What the model was asked, without chat template and image token."""
+    response: Annotated[str, Field(max_length=MAX_RESPONSE_CHARACTERS)] | None = None
+    """What it answered; may be left out where the ids are given."""
+    response_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_RESPONSE_TOKENS)] | None = (
+        None
+    )
+    """The sampled ids, `[response_tokens]`, of the policy's tokenizer; with them `token_rewards` come back."""
+
+    @model_validator(mode="after")
+    def _has_response(self) -> "RewardItem":
+        if self.response is None and self.response_token_ids is None:
+            raise ValueError("give response, response_token_ids or both")
+        return self
+
+
+class RewardRequest(Request):
+    """Body of `POST /v1/rewards`."""
+
+    items: Annotated[list[RewardItem], Field(max_length=MAX_ITEMS)]
+
+
+class SegmentReward(Answer):
+    """Verdicts and reward of one sub-sentence, the characters `[start, end)` of the response."""
+
+    start: int
+    end: int
+    token_end: int | None
+    """Index of the sampled token that ends it; None where no ids were given."""
+    existence: Probabilities
+    attribute: Probabilities
+    relation: Probabilities
+    rewards: dict[str, FiniteFloat]
+    """Weighted reward by fact type."""
+    reward: FiniteFloat
+    """Their sum."""
+
+
+class ScoredResponse(Answer):
+    """The dense reward of one response."""
+
+    response: str
+    """The text that the segments' offsets refer to."""
+    segments: list[SegmentReward]
+    reward: FiniteFloat
+    """Sum of the segments' rewards."""
+    token_rewards: list[FiniteFloat] | None
+    """`[response_tokens]`, as the service's reward settings compose them; None where no ids were given."""
+    model_version: str
+
+
+class RewardResponse(Answer):
+    """Answer of `POST /v1/rewards`: one result per item, in order."""
+
+    results: list[ScoredResponse]
+    model_version: str
+    request_id: str
+
+
+class RewardModelCard(Answer):
+    """One reward model behind the service."""
+
+    id: str
+    """Its fact type."""
+    version: str
+
+
+class ModelList(Answer):
+    """Answer of `GET /v1/models`."""
+
+    models: list[RewardModelCard]
+    model_version: str
+    """Changes when any of the models does."""
+    backbone: str
+    tokenizer: str
+    """Whose token ids `response_token_ids` are."""
+    placement: str
+    weights: dict[str, float]
+    value: str
+
+
+class RemoteRewardRequest(BaseModel):
+    """OpenRLHF's remote-reward protocol: what its trainer posts; keys beyond these are ignored.
+
+    Each label is, or is the JSON text of, `{"image": base64 or data URL, "prompt": the question}`: the protocol has no
+    field for images.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    query: Annotated[list[str], Field(max_length=MAX_ITEMS)]
+    """Prompt and response as decoded ids, special tokens and expanded image tokens included."""
+    prompts: list[str]
+    labels: list[Any]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> "RemoteRewardRequest":
+        if not len(self.query) == len(self.prompts) == len(self.labels):
+            raise ValueError("query, prompts and labels must have the same length")
+        return self
+
+
+class RemoteRewardResponse(Answer):
+    """OpenRLHF's remote-reward protocol: what its trainer reads, each list as long as the query."""
+
+    rewards: list[FiniteFloat]
+    """Sum of the segments' rewards."""
+    scores: list[FiniteFloat]
+    """Mean reward of a segment, brought to 0..1 (the trainer filters prompts by it)."""
+    extra_logs: dict[str, list[FiniteFloat]]
+
+
+class Status(Answer):
+    """Answer of `/live` and `/ready`."""
+
+    status: str
+    model_version: str
+
+
+class ErrorDetail(Answer):
+    """What went wrong."""
+
+    code: str
+    """Stable, for programs."""
+    message: str
+    """For people."""
+    request_id: str
+
+
+class ErrorResponse(Answer):
+    """The one shape of every error."""
+
+    error: ErrorDetail

@@ -1,0 +1,59 @@
+"""Serve the run's three reward models over HTTP until Ctrl-C.
+
+Reads `rewards/` of the run's folder. The environment variable FGAIF_REWARD_TOKEN, where set, is the bearer token that
+requests must carry; without one the service listens on loopback only.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+from fgaif_ray.config import Config
+from fgaif_ray.progress import say
+from fgaif_ray.reward_api import TOKEN_VARIABLE
+from jobs.cli import main
+
+
+def run(config: Config) -> None:
+    """Deploy the reward service, print how to call it, and stay until SIGINT or SIGTERM.
+
+    Raises:
+        UserError: a reward model is missing, or the service cannot be deployed as configured.
+    """
+    from actors import reward_service
+    from actors.cluster import connect
+
+    folders = reward_service.published_reward_folders(config)
+    with connect(config):
+        # Ray has taken SIGTERM for itself; here it means what Ctrl-C means.
+        before = {
+            number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            say("serve_rewards: starting")
+            info = reward_service.deploy(config, folders)
+            say(f"serve_rewards: reward models {info.model_version} at {info.url} (API: {info.url}/docs)")
+            say(f"Try it:\n{_example(info.url)}\nCtrl-C stops it.")
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            say("serve_rewards: stopping")
+        finally:
+            for number in before:
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+            reward_service.shutdown()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    say("serve_rewards: stopped")
+
+
+def _example(url: str) -> str:
+    token = f'  -H "Authorization: Bearer ${TOKEN_VARIABLE}" \\\n' if os.environ.get(TOKEN_VARIABLE) else ""
+    return f"""base64 < image.png | tr -d '\\n' | \\
+  sed 's/.*/{{"items": [{{"image": "&", "prompt": "Describe this image.", "response": "A red circle."}}]}}/' | \\
+  curl {url}/v1/rewards -H "Content-Type: application/json" \\
+{token}  --data-binary @-"""
+
+
+if __name__ == "__main__":
+    sys.exit(main("serve_rewards", __doc__, run))
