@@ -1,0 +1,107 @@
+"""Asking the reward service, from inside the cluster, for the dense rewards of a batch."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from fgaif_ray.records import FACT_TYPES
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 4
+FIRST_PAUSE_S: Final = 0.5
+
+TRANSIENT: Final = (RayServeException, RayError, TimeoutError)
+"""What a call raises while a replica or the gateway dies, is replaced, is slow, or fails: worth another try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What the reward models say about one response, or why nothing could be had."""
+
+    spans: tuple[tuple[int, int], ...] = ()
+    """``[segments]`` start and end character of each sub-sentence."""
+    token_ends: tuple[int, ...] = ()
+    """``[segments]`` index of the sampled token that ends it."""
+    response: str = ""
+    """The text that the spans refer to."""
+    probabilities: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+    """``[segments, types, classes]``; None where the reward could not be had."""
+    failure: str | None = None
+
+
+class Rewarder:
+    """Asks for rewards in parts and tries again what failed for a passing reason.
+
+    Example: ``Rewarder("rewards", 60.0, 64).score([{"image": data, "prompt": text, "response": None,
+    "response_token_ids": [5, 9, 2]}])``
+    """
+
+    def __init__(
+        self, app_name: str, timeout_s: float, part_size: int, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Looks nothing up yet.
+
+        Args:
+            app_name: the Serve application.
+            timeout_s: how long one part may take.
+            part_size: items of one call.
+            pause: waits between two tries.
+        """
+        self._app_name, self._timeout_s, self._part_size, self._pause = app_name, timeout_s, part_size, pause
+
+    def score(self, items: Sequence[dict[str, Any]]) -> list[Verdicts]:
+        """Verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
+        verdicts = [Verdicts(failure="not asked") for _ in items]
+        missing = list(range(len(items)))
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._pause(FIRST_PAUSE_S * 2 ** (attempt - 1))
+            for index, answer in zip(missing, self._ask([items[index] for index in missing]), strict=True):
+                verdicts[index] = answer
+            missing = [index for index in missing if verdicts[index].failure is not None]
+            if not missing:
+                break
+        if missing:
+            logger.warning("%d of %d rewards missing: %s", len(missing), len(items), verdicts[missing[0]].failure)
+        return verdicts
+
+    def _ask(self, items: list[dict[str, Any]]) -> list[Verdicts]:
+        parts = [items[start : start + self._part_size] for start in range(0, len(items), self._part_size)]
+        try:
+            handle = serve.get_app_handle(self._app_name)
+            calls = [handle.score_responses.remote(part) for part in parts]
+        except TRANSIENT as error:
+            return [Verdicts(failure=_reason(error)) for _ in items]
+        verdicts: list[Verdicts] = []
+        for part, call in zip(parts, calls, strict=True):
+            try:
+                answers = call.result(timeout_s=self._timeout_s)
+            except TRANSIENT as error:
+                verdicts += [Verdicts(failure=_reason(error)) for _ in part]
+            else:
+                verdicts += [_verdicts(answer) for answer in answers]
+        return verdicts
+
+
+def _verdicts(answer: dict[str, Any] | None) -> Verdicts:
+    if answer is None:
+        return Verdicts(failure="the reward models could not score the response; see the log of the gateway")
+    segments = answer["segments"]
+    return Verdicts(
+        spans=tuple((segment["start"], segment["end"]) for segment in segments),
+        token_ends=tuple(segment["token_end"] for segment in segments),
+        response=answer["response"],
+        probabilities=tuple(tuple(tuple(segment[kind]) for kind in FACT_TYPES) for segment in segments),
+    )
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

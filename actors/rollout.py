@@ -1,0 +1,164 @@
+"""Rollout workers: vLLM engines that sample from the newest policy.
+
+The learner hands over a `PolicyVersion` with every batch. A worker that serves another one loads it first, so a worker
+that Ray has restarted, and knows nothing, samples from the right weights all the same. Each version has a name of its
+own inside the engine: the prefix cache tells adapters apart by name, so no version is mistaken for another.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.engine import image_prompt, start_engine
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.images import decode_image
+
+MAX_RESTARTS: Final = 5
+BAN: Final = -100.0
+"""Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVersion:
+    """A published policy adapter.
+
+    Example: ``PolicyVersion(3, "runs/shapes/policy.partial/adapters/v3-9c1f03d2")``
+    """
+
+    number: int
+    """Updates that the policy has gone through."""
+    folder: str
+    """PEFT folder, a path or URI that every rollout worker can read; its last component is unique in the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """What to answer."""
+
+    prompt_token_ids: tuple[int, ...]
+    """``[prompt_tokens]`` with the image as one token."""
+    image: bytes
+    """Encoded image file."""
+    seed: int
+    """Decides the response, whatever else is in the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A sampled response."""
+
+    token_ids: tuple[int, ...]
+    """``[response_tokens]``, with the end-of-sequence token where it was sampled."""
+    log_probs: tuple[float, ...]
+    """``[response_tokens]`` under the distribution that was sampled from."""
+    finish_reason: str
+    """``stop`` or ``length``."""
+    policy_version: int
+
+
+class RolloutWorker:
+    """One engine. Calls are served one after the other."""
+
+    def __init__(self, config: Config, banned: Sequence[int]) -> None:
+        rollout = config.align.rollout
+        self._merged = rollout.sync == "merged"
+        self._model = config.policy.model
+        self._options: dict[str, Any] = {
+            "temperature": rollout.temperature,
+            "top_p": 1.0,
+            "max_tokens": rollout.max_tokens,
+            "logprobs": 0,
+            "logit_bias": dict.fromkeys(banned, BAN),
+            "detokenize": False,
+        }
+        rank = None if self._merged else config.align.lora.rank
+        self._engine = start_engine(self._model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1)
+        self._served: PolicyVersion | None = None
+        self._adapter: Any = None
+        self._slot = 1
+
+    def serve(self, version: PolicyVersion) -> float:
+        """Serve a version from now on; returns the seconds it took."""
+        started = time.monotonic()
+        if version != self._served:
+            folder = storage.local_copy(version.folder)
+            self._served = None  # should loading fail half-way, the next call loads again
+            if self._merged:
+                self._load_merged(folder)
+            else:
+                self._load_adapter(Path(version.folder).name, folder)
+            self._served = version
+        return time.monotonic() - started
+
+    def generate(self, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout]:
+        """Sample one response per request, in order, from the given version."""
+        from vllm import SamplingParams
+
+        self.serve(version)
+        prompts = [image_prompt(request.prompt_token_ids, decode_image(request.image)) for request in requests]
+        parameters = [SamplingParams(seed=request.seed, **self._options) for request in requests]
+        results = self._engine.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
+        return [_rollout(result.outputs[0], version.number) for result in results]
+
+    def _load_adapter(self, name: str, folder: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        previous = self._adapter
+        adapter = LoRARequest(f"policy-{name}", self._slot, folder)
+        if not self._engine.llm_engine.add_lora(adapter):
+            raise RuntimeError(f"the rollout engine did not load {folder}")
+        self._adapter, self._slot = adapter, 3 - self._slot  # slots 1 and 2 take turns
+        if previous is not None:
+            self._engine.llm_engine.remove_lora(previous.lora_int_id)
+
+    def _load_merged(self, folder: str) -> None:
+        from fgaif_ray.models.merging import merged_weights
+
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(self._model, folder)})
+        # The keys and values in the prefix cache were computed with the old weights. The worker has dropped its image
+        # features with them, so the scheduler must not count on those.
+        self._engine.llm_engine.reset_encoder_cache()
+        self._engine.llm_engine.reset_mm_cache()
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("the rollout engine did not drop its prefix cache")
+
+
+def start_rollout_workers(config: Config, banned: Sequence[int]) -> list[ActorHandle[Any]]:
+    """Start the group; Ray restarts a worker that dies and repeats the call it died in.
+
+    Args:
+        config: `align.rollout` and `policy`.
+        banned: token ids that must never be sampled.
+    """
+    engine = config.align.rollout.engine
+    options = {
+        "num_cpus": engine.num_cpus,
+        "num_gpus": engine.num_gpus,
+        "max_restarts": MAX_RESTARTS,
+        "max_task_retries": MAX_RESTARTS,
+    }
+    worker: Any = ray.remote(RolloutWorker)
+    return [worker.options(**options).remote(config, tuple(banned)) for _ in range(config.align.rollout.workers)]
+
+
+def sample(
+    workers: Sequence[ActorHandle[Any]], requests: Sequence[RolloutRequest], version: PolicyVersion
+) -> list[Rollout]:
+    """Spread requests over the workers and wait for all responses, in order."""
+    share = -(-len(requests) // len(workers))
+    parts = [list(requests[start : start + share]) for start in range(0, len(requests), share)]
+    calls: list[Any] = [worker.generate.remote(part, version) for worker, part in zip(workers, parts, strict=False)]
+    answers: list[list[Rollout]] = ray.get(calls)
+    return [rollout for answer in answers for rollout in answer]
+
+
+def _rollout(completion: Any, version: int) -> Rollout:
+    ids = tuple(completion.token_ids)
+    log_probs = tuple(entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True))
+    return Rollout(ids, log_probs, completion.finish_reason, version)

@@ -1,0 +1,55 @@
+"""The state of a PPO run as a folder: safetensors for tensors, JSON for the rest, and the policy as a PEFT adapter.
+
+Random numbers are functions of the seed and the step (see ``plan``), so the step stands for the data position and for
+every generator.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import load_file, save_file
+
+from fgaif_ray.models.policy import PolicyModel
+from fgaif_ray.rl.guards import TrainingGuards
+from fgaif_ray.rl.kl import KLController
+from fgaif_ray.rl.step import PPOUpdater
+
+STATE_FILE: Final = "state.json"
+WEIGHTS_FILE: Final = "weights.safetensors"
+OPTIMIZER_FILE: Final = "optimizer.safetensors"
+POLICY_FOLDER: Final = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerState:
+    """Everything that changes while PPO runs."""
+
+    model: PolicyModel
+    updater: PPOUpdater
+    kl_controller: KLController
+    guards: TrainingGuards
+
+    def save(self, folder: str | Path, next_step: int) -> None:
+        """Writes the state to a local folder; ``next_step`` is the step that a resumed run begins with."""
+        target = Path(folder)
+        self.model.save_policy(target / POLICY_FOLDER)
+        save_file(self.model.trained_state(), target / WEIGHTS_FILE)
+        save_file(self.updater.state_dict(), target / OPTIMIZER_FILE)
+        state = {
+            "next_step": next_step,
+            "kl_controller": self.kl_controller.state_dict(),
+            "guards": self.guards.state_dict(),
+        }
+        (target / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: str | Path) -> int:
+        """Goes on from ``save``; returns the step to begin with."""
+        source = Path(folder)
+        state: dict[str, Any] = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
+        self.model.load_trained_state(load_file(source / WEIGHTS_FILE))
+        self.updater.load_state_dict(load_file(source / OPTIMIZER_FILE))
+        self.kl_controller.load_state_dict(state["kl_controller"])
+        self.guards.load_state_dict(state["guards"])
+        return int(state["next_step"])

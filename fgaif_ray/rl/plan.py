@@ -1,0 +1,63 @@
+"""Which images and prompts a PPO step draws.
+
+The draw is a function of the seed and the step alone. So is the seed of every response. A resumed run needs no more
+than its step number to draw what an uninterrupted one would have drawn.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One response to be sampled.
+
+    Example: ``Draw("3-17", "coco/000000000139.jpg", "Describe this image in detail.", 2891336453)``
+    """
+
+    sample_id: str
+    """Step and place in the step's batch."""
+    image: str
+    prompt: str
+    seed: int
+    """Of the sampling; 32 bits."""
+
+
+class PromptPlan:
+    """Goes through all images in a new random order each time round; each time an image gets its next prompt."""
+
+    def __init__(self, images: Sequence[str], prompts: Sequence[str], seed: int) -> None:
+        """Raises ValueError where there are no images or prompts."""
+        if not images or not prompts:
+            raise ValueError("there are no images or no prompts to draw from")
+        self._images, self._prompts, self._seed = list(images), list(prompts), seed
+        self._orders: dict[int, list[int]] = {}
+
+    def draw(self, step: int, size: int) -> list[Draw]:
+        """The batch of one step; all batches have the same size."""
+        return [self._draw(step, place, step * size + place) for place in range(size)]
+
+    def generator(self, step: int, rank: int) -> torch.Generator:
+        """Decides the order of minibatches in one step of one learner process."""
+        return torch.Generator().manual_seed(self._number("minibatches", step, rank))
+
+    def _draw(self, step: int, place: int, position: int) -> Draw:
+        round_number, index = divmod(position, len(self._images))
+        image = self._order(round_number)[index]
+        prompt = self._prompts[(image + round_number) % len(self._prompts)]
+        return Draw(f"{step}-{place}", self._images[image], prompt, self._number("sample", step, place))
+
+    def _order(self, round_number: int) -> list[int]:
+        if round_number not in self._orders:
+            generator = torch.Generator().manual_seed(self._number("order", round_number, 0))
+            self._orders = {round_number: torch.randperm(len(self._images), generator=generator).tolist()} | {
+                number: order for number, order in self._orders.items() if number == round_number - 1
+            }
+        return self._orders[round_number]
+
+    def _number(self, purpose: str, *position: int) -> int:
+        text = "/".join([str(self._seed), purpose, *map(str, position)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])

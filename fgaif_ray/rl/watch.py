@@ -1,0 +1,77 @@
+"""The figures of a step that a person watches, from the responses and what the reward models say about them."""
+
+import math
+from collections.abc import Sequence
+
+from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.rl.guards import StepMetrics, identical_response_share
+from fgaif_ray.rl.trajectories import Trajectory, facts_per_response
+
+
+def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Rewards, facts, lengths and counts of a batch; NaN where there is nothing to measure.
+
+    ``reward/<type>`` is the weighted sum over a response's sub-sentences, averaged over responses; ``reward/total`` is
+    what PPO is given, with the missing-EOS penalty. ``hallucination/<type>`` is the share of the sub-sentences with a
+    fact of the type that the reward model calls hallucinated.
+
+    Raises:
+        ValueError: there are no trajectories.
+    """
+    rewarded = [one for one in trajectories if one.token_rewards is not None]
+    lengths = [len(one.token_ids) for one in trajectories]
+    metrics = {
+        "reward/total": _mean([sum(one.token_rewards or ()) for one in rewarded]),
+        "reward/missing_share": 1.0 - len(rewarded) / len(trajectories),
+        "facts/per_response": facts_per_response(trajectories),
+        "response/length": _mean(lengths),
+        "response/length_max": float(max(lengths)),
+        "response/segments": _mean([len(one.segment_spans) for one in rewarded]),
+        "response/stopped_share": _mean([one.finish_reason == "stop" for one in trajectories]),
+        "response/identical_share": identical_response_share([str(one.token_ids) for one in trajectories]),
+        "count/responses": float(len(trajectories)),
+        "count/tokens": float(sum(lengths)),
+        "count/missing_rewards": float(len(trajectories) - len(rewarded)),
+    }
+    for place, fact_type in enumerate(FACT_TYPES):
+        earned = [sum(types[place] for types in one.per_type_rewards or ()) for one in rewarded]
+        classes = [_most_probable(types[place]) for one in rewarded for types in one.class_probabilities or ()]
+        facts = [found for found in classes if found != ABSENT]
+        metrics[f"reward/{fact_type}"] = _mean(earned)
+        metrics[f"hallucination/{fact_type}"] = _mean([found == HALLUCINATED for found in facts])
+    return metrics
+
+
+def watched_by_guards(metrics: dict[str, float]) -> StepMetrics:
+    """What the guards look at, out of a step's merged metrics."""
+    return StepMetrics(
+        kl=metrics["kl/per_token"],
+        entropy=metrics["policy/entropy"],
+        response_length=metrics["response/length"],
+        identical_share=metrics["response/identical_share"],
+        missing_reward_share=metrics["reward/missing_share"],
+        facts_per_response=metrics["facts/per_response"],
+        non_finite=metrics["update/skipped"] > 0,
+    )
+
+
+def progress_note(metrics: dict[str, float | None]) -> str:
+    """One line for a person: mean reward per type, facts per response, KL, length, seconds."""
+    rewards = ", ".join(f"{fact_type} {_shown(metrics[f'reward/{fact_type}'])}" for fact_type in FACT_TYPES)
+    return (
+        f"reward {_shown(metrics['reward/total'])} ({rewards}), facts {_shown(metrics['facts/per_response'])}, "
+        f"KL {_shown(metrics['kl/per_response'])}, length {_shown(metrics['response/length'], 1)}, "
+        f"{_shown(metrics['timing/step'], 1)} s/step"
+    )
+
+
+def _most_probable(classes: Sequence[float]) -> int:
+    return max(range(len(classes)), key=classes.__getitem__)
+
+
+def _mean(figures: Sequence[float]) -> float:
+    return sum(figures) / len(figures) if figures else math.nan
+
+
+def _shown(figure: float | None, digits: int = 2) -> str:
+    return "-" if figure is None else f"{figure:.{digits}f}"

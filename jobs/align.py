@@ -1,0 +1,239 @@
+"""Align the policy with PPO on the dense rewards of the three reward models, and publish `policy/`.
+
+`policy/` holds the PEFT adapter with its card, `metrics.jsonl` (a line per step), `samples.jsonl` (responses with their
+sub-sentences, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.progress import Progress, say
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from jobs.cli import main
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+STAGE: Final = "policy"
+TRAIN_FOLDER: Final = "train"
+"""Ray Train's own folder inside the partial stage: its checkpoints."""
+MAX_FAILURES: Final = 3
+"""Learner workers that may die before the job does; each time it goes on from the last checkpoint."""
+FOLLOW_EVERY_S: Final = 1.0
+
+
+def stage_of(config: Config, images: list[str]) -> storage.Stage:
+    """The stage of these settings over these images and reward models; where actors run does not change it."""
+    from actors.reward_service import model_version, published_reward_folders
+
+    placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "threads", "checkpoint_every", "log_samples_every"}
+    align = config.align.model_dump(exclude=placed | {"rollout"})
+    rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature"})
+    rewards = [model_version(folder) for folder in published_reward_folders(config).values()]
+    policy = config.policy.model_dump()
+    return storage.Stage(
+        config.run.dir,
+        STAGE,
+        fingerprint("align-1", config.run.seed, align, rollout, policy, config.data.prompts, images, rewards),
+    )
+
+
+def run(config: Config) -> None:
+    """Run PPO and publish ``policy/``; its reward service and rollout workers live no longer than that.
+
+    A reward service that runs already with the same models is used, and stays.
+
+    Raises:
+        UserError: the reward models are missing, the critic cannot start from the wanted one, or the run was stopped
+            (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
+    """
+    from fgaif_ray.sources import prepare_images
+
+    started = time.monotonic()
+    images = prepare_images(config).align
+    if not images:
+        raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
+    stage = stage_of(config, images)
+    if stage.is_complete():
+        say(f"align: {stage.folder} is up to date.")
+        return
+
+    from actors.cluster import connect
+
+    stage.begin()
+    with connect(config), _reward_app(config) as app_name:
+        steps = _train(config, stage, images, app_name)
+    _finish(config, stage, steps, time.monotonic() - started)
+    say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}.")
+
+
+def _train(config: Config, stage: storage.Stage, images: list[str], app_name: str) -> int:
+    """Runs rollout workers and the learner to the last step; returns the number of steps."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from actors.learner import LearnerTask, train
+    from actors.reward_service import published_reward_folders
+    from actors.rollout import start_rollout_workers
+    from fgaif_ray.models.backbone import banned_token_ids, load_backbone
+
+    align = config.align
+    critic = align.critic_from_reward
+    folder = stage.partial if not storage.is_local(stage.partial) else os.path.abspath(stage.partial)
+    workers: list[ActorHandle[Any]] = start_rollout_workers(
+        config, banned_token_ids(load_backbone(config.policy.model))
+    )
+    task = LearnerTask(
+        config=config,
+        images=tuple(images),
+        folder=folder,
+        critic_from=published_reward_folders(config)[critic] if critic is not None else None,
+        reward_app=app_name,
+        rollout_workers=tuple(workers),
+    )
+    trainer: Any = TorchTrainer(
+        cast("Any", train),  # Ray's annotation does not know that a loop may return
+        train_loop_config={"task": task},
+        scaling_config=ScalingConfig(
+            num_workers=align.num_workers,
+            use_gpu=align.gpus_per_worker > 0,
+            resources_per_worker={"CPU": align.cpus_per_worker, "GPU": align.gpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=TRAIN_FOLDER,
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        with _shown_progress(folder, align.steps):
+            result: Any = trainer.fit()
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+    outcome: dict[str, Any] = result.return_value
+    if outcome["stopped"] is not None:
+        kept = f" The last good checkpoint is in {result.checkpoint.path}." if result.checkpoint is not None else ""
+        reason = outcome["stopped"].rstrip(".")
+        raise UserError(f"PPO was stopped at step {outcome['steps']} of {align.steps}: {reason}.{kept}")
+    steps: int = outcome["steps"]
+    return steps
+
+
+@contextmanager
+def _reward_app(config: Config) -> Iterator[str]:
+    """The name of the Serve application that scores; one that was not there before goes when the block ends."""
+    from ray import serve
+
+    from actors import reward_service
+
+    there = reward_service.APP_NAME in serve.status().applications
+    info = reward_service.deploy(config, reward_service.published_reward_folders(config))
+    try:
+        yield info.app_name
+    finally:
+        if not there:
+            reward_service.shutdown()
+
+
+@contextmanager
+def _shown_progress(folder: str, steps: int) -> Iterator[None]:
+    """Shows the learner's metrics, which it writes to the stage folder, while the block runs."""
+    from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
+    from fgaif_ray.rl.watch import progress_note
+
+    uri = storage.join(folder, METRICS_FILE)
+    done = max((row["step"] for row in read_lines(uri)), default=0)
+    ended = threading.Event()
+    with Progress("align", steps, "steps", initial=done, interval=0.0) as progress:
+
+        def follow() -> None:
+            shown = done
+            while True:
+                last = ended.wait(FOLLOW_EVERY_S)
+                for row in read_lines(uri):
+                    if row["step"] > shown:
+                        shown = row["step"]
+                        progress.advance(note=progress_note(row))
+                if last:
+                    return
+
+        thread = threading.Thread(target=follow, name="align progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _finish(config: Config, stage: storage.Stage, steps: int, seconds: float) -> None:
+    """Removes what only a running PPO needs, adds the card, publishes."""
+    from actors.learner import ADAPTERS_FOLDER, remove_folder
+    from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
+
+    rows = read_lines(storage.join(stage.partial, METRICS_FILE))
+    for name in (TRAIN_FOLDER, ADAPTERS_FOLDER):
+        remove_folder(storage.join(stage.partial, name))
+    storage.write_bytes(storage.join(stage.partial, "README.md"), _card(config, rows).encode())
+    stage.publish({"steps": steps, "seconds": round(seconds, 1)})
+
+
+def _card(config: Config, rows: list[dict[str, Any]]) -> str:
+    names = ["reward/total", *(f"reward/{kind}" for kind in FACT_TYPES), "facts/per_response", "response/length"]
+    names += ["kl/per_response"]
+    table = "\n".join(f"| {name} | {_figure(rows[0][name])} | {_figure(rows[-1][name])} |" for name in names)
+    settings = json.dumps(config.align.model_dump(mode="json"), indent=2)
+    return f"""---
+base_model: {config.policy.model}
+library_name: peft
+tags: [lora, ppo, vision-language]
+---
+# Policy aligned with fine-grained AI feedback
+
+A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each sub-sentence, what three
+reward models (object existence, attributes, relations) say about it. Method: FGAIF (arXiv 2404.05046).
+
+| mean over a step's responses | first step | last step |
+|---|---|---|
+{table}
+
+Rewards are the reward models' judgement, not the truth. {len(rows)} steps of {config.align.rollout_batch_size}
+responses.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained("{config.policy.model}")
+model = PeftModel.from_pretrained(model, "THIS FOLDER")
+```
+
+With vLLM: `vllm serve {config.policy.model} --enable-lora --max-lora-rank {config.align.lora.rank} --lora-modules
+aligned=THIS_FOLDER`.
+
+Settings:
+
+```json
+{settings}
+```
+"""
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main("align", __doc__, run))
