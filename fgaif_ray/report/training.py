@@ -1,0 +1,113 @@
+"""Training curves of a PPO run, from its ``metrics.jsonl``."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from fgaif_ray import storage
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.report.charts import Series, format_value, line_chart
+
+METRICS_FILE: Final = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """What one chart shows.
+
+    Example: ``Panel("Length", "tokens", (("mean", "response/length", "after"),))``; a line is its name, its key and its
+    colour in the style sheet.
+    """
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str, str], ...]
+    floor: float | None = None
+    """Values below are drawn here."""
+
+
+PANELS: Final = (
+    Panel(
+        "Reward",
+        "per response",
+        (*((kind, f"reward/{kind}", kind) for kind in FACT_TYPES), ("total", "reward/total", "ink")),
+    ),
+    Panel(
+        "Hallucination, by the reward models",
+        "share of sub-sentences",
+        tuple((kind, f"hallucination/{kind}", kind) for kind in FACT_TYPES),
+    ),
+    Panel("Facts per response", "by the reward models", (("facts", "facts/per_response", "after"),)),
+    Panel("KL to the backbone", "nats per response", (("KL", "kl/per_response", "after"),)),
+    Panel("Length", "tokens", (("mean", "response/length", "after"),)),
+    Panel("Stopped by themselves", "share of responses", (("stopped", "response/stopped_share", "after"),)),
+    Panel("Entropy", "nats per token", (("entropy", "policy/entropy", "after"),)),
+    Panel(
+        "Critic: explained variance",
+        "1 is perfect, cut at \u22121",
+        (("explained", "critic/explained_variance_before", "after"),),
+        floor=-1.0,
+    ),
+    Panel(
+        "Clipped updates",
+        "share of tokens",
+        (("policy", "policy/clip_share", "after"), ("critic", "critic/clip_share", "before")),
+    ),
+    Panel("Engine against learner", "log-probability difference", (("mean", "rollout/log_prob_difference", "after"),)),
+    Panel(
+        "Seconds per step",
+        "",
+        (
+            ("all", "timing/step", "ink"),
+            ("rollout", "timing/rollout", "existence"),
+            ("update", "timing/update", "attribute"),
+            ("reward", "timing/reward", "relation"),
+            ("reference", "timing/reference", "before"),
+            ("sync", "timing/sync", "after"),
+        ),
+    ),
+)
+
+
+def read_metrics(folder: str) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` in a folder; none where there is no file."""
+    uri = storage.join(folder, METRICS_FILE)
+    if not storage.exists(uri):
+        return []
+    return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
+
+
+def training_charts(folder: str) -> list[dict[str, Any]]:
+    """The charts of the ``policy/`` folder: ``{title, unit, chart, legend}``; panels without a figure are left out."""
+    lines = read_metrics(folder)
+    charts = []
+    for panel in PANELS:
+        series = [
+            Series(name, [line["step"] for line in lines], [_cut(line.get(key), panel.floor) for line in lines], color)
+            for name, key, color in panel.lines
+        ]
+        chart = line_chart(panel.title, series, zero=True)
+        if chart is not None:
+            charts.append({"title": panel.title, "unit": panel.unit, "chart": chart, "legend": _legend(series)})
+    return charts
+
+
+def _cut(value: float | None, floor: float | None) -> float | None:
+    return value if value is None or floor is None else max(value, floor)
+
+
+def _legend(series: Sequence[Series]) -> list[Mapping[str, str | Markup]]:
+    """Name, colour, and mean over the first and the last tenth of each line that has a value."""
+    legend: list[Mapping[str, str | Markup]] = []
+    for one in series:
+        points = one.points()
+        if points:
+            tenth = math.ceil(len(points) / 10)
+            first, last = (sum(y for _, y in part) / tenth for part in (points[:tenth], points[-tenth:]))
+            ends = f"{format_value(first)} \u2192 {format_value(last)}"
+            legend.append({"name": one.name, "color": one.color, "ends": ends})
+    return legend

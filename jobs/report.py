@@ -1,0 +1,88 @@
+"""Write report.html: one file that shows what a run has done, and needs nothing else to be opened.
+
+Draws `report.examples` evaluation images, scores what was said about them with the reward models, and puts them
+beside the figures of every stage.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from fgaif_ray.config import Config
+from jobs.cli import main
+
+if TYPE_CHECKING:
+    from fgaif_ray.storage import Stage
+
+NEEDED: Final = (
+    ("feedback", "label"),
+    ("rewards", "train_rewards"),
+    ("policy", "align"),
+    ("evaluation", "evaluate"),
+)
+
+
+def run(config: Config) -> None:
+    """Judge the examples where that is not done, and write the report.
+
+    Raises:
+        UserError: a stage is missing; the message names the job to run.
+    """
+    from fgaif_ray import storage
+    from fgaif_ray.progress import say
+    from fgaif_ray.records import fingerprint
+    from fgaif_ray.report import REPORT_FILE, REPORT_STAGE, page
+
+    run_dir = config.run.dir
+    manifests = [storage.require_stage(run_dir, stage, job) for stage, job in NEEDED]
+    key = fingerprint(
+        "report-1",
+        config.run.seed,
+        config.report.model_dump(),
+        config.align.reward.model_dump(),
+        [config.rewards.backbone, config.rewards.dtype],
+        [manifest["fingerprint"] for manifest in manifests],
+    )
+    stage = storage.Stage(run_dir, REPORT_STAGE, key)
+    if not stage.is_complete():
+        _judge(config, stage)
+    uri = storage.join(run_dir, REPORT_FILE)
+    storage.write_bytes(uri, page.build_report(run_dir).encode())
+    say(f"report: {uri}")
+
+
+def _judge(config: Config, stage: "Stage") -> None:
+    """Write and publish the files that only the report needs."""
+    from fgaif_ray import storage
+    from fgaif_ray.config import dump_config
+    from fgaif_ray.models.backbone import load_backbone
+    from fgaif_ray.models.reward_model import load_reward_model
+    from fgaif_ray.progress import say
+    from fgaif_ray.records import FACT_TYPES
+    from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
+    from fgaif_ray.report.examples import draw_examples, judge_examples
+    from fgaif_ray.sources import load_truth
+
+    run_dir = config.run.dir
+    stage.begin()
+    examples = draw_examples(
+        storage.read_rows(storage.join(run_dir, "evaluation")), config.report.examples, config.run.seed
+    )
+    say(f"report: scoring what was said about {len(examples)} images")
+    truth = load_truth(config)
+    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in FACT_TYPES}
+    model = load_reward_model(load_backbone(config.rewards.backbone, config.rewards.dtype), folders)
+    judged = judge_examples(examples, truth, model, config.align.reward)
+    settings = {
+        "title": config.report.title,
+        "policy": config.policy.model,
+        "steps": config.align.steps,
+        "verdicts_by_truth": truth is not None,
+        "config": dump_config(config),
+    }
+    storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), judged)
+    storage.write_json(storage.join(stage.partial, SETTINGS_FILE), settings)
+    stage.publish({"examples": len(judged)})
+
+
+if __name__ == "__main__":
+    sys.exit(main("report", __doc__, run))
