@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from PIL.Image import Image
 
 from fgaif_ray.config import EngineConfig
+from fgaif_ray.errors import UserError
 
 if TYPE_CHECKING:
     from vllm import LLM
     from vllm.inputs import TokensPrompt
 
 GIB = 1 << 30
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Adapter ranks that vLLM reserves room for; an adapter of a rank in between takes the next one."""
 
 
 def set_environment(config: EngineConfig) -> None:
@@ -52,7 +55,12 @@ def start_engine(
         options["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
     if lora_rank is not None:
         # Two slots: requests in flight end on the old version while the new one is loaded.
-        options |= {"enable_lora": True, "max_lora_rank": max(8, lora_rank), "max_loras": 2, "max_cpu_loras": 2}
+        room = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
+        if room is None:
+            raise UserError(
+                f"vLLM serves adapters up to rank {LORA_RANKS[-1]}: lower align.lora.rank from {lora_rank}."
+            )
+        options |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 2, "max_cpu_loras": 2}
     engine = LLM(
         model=model,
         dtype=config.dtype,

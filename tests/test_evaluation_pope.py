@@ -75,6 +75,13 @@ def test_random_negatives_change_with_the_seed_alone():
     assert first != build_questions(objects, "random", seed=2)
 
 
+def test_the_choice_does_not_depend_on_where_the_images_lie():
+    objects = {f"{i}.png": {NAMES[i % 8], NAMES[i % 5]} for i in range(16)}
+    here = build_questions(objects, "random")
+    there = build_questions({f"elsewhere/{image}": names for image, names in objects.items()}, "random")
+    assert [q.text for q in here] == [q.text for q in there]
+
+
 def test_an_odd_number_of_questions_is_refused():
     with pytest.raises(ValueError, match="even"):
         build_questions({"a": {"cup"}}, "random", questions_per_image=3)

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +17,18 @@ import httpx2
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from ray import serve
 from reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models, service_config
-from transformers import AutoTokenizer
+from reward_service_helpers import TOKEN, TOKENIZER, Service, assert_scores, error_of, handle_items
 
 from actors import reward_service
-from fgaif_ray.client import AsyncRewardClient, RewardClient, reward_item
-from fgaif_ray.config import Config
+from fgaif_ray.client import AsyncRewardClient, reward_item
 from fgaif_ray.errors import UserError
-from fgaif_ray.models.reward_model import RewardModel, ScoringItem
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.reward_api import MAX_BODY_BYTES, MAX_ITEMS, MAX_RESPONSE_CHARACTERS, ScoredResponse
-from fgaif_ray.segments import split_segments
 
 pytestmark = pytest.mark.ray
 
-TOKEN = "a-token-of-the-tests"
-TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT)
 RESPONSES = [
     RESPONSE,
     "A red circle.",
@@ -44,31 +36,6 @@ RESPONSES = [
     "A small green triangle is at the top, and a big yellow square is at the bottom of the picture.",
     "There is nothing here. " * 6,
 ]
-
-
-@dataclass
-class Service:
-    config: Config
-    folders: dict[str, str]
-    info: reward_service.RewardServiceInfo
-    model: RewardModel
-    """The same reward models, offline."""
-
-    def post(self, path: str = "/v1/rewards", **options: Any) -> httpx2.Response:
-        headers = {"authorization": f"Bearer {TOKEN}", **options.pop("headers", {})}
-        return httpx2.post(self.info.url + path, headers=headers, timeout=60, **options)
-
-    def client(self) -> RewardClient:
-        return RewardClient(self.info.url, token=TOKEN)
-
-    def through_handle(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
-        handle = serve.get_app_handle(self.info.app_name)
-        return handle.score_responses.remote(items).result(timeout_s=60)
-
-    def offline(self, data: bytes, text: str) -> dict[str, np.ndarray]:
-        segments = [text[span.start : span.end] for span in split_segments(text)]
-        item = ScoringItem(Image.open(io.BytesIO(data)).convert("RGB"), PROMPT, segments)
-        return {fact_type: self.model.score(fact_type, [item])[0] for fact_type in FACT_TYPES}
 
 
 @pytest.fixture(scope="module")
@@ -87,32 +54,6 @@ def service(ray_cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 def wire_item(**changes: Any) -> dict[str, Any]:
     return {"image": base64.b64encode(picture()).decode(), "prompt": PROMPT, "response": RESPONSE} | changes
-
-
-def handle_items(texts: list[str], with_ids: bool = True) -> list[dict[str, Any]]:
-    return [
-        {
-            "image": picture(index),
-            "prompt": PROMPT,
-            "response": text,
-            "response_token_ids": TOKENIZER.encode(text, add_special_tokens=False) if with_ids else None,
-        }
-        for index, text in enumerate(texts)
-    ]
-
-
-def error_of(answer: httpx2.Response) -> tuple[int, str]:
-    """Status and code of an error, whose shape is always the same."""
-    body = answer.json()
-    assert set(body) == {"error"} and set(body["error"]) == {"code", "message", "request_id"}
-    assert body["error"]["request_id"] == answer.headers["x-request-id"]
-    return answer.status_code, body["error"]["code"]
-
-
-def assert_scores(scored: ScoredResponse, expected: dict[str, np.ndarray]) -> None:
-    for fact_type in FACT_TYPES:
-        triples = np.array([getattr(segment, fact_type) for segment in scored.segments]).reshape(-1, 3)
-        np.testing.assert_allclose(triples, expected[fact_type], atol=1e-5)
 
 
 # Rewards
@@ -349,6 +290,7 @@ def test_models_are_listed_with_their_versions(service: Service) -> None:
 # The job
 
 
+@pytest.mark.slow
 def test_the_job_serves_until_it_is_terminated(service: Service, tmp_path: Path, repository: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(service.config.model_dump(mode="json")))
     (tmp_path / "image.png").write_bytes(picture())

@@ -49,7 +49,7 @@ def build_questions(
         objects: image -> names of the objects in it.
         strategy: how absent objects are chosen.
         questions_per_image: an even number.
-        seed: seed of the choices.
+        seed: seed of the choices; they depend on the order of the images, not on their names.
 
     Raises:
         ValueError: ``questions_per_image`` is odd or less than 2.
@@ -63,12 +63,12 @@ def build_questions(
         for name in names:
             together[name].update(other for other in names if other != name)
     questions: list[PopeQuestion] = []
-    for image, names in present.items():
+    for position, (image, names) in enumerate(present.items()):
         absent = sorted(set(frequency).difference(names))
         pairs = min(questions_per_image // 2, len(names), len(absent))
-        yes = random.Random(f"{seed}/{image}/yes").sample(names, pairs)
+        yes = random.Random(f"{seed}/{position}/yes").sample(names, pairs)
         if strategy == "random":
-            no = random.Random(f"{seed}/{image}/no").sample(absent, pairs)
+            no = random.Random(f"{seed}/{position}/no").sample(absent, pairs)
         elif strategy == "popular":
             no = _highest(absent, frequency, pairs)
         else:
