@@ -143,8 +143,8 @@ from actors.engine import image_prompt, start_engine
 from fgaif_ray.config import EngineConfig
 
 checkpoint, picture, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-config = EngineConfig(dtype="float32", max_model_len=128, max_num_seqs=2, kv_cache_gib=0.1, enforce_eager=True, threads=1)
-engine = start_engine(checkpoint, config)
+options = {"max_model_len": 128, "max_num_seqs": 2, "kv_cache_gib": 0.1, "enforce_eager": True, "threads": 1}
+engine = start_engine(checkpoint, EngineConfig(dtype="float32", **options))
 from vllm import SamplingParams
 prompt = image_prompt(ids, Image.open(picture).convert("RGB"))
 [output] = engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)

@@ -34,6 +34,8 @@ from fgaif_ray.shapes.scenes import COLORS, GRID, SHAPES, SIZES, Scene, draw_sce
 
 IGNORE: Final = -100
 ANSWER_WEIGHT: Final = 4.0
+ROWS: Final = ("above", "level", "below")
+COLUMNS: Final = ("left", "aligned", "right")
 POSSIBLE_ERRORS: Final = ErrorRates(0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 0.3)
 """Error rates of the texts on which fact extraction is taught: any claim may be wrong, the extractor does not judge."""
 
@@ -391,14 +393,16 @@ def _list_turn(scene: Scene) -> Turn:
 
 
 def name(scene: Scene, generator: random.Random) -> list[Turn]:
-    """Phase 2a: list the scene, and name colour and size of two of its objects.
+    """Phase 2a: list the scene, and name colour, size and place of two of its objects.
 
     Nearly every answer token hangs on the image, so that looking is learnt within some hundred steps; from captions and
     yes/no answers alone, whose tokens are mostly phrasing, it takes thousands. Names are asked with a space before
     them: the very token that captions hold.
     """
     chosen = generator.sample(scene.objects, 2)
-    return [_list_turn(scene), *(Turn(f"the {item.shape}?", f" {item.color} {item.size}") for item in chosen)]
+    looks = [Turn(f"the {item.shape}?", f" {item.color} {item.size}") for item in chosen]
+    places = [Turn(f"where is the {item.shape}?", f" {ROWS[item.row]} {COLUMNS[item.column]}") for item in chosen]
+    return [_list_turn(scene), *looks, *places]
 
 
 def look_up(scene: Scene, generator: random.Random) -> list[Turn]:
