@@ -1,5 +1,6 @@
 """The tiny LLaVAs: the layout of the published models, and the shipped checkpoints."""
 
+import json
 import random
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def test_shipped_weights_have_the_published_names(folder: Path) -> None:
     assert "language_model.model.embed_tokens.weight" in names
     assert "language_model.lm_head.weight" in names
     assert "multi_modal_projector.linear_1.weight" in names
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_shipped_checkpoints_name_no_place_of_their_making(folder: Path) -> None:
+    assert "_name_or_path" not in json.loads((folder / "config.json").read_text())
 
 
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)

@@ -147,6 +147,7 @@ def save_checkpoint(
     config = model.config.to_dict()
     config["architectures"] = ["LlavaForConditionalGeneration"]
     config["dtype"] = "float32"
+    config.pop("_name_or_path", None)  # where it was trained says nothing to others
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
