@@ -115,9 +115,9 @@ def test_a_rewarded_token_becomes_more_probable() -> None:
 
 def test_the_critic_comes_to_expect_the_rewards() -> None:
     model, responses = new_model(), toy_responses()
-    config = PPO.model_copy(
-        update={"epochs": 10, "critic_learning_rate": 1e-2, "value_coefficient": 1.0, "value_clip": 9.0}
-    )
+    # The policy all but stands still: a policy that moves changes the KL penalties, and with them what is to be expected.
+    settings = {"epochs": 20, "learning_rate": 1e-9, "critic_learning_rate": 3e-3}
+    config = PPO.model_copy(update=settings | {"value_coefficient": 1.0, "value_clip": 9.0})
     first = experience(model, responses)
     update(model, first, config)
     later = experience(model, responses).metrics["critic/explained_variance_before"]
@@ -146,9 +146,10 @@ def test_micro_batches_add_up_to_the_minibatch() -> None:
         return update(model, experience(model, responses), own, minibatches=1)
 
     one, three, all_rows = norms(1), norms(3), norms(8)
+    # A policy loss of whitened advantages is a sum of terms of order one that cancel: exact to their rounding only.
     for name in ("update/policy_gradient_norm", "update/critic_gradient_norm", "policy/loss", "critic/loss"):
-        assert one[name] == pytest.approx(all_rows[name], rel=1e-4, abs=1e-7)
-        assert three[name] == pytest.approx(all_rows[name], rel=1e-4, abs=1e-7)
+        assert one[name] == pytest.approx(all_rows[name], rel=1e-4, abs=1e-6)
+        assert three[name] == pytest.approx(all_rows[name], rel=1e-4, abs=1e-6)
 
 
 def test_a_response_without_reward_teaches_nothing() -> None:
