@@ -115,7 +115,7 @@ def test_a_rewarded_token_becomes_more_probable() -> None:
 
 def test_the_critic_comes_to_expect_the_rewards() -> None:
     model, responses = new_model(), toy_responses()
-    # The policy all but stands still: a policy that moves changes the KL penalties, and with them what is to be expected.
+    # The policy all but stands still: one that moves changes the KL penalties, and with them what is to be expected.
     settings = {"epochs": 20, "learning_rate": 1e-9, "critic_learning_rate": 3e-3}
     config = PPO.model_copy(update=settings | {"value_coefficient": 1.0, "value_clip": 9.0})
     first = experience(model, responses)
