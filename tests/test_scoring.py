@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models
@@ -36,6 +36,7 @@ from fgaif_ray.scoring import (
 
 TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT)
 WORDS = st.sampled_from(["red", "circle.", "A", "big", "square,", "left", "of", "the", "blue", "\n", "triangle!", "is"])
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TEXTS = st.lists(WORDS, max_size=40).map(" ".join)
 CERTAIN = {"absent": [1.0, 0.0, 0.0], "consistent": [0.0, 1.0, 0.0], "hallucinated": [0.0, 0.0, 1.0]}
 
@@ -105,6 +106,7 @@ def test_other_colour_modes_become_rgb(mode: str, file_format: str) -> None:
 # Responses
 
 
+@UNTIMED
 @given(TEXTS)
 def test_ids_and_text_of_a_response_give_the_same_segments(text: str) -> None:
     ids = TOKENIZER.encode(text, add_special_tokens=False)
@@ -112,6 +114,7 @@ def test_ids_and_text_of_a_response_give_the_same_segments(text: str) -> None:
     assert from_ids.spans == segment_response(TOKENIZER, from_ids.text, None).spans
 
 
+@UNTIMED
 @given(TEXTS.filter(str.strip))
 def test_the_tokens_up_to_an_end_hold_the_segments_up_to_it(text: str) -> None:
     ids = TOKENIZER.encode(text, add_special_tokens=False)
