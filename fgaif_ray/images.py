@@ -13,6 +13,8 @@ from fgaif_ray.errors import UserError
 MAX_PIXELS: Final = 64_000_000
 """Larger images are refused before they are decoded (a 69-byte PNG can claim 10,000 x 10,000 pixels)."""
 MAX_ASPECT: Final = 100.0
+IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is decoded; Pillow knows more, and hands some of it (EPS) to an interpreter outside."""
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
@@ -25,7 +27,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             width, height = image.size
             if width * height > max_pixels:
                 raise ValueError(f"the image has {width} x {height} pixels, more than {max_pixels} in all")

@@ -57,8 +57,9 @@ def test_exif_rotation_is_applied() -> None:
         encoded(Image.effect_noise((64, 64), 50))[:200],
         claimed_png(10_000, 10_000),
         encoded(Image.new("RGB", (400, 2))),
+        encoded(Image.new("RGB", (8, 8)), "PPM"),
     ],
-    ids=["empty", "text", "truncated", "bomb", "aspect-200"],
+    ids=["empty", "text", "truncated", "bomb", "aspect-200", "unlisted-format"],
 )
 def test_poison_is_refused_with_a_reason(data: bytes) -> None:
     with pytest.raises(ValueError, match="image"):
