@@ -5,7 +5,7 @@ that Ray places, restarts and accounts for.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
@@ -14,10 +14,13 @@ from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from vllm import LLM
     from vllm.inputs import TokensPrompt
 
 GIB = 1 << 30
+BAN = -100.0
+"""Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Adapter ranks that vLLM reserves room for; an adapter of a rank in between takes the next one."""
 
@@ -79,6 +82,25 @@ def start_engine(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return engine
+
+
+def reload_weights(engine: "LLM", weights: Iterable[tuple[str, "Tensor"]] | None = None) -> None:
+    """Replace the weights of a running engine, which then serves as if it had started with them.
+
+    Args:
+        engine: with no request under way.
+        weights: pairs of checkpoint name and tensor; None reads the checkpoint that the engine started from.
+
+    Raises:
+        RuntimeError: keys and values of the old weights could not be dropped.
+    """
+    engine.collective_rpc("reload_weights", kwargs={} if weights is None else {"weights_iterator": weights})
+    # The keys and values in the prefix cache were computed with the old weights. The worker has dropped its image
+    # features with them, so the scheduler must not count on those.
+    engine.llm_engine.reset_encoder_cache()
+    engine.llm_engine.reset_mm_cache()
+    if not engine.reset_prefix_cache():
+        raise RuntimeError("the engine did not drop its prefix cache")
 
 
 def image_prompt(token_ids: Sequence[int], image: Image) -> "TokensPrompt":

@@ -5,7 +5,7 @@ One engine serves both. The aligned policy reaches it the way it reached the rol
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -13,7 +13,7 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors.chat import ImageChat
-from actors.engine import image_prompt, start_engine
+from actors.engine import BAN, image_prompt, reload_weights, start_engine
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
@@ -21,9 +21,6 @@ from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, REJECTED_FOLDER, REJECTED_SCHEMA
 from fgaif_ray.images import load_image
 from fgaif_ray.records import fingerprint
-
-BAN: Final = -100.0
-"""Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
 
 
 class Generator:
@@ -104,14 +101,7 @@ class Generator:
         if which != self._loaded:
             from fgaif_ray.models.merging import merged_weights
 
-            weights = {"weights_iterator": merged_weights(self._model, self._adapter)} if which == AFTER else {}
-            self._engine.collective_rpc("reload_weights", kwargs=weights)
-            # The keys and values in the prefix cache were computed with the other weights; the worker has dropped its
-            # image features with them, so the scheduler must not count on those.
-            self._engine.llm_engine.reset_encoder_cache()
-            self._engine.llm_engine.reset_mm_cache()
-            if not self._engine.reset_prefix_cache():
-                raise RuntimeError("the evaluation engine did not drop its prefix cache")
+            reload_weights(self._engine, merged_weights(self._model, self._adapter) if which == AFTER else None)
             self._loaded = which
         return None
 

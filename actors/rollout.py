@@ -14,14 +14,12 @@ from typing import Any, Final
 import ray
 from ray.actor import ActorHandle
 
-from actors.engine import image_prompt, start_engine
+from actors.engine import BAN, image_prompt, reload_weights, start_engine
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
 
 MAX_RESTARTS: Final = 5
-BAN: Final = -100.0
-"""Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +83,14 @@ class RolloutWorker:
 
     def serve(self, version: PolicyVersion) -> float:
         """Serve a version from now on; returns the seconds it took."""
+        from fgaif_ray.models.merging import merged_weights
+
         started = time.monotonic()
         if version != self._served:
             folder = storage.local_copy(version.folder)
             self._served = None  # should loading fail half-way, the next call loads again
             if self._merged:
-                self._load_merged(folder)
+                reload_weights(self._engine, merged_weights(self._model, folder))
             else:
                 self._load_adapter(Path(version.folder).name, folder)
             self._served = version
@@ -116,17 +116,6 @@ class RolloutWorker:
         self._adapter, self._slot = adapter, 3 - self._slot  # slots 1 and 2 take turns
         if previous is not None:
             self._engine.llm_engine.remove_lora(previous.lora_int_id)
-
-    def _load_merged(self, folder: str) -> None:
-        from fgaif_ray.models.merging import merged_weights
-
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(self._model, folder)})
-        # The keys and values in the prefix cache were computed with the old weights. The worker has dropped its image
-        # features with them, so the scheduler must not count on those.
-        self._engine.llm_engine.reset_encoder_cache()
-        self._engine.llm_engine.reset_mm_cache()
-        if not self._engine.reset_prefix_cache():
-            raise RuntimeError("the rollout engine did not drop its prefix cache")
 
 
 def start_rollout_workers(config: Config, banned: Sequence[int]) -> list[ActorHandle[Any]]:

@@ -1,13 +1,12 @@
 """Sampling of responses: a Ray Data stage around a vLLM engine."""
 
 import hashlib
-import math
 from typing import Any, Final
 
 import pyarrow as pa
 
 from actors.chat import ImageChat
-from actors.engine import image_prompt, start_engine
+from actors.engine import BAN, image_prompt, start_engine
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
@@ -94,7 +93,7 @@ class Sampler:
         prompts = [
             image_prompt(self._chat.token_ids(row["prompt"]), image) for row, image in zip(rows, images, strict=True)
         ]
-        ban = dict.fromkeys(self._chat.banned, -math.inf)
+        ban = dict.fromkeys(self._chat.banned, BAN)
         parameters = [
             SamplingParams(
                 temperature=sample.temperature,

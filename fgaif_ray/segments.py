@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, Protocol, cast
 
@@ -23,6 +24,7 @@ MINIMUM_SEGMENT_WORDS: Final = 3
 """A sentence of fewer words ("Yes.", "Two cats!") joins its neighbour: it says too little to be judged
 alone."""
 
+_WORD_CHARACTER = re.compile(r"\w")
 _CHUNK = re.compile(r"\S+")
 _CLAUSE_MARKS: Final = (",", ";", "!", "?")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -127,7 +129,7 @@ def segment_token_ends(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]
 
 def has_words(text: str) -> bool:
     """Whether the text holds a letter, a digit or another word character."""
-    return re.search(r"\w", text) is not None
+    return _WORD_CHARACTER.search(text) is not None
 
 
 def _sentences(text: str, language: str) -> list[tuple[int, int]]:
@@ -140,6 +142,7 @@ def _sentences(text: str, language: str) -> list[tuple[int, int]]:
     return list(pairwise([0, *sorted(bounds)]))
 
 
+@lru_cache(maxsize=4096)
 def _words_in(chunk: str) -> int:
     """Words of a text without white space: scripts written without spaces count a word per character."""
     return max(len(_CJK.findall(chunk)), 1 if has_words(chunk) else 0)

@@ -101,7 +101,8 @@ def _train(config: Config, stage: storage.Stage, images: list[str], app_name: st
         reward_app=app_name,
         rollout_workers=tuple(workers),
     )
-    trainer: Any = TorchTrainer(
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
+    trainer = TorchTrainer(
         cast("Any", train),  # Ray's annotation does not know that a loop may return
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
@@ -117,8 +118,7 @@ def _train(config: Config, stage: storage.Stage, images: list[str], app_name: st
         ),
     )
     try:
-        with _shown_progress(folder, align.steps):
-            result: Any = trainer.fit()
+        result = _fit(trainer, folder, align.steps)
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -147,35 +147,36 @@ def _reward_app(config: Config) -> Iterator[str]:
             reward_service.shutdown()
 
 
-@contextmanager
-def _shown_progress(folder: str, steps: int) -> Iterator[None]:
-    """Shows the learner's metrics, which it writes to the stage folder, while the block runs."""
+def _fit(trainer: Any, folder: str, steps: int) -> Any:
+    """Ray Train's result; meanwhile shows the metrics that the learner writes to the stage folder."""
     from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
     from fgaif_ray.rl.watch import progress_note
 
-    uri = storage.join(folder, METRICS_FILE)
-    done = max((row["step"] for row in read_lines(uri)), default=0)
-    ended = threading.Event()
-    with Progress("align", steps, "steps", initial=done, interval=0.0) as progress:
+    ends: list[Any] = []
 
-        def follow() -> None:
-            shown = done
-            while True:
-                last = ended.wait(FOLLOW_EVERY_S)
-                for row in read_lines(uri):
-                    if row["step"] > shown:
-                        shown = row["step"]
-                        progress.advance(note=progress_note(row))
-                if last:
-                    return
-
-        thread = threading.Thread(target=follow, name="align progress", daemon=True)
-        thread.start()
+    def fit() -> None:
         try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+            ends.append(trainer.fit())
+        except BaseException as error:
+            ends.append(error)
+
+    # In the main thread fit() would replace the SIGINT handler, and end the process with status 0 on Ctrl-C.
+    thread = threading.Thread(target=fit, name="align trainer", daemon=True)
+    thread.start()
+    uri = storage.join(folder, METRICS_FILE)
+    shown = max((row["step"] for row in read_lines(uri)), default=0)
+    with Progress("align", steps, "steps", initial=shown, interval=0.0) as progress:
+        going = True
+        while going:
+            thread.join(FOLLOW_EVERY_S)
+            going = thread.is_alive()
+            for row in read_lines(uri):
+                if row["step"] > shown:
+                    shown = row["step"]
+                    progress.advance(note=progress_note(row))
+    if isinstance(ends[0], BaseException):
+        raise ends[0]
+    return ends[0]
 
 
 def _finish(config: Config, stage: storage.Stage, steps: int, seconds: float) -> None:

@@ -216,6 +216,12 @@ def _publish(
     if len(labelled) + len(rejected) != total or labelled & rejected:
         raise RuntimeError(f"{total} responses gave {len(labelled)} labelled and {len(rejected)} rejected ones")
     reasons = Counter(row["reason"].partition(":")[0] for row in storage.read_rows(rejected_rows, ["reason"]))
+    if not labelled:
+        causes = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        raise UserError(
+            f"None of the {total} responses could be labelled ({causes}): change label.extractor or label.verifier, or "
+            f"delete {stage.partial} and {rejected_stage.partial} to try the same again."
+        )
     usage: Counter[str] = Counter()
     for extraction in read_extractions(stage.partial):
         usage.update(extraction.usage)
@@ -237,8 +243,6 @@ def _publish(
     stage.publish({"rows": len(labelled), "rejected": len(rejected)})
     remove_extractions(stage.folder)
     say(f"label: {len(labelled)} responses labelled, {len(rejected)} rejected, in {stage.folder}.")
-    if not labelled:
-        raise UserError(f"No response could be labelled; see the reasons in {rejected_stage.folder}.")
 
 
 def _official(row: Mapping[str, Any]) -> LabelledResponse:

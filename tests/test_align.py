@@ -52,7 +52,8 @@ def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4) -
         "evaluate_images": 1,
         "prompts": ["Describe it.", "What is it?"],
     }
-    tree["policy"]["dtype"] = "float32"
+    # Relative, as people write it: every process of the run must read it from the same folder.
+    tree["policy"] = {"model": os.path.relpath(CHECKPOINT), "dtype": "float32"}
     tree["align"] |= {
         "steps": STEPS,
         "rollout_batch_size": BATCH,

@@ -3,7 +3,6 @@
 import json
 import math
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,21 +113,15 @@ def test_a_rewarded_token_becomes_more_probable() -> None:
 
 
 def test_the_critic_comes_to_expect_the_rewards() -> None:
+    """With the policy standing still, since a policy that moves earns other rewards."""
     model, responses = new_model(), toy_responses()
-    # The policy all but stands still: one that moves changes the KL penalties, and with them what is to be expected.
-    settings = {"epochs": 20, "learning_rate": 1e-9, "critic_learning_rate": 3e-3}
-    config = PPO.model_copy(update=settings | {"value_coefficient": 1.0, "value_clip": 9.0})
+    still = {"learning_rate": 1e-12, "critic_learning_rate": 2e-3, "value_coefficient": 1.0, "value_clip": 9.0}
+    config = PPO.model_copy(update={"epochs": 30, "micro_batch_size": 8, "max_grad_norm": 9.0, **still})
     first = experience(model, responses)
-    update(model, first, config)
+    update(model, first, config, minibatches=1)
     later = experience(model, responses).metrics["critic/explained_variance_before"]
     assert first.metrics["critic/explained_variance_before"] == pytest.approx(0.0, abs=1e-6)
-    assert later > 0.3
-
-
-def trained(cut: Callable[[PolicyModel], None]) -> dict[str, Tensor]:
-    model = new_model()
-    cut(model)
-    return model.trained_state()
+    assert later > 0.4
 
 
 def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -137,7 +130,7 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 def test_micro_batches_add_up_to_the_minibatch() -> None:
     responses = toy_responses()
-    # One optimiser step: Adam's first step is lr * sign(gradient), so equal gradients are compared, not equal signs.
+    # Gradients are compared, not the weights: Adam's first step is the rate times the gradient's sign.
     config = PPO.model_copy(update={"epochs": 1, "max_grad_norm": 1e9})
 
     def norms(micro_batch_size: int) -> dict[str, float]:

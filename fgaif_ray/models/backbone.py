@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 from fgaif_ray.errors import UserError
 
 SUPPORTED_MODEL_TYPE: Final = "llava"
+PROMPT_CACHE: Final = 4096
+"""Prompts whose token ids are remembered."""
 
 
 @dataclass(eq=False)
@@ -93,6 +95,8 @@ class Backbone:
             text = self.prompt_text(prompt)
             begins = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
             encoded = self.tokenizer(text, add_special_tokens=not begins)
+            if len(self._prompt_ids) >= PROMPT_CACHE:  # a service meets any number of prompts
+                self._prompt_ids.clear()
             self._prompt_ids[prompt] = list(encoded["input_ids"])
         return list(self._prompt_ids[prompt])
 
