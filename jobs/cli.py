@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fgaif_ray.config import Config, load_config
@@ -14,6 +15,20 @@ from fgaif_ray.errors import UserError
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """An option that makes a job do something else than its work, such as showing what the work would cost.
+
+    Example: ``Mode("--audit", {"type": int, "metavar": "N", "help": "..."}, draw_audit)``
+    """
+
+    flag: str
+    argument: Mapping[str, Any]
+    """Further arguments of ``add_argument``; the default is None, or False for ``action="store_true"``."""
+    run: Callable[[Config, Any], None]
+    """Called with the configuration and the value of the option."""
 
 
 def _interrupt(_signal_number: int, _frame: Any) -> None:
@@ -38,9 +53,20 @@ def find_user_error(error: BaseException | None) -> UserError | None:
 
 
 def main(
-    name: str, description: str | None, run: Callable[[Config], None], arguments: Sequence[str] | None = None
+    name: str,
+    description: str | None,
+    run: Callable[[Config], None],
+    arguments: Sequence[str] | None = None,
+    modes: Sequence[Mode] = (),
 ) -> int:
     """Parse the command line, run the job and turn its end into an exit status.
+
+    Args:
+        name: of the job.
+        description: shown by ``--help``.
+        run: what the job does.
+        arguments: the command line; None takes the process's own.
+        modes: options that make the job do something else instead; at most one of them may be given.
 
     Returns:
         0 done; 1 failed (with a traceback); 2 the input has to be changed (one sentence says how); 130 interrupted.
@@ -56,10 +82,19 @@ def main(
         metavar="SECTION.KEY=VALUE",
         help="change one key of the configuration; may be given several times",
     )
+    group = parser.add_mutually_exclusive_group()
+    for mode in modes:
+        group.add_argument(mode.flag, **mode.argument)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        run(load_config(options.config, options.set))
+        config = load_config(options.config, options.set)
+        for mode in modes:
+            value = getattr(options, mode.flag.removeprefix("--").replace("-", "_"))
+            if value is not None and value is not False:  # 0 is a value
+                mode.run(config, value)
+                return 0
+        run(config)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; run the same command again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -18,9 +18,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tower-steps", type=int, default=1500, help="phase 1: the vision tower")
     parser.add_argument("--projector-steps", type=int, default=2200, help="phase 1: the projector")
     parser.add_argument("--name-steps", type=int, default=1000, help="phase 2: terse naming")
-    parser.add_argument("--base-steps", type=int, default=3000, help="phase 2: look, describe correctly, answer")
-    parser.add_argument("--policy-steps", type=int, default=300, help="phase 3: captions with planted errors")
-    parser.add_argument("--annotator-steps", type=int, default=2000, help="phase 3: extraction, verification")
+    parser.add_argument("--answer-steps", type=int, default=1400, help="phase 2: questions")
+    parser.add_argument("--describe-steps", type=int, default=1200, help="phase 2: correct captions and questions")
+    parser.add_argument("--describe-more-steps", type=int, default=1400, help="phase 2: correct captions (policy)")
+    parser.add_argument("--policy-steps", type=int, default=150, help="phase 3: captions with planted errors")
+    parser.add_argument("--annotator-steps", type=int, default=1000, help="phase 3: extraction, verification")
     parser.add_argument("--probes", type=int, default=300, help="held-out scenes measured for the model cards")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args(arguments)
@@ -40,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.tower_steps,
         options.projector_steps,
         options.name_steps,
-        options.base_steps,
+        options.answer_steps,
+        options.describe_steps,
+        options.describe_more_steps,
         options.policy_steps,
         options.annotator_steps,
     )

@@ -91,15 +91,18 @@ def test_rescaling_the_tower_changes_its_scale_only(processor: object) -> None:
 
 def test_looking_up_answers_the_truth() -> None:
     for scene in draw_scenes("train", range(50)):
-        turns = pretraining.look_up(scene, random.Random(0))
-        for turn in turns[1:6]:
+        turns = pretraining.name(scene, random.Random(0))
+        for turn in turns[1:7]:
             shape = turn.question.removeprefix("the ").removesuffix("?")
             item = scene.find(shape)
             assert turn.answer == (f"Yes {item.color} {item.size}" if item else "No")
 
 
+PHASES = ("tower", "projector", "name", "answer", "describe", "describe-more", "policy", "annotator")
+
+
 def test_the_whole_recipe_writes_both_checkpoints(tmp_path: Path) -> None:
-    steps = [f"--{phase}-steps=2" for phase in ("tower", "projector", "name", "base", "policy", "annotator")]
+    steps = [f"--{phase}-steps=2" for phase in PHASES]
     assert pretrain_shapes.main([f"--output={tmp_path}", "--scenes=32", "--probes=2", "--threads=1", *steps]) == 0
     for name in ("policy", "annotator"):
         assert (tmp_path / name / "model.safetensors").exists()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,6 @@ from fgaif_ray.shapes.probes import measure_answers, measure_captions, measure_e
 from fgaif_ray.shapes.scenes import draw_scene
 
 CORPUS_SCENES: Final = 3000
-BASE_LEARNING_RATE: Final = 1e-3
-POLICY_LEARNING_RATE: Final = 5e-4
-ANNOTATOR_LEARNING_RATE: Final = 5e-4
 
 _CARD = """---
 license: apache-2.0
@@ -48,6 +46,7 @@ def _corpus(seed: int) -> Iterator[str]:
             pretraining.caption_turn(scene, pretraining.POSSIBLE_ERRORS, generator),
             *pretraining.question_turns(scene, 2, generator),
             *pretraining.extraction_turns(scene, 1, generator),
+            *pretraining.name(scene, generator),
         ]
         for turn in turns:
             yield f"USER: {turn.question}\nASSISTANT:\n"
@@ -64,6 +63,33 @@ def _done(folder: Path) -> bool:
     return (folder / "model.safetensors").exists()
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A phase that trains the language model."""
+
+    start: str
+    """The phase whose weights it starts from."""
+    streams: tuple[tuple[pretraining.TurnMaker, int], ...]
+    """Conversations, and images a step."""
+    steps: int
+    learning_rate: float
+    heavy: tuple[str, ...] = pretraining.ANSWERS
+
+
+def _policy_figures(model: LlavaForConditionalGeneration, processor: LlavaProcessor, probes: int) -> dict[str, float]:
+    return {
+        **measure_captions(model, processor, probes, greedy=False),
+        **measure_captions(model, processor, probes, greedy=True),
+        **measure_answers(model, processor, probes),
+    }
+
+
+def _annotator_figures(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, probes: int
+) -> dict[str, float]:
+    return {**measure_answers(model, processor, probes), **measure_extraction(model, processor, probes)}
+
+
 def _write_card(name: str, figures: dict[str, float], seed: int, count: int, folder: Path) -> None:
     lines = [f"* {key}: {value:.3f}" for key, value in figures.items()]
     for line in lines:
@@ -73,7 +99,7 @@ def _write_card(name: str, figures: dict[str, float], seed: int, count: int, fol
 
 
 def run_phases(work: Path, output: Path, steps: pretraining.PhaseSteps, scenes: int, seed: int, probes: int) -> None:
-    """Train what is not there yet: ``work/tower``, ``work/base``, ``output/policy``, ``output/annotator``.
+    """Train what is not there yet: a folder of ``work`` for each phase, ``output/policy``, ``output/annotator``.
 
     Args:
         work: folder of the phases in between; what lies there is not trained again.
@@ -94,45 +120,43 @@ def run_phases(work: Path, output: Path, steps: pretraining.PhaseSteps, scenes: 
         share = pretraining.align_projector(model, packer, pool, steps.projector)
         say(f"projector: {share:.3f} of the occupied cells read right")
         tiny_llava.save_checkpoint(model, processor, work / "tower")
-    if not _done(work / "name"):
-        model, processor = _load(work / "tower")
-        naming = pretraining.batches(pool, pretraining.Packer(processor), pretraining.name, 32, seed + 1)
-        pretraining.train_language("pre-train naming", model, [naming], steps.name, BASE_LEARNING_RATE)
-        tiny_llava.save_checkpoint(model, processor, work / "name")
-    if not _done(work / "base"):
-        model, processor = _load(work / "name")
-        packer = pretraining.Packer(processor)
-        streams = [
-            pretraining.batches(pool, packer, pretraining.look_up, 6, seed + 2),
-            pretraining.batches(pool, packer, pretraining.see_and_describe, 10, seed + 3),
-        ]
-        pretraining.train_language("pre-train base", model, streams, steps.base, BASE_LEARNING_RATE)
-        tiny_llava.save_checkpoint(model, processor, work / "base")
-    if not _done(work / "policy"):
-        model, processor = _load(work / "base")
-        packer = pretraining.Packer(processor)
-        erring = pretraining.batches(pool, packer, pretraining.describe_with_errors, 16, seed + 4)
-        pretraining.train_language(
-            "pre-train policy", model, [erring], steps.policy, POLICY_LEARNING_RATE, freeze_tower=True
-        )
-        tiny_llava.save_checkpoint(model, processor, work / "policy")
-        figures = {
-            **measure_captions(model, processor, probes, greedy=False),
-            **measure_captions(model, processor, probes, greedy=True),
-            **measure_answers(model, processor, probes),
-        }
-        _write_card("policy", figures, seed, probes, work / "policy")
-    if not _done(work / "annotator"):
-        model, processor = _load(work / "base")
-        looking, reading = pretraining.Packer(processor), pretraining.Packer(processor, with_image=False)
-        streams = [
-            pretraining.batches(pool, looking, pretraining.verify_only, 8, seed + 5),
-            pretraining.batches(pool, reading, pretraining.extract_only, 8, seed + 6),
-        ]
-        pretraining.train_language("pre-train annotator", model, streams, steps.annotator, ANNOTATOR_LEARNING_RATE)
-        tiny_llava.save_checkpoint(model, processor, work / "annotator")
-        figures = {**measure_answers(model, processor, probes), **measure_extraction(model, processor, probes)}
-        _write_card("annotator", figures, seed, probes, work / "annotator")
+    # Answers first, for they teach to look; the words of captions weigh more once looking is learnt.
+    phases = {
+        "name": Phase("tower", ((pretraining.name, 24),), steps.name, 1e-2),
+        "answer": Phase("name", ((pretraining.name, 4), (pretraining.answer, 12)), steps.answer, 1e-2),
+        "describe": Phase("answer", ((pretraining.name, 3), (pretraining.describe, 12)), steps.describe, 6e-3),
+        "describe_more": Phase(
+            "describe", ((pretraining.describe_more, 12),), steps.describe_more, 8e-3, pretraining.SEEN
+        ),
+        "policy": Phase(
+            "describe_more", ((pretraining.describe_with_errors, 16),), steps.policy, 3e-3, pretraining.SEEN
+        ),
+        "annotator": Phase(
+            "describe",
+            ((pretraining.verify_only, 8), (pretraining.extract_only, 8)),
+            steps.annotator,
+            5e-3,
+            pretraining.SEEN,
+        ),
+    }
+    for number, (name, phase) in enumerate(phases.items(), start=1):
+        if not _done(work / name):
+            model, processor = _load(work / phase.start)
+            streams = [
+                pretraining.batches(
+                    pool,
+                    pretraining.Packer(processor, turns is not pretraining.extract_only, phase.heavy),
+                    turns,
+                    batch_size,
+                    seed + 10 * number + position,
+                )
+                for position, (turns, batch_size) in enumerate(phase.streams)
+            ]
+            pretraining.train_language(f"pre-train {name}", model, streams, phase.steps, phase.learning_rate)
+            tiny_llava.save_checkpoint(model, processor, work / name)
+    for name, measure in (("policy", _policy_figures), ("annotator", _annotator_figures)):
+        if not (work / name / "README.md").exists():
+            _write_card(name, measure(*_load(work / name), probes), seed, probes, work / name)
     for name in ("policy", "annotator"):
         target = output / name
         target.mkdir(parents=True, exist_ok=True)
