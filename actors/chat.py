@@ -1,12 +1,14 @@
 """Prompts with one image, as the token ids that a vLLM engine takes, without loading the model's weights."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from fgaif_ray.errors import UserError
 
 SUPPORTED_MODEL_TYPE: Final = "llava"
+SHOWN_PROMPT: Final = 60
+"""Characters of a prompt in a message."""
 WORD_MARKERS: Final = " \t\n\u2581\u0120"
 """White space, and the space marks of sentencepiece and byte-level BPE."""
 
@@ -58,6 +60,23 @@ class ImageChat:
         if ids.count(self._image_token_id) != 1:
             raise ValueError("the prompt holds the image token, which would stand for a second image")
         return ids
+
+    def check_prompt(self, prompt: str, max_model_len: int) -> None:
+        """Raises ValueError where an engine of that length cannot answer the prompt."""
+        tokens = len(self.token_ids(prompt)) - 1 + self.image_tokens
+        if tokens >= max_model_len:
+            raise ValueError(
+                f"the prompt takes {tokens} tokens with its image, which leaves none of the engine's {max_model_len} "
+                "(max_model_len) for an answer"
+            )
+
+    def check_prompts(self, prompts: Iterable[str], max_model_len: int) -> None:
+        """Raises UserError at the first prompt that an engine of that length cannot answer."""
+        for prompt in dict.fromkeys(prompts):
+            try:
+                self.check_prompt(prompt, max_model_len)
+            except ValueError as error:
+                raise UserError(f"{prompt[:SHOWN_PROMPT]!r}... cannot be asked: {error}.") from error
 
     @functools.cached_property
     def banned(self) -> list[int]:

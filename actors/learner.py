@@ -14,7 +14,7 @@ import math
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +68,8 @@ class LearnerTask:
     critic_from: str | None
     reward_app: str
     rollout_workers: tuple[ActorHandle[Any], ...]
+    own_prompts: Mapping[str, Sequence[str]] | None = None
+    """Prompts of each image, where the source has them."""
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class Learner:
             TrainingGuards(GuardConfig()),
         )
         self.step = self._restore()
-        self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed)
+        self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
         self._options = RewardOptions(
             weights=dict(align.reward.weights),
             value=align.reward.value,

@@ -14,7 +14,7 @@ from fgaif_ray.records import RESPONSES_SCHEMA, fingerprint, sample_identity
 
 TASK_SCHEMA: Final = pa.schema([pa.field("image", pa.string()), pa.field("prompt", pa.string())])
 REJECTED_IMAGES_SCHEMA: Final = pa.schema(
-    [pa.field("image", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)]
+    [pa.field(name, pa.string(), nullable=False) for name in ("image", "prompt", "reason")]
 )
 REJECTED_FOLDER: Final = "rejected"
 """Folder inside the stage that holds the parts of rejected images."""
@@ -54,14 +54,15 @@ class Sampler:
         rejected: list[dict[str, Any]] = []
         for task in tasks.to_pylist():
             try:
+                self._chat.check_prompt(task["prompt"], self._config.sample.engine.max_model_len)
                 data = storage.read_bytes(task["image"])
                 images.append(decode_image(data))
             except (OSError, ValueError) as error:
-                rejected.append({"image": task["image"], "reason": str(error)})
+                rejected.append({"image": task["image"], "prompt": task["prompt"], "reason": str(error)})
                 continue
             rows.append(self._row(task, hashlib.sha256(data).hexdigest()))
         self._sample(rows, images)
-        name = fingerprint(tasks.column("image").to_pylist())
+        name = fingerprint(tasks.column("image").to_pylist(), tasks.column("prompt").to_pylist())
         if rejected:
             folder = storage.join(self._partial, REJECTED_FOLDER)
             storage.write_part(folder, rejected, REJECTED_IMAGES_SCHEMA, name)

@@ -40,13 +40,31 @@ class RayConfig(Section):
     """Object store of a Ray started here, GiB."""
 
 
+class ColumnNames(Section):
+    """What the columns of ``data.source: rows`` and ``dataset`` are called."""
+
+    image: str = "image"
+    prompt: str | None = "prompt"
+    """None: the rows have no prompts of their own, ``data.prompts`` are asked."""
+    response: str | None = "response"
+    """Responses that are labelled as they are; the column may be missing. None: every row is sampled."""
+
+
 class DataConfig(Section):
     """The images and prompts that the policy answers."""
 
-    source: Literal["folder", "shapes"] = "folder"
-    """``folder``: images below ``path``. ``shapes``: the embedded world draws its own."""
+    source: Literal["folder", "coco", "rows", "dataset", "shapes"] = "folder"
+    """``folder``: images below ``path``. ``coco``: those of them that ``annotations`` names. ``rows``: JSON lines or
+    Parquet with columns of images, prompts and, where they are there, responses. ``dataset``: such columns in a Hugging
+    Face dataset. ``shapes``: the embedded world draws its own."""
     path: str | None = None
-    """Image folder of ``source: folder``."""
+    """Image folder (``folder``, ``coco``), file or folder of files (``rows``), folder or name (``dataset``); a local
+    path, or a URI that fsspec knows, e.g. ``s3://bucket/images``."""
+    annotations: str | None = None
+    """COCO file with the list of images, e.g. ``instances_train2014.json``."""
+    split: str | None = None
+    """Split of a dataset, e.g. ``train``; None takes the only one."""
+    columns: ColumnNames = ColumnNames()
     sample_images: int = Field(default=3500, ge=1)
     """Images whose responses are labelled to train the reward models (FGAIF section 4.1: 3,500)."""
     align_images: int = Field(default=14000, ge=1)
@@ -54,12 +72,25 @@ class DataConfig(Section):
     evaluate_images: int = Field(default=500, ge=1)
     """Held-out images of the evaluation."""
     prompts: tuple[str, ...] = Field(default=("Describe this image in detail.",), min_length=1)
-    """Prompts; each image gets one, in turn."""
+    """Prompts; each image gets one, in turn. Rows with prompts of their own ask those instead."""
 
     @model_validator(mode="after")
-    def _folder_has_path(self) -> Self:
-        if self.source == "folder" and self.path is None:
-            raise ValueError("data.path is needed with data.source=folder: set it to the folder that holds the images")
+    def _source_has_what_it_needs(self) -> Self:
+        if self.source != "shapes" and self.path is None:
+            holds = {
+                "rows": "the JSON lines or Parquet file, or a folder of them",
+                "dataset": "the folder that save_to_disk wrote, or the dataset's name",
+            }.get(self.source, "the folder that holds the images")
+            raise ValueError(f"data.path is needed with data.source={self.source}: set it to {holds}")
+        if (self.annotations is not None) != (self.source == "coco"):
+            raise ValueError(
+                "data.annotations is needed with data.source=coco: set it to the annotation file, e.g. "
+                "instances_train2014.json"
+                if self.source == "coco"
+                else f"data.annotations is not read with data.source={self.source}: leave it out, or set coco"
+            )
+        if self.split is not None and self.source != "dataset":
+            raise ValueError(f"data.split is not read with data.source={self.source}: leave it out, or set dataset")
         return self
 
 
@@ -98,6 +129,20 @@ class SampleConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
+class PriceConfig(Section):
+    """What an endpoint asks for its tokens."""
+
+    input_per_million: float = Field(ge=0)
+    """Price of a million prompt tokens."""
+    output_per_million: float = Field(ge=0)
+    """Price of a million completion tokens."""
+    currency: str = "USD"
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Price of so many tokens."""
+        return (prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million) / 1e6
+
+
 class ExtractorConfig(Section):
     """The language model that splits sub-sentences into atomic facts, behind an OpenAI-compatible endpoint."""
 
@@ -120,6 +165,23 @@ class ExtractorConfig(Section):
     timeout_s: float = Field(default=60, gt=0)
     max_retries: int = Field(default=5, ge=0)
     max_tokens: int = Field(default=512, ge=1)
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Limit of all workers of the cluster together; None does not limit."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Limit of prompt and completion tokens of all workers together; None does not limit."""
+    cache: str | None = None
+    """Folder or URI of answers that several runs share; None keeps a run's answers in its own folder."""
+    price: PriceConfig | None = None
+    budget: float | None = Field(default=None, gt=0)
+    """Money that a run may spend over all its attempts, in the price's currency; None does not limit."""
+
+    @model_validator(mode="after")
+    def _budget_has_price(self) -> Self:
+        if self.budget is not None and self.price is None:
+            raise ValueError(
+                "label.extractor.budget needs label.extractor.price: set input_per_million and output_per_million"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_endpoint(self) -> Self:
@@ -139,11 +201,42 @@ class VerifierConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
+FactType = Literal["existence", "attribute", "relation"]
+
+
+class HumanLabelsConfig(Section):
+    """Human labels in place of the AI's (FGAIF's ablation with human labels); the AI's stay where people gave none."""
+
+    path: str
+    """Answers to an audit: the page's export, or Label Studio's."""
+    types: tuple[FactType, ...] = Field(default=("existence", "attribute", "relation"), min_length=1)
+
+
+class NoiseRates(Section):
+    """Shares of the labels of one type that are turned around."""
+
+    to_hallucinated: float = Field(default=0, ge=0, le=1)
+    """Of the consistent ones."""
+    to_consistent: float = Field(default=0, ge=0, le=1)
+    """Of the hallucinated ones."""
+
+
+class NoiseConfig(Section):
+    """Label noise on purpose, to measure what label quality is worth; a higher rate flips a superset of a lower one."""
+
+    seed: int = 0
+    existence: NoiseRates = NoiseRates()
+    attribute: NoiseRates = NoiseRates()
+    relation: NoiseRates = NoiseRates()
+
+
 class LabelConfig(Section):
     """AI feedback."""
 
     extractor: ExtractorConfig
     verifier: VerifierConfig
+    human: HumanLabelsConfig | None = None
+    noise: NoiseConfig = NoiseConfig()
     batch_size: int = Field(default=32, ge=1)
     """Responses per Ray Data block, the unit of work and of resume."""
 

@@ -1,5 +1,6 @@
-"""Opening images that strangers supply."""
+"""Opening images that strangers supply, and showing them on pages."""
 
+import base64
 import io
 import warnings
 from pathlib import Path
@@ -15,6 +16,8 @@ MAX_PIXELS: Final = 64_000_000
 MAX_ASPECT: Final = 100.0
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded; Pillow knows more, and hands some of it (EPS) to an interpreter outside."""
+SMALLEST_PHOTO: Final = 128
+"""Pixels; images with no side as long are shown without loss and enlarged."""
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
@@ -55,15 +58,31 @@ def load_image(path: str) -> Image.Image:
 
 
 def find_images(folder: str) -> list[str]:
-    """The image files below a local folder, sorted by path.
+    """The image files below a folder, a local path or a URI, sorted by path.
 
     Raises:
         UserError: there is no such folder, or it holds no image.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    if not storage.is_folder(folder):
         raise UserError(f"The image folder {folder} does not exist: set data.path to a folder that holds images.")
-    found = sorted(str(path) for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = storage.list_files(folder)
+    found = [uri for name, uri in files.items() if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     if not found:
         raise UserError(f"The image folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return found
+
+
+def picture_url(image: Image.Image, largest_side: int) -> str:
+    """An image as a data URL for a page: small ones as PNG, others as JPEG of at most ``largest_side`` pixels."""
+    if max(image.size) < SMALLEST_PHOTO:
+        return "data:image/png;base64," + base64.b64encode(encode_image(image, "PNG")).decode()
+    reduced = image.copy()
+    reduced.thumbnail((largest_side, largest_side))
+    return "data:image/jpeg;base64," + base64.b64encode(encode_image(reduced, "JPEG")).decode()
+
+
+def encode_image(image: Image.Image, kind: str) -> bytes:
+    """An image as a file of a format that Pillow knows, e.g. ``"PNG"``."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()

@@ -20,6 +20,15 @@ CONSISTENT: Final = 1
 HALLUCINATED: Final = 2
 CLASS_NAMES: Final = ("absent", "consistent", "hallucinated")
 
+AI: Final = "ai"
+HUMAN: Final = "human"
+NOISE: Final = "noise"
+LABEL_SOURCES: Final = (AI, HUMAN, NOISE)
+"""Where a label comes from: the AI's feedback, a person, or a flip on purpose (see ``feedback/overrides.py``)."""
+
+GIVEN: Final = "given"
+"""Stands for the model of a response that came with the data."""
+
 RESPONSES_SCHEMA: Final = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -48,6 +57,8 @@ _SEGMENT_TYPE = pa.struct(
         pa.field("text", pa.string()),
         pa.field("facts", pa.list_(_FACT_TYPE)),
         pa.field("labels", pa.struct([pa.field(name, pa.int8()) for name in FACT_TYPES])),
+        pa.field("ai_labels", pa.struct([pa.field(name, pa.int8()) for name in FACT_TYPES])),
+        pa.field("label_sources", pa.struct([pa.field(name, pa.string()) for name in FACT_TYPES])),
     ]
 )
 
@@ -72,3 +83,9 @@ def fingerprint(*parts: Any) -> str:
     """A short hex digest of JSON-serialisable parts; equal parts give equal fingerprints on every machine."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def ai_labels(segment: Mapping[str, Any]) -> Mapping[str, int]:
+    """The labels that the AI gave a sub-sentence of a feedback row, whatever replaced them since."""
+    labels: Mapping[str, int] = segment.get("ai_labels") or segment["labels"]
+    return labels

@@ -6,12 +6,14 @@ The fingerprint covers the configuration of the stage and the manifests it read:
 an interrupted one goes on from its parts, a changed one starts anew.
 """
 
+import hashlib
 import json
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import fsspec
@@ -21,10 +23,17 @@ import pyarrow.parquet as pq
 from fgaif_ray.errors import UserError
 
 MANIFEST: Final = "_manifest.json"
+ROWS_AT_A_TIME: Final = 1024
+"""Rows of a part that ``read_rows`` decodes at once."""
 
 
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:  # fsspec says which package, e.g. "Install s3fs to access S3"
+        raise UserError(f"{uri} cannot be opened: {error}.") from error
+    except ValueError as error:
+        raise UserError(f"{uri} cannot be opened ({error}): give a local path, or a URI such as s3://...") from error
     return filesystem, path
 
 
@@ -36,6 +45,42 @@ def is_local(uri: str) -> bool:
 def join(uri: str, *names: str) -> str:
     """Append path components to a local path or URI."""
     return "/".join([uri.rstrip("/"), *names])
+
+
+def parent(uri: str) -> str:
+    """The folder of a file; ``.`` for a bare name."""
+    return uri.rsplit("/", 1)[0] if "/" in uri else "."
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder exists."""
+    filesystem, path = _filesystem(uri)
+    return bool(filesystem.isdir(path))
+
+
+def list_files(folder: str) -> dict[str, str]:
+    """The files below a folder: their paths or URIs by their names relative to it, sorted by name."""
+    if is_local(folder):
+        root = Path(folder.removeprefix("file://"))
+        found = ((str(path.relative_to(root)), str(path)) for path in root.rglob("*") if path.is_file())
+        return dict(sorted(found))
+    filesystem, path = _filesystem(folder)
+    start = len(path.rstrip("/")) + 1
+    return {name: join(folder, name) for name in sorted(entry[start:] for entry in filesystem.find(path))}
+
+
+def file_key(uri: str) -> str:
+    """A digest of what a file system knows about a file without reading it; it changes when the file is written."""
+    filesystem, path = _filesystem(uri)
+    info = filesystem.info(path)
+    known = (info["size"], info["mtime"]) if is_local(uri) else sorted(info.items())
+    return hashlib.sha256(str(known).encode()).hexdigest()[:16]
+
+
+def open_binary(uri: str) -> Any:
+    """A file of a local path or URI, open for reading bytes; use it as a context manager."""
+    filesystem, path = _filesystem(uri)
+    return filesystem.open(path, "rb")
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -129,14 +174,18 @@ class Stage:
         manifest = read_manifest(self.run, self.name)
         return manifest is not None and manifest["fingerprint"] == self.fingerprint
 
+    def is_begun(self) -> bool:
+        """Whether the partial folder holds parts of this very stage."""
+        marker = join(self.partial, "_fingerprint")
+        return exists(marker) and read_bytes(marker).decode() == self.fingerprint
+
     def begin(self) -> None:
         """Make the partial folder ready: parts of an interrupted run of the same fingerprint stay, others go."""
         filesystem, path = _filesystem(self.partial)
-        marker = join(self.partial, "_fingerprint")
-        if filesystem.exists(path) and not (exists(marker) and read_bytes(marker).decode() == self.fingerprint):
+        if filesystem.exists(path) and not self.is_begun():
             filesystem.rm(path, recursive=True)
         filesystem.makedirs(path, exist_ok=True)
-        write_bytes(marker, self.fingerprint.encode())
+        write_bytes(join(self.partial, "_fingerprint"), self.fingerprint.encode())
 
     def publish(self, details: dict[str, Any]) -> None:
         """Make the partial folder the stage, replacing an older one; ``details`` go into its manifest."""
@@ -202,9 +251,16 @@ def list_parts(folder: str) -> list[str]:
     return [join(folder, name) for name in sorted(names) if name.startswith("part-") and name.endswith(".parquet")]
 
 
+def read_part(uri: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one part."""
+    with open_binary(uri) as file:
+        rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
+    return rows
+
+
 def read_rows(folder: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a stage folder, part by part."""
+    """The rows of a stage folder, part by part; of a large part only some rows are in memory at a time."""
     for uri in list_parts(folder):
-        filesystem, path = _filesystem(uri)
-        with filesystem.open(path, "rb") as file:
-            yield from pq.read_table(file, columns=columns).to_pylist()
+        with open_binary(uri) as file:
+            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_A_TIME, columns=columns):
+                yield from batch.to_pylist()

@@ -23,6 +23,8 @@ from jobs.cli import main
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+    from fgaif_ray.sources import ImageSets
+
 STAGE: Final = "policy"
 TRAIN_FOLDER: Final = "train"
 """Ray Train's own folder inside the partial stage: its checkpoints."""
@@ -31,7 +33,7 @@ MAX_FAILURES: Final = 3
 FOLLOW_EVERY_S: Final = 1.0
 
 
-def stage_of(config: Config, images: list[str]) -> storage.Stage:
+def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     """The stage of these settings over these images and reward models; where actors run does not change it."""
     from actors.reward_service import model_version, published_reward_folders
 
@@ -40,10 +42,11 @@ def stage_of(config: Config, images: list[str]) -> storage.Stage:
     rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature"})
     rewards = [model_version(folder) for folder in published_reward_folders(config).values()]
     policy = config.policy.model_dump()
+    prompts = sets.prompts_of(sets.align, config.data.prompts)
     return storage.Stage(
         config.run.dir,
         STAGE,
-        fingerprint("align-1", config.run.seed, align, rollout, policy, config.data.prompts, images, rewards),
+        fingerprint("align-1", config.run.seed, align, rollout, policy, prompts, sets.align, rewards),
     )
 
 
@@ -59,24 +62,27 @@ def run(config: Config) -> None:
     from fgaif_ray.sources import prepare_images
 
     started = time.monotonic()
-    images = prepare_images(config).align
-    if not images:
+    sets = prepare_images(config)
+    if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
-    stage = stage_of(config, images)
+    stage = stage_of(config, sets)
     if stage.is_complete():
         say(f"align: {stage.folder} is up to date.")
         return
 
+    from actors.chat import ImageChat
     from actors.cluster import connect
 
+    asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
+    ImageChat(config.policy.model).check_prompts(asked, config.align.rollout.engine.max_model_len)
     stage.begin()
     with connect(config), _reward_app(config) as app_name:
-        steps = _train(config, stage, images, app_name)
+        steps = _train(config, stage, sets, app_name)
     _finish(config, stage, steps, time.monotonic() - started)
     say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}.")
 
 
-def _train(config: Config, stage: storage.Stage, images: list[str], app_name: str) -> int:
+def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str) -> int:
     """Runs rollout workers and the learner to the last step; returns the number of steps."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -95,11 +101,12 @@ def _train(config: Config, stage: storage.Stage, images: list[str], app_name: st
     )
     task = LearnerTask(
         config=config,
-        images=tuple(images),
+        images=tuple(sets.align),
         folder=folder,
         critic_from=published_reward_folders(config)[critic] if critic is not None else None,
         reward_app=app_name,
         rollout_workers=tuple(workers),
+        own_prompts=None if sets.prompts is None else {image: sets.prompts[image] for image in sets.align},
     )
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
     trainer = TorchTrainer(

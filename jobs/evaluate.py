@@ -23,6 +23,7 @@ from jobs.cli import find_user_error, main
 if TYPE_CHECKING:
     from fgaif_ray.evaluation.pope import PopeQuestion
     from fgaif_ray.shapes.scenes import Scene
+    from fgaif_ray.sources import ImageSets
 
 STAGE: Final = "evaluation"
 METRICS_FILE: Final = "metrics.json"
@@ -35,7 +36,7 @@ NO_TRUTH_NOTE: Final = (
 Truth = dict[str, "Scene"]
 
 
-def stage_of(config: Config, images: Sequence[str], policy: dict[str, Any]) -> storage.Stage:
+def stage_of(config: Config, sets: "ImageSets", policy: dict[str, Any]) -> storage.Stage:
     """The stage of these settings, images and aligned policy; how the engine is placed does not change it."""
     evaluate = config.evaluate.model_dump(include={"max_tokens", "pope_questions_per_image"})
     return storage.Stage(
@@ -47,8 +48,8 @@ def stage_of(config: Config, images: Sequence[str], policy: dict[str, Any]) -> s
             evaluate,
             [config.policy.model, config.evaluate.engine.dtype],
             config.data.source,
-            config.data.prompts,
-            images,
+            sets.prompts_of(sets.evaluate, config.data.prompts),
+            sets.evaluate,
             policy["fingerprint"],
         ),
     )
@@ -64,14 +65,15 @@ def run(config: Config) -> None:
 
     started = time.monotonic()
     policy = storage.require_stage(config.run.dir, "policy", "align")
-    images = prepare_images(config).evaluate
-    stage = stage_of(config, images, policy)
+    sets = prepare_images(config)
+    images = sets.evaluate
+    stage = stage_of(config, sets, policy)
     if stage.is_complete():
         say(f"evaluate: {stage.folder} is up to date.")
         return
     truth = load_truth(config)
     splits = _pope_splits(config, images, truth) if truth is not None else {}
-    questions = _questions(config, images, splits)
+    questions = _questions(config, sets, splits)
     stage.begin()
     _answer(config, stage, questions)
     rows = list(storage.read_rows(stage.partial))
@@ -100,13 +102,12 @@ def _pope_splits(config: Config, images: Sequence[str], truth: Truth) -> "dict[s
     }
 
 
-def _questions(config: Config, images: Sequence[str], splits: "dict[str, list[PopeQuestion]]") -> list[dict[str, Any]]:
+def _questions(config: Config, sets: "ImageSets", splits: "dict[str, list[PopeQuestion]]") -> list[dict[str, Any]]:
     """Rows of ``QUESTIONS_SCHEMA``, before the aligned policy's first; a question of several splits is asked once."""
-    prompts = config.data.prompts
     asked: list[tuple[str, str, str, float, int]] = []  # task, image, prompt, temperature, max_tokens
     for task, temperature in ((SAMPLED, 1.0), (GREEDY, 0.0)):
-        for index, image in enumerate(images):
-            asked.append((task, image, prompts[index % len(prompts)], temperature, config.evaluate.max_tokens))
+        for image, prompt in sets.questions(sets.evaluate, config.data.prompts):
+            asked.append((task, image, prompt, temperature, config.evaluate.max_tokens))
     about = dict.fromkeys((question.image, question.text) for split in splits.values() for question in split)
     asked += [(POPE, image, text, 0.0, POPE_MAX_TOKENS) for image, text in about]
     rows = []
@@ -140,7 +141,9 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     from actors.chat import ImageChat
     from actors.cluster import connect
 
-    ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
+    # A wrong model or prompt is better found before Ray and an engine are started for it.
+    prompts = (row["prompt"] for row in pending)
+    ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, "policy")
     rank = _adapter_rank(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:

@@ -1,36 +1,49 @@
 """Sample the policy's own responses to the images (FGAIF section 4.1: T=1, top_p=1).
 
-Reads the images of `data`, writes `responses/` into the run's folder: one row per image, with the sampled token ids.
-Images that cannot be read are left out and named in `responses/rejected/`.
+Reads the images and prompts of `data`, writes `responses/` into the run's folder: one row per image and prompt, with
+the sampled token ids. Responses that come with the data are not sampled again but taken as they are (their model is
+`given`). Images that cannot be read are left out and named in `responses/rejected/`.
 """
 
 import sys
 import time
 from collections import Counter
-from typing import Final
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
-import fsspec
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from actors.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TASK_SCHEMA
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import RESPONSES_SCHEMA, fingerprint
+from fgaif_ray.records import GIVEN, RESPONSES_SCHEMA, fingerprint
 from jobs.cli import find_user_error, main
+
+if TYPE_CHECKING:
+    from fgaif_ray.sources import ImageSets
 
 STAGE: Final = "responses"
 REJECTED_NAMED: Final = 20
 """Rejected images that the manifest names; all of them stand in the stage's ``rejected`` folder."""
+GIVEN_PART: Final = "given-"
+"""Start of the names of parts with given responses."""
+GIVEN_BLOCK: Final = 128
+"""Given responses of one part; fixed, so that a run that goes on cuts the same blocks."""
 
 
-def stage_of(config: Config, images: list[str]) -> storage.Stage:
+def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     """The stage of these settings over these images; how engines are placed does not change what is sampled."""
     sample = config.sample.model_dump(include={"temperature", "top_p", "max_tokens"})
     policy = [config.policy.model, config.sample.engine.dtype]
+    prompts = sets.prompts_of(sets.sample, config.data.prompts)
+    given = [sets.given_key] if sets.given else []
     return storage.Stage(
-        config.run.dir, STAGE, fingerprint("sample-1", config.run.seed, sample, policy, config.data.prompts, images)
+        config.run.dir,
+        STAGE,
+        fingerprint("sample-1", config.run.seed, sample, policy, prompts, sets.sample, *given),
     )
 
 
@@ -43,80 +56,144 @@ def run(config: Config) -> None:
     from fgaif_ray.sources import prepare_images
 
     started = time.monotonic()
-    images = prepare_images(config).sample
-    stage = stage_of(config, images)
+    sets = prepare_images(config)
+    stage = stage_of(config, sets)
     if stage.is_complete():
         say(f"sample: {stage.folder} is up to date.")
         return
-    _sample_missing(config, stage, images)
-    sampled = _drop_repeated(stage)
-    rejected = list(storage.read_rows(_rejected(stage)))
-    if sampled + len(rejected) != len(images):
-        raise RuntimeError(f"{len(images)} images gave {sampled} responses and {len(rejected)} rejections")
-    if not sampled:
-        raise UserError(f"None of the {len(images)} images could be read; the first: {rejected[0]['reason']}.")
-    reasons = Counter(row["finish_reason"] for row in storage.read_rows(stage.partial, ["finish_reason"]))
+    stage.begin()
+    total = sets.given + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
+    _fill(config, stage, sets, total)
+    kept = _drop_repeated(stage)
+    rejected = 0
+    named: list[dict[str, Any]] = []
+    for row in storage.read_rows(_rejected(stage)):
+        rejected += 1
+        if len(named) < REJECTED_NAMED:
+            named.append(row)
+    if kept + rejected != total:
+        raise RuntimeError(f"{total} images and prompts gave {kept} responses and {rejected} rejections")
+    if not kept:
+        raise UserError(f"None of the {total} images could be used; the first: {named[0]['reason']}.")
+    reasons: Counter[str] = Counter()
+    for row in storage.read_rows(stage.partial, ["finish_reason", "model"]):
+        reasons[GIVEN if row["model"] == GIVEN else row["finish_reason"]] += 1
     stage.publish(
         {
-            "rows": sampled,
-            "rejected": len(rejected),
-            "rejected_images": rejected[:REJECTED_NAMED],
+            "rows": kept,
+            "rejected": rejected,
+            "rejected_images": named,
             "finish_reasons": dict(reasons),
             "seconds": round(time.monotonic() - started, 1),
         }
     )
-    say(f"sample: {sampled} responses, {len(rejected)} images rejected, in {stage.folder}.")
+    given = f" ({reasons[GIVEN]} of them given)" if sets.given else ""
+    say(f"sample: {kept} responses{given}, {rejected} images rejected, in {stage.folder}.")
 
 
 def _rejected(stage: storage.Stage) -> str:
     return storage.join(stage.partial, REJECTED_FOLDER)
 
 
-def _sample_missing(config: Config, stage: storage.Stage, images: list[str]) -> None:
+def _blocks(rows: Iterable[dict[str, Any]], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    iterator = iter(rows)
+    while block := list(islice(iterator, size)):
+        yield pa.Table.from_pylist(block, schema=schema)
+
+
+def _sampled(stage: storage.Stage) -> set[tuple[str, str]]:
+    """Images and prompts that have been sampled, or rejected."""
+    done: set[tuple[str, str]] = set()
+    for folder in (stage.partial, _rejected(stage)):
+        for part in storage.list_parts(folder):
+            if not _name_of(part).startswith(GIVEN_PART):
+                done.update((row["image"], row["prompt"]) for row in storage.read_part(part, ["image", "prompt"]))
+    return done
+
+
+def _name_of(part: str) -> str:
+    return part.rsplit("/part-", 1)[-1].removesuffix(".parquet")
+
+
+def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -> None:
+    """Add what the stage lacks: given responses as they are, others from the policy."""
     from actors.chat import ImageChat
     from actors.cluster import connect
 
-    stage.begin()
-    done = {
-        row["image"] for folder in (stage.partial, _rejected(stage)) for row in storage.read_rows(folder, ["image"])
-    }
-    prompts = config.data.prompts
-    tasks = [
-        {"image": image, "prompt": prompts[index % len(prompts)]}
-        for index, image in enumerate(images)
-        if image not in done
-    ]
-    if not tasks:
+    done = _sampled(stage)
+    asked = sets.questions(sets.sample, config.data.prompts)
+    tasks = _blocks(
+        ({"image": image, "prompt": prompt} for image, prompt in asked if (image, prompt) not in done),
+        config.sample.batch_size,
+        TASK_SCHEMA,
+    )
+    blocks = list(tasks)
+    copied = {_name_of(part) for part in storage.list_parts(stage.partial)}
+    given_blocks = -(-sets.given // GIVEN_BLOCK)
+    missing = {name for name in map(_given_name, range(given_blocks)) if name not in copied}
+    if not blocks and not missing:
         return
-    ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
-    with connect(config), Progress("sample", len(images), "responses", initial=len(done)) as progress:
-        from actors.annotators import blocks_of, sample_responses
+    if blocks:
+        ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
+    initial = len(done) + max(0, sets.given - len(missing) * GIVEN_BLOCK)
+    with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
+        from actors.annotators import sample_responses
+        from actors.given import write_given_blocks
 
-        blocks = blocks_of(tasks, config.sample.batch_size, TASK_SCHEMA)
         try:
-            for counts in sample_responses(config, blocks, stage.partial):
-                progress.advance(counts["sampled"] + counts["rejected"])
+            if missing:
+                for counts in write_given_blocks(_given_blocks(config, sets, missing), stage.partial):
+                    progress.advance(counts["kept"] + counts["rejected"])
+            if blocks:
+                for counts in sample_responses(config, blocks, stage.partial):
+                    progress.advance(counts["sampled"] + counts["rejected"])
         except Exception as error:
             raise (find_user_error(error) or error) from error
 
 
+def _given_name(index: int) -> str:
+    return f"{GIVEN_PART}{index:06d}"
+
+
+def _given_blocks(config: Config, sets: "ImageSets", missing: set[str]) -> Iterator[tuple[str, pa.Table]]:
+    """The named blocks of given responses that are not in the stage yet."""
+    from actors.given import GIVEN_SCHEMA
+    from fgaif_ray.sources import given_responses
+
+    for index, block in enumerate(_blocks(given_responses(config, sets), GIVEN_BLOCK, GIVEN_SCHEMA)):
+        name = _given_name(index)
+        if name in missing:
+            yield name, block
+
+
 def _drop_repeated(stage: storage.Stage) -> int:
-    """Reject all but one of the images with the same bytes and prompt; returns the number of responses that stay."""
-    first: dict[str, str] = {}
+    """Reject all but one of the rows with the same bytes, prompt and, where it is given, response; returns the number
+    of responses that stay.
+    """
+    first: dict[bytes, str] = {}
     for part in storage.list_parts(stage.partial):
-        with fsspec.open(part, "rb") as file:
-            rows = pq.read_table(file).to_pylist()
-        kept, repeated = [], []
-        for row in rows:
-            image = first.setdefault(row["sample_id"], row["image"])
-            if image == row["image"]:
-                kept.append(row)
+        repeated: dict[int, str] = {}
+        for index, row in enumerate(storage.read_part(part, ["sample_id", "image"])):
+            identity = bytes.fromhex(row["sample_id"])
+            if identity in first:
+                repeated[index] = first[identity]
             else:
-                repeated.append({"image": row["image"], "reason": f"the same image and prompt as {image}"})
-        if repeated:
-            name = part.rsplit("part-", 1)[-1].removesuffix(".parquet")
-            storage.write_part(_rejected(stage), repeated, REJECTED_IMAGES_SCHEMA, f"{name}-repeated")
-            storage.write_part(stage.partial, kept, RESPONSES_SCHEMA, name)
+                first[identity] = row["image"]
+        if not repeated:
+            continue
+        rows = storage.read_part(part)
+        rejected = [
+            {
+                "image": rows[index]["image"],
+                "prompt": rows[index]["prompt"],
+                "reason": f"the same image and prompt{' and response' * (rows[index]['model'] == GIVEN)} as {image}",
+            }
+            for index, image in repeated.items()
+        ]
+        kept = [row for index, row in enumerate(rows) if index not in repeated]
+        name = _name_of(part)
+        storage.write_part(_rejected(stage), rejected, REJECTED_IMAGES_SCHEMA, f"{name}-repeated")
+        storage.write_part(stage.partial, kept, RESPONSES_SCHEMA, name)
     return len(first)
 
 

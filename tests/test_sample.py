@@ -1,5 +1,6 @@
 """Sampling: real Ray Data, a real engine, and a folder of images of which some are no images."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,76 @@ class TestSample:
     def test_finished_stage_is_left_alone(self, sampled: Any, capsys: pytest.CaptureFixture[str]) -> None:
         sample.run(sampled[0])
         assert "up to date" in capsys.readouterr().out
+
+
+def ask(image: str, prompt: str, response: str | None) -> dict[str, Any]:
+    return {"image": image, "prompt": prompt, "response": response}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> tuple[Config, list[dict[str, Any]]]:
+    """Rows of which some bring their response."""
+    root = tmp_path_factory.mktemp("given")
+    write_images(root / "images")
+    asked = [
+        ask("a000.png", "What is it?", "A red circle."),
+        ask("a000.png", "What is it?", "A blue square."),  # of another model, say
+        ask("a000.png", "What is it?", "A red circle."),  # once more
+        ask("a000.png", "What is it?", None),
+        ask("a001.png", "Who is it?", None),
+        ask("a001.png", "Why is it?", " "),
+        ask("a902-empty.png", "What is it?", "Nothing."),
+        ask("a902-empty.png", "Who is it?", None),
+        ask("gone.png", "Who is it?", "Nobody."),
+        ask("a002.png", "Who is it? " * 200, None),  # leaves no room for an answer
+        *(ask(f"b{index:03d}.png", "What is it?", None) for index in range(9)),
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in asked)
+    (root / "images" / "rows.jsonl").write_text(lines)
+    config = make_config(root / "images" / "rows.jsonl", root / "run")
+    data = config.data.model_copy(update={"source": "rows", "sample_images": 5, "align_images": 8})
+    config = config.model_copy(update={"data": data})
+    sample.run(config)
+    return config, list(storage.read_rows(storage.join(config.run.dir, "responses")))
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+class TestGivenResponses:
+    def test_given_responses_stay_and_only_the_others_are_sampled(self, mixed: Any) -> None:
+        _, rows = mixed
+        told = {(row["prompt"], row["response"]) for row in rows if row["model"] == "given"}
+        assert told == {("What is it?", "A red circle."), ("What is it?", "A blue square.")}
+        sampled = {(Path(row["image"]).name, row["prompt"]) for row in rows if row["model"] == str(POLICY)}
+        assert sampled == {("a000.png", "What is it?"), ("a001.png", "Who is it?"), ("a001.png", "Why is it?")}
+        assert len(rows) == len({row["sample_id"] for row in rows}) == 5
+
+    def test_only_sampled_responses_have_token_ids(self, mixed: Any) -> None:
+        for row in mixed[1]:
+            assert (row["token_ids"] is None) == (row["finish_reason"] is None) == (row["model"] == "given")
+
+    def test_every_row_is_kept_or_named_with_the_reason(self, mixed: Any) -> None:
+        manifest = storage.read_manifest(mixed[0].run.dir, "responses")
+        rejected = {(Path(row["image"]).name, row["prompt"][:11]): row["reason"] for row in manifest["rejected_images"]}
+        assert (manifest["rows"], manifest["rejected"], len(rejected)) == (5, 5, 5)
+        assert manifest["finish_reasons"]["given"] == 2
+        assert "same image and prompt and response" in rejected["a000.png", "What is it?"]
+        assert "max_model_len" in rejected["a002.png", "Who is it? "]
+
+    def test_an_interrupted_run_goes_on(self, mixed: Any, tmp_path: Path) -> None:
+        """The given part is lost, so that no engine is needed."""
+        config, rows = mixed
+        again = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(tmp_path / "run")})})
+        partial = tmp_path / "run" / "responses.partial"
+        shutil.copytree(Path(config.run.dir) / "responses", partial)
+        manifest = storage.read_manifest(config.run.dir, "responses")
+        (partial / storage.MANIFEST).unlink()
+        (partial / "_fingerprint").write_text(manifest["fingerprint"])
+        [lost] = partial.glob("part-given-*.parquet")
+        lost.unlink()
+        sample.run(again)
+        resumed = list(storage.read_rows(str(tmp_path / "run" / "responses")))
+        assert sorted(resumed, key=lambda row: row["sample_id"]) == sorted(rows, key=lambda row: row["sample_id"])
 
 
 def test_model_that_is_no_vision_language_model_is_refused_before_anything_starts(tmp_path: Path) -> None:

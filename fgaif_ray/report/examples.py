@@ -3,19 +3,16 @@
 They are drawn, not picked. Images travel as data URLs, so that the report needs nothing but itself.
 """
 
-import base64
-import io
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from PIL import Image
 
 from fgaif_ray.config import RewardComposition
 from fgaif_ray.evaluation import POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
-from fgaif_ray.images import load_image
+from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.rewards import segment_rewards
 from fgaif_ray.scoring import ItemError, Scorer, TypeProbabilities, make_batch, score_batches
@@ -24,8 +21,6 @@ from fgaif_ray.shapes.scenes import GRID, Scene
 
 LARGEST_SIDE: Final = 480
 """Pixels; larger images are reduced."""
-SMALLEST_PHOTO: Final = 128
-"""Smaller images are kept without loss and shown enlarged."""
 
 
 def draw_examples(rows: Iterable[Mapping[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
@@ -74,7 +69,7 @@ def judge_examples(
     images = [load_image(example["image"]) for example in examples]
     places = [(index, which) for index in range(len(examples)) for which in POLICIES]
     spans = {place: split_segments(examples[place[0]][place[1]]["response"]) for place in places}
-    files = [_encode(image, "PNG") for image in images]
+    files = [encode_image(image, "PNG") for image in images]
     items = [
         (
             files[index],
@@ -90,7 +85,7 @@ def judge_examples(
         judged.append(
             {
                 "name": example["image"].rsplit("/", 1)[-1],
-                "picture": picture_url(image),
+                "picture": picture_url(image, LARGEST_SIDE),
                 "enlarged": max(image.size) < SMALLEST_PHOTO,
                 "prompt": example["prompt"],
                 "truth": None if scene is None else describe_scene(scene),
@@ -128,21 +123,6 @@ def _scores(
         (dict(zip(FACT_TYPES, triples, strict=True)), dict(zip(FACT_TYPES, rewards, strict=True)))
         for triples, rewards in zip(classes.tolist(), earned.tolist(), strict=True)
     ]
-
-
-def picture_url(image: Image.Image) -> str:
-    """An image as a data URL: small ones as PNG, others as JPEG of at most LARGEST_SIDE pixels."""
-    if max(image.size) < SMALLEST_PHOTO:
-        return "data:image/png;base64," + base64.b64encode(_encode(image, "PNG")).decode()
-    reduced = image.copy()
-    reduced.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return "data:image/jpeg;base64," + base64.b64encode(_encode(reduced, "JPEG")).decode()
-
-
-def _encode(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind)
-    return buffer.getvalue()
 
 
 def describe_scene(scene: Scene) -> list[str]:

@@ -5,7 +5,7 @@ than its step number to draw what an uninterrupted one would have drawn.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +29,18 @@ class Draw:
 class PromptPlan:
     """Goes through all images in a new random order each time round; each time an image gets its next prompt."""
 
-    def __init__(self, images: Sequence[str], prompts: Sequence[str], seed: int) -> None:
-        """Raises ValueError where there are no images or prompts."""
+    def __init__(
+        self,
+        images: Sequence[str],
+        prompts: Sequence[str],
+        seed: int,
+        own_prompts: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Raises ValueError where there are no images or prompts; ``own_prompts`` of each image replace ``prompts``."""
         if not images or not prompts:
             raise ValueError("there are no images or no prompts to draw from")
         self._images, self._prompts, self._seed = list(images), list(prompts), seed
+        self._own_prompts = own_prompts
         self._orders: dict[int, list[int]] = {}
 
     def draw(self, step: int, size: int) -> list[Draw]:
@@ -46,9 +53,11 @@ class PromptPlan:
 
     def _draw(self, step: int, place: int, position: int) -> Draw:
         round_number, index = divmod(position, len(self._images))
-        image = self._order(round_number)[index]
-        prompt = self._prompts[(image + round_number) % len(self._prompts)]
-        return Draw(f"{step}-{place}", self._images[image], prompt, self._number("sample", step, place))
+        number = self._order(round_number)[index]
+        image = self._images[number]
+        prompts = self._prompts if self._own_prompts is None else self._own_prompts[image]
+        prompt = prompts[(number + round_number) % len(prompts)]
+        return Draw(f"{step}-{place}", image, prompt, self._number("sample", step, place))
 
     def _order(self, round_number: int) -> list[int]:
         if round_number not in self._orders:

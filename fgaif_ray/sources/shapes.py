@@ -1,39 +1,28 @@
-"""Where a run's images come from, and the truth about them where it is known."""
+"""The embedded world as a source: it draws its own images, and knows the truth about them."""
 
 import io
 import json
-from dataclasses import dataclass
+from typing import Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
-from fgaif_ray.images import find_images
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import fingerprint
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import Scene, Split, draw_scene
+from fgaif_ray.sources.sets import STAGE, ImageSets
 
-STAGE = "images"
-TRUTH_FILE = "scenes.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSets:
-    """Disjoint lists of image paths: to sample and label, to align on, and to evaluate on."""
-
-    sample: list[str]
-    align: list[str]
-    evaluate: list[str]
+TRUTH_FILE: Final = "scenes.jsonl"
 
 
-def _shapes_plan(config: Config) -> list[tuple[str, Split, int]]:
+def _plan(config: Config) -> list[tuple[str, Split, int]]:
     data = config.data
     train = data.sample_images + data.align_images
     plan: list[tuple[str, Split, int]] = [(f"train-{i:06d}.png", "train", i) for i in range(train)]
     return plan + [(f"heldout-{i:06d}.png", "heldout", i) for i in range(data.evaluate_images)]
 
 
-def _draw_shapes(config: Config) -> str:
+def _draw(config: Config) -> str:
     data = config.data
     stage = storage.Stage(
         config.run.dir,
@@ -43,7 +32,7 @@ def _draw_shapes(config: Config) -> str:
     if stage.is_complete():
         return stage.folder
     stage.begin()
-    plan = _shapes_plan(config)
+    plan = _plan(config)
     truth: list[str] = []
     with Progress("draw scenes", len(plan), "images") as progress:
         for name, split, index in plan:
@@ -58,36 +47,20 @@ def _draw_shapes(config: Config) -> str:
     return stage.folder
 
 
-def prepare_images(config: Config) -> ImageSets:
-    """The images of a run; the embedded world draws its own on the first call.
-
-    A folder is cut by sorted path: the last images are held out for evaluation, the first are sampled and labelled, and
-    those in between serve PPO.
-
-    Raises:
-        UserError: the folder is missing, empty, or too small to be cut into the three sets.
-    """
-    data = config.data
-    if data.source == "shapes":
-        folder = _draw_shapes(config)
-        paths = [storage.join(folder, name) for name, _, _ in _shapes_plan(config)]
-        train = data.sample_images + data.align_images
-        return ImageSets(paths[: data.sample_images], paths[data.sample_images : train], paths[train:])
-    assert data.path is not None  # the configuration checks it
-    paths = find_images(data.path)
-    held_out = min(data.evaluate_images, len(paths) // 5)
-    sampled = min(data.sample_images, (len(paths) - held_out) // 2)
-    if min(held_out, sampled) < 1:
-        raise UserError(f"The image folder {data.path} holds {len(paths)} images; give at least 5.")
-    train_paths = paths[: len(paths) - held_out]
-    return ImageSets(train_paths[:sampled], train_paths[sampled:][: data.align_images], paths[len(paths) - held_out :])
+def prepare_shapes(config: Config) -> ImageSets:
+    """Scenes for the three sets; evaluation has its own, held out from training."""
+    folder = _draw(config)
+    paths = [storage.join(folder, name) for name, _, _ in _plan(config)]
+    sampled = config.data.sample_images
+    train = sampled + config.data.align_images
+    return ImageSets(paths[:sampled], paths[sampled:train], paths[train:])
 
 
 def load_truth(config: Config) -> dict[str, Scene] | None:
     """The scene behind each image path, or None for images whose truth is not known."""
     if config.data.source != "shapes":
         return None
-    folder = _draw_shapes(config)
+    folder = _draw(config)
     lines = storage.read_bytes(storage.join(folder, TRUTH_FILE)).decode().splitlines()
     entries = [json.loads(line) for line in lines]
     return {storage.join(folder, entry["image"]): Scene.from_dict(entry["scene"]) for entry in entries}

@@ -1,0 +1,60 @@
+"""COCO: a folder of images, and an annotation file that says which of them."""
+
+import io
+from typing import Any
+
+from fgaif_ray import storage
+from fgaif_ray.config import DataConfig
+from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say
+from fgaif_ray.sources.json_list import iterate_list
+
+
+def find_coco_images(data: DataConfig) -> list[str]:
+    """The images of the folder ``data.path`` that the file ``data.annotations`` names, in the order of their ids.
+
+    Any COCO file with a list of images will do: ``instances_*.json``, ``captions_*.json``, ``image_info_*.json``.
+
+    Raises:
+        UserError: the folder or the file is missing, the file is no COCO file, or none of its images exists.
+    """
+    assert data.path is not None and data.annotations is not None  # the configuration checks them
+    if not storage.is_folder(data.path):
+        raise UserError(f"The image folder {data.path} does not exist: set data.path to the folder of COCO's images.")
+    names = _names_by_id(data.annotations)
+    files = storage.list_files(data.path)
+    found = [files[name] for name in names if name in files]
+    if not found:
+        raise UserError(
+            f"None of the {len(names)} images of {data.annotations} exists in {data.path}, {names[0]} for one: set "
+            "data.path to the folder of the same part of COCO."
+        )
+    if len(found) < len(names):
+        say(f"{len(names) - len(found)} of the {len(names)} images of {data.annotations} are not in {data.path}.")
+    return found
+
+
+def _names_by_id(annotations: str) -> list[str]:
+    """File names of the images, each once, in the order of their ids."""
+    other_kind = (
+        f"{annotations} is no COCO annotation file (a list of images, each with id and file_name): set "
+        "data.annotations to an instances_*.json or captions_*.json"
+    )
+    try:
+        with storage.open_binary(annotations) as binary, io.TextIOWrapper(binary, "utf-8-sig") as file:
+            images = [_identified(entry) for entry in iterate_list(file, "images")]
+    except OSError as error:
+        raise UserError(f"Cannot read {annotations}: set data.annotations to an existing COCO file.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{other_kind} ({error}).") from error
+    if not images:
+        raise UserError(f"{annotations} names no images: set data.annotations to a COCO file that does.")
+    return list(dict.fromkeys(name for _, name in sorted(images)))
+
+
+def _identified(entry: Any) -> tuple[int, str]:
+    """Id and file name of an image; raises ValueError where it has none."""
+    number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(number, int) or not isinstance(name, str):
+        raise ValueError("an image has no id or no file_name")
+    return number, name
