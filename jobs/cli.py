@@ -82,7 +82,7 @@ def main(
         metavar="SECTION.KEY=VALUE",
         help="change one key of the configuration; may be given several times",
     )
-    group = parser.add_mutually_exclusive_group()
+    group = parser.add_mutually_exclusive_group() if modes else parser  # argparse cannot show an empty group
     for mode in modes:
         group.add_argument(mode.flag, **mode.argument)
     options = parser.parse_args(arguments)

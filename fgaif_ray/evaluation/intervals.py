@@ -1,9 +1,9 @@
-"""Ratios over images with bootstrap intervals.
+"""Ratios and other figures over images with bootstrap intervals.
 
 Sub-sentences of one image hang together, so images are what is drawn, not sub-sentences (a cluster bootstrap).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ _DRAWS_AT_ONCE: Final = 250
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A ratio of sums and the interval of its bootstrap distribution; None where its denominator is zero.
+    """A figure and the interval of its bootstrap distribution; None where it is not defined.
 
     Example: ``Estimate(0.25, (0.2, 0.3))``
     """
@@ -52,32 +52,64 @@ def estimate_ratios(
         len(column) != len(clusters) for column in (*parts.values(), *wholes.values())
     ):
         raise ValueError("every figure needs a part and a whole for each row")
+    if not parts:
+        return {}
+    columns = np.array([*parts.values(), *wholes.values()], dtype=np.float64).T  # [rows, 2 * figures]
+    estimates = estimate_figures(clusters, columns, _divide, seed=seed, draws=draws, confidence=confidence)
+    return dict(zip(parts, estimates, strict=True))
+
+
+def estimate_figures(
+    clusters: Sequence[str],
+    columns: NDArray[np.float64],
+    figures: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+) -> list[Estimate]:
+    """Estimate figures that follow from sums over rows, with percentile bootstrap intervals.
+
+    Args:
+        clusters: ``[rows]`` the cluster (image) of each row; whole clusters are drawn with replacement.
+        columns: ``[rows, columns]`` what is summed.
+        figures: ``[samples, columns]`` sums to ``[samples, figures]`` values, NaN where one is not defined.
+        seed: seed of the draws; equal arguments give equal intervals.
+        draws: bootstrap samples; those in which a figure is not defined do not count for it.
+        confidence: probability that the interval encloses.
+
+    Raises:
+        ValueError: lengths differ, or the confidence is not inside (0, 1).
+    """
+    if columns.ndim != 2 or len(columns) != len(clusters):
+        raise ValueError(f"need a row of columns for each of {len(clusters)} rows, got {columns.shape}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie inside (0, 1), not {confidence}")
-    if not clusters or not parts:
-        return dict.fromkeys(parts, Estimate(None, None))
+    if not clusters:
+        return [Estimate(None, None)] * figures(np.zeros((1, columns.shape[1]))).shape[1]
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(index.max()) + 1
-    columns = np.array([*parts.values(), *wholes.values()], dtype=np.float64).T  # [rows, 2 * figures]
-    totals = np.zeros((count, columns.shape[1]))  # [clusters, 2 * figures]
+    totals = np.zeros((count, columns.shape[1]))  # [clusters, columns]
     np.add.at(totals, index, columns)
-    values = _divide(totals.sum(axis=0, keepdims=True))[0]  # [figures]
+    values = figures(totals.sum(axis=0, keepdims=True))[0]  # [figures]
     generator = np.random.default_rng(seed)
     sampled = []
     for start in range(0, draws, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, draws - start)
         weights = generator.multinomial(count, np.full(count, 1 / count), size=size)  # [size, clusters]
-        sampled.append(_divide(weights @ totals))
-    ratios = np.concatenate(sampled)  # [draws, figures]
+        sampled.append(figures(weights @ totals))
+    drawn = np.concatenate(sampled)  # [draws, figures]
     tail = (1 - confidence) / 2
-    estimates = {}
-    for column, (name, value) in enumerate(zip(parts, values.tolist(), strict=True)):
-        defined = ratios[:, column][~np.isnan(ratios[:, column])]
+    estimates = []
+    for column, value in enumerate(values.tolist()):
+        defined = drawn[:, column][~np.isnan(drawn[:, column])]
         if np.isnan(value):
-            estimates[name] = Estimate(None, None)
+            estimates.append(Estimate(None, None))
+        elif not len(defined):
+            estimates.append(Estimate(value, None))
         else:
             low, high = np.quantile(defined, [tail, 1 - tail]).tolist()
-            estimates[name] = Estimate(value, (low, high))
+            estimates.append(Estimate(value, (low, high)))
     return estimates
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fgaif_ray.feedback.agreement import agreement
-from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import ABSENT, AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, ai_labels
 
 TrueLabels = Callable[[Mapping[str, Any]], Sequence[Mapping[str, int]] | None]
 """True label codes per fact type for each sub-sentence of a feedback row, or None where they are not known."""
@@ -21,7 +21,9 @@ class FeedbackFigures:
         self._facts: Counter[str] = Counter()
         self._wrong_facts: Counter[str] = Counter()
         self._labels: dict[str, Counter[int]] = {name: Counter() for name in FACT_TYPES}
-        self._pairs: dict[str, list[tuple[int, int]]] = {name: [] for name in FACT_TYPES}
+        self._sources: dict[str, Counter[str]] = {name: Counter() for name in FACT_TYPES}
+        self._replaced: Counter[str] = Counter()
+        self._pairs: dict[str, Counter[tuple[int, int]]] = {name: Counter() for name in FACT_TYPES}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Count one row of ``FEEDBACK_SCHEMA``."""
@@ -35,12 +37,15 @@ class FeedbackFigures:
             for name in FACT_TYPES:
                 label = segment["labels"][name]
                 self._labels[name][label] += 1
+                self._sources[name][(segment.get("label_sources") or {}).get(name) or AI] += 1
+                self._replaced[name] += label != ai_labels(segment)[name]
                 if truths is not None:
-                    self._pairs[name].append((truths[index][name], label))
+                    self._pairs[name][truths[index][name], label] += 1
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, JSON-serialisable.
 
+        ``label_sources`` says where the labels come from, ``labels_replaced`` how many differ from the AI's.
         ``agreement`` is None where no truth is known, else per type the figures of ``Agreement.to_dict`` over the three
         classes (``balanced_accuracy`` is the mean recall) and ``balanced_accuracy_present``: consistent against
         hallucinated, among the sub-sentences that hold a fact of the type by the truth and by the label.
@@ -53,7 +58,11 @@ class FeedbackFigures:
             "labels": {
                 name: {title: self._labels[name][code] for code, title in enumerate(CLASS_NAMES)} for name in FACT_TYPES
             },
-            "agreement": {name: _agreement(self._pairs[name]) for name in FACT_TYPES}
+            "label_sources": {
+                name: {source: self._sources[name][source] for source in LABEL_SOURCES} for name in FACT_TYPES
+            },
+            "labels_replaced": {name: self._replaced[name] for name in FACT_TYPES},
+            "agreement": {name: _agreement(self._pairs[name].elements()) for name in FACT_TYPES}
             if self._true_labels is not None
             else None,
         }

@@ -1,0 +1,240 @@
+"""A stratified sample of labelled sub-sentences for people to label.
+
+The strata are the AI's labels by fact type (existence hallucinated, relation absent, ...): nine, and every
+sub-sentence lies in three of them. The sample fills them evenly, so that the rare labels are seen too. A
+sub-sentence's *cell* is its triple of labels. Cells are disjoint, and which sub-sentences of one are drawn is decided
+by a hash; so the sample can be weighted back to the set that it was drawn from (``cell_weights``).
+"""
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import CLASS_NAMES, FACT_TYPES, ai_labels, fingerprint
+
+SAMPLE_FORMAT: Final = "fgaif-audit"
+SAMPLE_VERSION: Final = 1
+_LOOK_AHEAD: Final = 50
+"""Candidates of a cell among which one is sought whose image was not drawn yet."""
+
+Cell = tuple[int, int, int]
+"""The AI's label codes in the order of ``FACT_TYPES``."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditItem:
+    """One sub-sentence to label, and what the AI found."""
+
+    sample_id: str
+    segment: int
+    """Number of the sub-sentence in the response, from 0."""
+    image: str
+    image_sha256: str
+    prompt: str
+    response: str
+    start: int
+    end: int
+    facts: tuple[Mapping[str, str], ...]
+    """``{"type", "text"}`` each."""
+    verdicts: tuple[bool, ...]
+    """The AI's, by fact; kept from whoever labels."""
+    labels: Mapping[str, int]
+    """The AI's label codes by fact type."""
+
+    @property
+    def text(self) -> str:
+        """The sub-sentence."""
+        return self.response[self.start : self.end]
+
+    @property
+    def cell(self) -> Cell:
+        """Its triple of labels."""
+        return _cell(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A sample and the set that it was drawn from."""
+
+    id: str
+    """Equal for equal samples."""
+    seed: int
+    items: tuple[AuditItem, ...]
+    population: Mapping[Cell, int]
+    """Sub-sentences of each cell in the whole set."""
+
+    def strata(self) -> dict[str, dict[str, dict[str, int]]]:
+        """``{type: {label: {"population", "drawn"}}}``"""
+        drawn = Counter(item.cell for item in self.items)
+        return {
+            name: {
+                title: {
+                    "population": sum(count for cell, count in self.population.items() if cell[place] == code),
+                    "drawn": sum(count for cell, count in drawn.items() if cell[place] == code),
+                }
+                for code, title in enumerate(CLASS_NAMES)
+            }
+            for place, name in enumerate(FACT_TYPES)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sample as JSON-serialisable values; ``from_dict`` reads them back."""
+        return {
+            "format": SAMPLE_FORMAT,
+            "version": SAMPLE_VERSION,
+            "id": self.id,
+            "seed": self.seed,
+            "strata": self.strata(),
+            "cells": [{"labels": list(cell), "population": count} for cell, count in sorted(self.population.items())],
+            "items": [asdict(item) for item in self.items],
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Audit":
+        """Read back what ``to_dict`` gave.
+
+        Raises:
+            UserError: another format or version.
+        """
+        if (value.get("format"), value.get("version")) != (SAMPLE_FORMAT, SAMPLE_VERSION):
+            raise UserError("The audit's sample.json is of another version: draw the audit again with --audit N.")
+        items = (
+            AuditItem(**item | {"facts": tuple(item["facts"]), "verdicts": tuple(item["verdicts"])})
+            for item in value["items"]
+        )
+        cells = {_as_cell(cell["labels"]): cell["population"] for cell in value["cells"]}
+        return cls(value["id"], value["seed"], tuple(items), cells)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Candidate:
+    priority: int
+    """From a hash: the lower, the sooner it is drawn."""
+    sample_id: str
+    segment: int
+    image_sha256: str
+
+
+class AuditSampler:
+    """Draws an audit in two passes over the feedback rows, with memory for the sample alone.
+
+    Equal rows, in any order, give equal samples.
+
+    Example::
+
+        sampler = AuditSampler(count=200, seed=0)
+        for row in read(): sampler.offer(row)
+        audit = sampler.collect(read())
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        """Sets the number of sub-sentences to draw, all where there are fewer, and the seed of the draw.
+
+        Raises:
+            UserError: the number is less than one.
+        """
+        if count < 1:
+            raise UserError(f"--audit takes the number of sub-sentences to label, at least 1, not {count}.")
+        self._count, self._seed = count, seed
+        self._population: Counter[Cell] = Counter()
+        self._kept: dict[Cell, list[tuple[int, _Candidate]]] = {}
+
+    def offer(self, row: Mapping[str, Any]) -> None:
+        """Count the sub-sentences of a feedback row; needs ``sample_id``, ``image_sha256`` and ``segments``."""
+        for index, segment in enumerate(row["segments"]):
+            cell = _cell(ai_labels(segment))
+            self._population[cell] += 1
+            place = f"{self._seed}\n{row['sample_id']}\n{index}".encode()
+            priority = int.from_bytes(hashlib.sha256(place).digest()[:8])
+            entry = -priority, _Candidate(priority, row["sample_id"], index, row["image_sha256"])
+            heap = self._kept.setdefault(cell, [])
+            if len(heap) < self._count + _LOOK_AHEAD:
+                heapq.heappush(heap, entry)
+            else:
+                heapq.heappushpop(heap, entry)  # drops the highest priority number
+
+    def collect(self, rows: Iterable[Mapping[str, Any]]) -> Audit:
+        """The sample, from a second pass over whole feedback rows.
+
+        Raises:
+            UserError: no sub-sentence was offered.
+        """
+        chosen = self._choose()
+        if not chosen:
+            raise UserError("There is no labelled sub-sentence to audit: label some responses first.")
+        wanted: dict[str, list[int]] = {}
+        for candidate in chosen:
+            wanted.setdefault(candidate.sample_id, []).append(candidate.segment)
+        found = {
+            (row["sample_id"], index): _item(row, index) for row in rows for index in wanted.get(row["sample_id"], ())
+        }
+        # The order of priorities says nothing about labels.
+        items = tuple(found[candidate.sample_id, candidate.segment] for candidate in sorted(chosen))
+        key = fingerprint("audit-1", self._seed, [asdict(item) for item in items])
+        return Audit(key, self._seed, items, dict(self._population))
+
+    def _choose(self) -> list[_Candidate]:
+        """Fill the stratum with the fewest, again and again; images that were not drawn yet come first."""
+        left = {cell: sorted(candidate for _, candidate in heap) for cell, heap in self._kept.items()}
+        strata = {(place, code): 0 for place in range(len(FACT_TYPES)) for code in range(len(CLASS_NAMES))}
+        used: Counter[str] = Counter()
+        chosen: list[_Candidate] = []
+        while len(chosen) < self._count and left:
+            open_strata = [stratum for stratum in strata if any(cell[stratum[0]] == stratum[1] for cell in left)]
+            place, code = min(open_strata, key=lambda stratum: strata[stratum])
+            _, candidate, cell = min(
+                (used[candidate.image_sha256], candidate, cell)
+                for cell, candidates in left.items()
+                if cell[place] == code
+                for candidate in candidates[:_LOOK_AHEAD]
+            )
+            left[cell].remove(candidate)
+            if not left[cell]:
+                del left[cell]
+            used[candidate.image_sha256] += 1
+            for stratum in enumerate(cell):
+                strata[stratum] += 1
+            chosen.append(candidate)
+        return chosen
+
+
+def cell_weights(cells: Sequence[Cell], population: Mapping[Cell, int]) -> list[float]:
+    """How many sub-sentences each drawn one stands for, scaled to a mean of 1.
+
+    Args:
+        cells: cell of each drawn (and answered) sub-sentence.
+        population: sub-sentences of each cell in the whole set.
+    """
+    drawn = Counter(cells)
+    covered = sum(population[cell] for cell in drawn)
+    return [population[cell] / drawn[cell] * len(cells) / covered for cell in cells]
+
+
+def _cell(labels: Mapping[str, int]) -> Cell:
+    return _as_cell([labels[name] for name in FACT_TYPES])
+
+
+def _as_cell(labels: Sequence[int]) -> Cell:
+    existence, attribute, relation = labels
+    return existence, attribute, relation
+
+
+def _item(row: Mapping[str, Any], index: int) -> AuditItem:
+    segment = row["segments"][index]
+    return AuditItem(
+        sample_id=row["sample_id"],
+        segment=index,
+        image=row["image"],
+        image_sha256=row["image_sha256"],
+        prompt=row["prompt"],
+        response=row["response"],
+        start=segment["start"],
+        end=segment["end"],
+        facts=tuple({"type": fact["type"], "text": fact["text"]} for fact in segment["facts"]),
+        verdicts=tuple(fact["consistent"] for fact in segment["facts"]),
+        labels=dict(ai_labels(segment)),
+    )

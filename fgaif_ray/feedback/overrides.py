@@ -1,0 +1,145 @@
+"""Labels that replace the AI's: human ones (the third experiment of FGAIF) and deterministic noise.
+
+Both act on the sub-sentences of one labelled response and leave the facts and the AI's own labels in place. Human
+labels come first, noise acts on what is then there.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fgaif_ray.config import HumanLabelsConfig, LabelConfig, NoiseConfig
+from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.human import majority_labels, read_answers
+from fgaif_ray.records import AI, CONSISTENT, FACT_TYPES, HALLUCINATED, HUMAN, NOISE, fingerprint
+from fgaif_ray.segments import split_segments
+
+_DRAW_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What replaces labels in a run; without human labels and with rates of zero, nothing.
+
+    Example: ``Overrides.load(config.label).apply(sample_id, segments)``
+    """
+
+    human: Mapping[tuple[str, int], tuple[str, Mapping[str, int]]]
+    """Sample id and number of the sub-sentence -> its text and its human labels, of the configured types only."""
+    noise: NoiseConfig
+
+    @classmethod
+    def load(cls, config: LabelConfig) -> "Overrides":
+        """Read the human labels that the configuration names.
+
+        Raises:
+            UserError: their file cannot be used.
+        """
+        return cls({} if config.human is None else _read_human(config.human), config.noise)
+
+    def key(self) -> tuple[str, ...]:
+        """What a stage's fingerprint takes in: equal for equal effects, empty where nothing is replaced."""
+        parts = []
+        if self.human:
+            labels = sorted((*place, text, sorted(found.items())) for place, (text, found) in self.human.items())
+            parts.append(fingerprint(HUMAN, labels))
+        rates = {name: _rates(self.noise, name) for name in FACT_TYPES}
+        if any(rate > 0 for pair in rates.values() for rate in pair.values()):
+            parts.append(fingerprint(NOISE, self.noise.seed, rates))
+        return tuple(parts)
+
+    def check(self, responses: Iterable[Mapping[str, Any]]) -> None:
+        """Make sure that the human labels belong to a run, before anything is paid for.
+
+        Args:
+            responses: rows with ``sample_id`` and ``response``.
+
+        Raises:
+            UserError: they are about none of these responses, or about other sub-sentences than these have.
+        """
+        if not self.human:
+            return
+        labelled = {sample_id for sample_id, _ in self.human}
+        known = False
+        for row in responses:
+            if row["sample_id"] in labelled:
+                known = True
+                for index, span in enumerate(split_segments(row["response"])):
+                    self._find(row["sample_id"], index, row["response"][span.start : span.end])
+        if not known:
+            raise UserError(
+                "The human labels are about none of this run's responses: give label.human.path answers to an audit of "
+                "this run."
+            )
+
+    def apply(self, sample_id: str, segments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Replace labels and say where each comes from.
+
+        Args:
+            sample_id: of the response.
+            segments: its sub-sentences with ``text`` and the AI's ``labels``.
+
+        Returns:
+            The sub-sentences with the ``labels`` to train on, ``ai_labels`` and ``label_sources``.
+
+        Raises:
+            UserError: a human label was given for another text than the sub-sentence it belongs to.
+        """
+        replaced = []
+        for index, segment in enumerate(segments):
+            given = dict(segment["labels"])
+            labels = dict(given)
+            sources = dict.fromkeys(labels, AI)
+            found = self._find(sample_id, index, segment["text"])
+            labels |= found
+            sources |= dict.fromkeys(found, HUMAN)
+            for name in labels:
+                if is_flipped(self.noise, sample_id, index, name, labels[name]):
+                    labels[name] = HALLUCINATED if labels[name] == CONSISTENT else CONSISTENT
+                    sources[name] = NOISE
+            replaced.append({**segment, "labels": labels, "ai_labels": given, "label_sources": sources})
+        return replaced
+
+    def _find(self, sample_id: str, index: int, text: str) -> Mapping[str, int]:
+        """The human labels of a sub-sentence."""
+        given, labels = self.human.get((sample_id, index), (text, {}))
+        if given != text:
+            raise UserError(
+                f"The human labels of sub-sentence {index} of {sample_id} are about another text than this run's: give "
+                "label.human.path answers to an audit of this run."
+            )
+        return labels
+
+
+def is_flipped(noise: NoiseConfig, sample_id: str, segment: int, fact_type: str, label: int) -> bool:
+    """Whether noise turns a label around: the same answer in any order, on any machine.
+
+    Each label has one draw of its own, so what a rate flips, a higher one flips too. Absent is never flipped.
+    """
+    rates = _rates(noise, fact_type)
+    if not rates.get(label):
+        return False
+    place = f"{noise.seed}\n{sample_id}\n{segment}\n{fact_type}".encode()
+    draw = int.from_bytes(hashlib.sha256(place).digest()[:_DRAW_BYTES]) / 2 ** (8 * _DRAW_BYTES)  # [0, 1]
+    return draw < rates[label] or rates[label] == 1
+
+
+def _rates(noise: NoiseConfig, fact_type: str) -> dict[int, float]:
+    """Probability that a label is flipped, by label code."""
+    rates = getattr(noise, fact_type)
+    return {CONSISTENT: rates.to_hallucinated, HALLUCINATED: rates.to_consistent}
+
+
+def _read_human(config: HumanLabelsConfig) -> dict[tuple[str, int], tuple[str, dict[str, int]]]:
+    types: Collection[str] = config.types
+    human = {}
+    for place, (text, labels) in majority_labels(read_answers([config.path])).items():
+        wanted = {name: label for name, label in labels.items() if name in types}
+        if wanted:
+            human[place] = text, wanted
+    if not human:
+        raise UserError(
+            f"{config.path} holds no label of the types {', '.join(types)}: label some, or change label.human."
+        )
+    return human

@@ -1,0 +1,133 @@
+"""The audit modes of `jobs.label`: draw a sample of sub-sentences to label by hand, and compare the answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.audit import Audit, AuditSampler
+from fgaif_ray.feedback.human import read_answers
+from fgaif_ray.progress import say
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from jobs.cli import Mode
+
+FEEDBACK: Final = "feedback"
+STAGE: Final = "audit"
+PAGE_FILE: Final = "audit.html"
+TASKS_FILE: Final = "audit_tasks.json"
+STUDIO_FILE: Final = "label_studio.xml"
+SAMPLE_FILE: Final = "sample.json"
+AGREEMENT_FILE: Final = "agreement.json"
+_COLUMNS: Final = (
+    ("accuracy", "accuracy"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("kappa", "Cohen's kappa"),
+    ("alpha_with_ai", "alpha with AI"),
+    ("alpha_of_people", "alpha of people"),
+)
+
+
+def draw_audit(config: Config, count: int) -> None:
+    """Write `<run.dir>/audit/`: the page, Label Studio's tasks and the sample with the AI's verdicts.
+
+    Raises:
+        UserError: nothing has been labelled, the count is less than one, or an image cannot be read.
+    """
+    run_dir, seed = config.run.dir, config.run.seed
+    sampler = AuditSampler(count, seed)
+    feedback = storage.require_stage(run_dir, FEEDBACK, "label")
+    stage = storage.Stage(run_dir, STAGE, fingerprint("audit-1", feedback["fingerprint"], count, seed))
+    page = storage.join(stage.folder, PAGE_FILE)
+    if not stage.is_complete():
+        folder = storage.join(run_dir, FEEDBACK)
+        for row in storage.read_rows(folder, ["sample_id", "image_sha256", "segments"]):
+            sampler.offer(row)
+        audit = sampler.collect(storage.read_rows(folder))
+        _write(stage, audit, config.report.title)
+        if len(audit.items) < count:
+            say(f"label: the run has only {len(audit.items)} sub-sentences; all are in the audit.")
+    say(f"label: open {page} in a browser, label, export, then run this with --audit-import FILE.")
+
+
+def _write(stage: storage.Stage, audit: Audit, title: str) -> None:
+    from fgaif_ray.feedback.audit_page import build_page, load_pictures
+    from fgaif_ray.feedback.label_studio import LABELLING_CONFIG, build_tasks
+    from fgaif_ray.images import load_image
+
+    pictures = load_pictures(audit, load_image)
+    stage.begin()
+    tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
+    page = build_page(audit, pictures, title)
+    storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())
+    storage.write_json(storage.join(stage.partial, TASKS_FILE), tasks)
+    storage.write_bytes(storage.join(stage.partial, STUDIO_FILE), LABELLING_CONFIG.encode())
+    storage.write_json(storage.join(stage.partial, SAMPLE_FILE), audit.to_dict())
+    stage.publish({"sub_sentences": len(audit.items), "audit": audit.id})
+
+
+def import_answers(config: Config, paths: Sequence[str]) -> None:
+    """Compare answers with the AI's labels; write `<run.dir>/audit/agreement.json` and print a table.
+
+    Raises:
+        UserError: there is no audit, or an answer file cannot be used.
+    """
+    from fgaif_ray.feedback.audit_agreement import check_answers, compare
+
+    folder = storage.join(config.run.dir, STAGE)
+    if storage.read_manifest(config.run.dir, STAGE) is None:
+        raise UserError(f"{folder} is not there: draw a sample with --audit N and label its page first.")
+    audit = Audit.from_dict(storage.read_json(storage.join(folder, SAMPLE_FILE)))
+    answers = read_answers(paths)
+    check_answers(audit, answers, ", ".join(paths))
+    found = compare(audit, answers)
+    uri = storage.join(folder, AGREEMENT_FILE)
+    storage.write_json(uri, found)
+    say(
+        f"label: {found['answered']} of {found['sub_sentences']} sub-sentences answered, of {found['images']} images, "
+        f"by {', '.join(found['annotators'])}; {len(found['disagreements'])} labels differ, see {uri}."
+    )
+    for line in agreement_table(found):
+        say(line)
+
+
+def agreement_table(found: Mapping[str, Any]) -> list[str]:
+    """The lines of a table of what ``compare`` found, weighted to the whole labelled set, with intervals."""
+    columns = [(key, title) for key, title in _COLUMNS if key in found["labels"][FACT_TYPES[0]]["weighted"]]
+    rows = [["", "compared", *(title for _, title in columns)]]
+    for what in ("labels", "facts"):
+        for name in FACT_TYPES:
+            part = found[what][name]
+            if what == "labels" or part["compared"]:
+                cells = [_cell(part["weighted"][key]) for key, _ in columns]
+                rows.append([f"{name} {what}", str(part["compared"]), *cells])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*lines, f"(weighted to the whole labelled set; {found['confidence']:.0%} intervals over images)"]
+
+
+def _cell(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "-"
+    if estimate["interval"] is None:
+        return f"{estimate['value']:.3f}"
+    low, high = estimate["interval"]
+    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+MODES: Final = (
+    Mode(
+        "--audit",
+        {"type": int, "metavar": "N", "help": "write a page on which to label N sub-sentences by hand"},
+        draw_audit,
+    ),
+    Mode(
+        "--audit-import",
+        {
+            "nargs": "+",
+            "metavar": "FILE",
+            "help": "compare the AI's labels with answers that the page or Label Studio exported",
+        },
+        import_answers,
+    ),
+)
