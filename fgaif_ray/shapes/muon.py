@@ -29,7 +29,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         ``[matrices, rows, columns]``, singular values within about 0.7 to 1.2.
     """
     first, third, fifth = COEFFICIENTS
-    values = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    values: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = values @ values.mT  # [matrices, rows, rows]
         values = torch.baddbmm(values, torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth), values, beta=first)
@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.1
     ) -> None:
         """Takes two-dimensional parameters only; embeddings, heads, norms and biases belong to AdamW.
 
