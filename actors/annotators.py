@@ -1,10 +1,11 @@
 """The Ray Data plans of sampling and labelling.
 
-Both take tables of the rows that are still to be done, one table a block. A block is the unit of work: the last
-stage of a plan writes it as a part of the stage folder and sends only counts to the driver.
+Both take blocks of what is still to be done: tables of tasks, or numbers of blocks whose rows the workers read
+themselves. A block is the unit of work: the last stage of a plan writes it as a part of the stage folder and sends only
+counts to the driver, which holds no row of it.
 
     sampling    tasks -> Sampler (vLLM) -> counts
-    labelling   tasks -> FactExtraction (OpenAI client) -> Verifier (vLLM) -> counts
+    labelling   numbers -> FactExtraction (OpenAI client) -> Verifier (vLLM) -> counts
 
 While a block is verified the next ones are extracted.
 """
@@ -16,10 +17,13 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.call_desk import start_call_desk
 from actors.extraction import Endpoint, FactExtraction
 from actors.sampler import Sampler
 from actors.verifier import Verifier
 from fgaif_ray.config import Config
+from fgaif_ray.feedback.answers import model_identity
+from fgaif_ray.feedback.pending import Pending
 
 EXTRACTION_CPUS: Final = 0.5
 """An extraction worker waits for its endpoint most of the time."""
@@ -48,20 +52,34 @@ def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> It
 
 
 def label_responses(
-    config: Config, blocks: list[pa.Table], endpoint: Endpoint, partial: str, rejected_partial: str
+    config: Config, pending: Pending, endpoint: Endpoint, partial: str, rejected_partial: str
 ) -> Iterator[dict[str, Any]]:
-    """Label every response; yields the counts of each finished block (see ``Verifier``)."""
+    """Label the responses that are left; yields the counts of each finished block (see ``Verifier``).
+
+    The limits and the budget of ``label.extractor`` hold for all extraction workers together.
+    """
     label = config.label
     engine = label.verifier.engine
+    extractor = label.extractor
+    address, desk = start_call_desk(extractor, config.run.dir)
+    extraction = {
+        "config": extractor,
+        "endpoint": endpoint,
+        "run": config.run.dir,
+        "desk": address,
+        "places": ray.put(pending.places),
+        "identity": model_identity(extractor.model, extractor.serve_model),
+    }
     dataset = (
-        ray.data.from_arrow(blocks)
+        # Numbers of blocks: a driver that handed out the places themselves would hold an object for each.
+        ray.data.range(pending.blocks, override_num_blocks=pending.blocks)
         .map_batches(
             FactExtraction,
-            fn_constructor_kwargs={"config": label.extractor, "endpoint": endpoint, "partial": partial},
+            fn_constructor_kwargs=extraction,
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                size=min(label.extractor.workers, len(blocks)), max_concurrent_calls_per_actor=EXTRACTION_BLOCKS
+                size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=EXTRACTION_BLOCKS
             ),
             num_cpus=EXTRACTION_CPUS,
         )
@@ -70,9 +88,12 @@ def label_responses(
             fn_constructor_kwargs={"config": label, "partial": partial, "rejected_partial": rejected_partial},
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(label.verifier.engines, len(blocks))),
+            compute=ActorPoolStrategy(size=min(label.verifier.engines, pending.blocks)),
             num_cpus=engine.num_cpus,
             num_gpus=engine.num_gpus,
         )
     )
-    yield from dataset.iter_rows()
+    try:
+        yield from dataset.iter_rows()
+    finally:
+        ray.kill(desk)

@@ -2,26 +2,28 @@
 
 import asyncio
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import openai
 import pyarrow as pa
+import ray
 from pydantic import SecretStr
 
-from actors.journal import Extraction, ExtractionJournal
+from actors.call_desk import DeskAddress, RemoteCallDesk
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.answers import Answer, AnswerIndex, cache_folder, model_identity
+from fgaif_ray.feedback.call_client import CallClient
+from fgaif_ray.feedback.calls import Calls, KnownCalls, UnansweredError
 from fgaif_ray.feedback.extraction import ExtractionError
 from fgaif_ray.feedback.extractor import FactExtractor
+from fgaif_ray.feedback.pending import Pending, PlaceReader, any_row, places_of
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import RESPONSES_SCHEMA
 from fgaif_ray.segments import split_segments
 
 CHECK_TIMEOUT_S: Final = 30.0
-KEPT: Final = "kept"
-"""Column of the input: the answer that an interrupted run has kept for this row, as JSON, or null."""
-TASK_SCHEMA: Final = pa.schema([*RESPONSES_SCHEMA, pa.field(KEPT, pa.string())])
 EXTRACTED_SCHEMA: Final = pa.schema(
     [
         *RESPONSES_SCHEMA,
@@ -41,8 +43,16 @@ class Endpoint:
     api_key: SecretStr | None
 
 
-def new_extractor(config: ExtractorConfig, endpoint: Endpoint) -> FactExtractor:
+def new_extractor(
+    config: ExtractorConfig, endpoint: Endpoint, calls: Calls | None = None, identity: str | None = None
+) -> FactExtractor:
     """The extractor of these settings; nothing is called yet.
+
+    Args:
+        config: the settings.
+        endpoint: where to call.
+        calls: known answers, limits and account; None calls freely.
+        identity: of the model, see ``model_identity``; None looks for it here.
 
     Raises:
         UserError: there is no such prompt, or it does not support the mode.
@@ -57,6 +67,8 @@ def new_extractor(config: ExtractorConfig, endpoint: Endpoint) -> FactExtractor:
         timeout_s=config.timeout_s,
         max_retries=config.max_retries,
         max_tokens=config.max_tokens,
+        calls=calls,
+        identity=model_identity(config.model, config.serve_model) if identity is None else identity,
     )
 
 
@@ -88,62 +100,88 @@ def check_endpoint(config: ExtractorConfig, endpoint: Endpoint) -> None:
 class FactExtraction:
     """Adds the facts of its sub-sentences to every response of a block.
 
-    Takes tables of ``TASK_SCHEMA`` and returns tables of ``EXTRACTED_SCHEMA``. Several blocks are worked on at a time,
-    in one event loop and with one limit of calls in flight. When the endpoint cannot be used, this block and the
-    following ones come back with ``fatal`` set and without facts: answers already received are in the journal.
+    Takes numbers of blocks, in a column ``id``, and returns tables of ``EXTRACTED_SCHEMA``.
+    Several blocks are worked on at a time, in one event loop and with one limit of calls in flight. When the endpoint
+    cannot be used or the budget is spent, this block and the following ones of every worker come back as a single row
+    with ``fatal`` set: calls that were under way are waited for, and their answers are kept.
     """
 
-    def __init__(self, config: ExtractorConfig, endpoint: Endpoint, partial: str) -> None:
-        self._extractor = new_extractor(config, endpoint)
-        self._journal = ExtractionJournal(partial)
-        self._reported = asdict(self._extractor.usage)
-        self._fatal: str | None = None
+    def __init__(
+        self,
+        config: ExtractorConfig,
+        endpoint: Endpoint,
+        run: str,
+        desk: DeskAddress,
+        identity: str,
+        places: "ray.ObjectRef[pa.Table]",
+    ) -> None:
+        self._calls = CallClient(RemoteCallDesk(desk), config, run)
+        self._extractor = new_extractor(config, endpoint, self._calls, identity)
+        self._places: pa.Table = ray.get(places)
+        self._reader = PlaceReader(RESPONSES_SCHEMA.names)
+        self._reading = asyncio.Lock()
 
-    async def __call__(self, tasks: pa.Table) -> pa.Table:
-        rows = tasks.to_pylist()
-        try:
-            async with asyncio.TaskGroup() as group:
-                extractions = [group.create_task(self._extract(row)) for row in rows]
-        except* UserError as failures:
-            self._fatal = self._fatal or str(failures.exceptions[0])
-            self._journal.append(
-                Extraction("", None, None, self._new_usage())
-            )  # of the responses that are not finished
-        self._journal.flush()
-        for row, extraction in zip(rows, extractions, strict=True):
-            row["fatal"] = self._fatal
-            if self._fatal is None:
-                row |= extraction.result()
-            else:
-                row["spans"] = []
+    async def __call__(self, blocks: pa.Table) -> pa.Table:
+        if self._calls.stopped is not None:
+            return _stopped_block(self._calls.stopped)
+        places = pa.concat_tables(places_of(self._places, block) for block in blocks.column("id").to_pylist())
+        async with self._reading:
+            rows = await asyncio.to_thread(self._reader.read, places)
+        results = await asyncio.gather(*(self._extract(row) for row in rows), return_exceptions=True)
+        # Ray runs a task again whose reply was lost: what was paid is kept before there is a reply.
+        await self._calls.flush()
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, UserError):
+                return _stopped_block(str(result))
+            if isinstance(result, BaseException):
+                raise result
+            row |= result
         return pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA)
 
     async def _extract(self, row: dict[str, Any]) -> dict[str, Any]:
         """Columns ``spans``, ``facts`` and ``reason`` of one response."""
-        if self._fatal is not None:
-            raise UserError(self._fatal)
         spans = [(span.start, span.end) for span in split_segments(row["response"])]
-        kept = row.pop(KEPT)
-        if kept is None:
-            extraction = await self._ask(row, [row["response"][start:end] for start, end in spans])
-        else:
-            extraction = Extraction.from_json(kept)
-        facts = None if extraction.facts is None else json.dumps(extraction.facts)
-        return {"spans": spans, "facts": facts, "reason": extraction.reason}
-
-    async def _ask(self, row: dict[str, Any], segments: list[str]) -> Extraction:
         facts, reason = None, None
         try:
-            answer = await self._extractor.extract(row["response"], segments)
-            facts = [[{"type": fact.type, "text": fact.text} for fact in segment] for segment in answer]
+            answer = await self._extractor.extract(
+                row["response"], [row["response"][start:end] for start, end in spans]
+            )
+            facts = json.dumps([[{"type": fact.type, "text": fact.text} for fact in segment] for segment in answer])
         except ExtractionError as error:
             reason = str(error)
-        extraction = Extraction(row["sample_id"], facts, reason, self._new_usage())
-        self._journal.append(extraction)
-        return extraction
+        return {"spans": spans, "facts": facts, "reason": reason}
 
-    def _new_usage(self) -> dict[str, int]:
-        usage = asdict(self._extractor.usage)
-        new = {name: count - self._reported[name] for name, count in usage.items()}
-        self._reported = usage
-        return new
+
+def _stopped_block(reason: str) -> pa.Table:
+    row: dict[str, Any] = {field.name: "" for field in EXTRACTED_SCHEMA if not field.nullable}
+    return pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA)
+
+
+def needs_endpoint(config: ExtractorConfig, run: str, pending: Pending) -> bool:
+    """Whether any pending response asks something that no kept answer tells; stops at the first."""
+    index = AnswerIndex(cache_folder(run, config.cache))
+    try:
+        if len(index) == 0:
+            return pending.rows > 0
+
+        def find(key: str) -> Answer | None:
+            text = index.find(key)
+            return None if text is None else Answer.from_json(json.loads(text))
+
+        extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find))
+
+        async def is_unanswered(row: dict[str, Any]) -> bool:
+            response = row["response"]
+            try:
+                await extractor.extract(
+                    response, [response[span.start : span.end] for span in split_segments(response)]
+                )
+            except UnansweredError:
+                return True
+            except ExtractionError:
+                return False
+            return False
+
+        return any_row(pending, ["response"], lambda row: asyncio.run(is_unanswered(row)))
+    finally:
+        index.close()

@@ -14,6 +14,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import LabelConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.labels import is_consistent, segment_labels, yes_probability
+from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.images import load_image
 from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, fingerprint
@@ -66,6 +67,7 @@ class Verifier:
         self._annotator = annotator_description(config)
         self._partial = partial
         self._rejected_partial = rejected_partial
+        self._overrides = Overrides.load(config)
         self._prompt = load_prompt(config.verifier.prompt)
         self._chat = ImageChat(config.verifier.model)
         self._engine = start_engine(config.verifier.model, config.verifier.engine)
@@ -159,4 +161,4 @@ class Verifier:
             labels = segment_labels((fact["type"], fact["consistent"]) for fact in facts)
             text = row["response"][start:end]
             segments.append({"start": start, "end": end, "text": text, "facts": facts, "labels": labels})
-        return row | {"segments": segments, "annotator": self._annotator}
+        return row | {"segments": self._overrides.apply(row["sample_id"], segments), "annotator": self._annotator}

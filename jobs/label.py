@@ -1,11 +1,10 @@
 """Label the responses with AI feedback (FGAIF sections 3.1 and 3.2): sub-sentences, atomic facts, verdicts, labels.
 
-Reads `responses/`, writes `feedback/` (rows, `metrics.json`, `official.jsonl`) and `feedback_rejected/` (rows that
-could not be labelled, with the reason) into the run's folder. An interrupted run goes on where it was; finished calls
-are not repeated.
+Reads `responses/`, writes `feedback/` (rows, `metrics.json`, `ledger.json`, `official.jsonl`) and `feedback_rejected/`
+(rows that could not be labelled, with the reason) into the run's folder. An interrupted run goes on where it was;
+finished calls are not repeated.
 """
 
-import io
 import os
 import sys
 import time
@@ -14,14 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import fsspec
+
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.labels import LabelledResponse, write_official
+from fgaif_ray.feedback.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.feedback.metrics import FeedbackFigures, TrueLabels
+from fgaif_ray.feedback.overrides import Overrides
+from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES, fingerprint
+from jobs import label_audit, label_cost
 from jobs.cli import find_user_error, main
 
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ REJECTED_STAGE: Final = "feedback_rejected"
 METRICS_FILE: Final = "metrics.json"
 OFFICIAL_FILE: Final = "official.jsonl"
 SERVER_LOG: Final = "extraction-server.log"
+STOP_GRACE_S: Final = 10.0
+"""Added to the time limit of a call when the job stops and calls are under way."""
 EXPECTED_ANSWER_MASS: Final = 0.5
 """A verifier that gives less to yes and no together does not answer the question it was asked."""
 
@@ -43,7 +50,7 @@ def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
     Where models run, and how fast, does not change the labels: an endpoint may move between two runs.
 
     Raises:
-        UserError: the responses have not been sampled.
+        UserError: the responses have not been sampled, or the human labels cannot be used.
     """
     responses = storage.require_stage(config.run.dir, "responses", "sample")
     extractor, verifier = config.label.extractor, config.label.verifier
@@ -53,6 +60,7 @@ def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
         extractor.model_dump(include={"model", "serve_model", "prompt", "mode", "max_tokens"}),
         verifier.model_dump(include={"model", "prompt", "threshold"}),
         verifier.engine.dtype,
+        *Overrides.load(config.label).key(),
     )
     return storage.Stage(config.run.dir, STAGE, key), storage.Stage(config.run.dir, REJECTED_STAGE, key)
 
@@ -93,13 +101,11 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
     if stage.is_complete():
         say(f"label: {stage.folder} is up to date.")
         return
-    pending, total = _begin(stage, rejected_stage)
-    answer_mass = _label(config, stage, rejected_stage, pending, total, server) if pending else None
-    _publish(config, stage, rejected_stage, total, answer_mass, time.monotonic() - started)
-
-
-def _ids(folder: str) -> set[str]:
-    return {row["sample_id"] for row in storage.read_rows(folder, ["sample_id"])}
+    responses = storage.join(stage.run, "responses")
+    Overrides.load(config.label).check(storage.read_rows(responses, ["sample_id", "response"]))
+    pending = _begin(config, stage, rejected_stage)
+    answer_mass = _label(config, stage, rejected_stage, pending, server) if pending.rows else None
+    _publish(config, stage, rejected_stage, pending.total, answer_mass, time.monotonic() - started)
 
 
 def _rejected_rows(rejected_stage: storage.Stage) -> str:
@@ -107,23 +113,27 @@ def _rejected_rows(rejected_stage: storage.Stage) -> str:
     return rejected_stage.folder if rejected_stage.is_complete() else rejected_stage.partial
 
 
-def _begin(stage: storage.Stage, rejected_stage: storage.Stage) -> tuple[list[dict[str, Any]], int]:
-    """The responses that are still to be labelled, with the answers kept for them, and the number of all responses."""
-    from actors.extraction import KEPT
-    from actors.journal import read_extractions
-
+def _begin(config: Config, stage: storage.Stage, rejected_stage: storage.Stage) -> Pending:
+    """Make the stages ready; returns the responses that are still to be labelled."""
     stage.begin()
     if not rejected_stage.is_complete():
         rejected_stage.begin()
-    done = _ids(stage.partial) | _ids(_rejected_rows(rejected_stage))
-    kept = {answer.sample_id: answer.to_json() for answer in read_extractions(stage.partial) if answer.sample_id}
-    pending = []
-    total = 0
-    for row in storage.read_rows(storage.join(stage.run, "responses")):
-        total += 1
-        if row["sample_id"] not in done:
-            pending.append(row | {KEPT: kept.get(row["sample_id"])})
-    return pending, total
+    return pending_responses(config)
+
+
+def pending_responses(config: Config) -> Pending:
+    """The responses that an earlier attempt has neither labelled nor rejected; writes nothing.
+
+    Raises:
+        UserError: the responses have not been sampled.
+    """
+    done = []
+    for stage in stages_of(config):
+        if stage.is_complete():
+            done.append(identities_of(stage.folder))
+        elif stage.is_begun():
+            done.append(identities_of(stage.partial))
+    return find_pending(storage.join(config.run.dir, "responses"), distinct(*done), config.label.batch_size)
 
 
 @contextmanager
@@ -158,43 +168,63 @@ def _label(
     config: Config,
     stage: storage.Stage,
     rejected_stage: storage.Stage,
-    pending: list[dict[str, Any]],
-    total: int,
+    pending: Pending,
     server: "OpenAIServer | None",
 ) -> float | None:
     """Label the pending rows; returns the mean of P(yes) + P(no) over the questions asked."""
     from actors.chat import ImageChat
     from actors.cluster import connect
-    from actors.extraction import KEPT, TASK_SCHEMA
+    from actors.extraction import needs_endpoint
 
     # Better found wrong before servers and engines start.
     load_prompt(config.label.verifier.prompt)
     ImageChat(config.label.verifier.model).tokens_of("yes")
-    needed = any(row[KEPT] is None for row in pending)
+    needed = needs_endpoint(config.label.extractor, config.run.dir, pending)
     mass, questions = 0.0, 0
+    stopped, give_up = None, float("inf")
     with (
         _endpoint(config, server, needed) as endpoint,
         connect(config),
-        Progress("label", total, "responses", initial=total - len(pending)) as progress,
+        Progress("label", pending.total, "responses", initial=pending.total - pending.rows) as progress,
     ):
-        from actors.annotators import blocks_of, label_responses
+        from actors.annotators import label_responses
 
-        blocks = blocks_of(pending, config.label.batch_size, TASK_SCHEMA)
         try:
-            for counts in label_responses(config, blocks, endpoint, stage.partial, rejected_stage.partial):
+            for counts in label_responses(config, pending, endpoint, stage.partial, rejected_stage.partial):
                 if counts["fatal"] is not None:
-                    raise UserError(counts["fatal"])
+                    if stopped is None:
+                        # Calls that are under way are paid: the workers have stopped and get the time to end them.
+                        stopped = counts["fatal"]
+                        give_up = time.monotonic() + config.label.extractor.timeout_s + STOP_GRACE_S
+                    if time.monotonic() > give_up:
+                        break
+                    continue
                 progress.advance(counts["labelled"] + counts["rejected"])
                 mass += counts["answer_mass"]
                 questions += counts["questions"]
         except Exception as error:
             raise (find_user_error(error) or error) from error
+    say(_spent(config, read_ledger(config.run.dir)))
+    if stopped is not None:
+        raise UserError(stopped)
     if questions and mass / questions < EXPECTED_ANSWER_MASS:
         say(
             f"label: the verifier gives yes and no only {mass / questions:.0%} of its answers' probability: "
             "its verdicts are weak, check label.verifier.model and label.verifier.prompt."
         )
     return mass / questions if questions else None
+
+
+def _spent(config: Config, ledger: LedgerTotals) -> str:
+    """One line about what extraction has taken so far."""
+    price = config.label.extractor.price
+    text = (
+        f"label: extraction has taken {ledger.calls} calls, {ledger.prompt_tokens} prompt and "
+        f"{ledger.completion_tokens} completion tokens"
+    )
+    if price is not None:
+        text += f", {ledger.money(price):.4g} {price.currency}"
+    return f"{text}; {ledger.cache_hits} answers were there already."
 
 
 def _publish(
@@ -209,12 +239,11 @@ def _publish(
 
     Rejected rows come first, so that they are there for every reader that finds the labelled ones.
     """
-    from actors.journal import read_extractions, remove_extractions
-
     rejected_rows = _rejected_rows(rejected_stage)
-    labelled, rejected = _ids(stage.partial), _ids(rejected_rows)
-    if len(labelled) + len(rejected) != total or labelled & rejected:
-        raise RuntimeError(f"{total} responses gave {len(labelled)} labelled and {len(rejected)} rejected ones")
+    labelled_ids, rejected_ids = identities_of(stage.partial), identities_of(rejected_rows)
+    labelled, rejected = len(labelled_ids), len(rejected_ids)
+    if labelled + rejected != total or len(distinct(labelled_ids, rejected_ids)) != total:
+        raise RuntimeError(f"{total} responses gave {labelled} labelled and {rejected} rejected ones")
     reasons = Counter(row["reason"].partition(":")[0] for row in storage.read_rows(rejected_rows, ["reason"]))
     if not labelled:
         causes = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
@@ -222,27 +251,24 @@ def _publish(
             f"None of the {total} responses could be labelled ({causes}): change label.extractor or label.verifier, or "
             f"delete {stage.partial} and {rejected_stage.partial} to try the same again."
         )
-    usage: Counter[str] = Counter()
-    for extraction in read_extractions(stage.partial):
-        usage.update(extraction.usage)
+    ledger = read_ledger(config.run.dir)
     figures = FeedbackFigures(_true_labels(config))
-    official = io.StringIO()
-    for row in storage.read_rows(stage.partial):
-        figures.add(row)
-        write_official(official, [_official(row)])
+    with fsspec.open(storage.join(stage.partial, OFFICIAL_FILE), "w", encoding="utf-8") as official:
+        for row in storage.read_rows(stage.partial):
+            figures.add(row)
+            write_official(official, [_official(row)])
     metrics = figures.to_dict() | {
-        "rejected": {"total": len(rejected), "by_reason": dict(reasons)},
-        "extraction": dict(usage),
+        "rejected": {"total": rejected, "by_reason": dict(reasons)},
+        "extraction": ledger.figures(),
         "verifier_answer_mass": answer_mass,
         "seconds": round(seconds, 1),
     }
-    storage.write_bytes(storage.join(stage.partial, OFFICIAL_FILE), official.getvalue().encode())
+    storage.write_json(storage.join(stage.partial, LEDGER_FILE), ledger.to_dict(config.label.extractor.price))
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
     if not rejected_stage.is_complete():
-        rejected_stage.publish({"rows": len(rejected), "by_reason": dict(reasons)})
-    stage.publish({"rows": len(labelled), "rejected": len(rejected)})
-    remove_extractions(stage.folder)
-    say(f"label: {len(labelled)} responses labelled, {len(rejected)} rejected, in {stage.folder}.")
+        rejected_stage.publish({"rows": rejected, "by_reason": dict(reasons)})
+    stage.publish({"rows": labelled, "rejected": rejected})
+    say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 
 def _official(row: Mapping[str, Any]) -> LabelledResponse:
@@ -273,4 +299,4 @@ def _true_labels(config: Config) -> TrueLabels | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("label", __doc__, run))
+    sys.exit(main("label", __doc__, run, modes=(*label_cost.MODES, *label_audit.MODES)))

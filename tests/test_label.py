@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from actors.journal import Extraction, ExtractionJournal, read_extractions
+from actors.extraction import Endpoint, new_extractor
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.answers import Answer, AnswerWriter, cache_folder
 from fgaif_ray.feedback.labels import read_official, segment_labels
 from fgaif_ray.feedback.metrics import FeedbackFigures
 from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA, sample_identity
@@ -28,7 +29,7 @@ from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.oracle import read_claims
 from fgaif_ray.sources import load_truth, prepare_images
-from jobs import label
+from jobs import label, label_cost
 
 ANNOTATOR = Path(label.__file__).parent.parent / "fgaif_ray" / "shapes" / "checkpoints" / "annotator"
 ROWS = 24
@@ -59,6 +60,7 @@ class RuleServer(ThreadingHTTPServer):
         """Responses about which it never says anything usable."""
         self.quota: int | None = None
         """Answers that are left; None for any number."""
+        self.refused = 0
         self.keys: set[str | None] = set()
 
 
@@ -77,6 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.keys.add(self.headers.get("Authorization"))
             if self.server.quota is not None:
                 if self.server.quota == 0:
+                    self.server.refused += 1
                     self._send(429, {"error": {"message": "no credit", "code": "insufficient_quota"}})
                     return
                 self.server.quota -= 1
@@ -129,6 +132,9 @@ def make_config(run: Path, base_url: str) -> Config:
                     "prompt": "extract-short-v1",
                     "concurrency": 8,
                     "api_key_env": "FGAIF_TEST_KEY",
+                    "workers": 2,
+                    "requests_per_minute": 60_000,
+                    "price": {"input_per_million": 2.0, "output_per_million": 8.0, "currency": "EUR"},
                 },
                 "verifier": {"model": str(ANNOTATOR), "engine": ENGINE},
             },
@@ -203,12 +209,8 @@ class TestLabel:
 
     def test_no_call_is_repeated_after_the_interruption(self, labelled: Labelled, endpoint: RuleServer) -> None:
         assert labelled.answered_after_failure >= ANSWERED_BEFORE_THE_QUOTA_ENDS
-        complete = {(row["response"], row["sample_id"]) for row in labelled.feedback}
-        asked = Counter({pair: n for pair, n in endpoint.answered.items() if pair[0] in {r for r, _ in complete}})
-        # Answers that came for a response whose other sub-sentences then failed are the only ones asked for again.
-        repeated = {pair[0] for pair, count in asked.items() if count > 1}
-        assert len(repeated) <= labelled.config.label.extractor.concurrency
-        assert max(asked.values()) <= 2
+        complete = {row["response"] for row in labelled.feedback}
+        assert {count for (response, _), count in endpoint.answered.items() if response in complete} == {1}
 
     def test_every_response_is_labelled_or_rejected_once(self, labelled: Labelled) -> None:
         ids = [row["sample_id"] for row in labelled.feedback + labelled.rejected]
@@ -268,8 +270,17 @@ class TestLabel:
         assert metrics["segments"] == len(segments)
         assert sum(metrics["facts"].values()) == sum(len(segment["facts"]) for segment in segments)
         assert all(sum(metrics["labels"][name].values()) == len(segments) for name in FACT_TYPES)
-        answered = endpoint.answered.total()  # calls that were cut off by the failure are not known to the client
-        assert metrics["extraction"]["prompt_tokens"] == pytest.approx(10 * answered, abs=10 * 8)
+        assert metrics["extraction"]["prompt_tokens"] == 10 * endpoint.answered.total()
+
+    def test_ledger_equals_the_servers_account_over_both_attempts(
+        self, labelled: Labelled, endpoint: RuleServer
+    ) -> None:
+        ledger = storage.read_json(storage.join(labelled.config.run.dir, "feedback", "ledger.json"))
+        answered = endpoint.answered.total()
+        assert (ledger["prompt_tokens"], ledger["completion_tokens"]) == (10 * answered, 5 * answered)
+        assert ledger["calls"] == answered + endpoint.refused
+        assert ledger["money"] == pytest.approx(answered * (10 * 2.0 + 5 * 8.0) / 1e6)
+        assert ledger["may_be_billed"]["calls"] == 0
 
     def test_presence_of_facts_agrees_with_the_truth(self, labelled: Labelled) -> None:
         for name in FACT_TYPES:
@@ -328,11 +339,41 @@ def test_figures_compare_labels_with_the_truth() -> None:
     assert found["balanced_accuracy_present"] == pytest.approx(3 / 4)
 
 
-def test_journal_without_the_line_that_was_cut_short(tmp_path: Path) -> None:
-    journal = ExtractionJournal(str(tmp_path))
-    kept = Extraction("a", [[{"type": "existence", "text": "There is a dog."}]], None, {"calls": 1})
-    journal.append(kept)
-    (path,) = tmp_path.iterdir()
-    with path.open("ab") as file:
-        file.write(b'{"sample_id": "b", "fac')
-    assert read_extractions(str(tmp_path)) == [kept]
+def test_dry_run_counts_both_modes_calls_nothing_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, "http://127.0.0.1:9/v1")
+    extractor = config.label.extractor.model_copy(update={"prompt": "extract-v1"})
+    config = config.model_copy(update={"label": config.label.model_copy(update={"extractor": extractor})})
+    rows = write_responses(config)
+    capsys.readouterr()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    label_cost.show_cost(config)
+    printed = capsys.readouterr().out
+    calls = {(row["response"], span.start) for row in rows for span in split_segments(row["response"])}
+    responses = {row["response"] for row in rows}
+    assert f"{ROWS} of {ROWS} responses are to be labelled; nothing was called or written." in printed
+    table = {line.split("  ")[0]: line.split()[-2:] for line in printed.splitlines()}
+    assert table["calls"] == [f"{len(calls)}", f"{len(responses)}"]
+    tokens = [[int(text.replace(",", "")) for text in table[name]] for name in ("prompt tokens", "completion tokens")]
+    assert [float(text) for text in table["money (EUR)"]] == [
+        pytest.approx((prompt * 2 + completion * 8) / 1e6, abs=1e-4) for prompt, completion in zip(*tokens)
+    ]
+    assert "characters / 4" in printed
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_dry_run_leaves_out_what_the_cache_knows_and_a_mode_the_prompt_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, "http://127.0.0.1:9/v1")
+    rows = write_responses(config)
+    extractor = new_extractor(config.label.extractor, Endpoint(None, None))
+    segments = [rows[0]["response"][span.start : span.end] for span in split_segments(rows[0]["response"])]
+    writer = AnswerWriter(cache_folder(config.run.dir, None))
+    for question in extractor.questions(rows[0]["response"], segments):
+        writer.keep(extractor.key(question), Answer([[]], None, None, "", 10, 5))
+    label_cost.show_cost(config)
+    table = {line.split("  ")[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
+    calls = {(row["response"], span.start) for row in rows[1:] for span in split_segments(row["response"])}
+    assert table["calls"] == [str(len(calls)), "-"]

@@ -158,5 +158,10 @@ def _facts(answer: object, where: str) -> list[Fact]:
         texts = answer[fact_type]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ExtractionError("shape", f'"{fact_type}" of {where} needs to be a list of strings')
-        facts.update(dict.fromkeys(Fact(fact_type, text.strip()) for text in texts if text.strip()))
+        facts.update(dict.fromkeys(Fact(fact_type, _valid(text)) for text in texts if text.strip()))
     return list(facts)
+
+
+def _valid(text: str) -> str:
+    """Text that any file can hold: JSON may spell half a surrogate pair."""
+    return text.strip().encode(errors="replace").decode()

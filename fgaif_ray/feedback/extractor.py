@@ -2,22 +2,24 @@
 
 One retry layer: the SDK's own retries are off. What belongs to the endpoint (down, wrong key, unknown model,
 out of quota, overloaded for long) stops the job with a ``UserError``; what belongs to one response is an
-``ExtractionError``, so that this row is rejected and the others go on.
+``ExtractionError``, so that this row is rejected and the others go on. A call that is under way is always waited for,
+since it is paid: its answer is kept whatever has become of its response.
 """
 
 import asyncio
-import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Any, Final, cast
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.answers import Answer, call_key
+from fgaif_ray.feedback.calls import Call, Calls, FreeCalls
+from fgaif_ray.feedback.endpoint_errors import endpoint_failure, failure_reason, may_be_billed, may_pass, retry_after_s
 from fgaif_ray.feedback.extraction import (
     ExtractionError,
     Fact,
@@ -28,6 +30,7 @@ from fgaif_ray.feedback.extraction import (
     supports,
 )
 from fgaif_ray.feedback.prompts import Prompt
+from fgaif_ray.feedback.tokens import CallSize, estimate_completion, estimate_prompt
 from fgaif_ray.segments import has_words
 
 FIRST_WAIT_S: Final = 0.5
@@ -35,22 +38,53 @@ LONGEST_WAIT_S: Final = 30.0
 """Bound of the drawn back-off; a ``Retry-After`` may ask for more."""
 LONGEST_RETRY_AFTER_S: Final = 300.0
 """An endpoint that asks for a longer wait than this is treated as unavailable."""
+CHECK_S: Final = 1.0
+"""Between two looks at whether to stop, in a back-off."""
 REPAIR_EXCERPT: Final = 2000
 """Characters of a bad answer that the repair try shows to the model."""
 
 _NO_KEY: Final = "none"  # the SDK wants a key; servers without authentication ignore it
-_OVERLOADED: Final = frozenset({429, 502, 503, 504})
+_PAUSING: Final = frozenset({429, 503})
+"""With ``Retry-After`` they speak to everybody who calls."""
 
 
 @dataclass
 class ExtractorUsage:
-    """What an extractor has asked of its endpoint; calls count every request that was answered or failed."""
+    """What an extractor has asked of its endpoint; calls count every request that was answered or failed.
+
+    Of this extractor alone, in this process: the account of a run is its ledger.
+    """
 
     calls: int = 0
     retries: int = 0
     repairs: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one call asks.
+
+    Example: ``Question([{"role": "user", "content": "..."}], ["A dog. "], None)``
+    """
+
+    messages: list[dict[str, str]]
+    segments: Sequence[str]
+    """The sub-sentences asked about."""
+    segment_count: int | None
+    """Of ``response`` mode; None in ``segment`` mode."""
+    is_repair: bool = False
+
+    def repair(self, answer: Answer) -> "Question":
+        """The question again, with an answer that cannot be used and what is wrong with it."""
+        shown = {"role": "assistant", "content": answer.content or "(no answer)"}
+        complaint = {
+            "role": "user",
+            "content": f"This cannot be used: {answer.detail}. "
+            "Answer the question again, shortly, with the JSON object alone.",
+        }
+        return Question([*self.messages, shown, complaint], self.segments, self.segment_count, is_repair=True)
 
 
 class FactExtractor:
@@ -79,6 +113,8 @@ class FactExtractor:
         max_tokens: int = 512,
         temperature: float | None = 0.0,
         extra_body: Mapping[str, Any] | None = None,
+        calls: Calls | None = None,
+        identity: str | None = None,
     ) -> None:
         """Check the settings; nothing is called.
 
@@ -94,6 +130,8 @@ class FactExtractor:
             max_tokens: limit of one answer.
             temperature: 0 is greedy; None leaves it out, for models that refuse the parameter.
             extra_body: further fields of the request body.
+            calls: known answers, limits and account; None calls freely.
+            identity: what stands for the model in the keys of answers; None takes its name.
 
         Raises:
             UserError: the prompt does not support the mode.
@@ -108,7 +146,10 @@ class FactExtractor:
         self._api_key = api_key
         self._model = model
         self._prompt = prompt
+        self._identity = model if identity is None else identity
+        self._calls: Calls = FreeCalls() if calls is None else calls
         self._mode: Mode = mode
+        self._max_tokens = max_tokens
         self._concurrency = concurrency
         self._timeout_s = timeout_s
         self._max_retries = max_retries
@@ -123,6 +164,35 @@ class FactExtractor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: openai.AsyncOpenAI | None = None
         self._slots: asyncio.Semaphore | None = None
+        self._stopped: UserError | None = None
+
+    def questions(self, response: str, segments: Sequence[str]) -> list[Question]:
+        """The calls that a response takes, without repair tries; a sub-sentence without a word takes none."""
+        wordy = [index for index, segment in enumerate(segments) if has_words(segment)]
+        if self._mode == "segment":
+            return [
+                Question(build_messages(self._prompt, response, segments, index), [segments[index]], None)
+                for index in wordy
+            ]
+        if not wordy:
+            return []
+        return [Question(build_messages(self._prompt, response, segments, None), segments, len(segments))]
+
+    def key(self, question: Question) -> str:
+        """The content address of a call: sha256 over everything that its answer depends on."""
+        options = {name: value for name, value in self._options.items() if name != "model"}
+        prompt = [self._prompt.name, self._prompt.system, self._prompt.user]
+        return call_key(
+            model=self._identity, prompt=prompt, mode=self._mode, options=options, messages=question.messages
+        )
+
+    def size(self, question: Question) -> CallSize:
+        """Tokens of a call, estimated from its characters."""
+        return CallSize(
+            estimate_prompt(question.messages),
+            estimate_completion(question.segments, self._max_tokens),
+            self._max_tokens,
+        )
 
     async def extract(self, response: str, segments: Sequence[str]) -> list[list[Fact]]:
         """Facts of every sub-sentence of a response; one without a word has none and costs no call.
@@ -138,24 +208,20 @@ class FactExtractor:
             ExtractionError: this response has no usable facts; reject its row.
             UserError: the endpoint cannot be used; stop.
         """
-        wordy = [index for index, segment in enumerate(segments) if has_words(segment)]
-        facts: list[list[Fact]] = [[] for _ in segments]
-        if not wordy:
-            return facts
-        if self._mode == "response":
-            return await self._ask(build_messages(self._prompt, response, segments, None), len(segments))
-        tasks = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index in wordy:
-                    messages = build_messages(self._prompt, response, segments, index)
-                    tasks.append(group.create_task(self._ask(messages, None)))
-        except ExceptionGroup as failures:
-            # One failed sub-sentence ends the response; the group has cancelled the other calls.
-            raise failures.exceptions[0] from failures.exceptions[0].__cause__
-        for index, task in zip(wordy, tasks, strict=True):
-            (facts[index],) = task.result()
-        return facts
+        questions = self.questions(response, segments)
+        failures: list[ExtractionError] = []
+        results = await asyncio.gather(
+            *(self._ask(question, failures) for question in questions), return_exceptions=True
+        )
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            # What stops the job comes before what rejects the row, and a fault of ours before both.
+            raise min(errors, key=lambda error: (isinstance(error, ExtractionError), isinstance(error, UserError)))
+        answers = [cast("list[list[Fact]]", result) for result in results]
+        if self._mode == "response" and answers:
+            return answers[0]
+        found = iter(answers)
+        return [next(found)[0] if has_words(segment) else [] for segment in segments]
 
     async def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -164,57 +230,112 @@ class FactExtractor:
         self._client = None
         self._slots = None
         self._loop = None
+        self._stopped = None
 
-    async def _ask(self, messages: list[dict[str, str]], segment_count: int | None) -> list[list[Fact]]:
+    async def _ask(self, question: Question, failures: list[ExtractionError]) -> list[list[Fact]]:
         """One question, with one repair try that shows the model its answer and what is wrong with it."""
-        answer = await self._complete(messages)
         try:
-            return _parse(answer, segment_count)
+            answer = await self._answer(question, failures)
+            if answer.facts is None:
+                answer = await self._answer(question.repair(answer), failures)
+            if answer.facts is None:
+                raise answer.error()
         except ExtractionError as error:
-            self.usage.repairs += 1
-            content = (answer.choices[0].message.content or "").strip() if answer.choices else ""
-            repair = [
-                *messages,
-                {"role": "assistant", "content": content[:REPAIR_EXCERPT] or "(no answer)"},
-                {
-                    "role": "user",
-                    "content": f"This cannot be used: {error.detail}. "
-                    "Answer the question again, shortly, with the JSON object alone.",
-                },
-            ]
-        return _parse(await self._complete(repair), segment_count)
+            failures.append(error)
+            raise
+        return answer.facts
 
-    async def _complete(self, messages: list[dict[str, str]]) -> ChatCompletion:
+    async def _answer(self, question: Question, failures: Sequence[ExtractionError]) -> Answer:
+        """The answer to a question: a known one, or that of a call."""
+        key = self.key(question)
+        known = await self._calls.find(key)
+        if known is not None:
+            return known
+        try:
+            answer = await self._call(question, failures)
+        except BaseException:
+            self._calls.release(key)
+            raise
+        self._calls.keep(key, answer)
+        return answer
+
+    async def _call(self, question: Question, failures: Sequence[ExtractionError]) -> Answer:
         """One chat completion, tried again after failures that may pass."""
         client, slots = self._connection()
-        attempt = 0
+        messages = cast("list[ChatCompletionMessageParam]", question.messages)
+        size = self.size(question)
+        self._check(failures)
         async with slots:
-            while True:
-                self.usage.calls += 1
+            for attempt in range(self._max_retries + 1):
+                self._check(failures)
                 try:
-                    answer = await client.chat.completions.create(
-                        messages=cast("list[ChatCompletionMessageParam]", messages), **self._options
-                    )
+                    call = await self._calls.enter(size, retry=attempt > 0, repair=question.is_repair)
+                except UserError as error:
+                    raise self._stop(error) from None
+                self.usage.calls += 1
+                self.usage.retries += attempt > 0
+                self.usage.repairs += question.is_repair and attempt == 0
+                try:
+                    completion = await client.chat.completions.create(messages=messages, **self._options)
                 except openai.APIError as error:
-                    wait = _wait_s(error, attempt)
-                    if not _may_pass(error) or attempt == self._max_retries or wait > LONGEST_RETRY_AFTER_S:
+                    self._calls.failed(call, failure_reason(error), may_be_billed=may_be_billed(error))
+                    asked_for = retry_after_s(error)
+                    if not may_pass(error) or attempt == self._max_retries or asked_for > LONGEST_RETRY_AFTER_S:
                         raise self._failure(error) from error
-                    await asyncio.sleep(wait)
-                    attempt += 1
-                    self.usage.retries += 1
+                    if asked_for and isinstance(error, openai.APIStatusError) and error.status_code in _PAUSING:
+                        self._calls.pause(asked_for)
+                    # Exponential back-off with full jitter, after what the endpoint asks for.
+                    drawn = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
+                    await self._rest(asked_for + drawn, failures)
+                except BaseException:
+                    self._calls.failed(call, "cancelled", may_be_billed=True)
+                    raise
                 else:
-                    return self._counted(answer)
+                    return self._read(call, completion, question)
+        raise AssertionError("unreachable: the last try returns or raises")
 
-    def _counted(self, answer: object) -> ChatCompletion:
+    async def _rest(self, seconds: float, failures: Sequence[ExtractionError]) -> None:
+        """Wait before the next try, as long as it makes sense."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._check(failures)
+            await asyncio.sleep(min(left, CHECK_S))
+
+    def _stop(self, error: UserError) -> UserError:
+        """Make no more calls, here and elsewhere; returns the first reason."""
+        self._stopped = self._stopped or error
+        self._calls.stop(str(self._stopped))
+        return self._stopped
+
+    def _check(self, failures: Sequence[ExtractionError]) -> None:
+        """Spend nothing on a response that is rejected, or after the endpoint has turned out to be unusable."""
+        if self._stopped is not None:
+            raise self._stopped
+        if failures:
+            raise failures[0]
+
+    def _read(self, call: Call, completion: object, question: Question) -> Answer:
         # The SDK hands through the text of an answer that is not JSON, such as a web page.
-        if not isinstance(answer, ChatCompletion):
-            raise UserError(
-                f"{self._where} does not answer as an OpenAI-compatible one does: correct "
-                "label.extractor.base_url, which usually ends in /v1."
+        if not isinstance(completion, ChatCompletion):
+            self._calls.failed(call, "no completion", may_be_billed=False)
+            raise self._stop(
+                UserError(
+                    f"{self._where} does not answer as an OpenAI-compatible one does: correct "
+                    "label.extractor.base_url, which usually ends in /v1."
+                )
             )
-        if answer.usage is not None:
-            self.usage.prompt_tokens += answer.usage.prompt_tokens
-            self.usage.completion_tokens += answer.usage.completion_tokens
+        tokens = None
+        if completion.usage is not None:
+            tokens = (completion.usage.prompt_tokens, completion.usage.completion_tokens)
+            self.usage.prompt_tokens += tokens[0]
+            self.usage.completion_tokens += tokens[1]
+        used = tokens or (call.size.prompt_tokens, call.size.completion_tokens)
+        try:
+            answer = Answer(_parse(completion, question.segment_count), None, None, "", *used)
+        except ExtractionError as error:
+            content = (completion.choices[0].message.content or "").strip() if completion.choices else ""
+            answer = Answer(None, error.reason, error.detail, content[:REPAIR_EXCERPT], *used)
+        self._calls.answered(call, tokens, answer.reason)
         return answer
 
     @property
@@ -237,31 +358,10 @@ class FactExtractor:
 
     def _failure(self, error: openai.APIError) -> UserError | ExtractionError:
         """What the error of a call means: the endpoint cannot be used, or this row is rejected."""
-        where = self._where
-        if isinstance(error, openai.APITimeoutError):
-            return ExtractionError("timeout", f"no answer within {self._timeout_s:g} s")
-        if isinstance(error, openai.APIConnectionError):
-            return UserError(f"{where} cannot be reached: start it or correct label.extractor.base_url.")
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return UserError(
-                f"{where} refused the API key (status {error.status_code}): set the environment "
-                "variable named by label.extractor.api_key_env to a valid key."
-            )
-        if isinstance(error, openai.NotFoundError):
-            return UserError(
-                f"{where} has no model {self._model!r} or no chat completions: correct "
-                "label.extractor.model or label.extractor.base_url."
-            )
-        if _out_of_quota(error):
-            return UserError(f"{where} says that the quota is used up: add credit or use another key.")
-        if isinstance(error, openai.APIStatusError) and error.status_code in _OVERLOADED:
-            return UserError(
-                f"{where} stayed overloaded (status {error.status_code}) over {self._max_retries + 1} tries: "
-                "lower label.extractor.concurrency or run again later."
-            )
-        if isinstance(error, openai.APIStatusError) and error.status_code < 500:
-            return ExtractionError("rejected", f"the endpoint refused the request ({_excerpt(error)})")
-        return ExtractionError("server", f"the endpoint failed on the request ({_excerpt(error)})")
+        failure = endpoint_failure(
+            error, self._where, self._model, tries=self._max_retries + 1, timeout_s=self._timeout_s
+        )
+        return self._stop(failure) if isinstance(failure, UserError) else failure
 
 
 def _parse(answer: ChatCompletion, segment_count: int | None) -> list[list[Fact]]:
@@ -274,40 +374,3 @@ def _parse(answer: ChatCompletion, segment_count: int | None) -> list[list[Fact]
         segment_count=segment_count,
         refusal=choice.message.refusal,
     )
-
-
-def _excerpt(error: openai.APIError) -> str:
-    """The endpoint's own words, short enough for a row of rejected responses."""
-    return error.message[:300]
-
-
-def _out_of_quota(error: openai.APIError) -> bool:
-    return "insufficient_quota" in (error.code, error.type)
-
-
-def _may_pass(error: openai.APIError) -> bool:
-    if isinstance(error, openai.APIStatusError):
-        return (error.status_code in (408, 409, 429) or error.status_code >= 500) and not _out_of_quota(error)
-    return isinstance(error, openai.APIConnectionError)  # time-outs among them
-
-
-def _wait_s(error: openai.APIError, attempt: int) -> float:
-    """Seconds before the next try: exponential back-off with full jitter, after what the endpoint asks."""
-    drawn = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
-    if not isinstance(error, openai.APIStatusError):
-        return drawn
-    return drawn + (_retry_after_s(error.response.headers.get("retry-after")) or 0.0)
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for, as a number or a date; None if it cannot be read."""
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(header).timestamp() - time()
-        except ValueError:
-            return None
-    return max(seconds, 0.0) if not math.isnan(seconds) else None

@@ -1,0 +1,128 @@
+"""The rows of a stage that are still to be done, as places in Parquet parts: what a driver holds of 100,000 rows.
+
+Identities are compared by 128-bit digests, 16 bytes a row.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fgaif_ray import storage
+
+PLACES_SCHEMA: Final = pa.schema(
+    [
+        pa.field("block", pa.int32(), nullable=False),  # ascending
+        pa.field("part", pa.string(), nullable=False),  # URI
+        pa.field("row_group", pa.int32(), nullable=False),
+        pa.field("rows", pa.list_(pa.int32()), nullable=False),  # positions in the row group
+    ]
+)
+DIGEST: Final = np.dtype([("high", "<u8"), ("low", "<u8")])
+IDENTITY: Final = "sample_id"
+ROW_GROUPS_HELD: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is left of a stage, in blocks of at most so many rows as were asked for."""
+
+    places: pa.Table
+    """Of ``PLACES_SCHEMA``; a block has a line for each row group that it takes rows from."""
+    blocks: int
+    rows: int
+    """Rows that are left."""
+    total: int
+    """All rows."""
+
+
+def digests(identities: Iterable[str]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Digests of identities, ``[identities]`` of ``DIGEST``."""
+    joined = b"".join(hashlib.blake2b(name.encode(), digest_size=DIGEST.itemsize).digest() for name in identities)
+    return np.frombuffer(joined, dtype=DIGEST)
+
+
+def identities_of(folder: str) -> np.ndarray[Any, np.dtype[Any]]:
+    """Digests of the rows in a stage folder, ``[distinct rows]``, sorted."""
+    return distinct(*(digests(column) for _, _, column in _identity_columns(folder)))
+
+
+def distinct(*arrays: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """The digests of all arrays, each once, sorted."""
+    return np.unique(np.concatenate([np.empty(0, DIGEST), *arrays]))
+
+
+def find_pending(folder: str, done: np.ndarray[Any, np.dtype[Any]], block_size: int) -> Pending:
+    """The rows of a stage folder whose identities are not done.
+
+    Args:
+        folder: a stage folder with a column ``sample_id``.
+        done: digests from ``identities_of``.
+        block_size: rows of a block; blocks go on over the end of a part.
+    """
+    places: list[dict[str, Any]] = []
+    left, total = 0, 0
+    for part, row_group, column in _identity_columns(folder):
+        total += len(column)
+        rows = np.flatnonzero(~np.isin(digests(column), done)).astype(np.int32)
+        while len(rows):
+            block, filled = divmod(left, block_size)
+            taken, rows = rows[: block_size - filled], rows[block_size - filled :]
+            places.append({"block": block, "part": part, "row_group": row_group, "rows": taken})
+            left += len(taken)
+    return Pending(pa.Table.from_pylist(places, schema=PLACES_SCHEMA), -(-left // block_size), left, total)
+
+
+def places_of(places: pa.Table, block: int) -> pa.Table:
+    """The lines of one block."""
+    start, stop = np.searchsorted(places.column("block").to_numpy(), [block, block + 1])
+    return places.slice(start, stop - start)
+
+
+class PlaceReader:
+    """Reads the rows of places; row groups that follow each other in places are read once."""
+
+    def __init__(self, columns: list[str]) -> None:
+        self._columns = columns
+        self._row_groups: dict[tuple[str, int], pa.Table] = {}
+
+    def read_all(self, places: pa.Table) -> Iterator[dict[str, Any]]:
+        """The rows one after the other; only some of them are in memory at a time."""
+        for line in range(len(places)):
+            yield from self.read(places.slice(line, 1))
+
+    def read(self, places: pa.Table) -> list[dict[str, Any]]:
+        """The rows, in the order of the places."""
+        rows: list[dict[str, Any]] = []
+        for place in places.to_pylist():
+            table = self._row_group(place["part"], place["row_group"])
+            rows += table.take(pa.array(place["rows"], pa.int32())).to_pylist()
+        return rows
+
+    def _row_group(self, part: str, row_group: int) -> pa.Table:
+        key = part, row_group
+        if key not in self._row_groups:
+            while len(self._row_groups) >= ROW_GROUPS_HELD:
+                del self._row_groups[next(iter(self._row_groups))]
+            with storage.open_binary(part) as file:
+                self._row_groups[key] = pq.ParquetFile(file).read_row_group(row_group, columns=self._columns)
+        return self._row_groups[key]
+
+
+def any_row(pending: Pending, columns: list[str], holds: Callable[[dict[str, Any]], bool]) -> bool:
+    """Whether something holds of any row that is left; rows are read until it does."""
+    return any(holds(row) for row in PlaceReader(columns).read_all(pending.places))
+
+
+def _identity_columns(folder: str) -> Iterator[tuple[str, int, list[str]]]:
+    """Part, row group and identities of every row group of a stage folder."""
+    for part in storage.list_parts(folder):
+        with storage.open_binary(part) as file:
+            parquet = pq.ParquetFile(file)
+            for row_group in range(parquet.num_row_groups):
+                column = parquet.read_row_group(row_group, columns=[IDENTITY]).column(IDENTITY)
+                yield part, row_group, column.to_pylist()

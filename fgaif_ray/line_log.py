@@ -1,0 +1,77 @@
+"""Append-only JSON lines of many writers in one folder, readable after any of them was killed.
+
+Every writer has a file of its own. On a local or shared file system a line is with the operating system when ``append``
+returns, so that SIGKILL cannot take it back. Object stores cannot append: there ``flush`` writes a file per call.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import fsspec
+
+from fgaif_ray import storage
+
+
+class LineLog:
+    """One writer's part of a log.
+
+    Example: ``LineLog("runs/a/extraction-cache", "answers").append({"key": "0f3a...", "answer": {}})``
+    """
+
+    def __init__(self, folder: str, prefix: str) -> None:
+        """Nothing is written yet.
+
+        Args:
+            folder: local path or URI; made at the first line.
+            prefix: of the file names.
+        """
+        self._folder = folder.removeprefix("file://") if storage.is_local(folder) else folder
+        self._name = f"{prefix}-{uuid.uuid4().hex}"
+        self._lines: list[str] = []
+        self._flushes = 0
+        self._has_folder = False
+
+    @property
+    def is_buffered(self) -> bool:
+        """Whether lines wait for ``flush``."""
+        return not storage.is_local(self._folder)
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        """Add one line."""
+        line = json.dumps(value, separators=(",", ":")) + "\n"
+        if self.is_buffered:
+            self._lines.append(line)
+            return
+        path = storage.join(self._folder, f"{self._name}.jsonl")
+        if not self._has_folder:
+            os.makedirs(self._folder, exist_ok=True)
+            self._has_folder = True
+        with open(path, "ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._flushes += 1
+            name = f"{self._name}-{self._flushes:06d}.jsonl"
+            storage.write_bytes(storage.join(self._folder, name), "".join(lines).encode())
+
+
+def read_lines(folder: str, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The file and the value of every line of a log, one after the other; lines that were cut short are left out."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    for name in sorted(filesystem.glob(f"{path.rstrip('/')}/{prefix}-*.jsonl")):
+        with filesystem.open(name, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    continue  # its writer was killed, or is at it
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    continue  # a machine that lost power may leave such a line
+                if isinstance(value, dict):
+                    yield name, value

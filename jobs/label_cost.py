@@ -1,0 +1,83 @@
+"""The mode of `jobs.label` that tells what labelling would cost: it calls nothing and writes nothing."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fgaif_ray.config import Config
+from fgaif_ray.feedback.cost import Cost, estimate_cost
+from fgaif_ray.feedback.extraction import Mode as ExtractionMode
+from fgaif_ray.progress import say
+from jobs.cli import Mode
+
+EXTRACTION_MODES: Final[tuple[ExtractionMode, ...]] = ("segment", "response")
+LINES: Final = (
+    ("calls", "calls"),
+    ("known", "calls saved by the cache"),
+    ("prompt_tokens", "prompt tokens"),
+    ("completion_tokens", "completion tokens"),
+)
+
+
+def show_cost(config: Config, _flag: Any = None) -> None:
+    """Print rows, calls, tokens and money of the responses that are still to be labelled, for both modes.
+
+    Raises:
+        UserError: the responses have not been sampled, or the prompt cannot be used.
+    """
+    from actors.extraction import Endpoint, new_extractor
+    from fgaif_ray.feedback.answers import AnswerIndex, cache_folder
+    from fgaif_ray.feedback.extraction import supports
+    from fgaif_ray.feedback.pending import PlaceReader
+    from fgaif_ray.feedback.prompts import load_prompt
+    from fgaif_ray.feedback.tokens import PromptCounter
+    from jobs.label import pending_responses
+
+    extractor_config = config.label.extractor
+    pending = pending_responses(config)
+    counter = PromptCounter(extractor_config.serve_model or extractor_config.model)
+    prompt = load_prompt(extractor_config.prompt)
+    index = AnswerIndex(cache_folder(config.run.dir, extractor_config.cache))
+
+    def responses() -> Iterator[str]:
+        return (row["response"] for row in PlaceReader(["response"]).read_all(pending.places))
+
+    costs: dict[str, Cost | None] = {}
+    for mode in EXTRACTION_MODES:
+        if not supports(prompt, mode):
+            costs[mode] = None
+            continue
+        extractor = new_extractor(extractor_config.model_copy(update={"mode": mode}), Endpoint(None, None))
+        costs[mode] = estimate_cost(
+            extractor, responses(), counter, extractor_config.max_tokens, lambda key: index.find(key) is not None
+        )
+    index.close()
+    say(f"label: {pending.rows} of {pending.total} responses are to be labelled; nothing was called or written.")
+    for line in cost_table(config, costs):
+        say(line)
+    say(f"Prompt tokens are {counter.how}; completion tokens are estimated from the length of the sub-sentences.")
+    say("Repair tries and repeated calls come on top.")
+    if extractor_config.price is None:
+        say("Set label.extractor.price to see money.")
+
+
+def cost_table(config: Config, costs: dict[str, Cost | None]) -> list[str]:
+    """The lines of a table with a column for each mode; the configured one is marked."""
+    extractor = config.label.extractor
+    head = [f"{mode} mode{' *' if mode == extractor.mode else ''}" for mode in costs]
+    rows = [("", *head)]
+    for name, title in LINES:
+        rows.append((title, *("-" if cost is None else f"{getattr(cost, name):,}" for cost in costs.values())))
+    if extractor.price is not None:
+        price = extractor.price
+        money = ("-" if cost is None else f"{cost.money(price):,.4f}" for cost in costs.values())
+        rows.append((f"money ({price.currency})", *money))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
+    ]
+
+
+MODES: Final = (
+    Mode("--dry-run", {"action": "store_true", "help": "show calls, tokens and money, and do nothing"}, show_cost),
+)
