@@ -9,7 +9,7 @@ CONFIG ?= configs/shapes.yaml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format lock pretrain-shapes clean
+.PHONY: help setup demo test test-fast proofs lint format lock pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## run all tests
 
 test-fast: setup ## run the tests that start neither Ray nor vLLM
 	$(VENV_PYTHON) -m pytest -m "not ray and not vllm and not slow" $(ARGS)
+
+proofs: setup ## run the proofs that take many minutes
+	$(VENV_PYTHON) -m pytest -m proof -s $(ARGS)
 
 lint: setup ## check style, format and types
 	$(VENV_PYTHON) -m ruff check .

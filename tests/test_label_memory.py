@@ -84,7 +84,7 @@ def peak_rss_mib(run: Path, rows: int, endpoint: str) -> float:
     return float(json.loads(result.stdout.splitlines()[-1])["peak_rss_mib"])
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.ray
 @pytest.mark.vllm
 def test_the_driver_takes_as_much_memory_for_a_hundred_times_the_rows(tmp_path: Path, endpoint: str) -> None:
