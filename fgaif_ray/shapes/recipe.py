@@ -120,11 +120,15 @@ def run_phases(work: Path, output: Path, steps: pretraining.PhaseSteps, scenes: 
         share = pretraining.align_projector(model, packer, pool, steps.projector)
         say(f"projector: {share:.3f} of the occupied cells read right")
         tiny_llava.save_checkpoint(model, processor, work / "tower")
-    # Answers first, for they teach to look; the words of captions weigh more once looking is learnt.
+    # Answers first, for they teach to look; the words of captions weigh more once looking is learnt. To copy from text
+    # is learnt along with looking: a model that has only ever looked takes thousands of steps to learn it.
+    extracting = (pretraining.extract_only, 8)
     phases = {
-        "name": Phase("tower", ((pretraining.name, 24),), steps.name, 1e-2),
-        "answer": Phase("name", ((pretraining.name, 4), (pretraining.answer, 12)), steps.answer, 1e-2),
-        "describe": Phase("answer", ((pretraining.name, 3), (pretraining.describe, 12)), steps.describe, 6e-3),
+        "name": Phase("tower", ((pretraining.name, 16), extracting), steps.name, 1e-2),
+        "answer": Phase("name", ((pretraining.name, 4), (pretraining.answer, 12), extracting), steps.answer, 1e-2),
+        "describe": Phase(
+            "answer", ((pretraining.name, 3), (pretraining.describe, 12), extracting), steps.describe, 6e-3
+        ),
         "describe_more": Phase(
             "describe", ((pretraining.describe_more, 12),), steps.describe_more, 8e-3, pretraining.SEEN
         ),
