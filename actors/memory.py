@@ -28,7 +28,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         this = psutil.Process()
-        while not self._stop.wait(self._interval):
+        while True:
             total = 0
             for process in [this, *this.children(recursive=True)]:
                 try:
@@ -36,6 +36,8 @@ class PeakMemory:
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
             self._peak = max(self._peak, total)
+            if self._stop.wait(self._interval):
+                return
 
     def __enter__(self) -> Self:
         self._thread.start()
