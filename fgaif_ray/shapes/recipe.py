@@ -121,7 +121,7 @@ def run_phases(work: Path, output: Path, steps: pretraining.PhaseSteps, scenes: 
         say(f"projector: {share:.3f} of the occupied cells read right")
         tiny_llava.save_checkpoint(model, processor, work / "tower")
     # Answers first, for they teach to look; the words of captions weigh more once looking is learnt. To copy from text
-    # is learnt along with looking: a model that has only ever looked takes thousands of steps to learn it.
+    # is learnt along with looking: taught afterwards, it is not there after 1,600 steps.
     extracting = (pretraining.extract_only, 8)
     phases = {
         "name": Phase("tower", ((pretraining.name, 16), extracting), steps.name, 1e-2),
