@@ -1,7 +1,9 @@
 """Muon in float32: momentum whose update is orthogonalised, for the matrices inside a transformer.
 
-In the naming phase 600 steps with it bring the loss that AdamW reaches after 1,000. It is the algorithm of `torch.optim.Muon` (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), which orthogonalises in
-bfloat16, one matrix at a time: measured on a CPU, training steps then take 3.5 times as long. Here matrices of one shape go through float32 products together.
+In the naming phase 600 steps with it bring the loss that AdamW reaches after 1,000. It is the algorithm of
+`torch.optim.Muon` (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), which orthogonalises in bfloat16,
+one matrix at a time: measured on a CPU, training steps then take 3.5 times as long. Here matrices of one shape go
+through float32 products together.
 """
 
 from collections.abc import Callable, Iterable
