@@ -1,0 +1,53 @@
+"""The configuration: one tree, a section per job, read from YAML with ``--set section.key=value`` on top.
+
+This package is light on purpose: ``--help`` and every configuration error answer before torch, ray or vllm are
+imported.
+"""
+
+from fgaif_ray.config.align import AlignConfig, KLConfig, PPOConfig, RewardComposition, RolloutConfig
+from fgaif_ray.config.base import EngineConfig, LoRAOptions, PolicyConfig, RayConfig, RunConfig, Section
+from fgaif_ray.config.data import ColumnNames, DataConfig, SampleConfig
+from fgaif_ray.config.label import (
+    ExtractorConfig,
+    FactType,
+    HumanLabelsConfig,
+    LabelConfig,
+    NoiseConfig,
+    NoiseRates,
+    PriceConfig,
+    VerifierConfig,
+)
+from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
+from fgaif_ray.config.tree import Config, EvaluateConfig, ReportConfig, dump_config, load_config
+
+__all__ = [
+    "AlignConfig",
+    "ColumnNames",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluateConfig",
+    "ExtractorConfig",
+    "FactType",
+    "HumanLabelsConfig",
+    "KLConfig",
+    "LabelConfig",
+    "LoRAOptions",
+    "NoiseConfig",
+    "NoiseRates",
+    "PPOConfig",
+    "PolicyConfig",
+    "PriceConfig",
+    "RayConfig",
+    "ReportConfig",
+    "RewardComposition",
+    "RewardsConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SampleConfig",
+    "Section",
+    "ServeConfig",
+    "VerifierConfig",
+    "dump_config",
+    "load_config",
+]

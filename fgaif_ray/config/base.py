@@ -1,0 +1,64 @@
+"""What every section of the configuration is made of, and the sections that several jobs read."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section of the configuration; unknown keys are errors, and a section does not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    dir: str
+    """Folder of the run (a local path, or a URI that fsspec knows, e.g. ``s3://bucket/run``)."""
+    seed: int = 0
+
+
+class RayConfig(Section):
+    """How a job reaches Ray."""
+
+    address: str | None = None
+    """Cluster to join; None joins the cluster a submitted job runs on, or starts Ray on this machine."""
+    num_cpus: int | None = None
+    """Logical CPUs of a Ray started here; None counts the machine's."""
+    log_to_driver: bool = False
+    """Show the log lines of workers; the jobs' own lines and errors come through either way."""
+    object_store_gib: float = Field(default=1.0, gt=0)
+    """Object store of a Ray started here, GiB."""
+
+
+class EngineConfig(Section):
+    """A vLLM engine and the share of a machine it takes."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    max_model_len: int = Field(default=2048, ge=64)
+    max_num_seqs: int = Field(default=256, ge=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Key-value cache in GiB; set it on CPU, where vLLM otherwise reserves a share of the host's memory."""
+    enforce_eager: bool = False
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the engine's computation; None leaves vLLM's choice."""
+
+
+class PolicyConfig(Section):
+    """The vision-language model that is aligned."""
+
+    model: str
+    """A LLaVA-family checkpoint: local folder, or a name that transformers can load."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+
+
+class LoRAOptions(Section):
+    """Low-rank adapters on the language model's linear layers."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: int = Field(default=16, ge=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -1,0 +1,72 @@
+"""Sections of the images and of sampling."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from fgaif_ray.config.base import EngineConfig, Section
+
+
+class ColumnNames(Section):
+    """What the columns of ``data.source: rows`` and ``dataset`` are called."""
+
+    image: str = "image"
+    prompt: str | None = "prompt"
+    """None: the rows have no prompts of their own, ``data.prompts`` are asked."""
+    response: str | None = "response"
+    """Responses that are labelled as they are; the column may be missing. None: every row is sampled."""
+
+
+class DataConfig(Section):
+    """The images and prompts that the policy answers."""
+
+    source: Literal["folder", "coco", "rows", "dataset", "shapes"] = "folder"
+    """``folder``: images below ``path``. ``coco``: those of them that ``annotations`` names. ``rows``: JSON lines or
+    Parquet with columns of images, prompts and, where they are there, responses. ``dataset``: such columns in a Hugging
+    Face dataset. ``shapes``: the embedded world draws its own."""
+    path: str | None = None
+    """Image folder (``folder``, ``coco``), file or folder of files (``rows``), folder or name (``dataset``); a local
+    path, or a URI that fsspec knows, e.g. ``s3://bucket/images``."""
+    annotations: str | None = None
+    """COCO file with the list of images, e.g. ``instances_train2014.json``."""
+    split: str | None = None
+    """Split of a dataset, e.g. ``train``; None takes the only one."""
+    columns: ColumnNames = ColumnNames()
+    sample_images: int = Field(default=3500, ge=1)
+    """Images whose responses are labelled to train the reward models (FGAIF section 4.1: 3,500)."""
+    align_images: int = Field(default=14000, ge=1)
+    """Images of PPO, disjoint from the former (FGAIF section 4.1: 14,000)."""
+    evaluate_images: int = Field(default=500, ge=1)
+    """Held-out images of the evaluation."""
+    prompts: tuple[str, ...] = Field(default=("Describe this image in detail.",), min_length=1)
+    """Prompts; each image gets one, in turn. Rows with prompts of their own ask those instead."""
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> Self:
+        if self.source != "shapes" and self.path is None:
+            holds = {
+                "rows": "the JSON lines or Parquet file, or a folder of them",
+                "dataset": "the folder that save_to_disk wrote, or the dataset's name",
+            }.get(self.source, "the folder that holds the images")
+            raise ValueError(f"data.path is needed with data.source={self.source}: set it to {holds}")
+        if (self.annotations is not None) != (self.source == "coco"):
+            raise ValueError(
+                "data.annotations is needed with data.source=coco: set it to the annotation file, e.g. "
+                "instances_train2014.json"
+                if self.source == "coco"
+                else f"data.annotations is not read with data.source={self.source}: leave it out, or set coco"
+            )
+        if self.split is not None and self.source != "dataset":
+            raise ValueError(f"data.split is not read with data.source={self.source}: leave it out, or set dataset")
+        return self
+
+
+class SampleConfig(Section):
+    """Sampling of responses (FGAIF section 4.1: T=1, top_p=1, at most 896 new tokens)."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=896, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    engines: int = Field(default=1, ge=1)
+    engine: EngineConfig = EngineConfig()

@@ -1,0 +1,47 @@
+"""Sections of the reward models and their service."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fgaif_ray.config.base import LoRAOptions, Section
+
+
+class RewardsConfig(Section):
+    """Training of the three reward models (FGAIF section 3.3, 4.1: LoRA r=64, lr 2e-5, batch 32)."""
+
+    backbone: str
+    """A LLaVA-family checkpoint, frozen."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    lora: LoRAOptions = LoRAOptions()
+    learning_rate: float = Field(default=2e-5, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    """Responses per optimiser step, over all workers."""
+    epochs: int = Field(default=1, ge=1)
+    patience: int = Field(default=2, ge=1)
+    """Epochs without a better held-out balanced accuracy before training stops."""
+    validation_fraction: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the images that is held out."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    num_workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class ServeConfig(Section):
+    """The reward service."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """HTTP port of the gateway; 0 takes a free one."""
+    placement: Literal["separate", "shared"] = "separate"
+    """Three deployments, or one replica that holds the backbone once and scores the three adapters."""
+    max_batch_size: int = Field(default=32, ge=1)
+    batch_wait_timeout_s: float = Field(default=0.01, ge=0)
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    request_timeout_s: float = Field(default=60, gt=0)

@@ -1,0 +1,112 @@
+"""The whole tree, and how it is read from YAML with ``--set section.key=value`` on top."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from fgaif_ray.config.align import AlignConfig
+from fgaif_ray.config.base import EngineConfig, PolicyConfig, RayConfig, RunConfig, Section
+from fgaif_ray.config.data import DataConfig, SampleConfig
+from fgaif_ray.config.label import LabelConfig
+from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
+from fgaif_ray.errors import UserError
+
+
+class EvaluateConfig(Section):
+    """Evaluation before and after alignment."""
+
+    max_tokens: int = Field(default=896, ge=1)
+    pope_questions_per_image: int = Field(default=6, ge=2)
+    """Half of them about objects that are there; taken where the truth of the images is known."""
+    batch_size: int = Field(default=64, ge=1)
+    engine: EngineConfig = EngineConfig()
+
+
+class ReportConfig(Section):
+    """The HTML report."""
+
+    examples: int = Field(default=12, ge=1)
+    title: str = "FGAIF run"
+
+
+class Config(Section):
+    """Everything a run needs."""
+
+    run: RunConfig
+    ray: RayConfig = RayConfig()
+    data: DataConfig
+    policy: PolicyConfig
+    sample: SampleConfig = SampleConfig()
+    label: LabelConfig
+    rewards: RewardsConfig
+    serve: ServeConfig = ServeConfig()
+    align: AlignConfig = AlignConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+
+
+def _describe(error: ValidationError, source: str) -> str:
+    problems = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            problems.append(f"the key {where} is missing")
+        elif item["type"] == "extra_forbidden":
+            problems.append(f"the key {where} is not known (check its spelling)")
+        elif item["type"] == "value_error":
+            problems.append(item["msg"].removeprefix("Value error, "))
+        else:
+            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})")
+    return f"{source}: " + "; ".join(problems) + "."
+
+
+def _assign(tree: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise UserError(f"--set takes section.key=value, not {override!r}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override!r}: the value is not valid YAML; quote it.") from error
+    node = tree
+    for key in keys[:-1]:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override!r}: {key} is a value, not a section.")
+        node = child
+    node[keys[-1]] = value
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``section.key=value`` overrides and validate the whole.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a key is unknown, missing or out of range; the message names it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the configuration {path}: {error.strerror}; give an existing file with --config."
+        ) from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no sections; see configs/shapes.yaml for an example.")
+    for override in overrides:
+        _assign(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_describe(error, str(path))) from error
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; ``load_config`` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
