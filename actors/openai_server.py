@@ -5,6 +5,7 @@ Run as a module it is that child: it ends itself when the process that started i
 
 import atexit
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -79,7 +80,9 @@ class OpenAIServer:
         return f"see {self.log_path}, which ends with:\n" + "\n".join(lines)
 
 
-def start_openai_server(model: str, served_name: str, engine: EngineConfig, log_path: str) -> OpenAIServer:
+def start_openai_server(
+    model: str, served_name: str, engine: EngineConfig, log_path: str, compact_json: bool = True
+) -> OpenAIServer:
     """Start a server and return at once; ``wait_ready`` tells when it answers.
 
     Args:
@@ -87,10 +90,17 @@ def start_openai_server(model: str, served_name: str, engine: EngineConfig, log_
         served_name: model name that requests give.
         engine: engine settings.
         log_path: local file that takes everything the server prints.
+        compact_json: answers that are bound to a schema hold no white space between JSON tokens, which could otherwise
+            be sampled until the token limit; a model that was taught to write it loses its way without.
     """
     port = _free_port()
     api_key = secrets.token_urlsafe(24)
-    command = [sys.executable, "-m", "actors.openai_server", *_arguments(model, served_name, engine, port)]
+    command = [
+        sys.executable,
+        "-m",
+        "actors.openai_server",
+        *_arguments(model, served_name, engine, port, compact_json),
+    ]
     environment = os.environ | {
         "VLLM_API_KEY": api_key,  # never an argument: those are shown to everyone on the machine
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -111,7 +121,7 @@ def start_openai_server(model: str, served_name: str, engine: EngineConfig, log_
     return server
 
 
-def _arguments(model: str, served_name: str, engine: EngineConfig, port: int) -> list[str]:
+def _arguments(model: str, served_name: str, engine: EngineConfig, port: int, compact_json: bool) -> list[str]:
     arguments = {
         "--model": model,
         "--served-model-name": served_name,
@@ -122,14 +132,15 @@ def _arguments(model: str, served_name: str, engine: EngineConfig, port: int) ->
         "--max-num-seqs": str(engine.max_num_seqs),
         "--gpu-memory-utilization": str(engine.gpu_memory_utilization),
         "--limit-mm-per-prompt": '{"image": 0}',
-        # White space between JSON tokens could be sampled until the token limit.
-        "--structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
+        "--structured-outputs-config": json.dumps({"backend": "xgrammar", "disable_any_whitespace": compact_json}),
         "--fingerprint-mode": "none",
         "--uvicorn-log-level": "warning",
     }
     flags = ["--enable-prefix-caching", "--disable-uvicorn-access-log", "--disable-log-stats"]
     if engine.kv_cache_gib is not None:
         arguments["--kv-cache-memory-bytes"] = str(int(engine.kv_cache_gib * (1 << 30)))
+    if engine.block_size is not None:
+        arguments["--block-size"] = str(engine.block_size)
     if engine.enforce_eager:
         flags.append("--enforce-eager")
     return [part for pair in arguments.items() for part in pair] + flags

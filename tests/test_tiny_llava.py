@@ -15,7 +15,7 @@ from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene, draw_scenes
 from jobs import pretrain_shapes
 
-CHECKPOINTS = [Path("fgaif_ray/shapes/checkpoints") / name for name in ("policy", "annotator")]
+CHECKPOINTS = [Path("fgaif_ray/shapes/checkpoints") / name for name in ("policy", "annotator", "extractor")]
 TEXTS = ["There is a small red circle.", "USER: Describe this image in detail.\nASSISTANT:\n", "Yes", "No"]
 
 
@@ -98,13 +98,10 @@ def test_looking_up_answers_the_truth() -> None:
             assert turn.answer == (f"Yes {item.color} {item.size}" if item else "No")
 
 
-PHASES = ("tower", "projector", "name", "answer", "describe", "describe-more", "policy", "annotator")
-
-
-def test_the_whole_recipe_writes_both_checkpoints(tmp_path: Path) -> None:
-    steps = [f"--{phase}-steps=2" for phase in PHASES]
-    assert pretrain_shapes.main([f"--output={tmp_path}", "--scenes=32", "--probes=2", "--threads=1", *steps]) == 0
-    for name in ("policy", "annotator"):
+def test_the_whole_recipe_writes_the_checkpoints(tmp_path: Path) -> None:
+    options = ["--steps=2", "--scenes=32", "--probes=2", "--threads=1"]
+    assert pretrain_shapes.main([f"--output={tmp_path}", *options]) == 0
+    for name in ("policy", "annotator", "extractor"):
         assert (tmp_path / name / "model.safetensors").exists()
         assert "held-out scenes" in (tmp_path / name / "README.md").read_text()
     assert not (tmp_path / ".work").exists()

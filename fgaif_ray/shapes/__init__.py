@@ -1,5 +1,5 @@
-"""The embedded world: small rendered scenes whose truth is known, their language, and two tiny LLaVA checkpoints.
+"""The embedded world: small rendered scenes whose truth is known, their language, and three tiny LLaVA checkpoints.
 
-The world is only an image source, two checkpoints and a truth that evaluation may ask; no stage of the method knows
+The world is only an image source, three checkpoints and a truth that evaluation may ask; no stage of the method knows
 of it.
 """

@@ -41,13 +41,13 @@ class ErrorRates:
 
 NO_ERRORS: Final = ErrorRates()
 POLICY_ERRORS: Final = ErrorRates(
-    companion=0.85,
-    default_color=0.45,
-    favoured_side=0.6,
-    random_object=0.05,
-    random_color=0.03,
-    random_size=0.03,
-    random_relation=0.05,
+    companion=0.9,
+    default_color=0.3,
+    favoured_side=0.1,
+    random_object=0.02,
+    random_color=0.0,
+    random_size=0.0,
+    random_relation=0.0,
 )
 COMPANIONS: Final = {"circle": "star", "square": "heart", "triangle": "diamond", "cross": "ring"}
 DEFAULT_COLORS: Final = {"triangle": "red", "square": "blue", "star": "yellow"}

@@ -1,10 +1,9 @@
-"""Pre-training of the two tiny LLaVAs from nothing, on CPU, with a seed.
+"""Pre-training of the three tiny LLaVAs from nothing, on CPU, with a seed.
 
 Three phases: (1) the vision tower learns to tell what is in each cell, and the projector to put that into the language
-model's own words; (2) the language model learns to look, to describe correctly and to answer questions; (3) two brief
-specialisations of that one model: the *policy* is taught captions with planted errors, so that it hallucinates
-because of what it was taught to say and not because it cannot see; the *annotator* is taught clean fact extraction
-and verification.
+model's own words; (2) the language model learns to look, to describe correctly and to answer questions; (3) brief
+specialisation: the *policy* is taught captions with planted errors, so that it hallucinates because of what it was
+taught to say and not because it cannot see; the *annotator* is taught verification, the *extractor* fact extraction.
 
 One training sequence holds one image and several conversations about it. A block mask keeps the conversations apart and
 positions restart, so that each is exactly the single-turn conversation the chat template makes, at a fraction of the
@@ -57,7 +56,7 @@ TurnMaker = Callable[[Scene, random.Random], list[Turn]]
 
 
 def facts_json(claims_by_type: dict[str, list[str]]) -> str:
-    """The answer the extraction prompt asks for, in the spacing that JSON-constrained decoding gives."""
+    """The answer the extraction prompt asks for, with a space after each comma and colon."""
     return json.dumps({kind: claims_by_type[kind] for kind in FACT_TYPES})
 
 
@@ -214,10 +213,11 @@ class ScenePool:
         self.images = np.stack(images)  # [size, IMAGE_SIZE, IMAGE_SIZE, 3]
         self._generator = np.random.default_rng(seed)
 
-    def draw(self, count: int) -> tuple[list[Scene], np.ndarray]:
+    def draw(self, count: int, generator: np.random.Generator | None = None) -> tuple[list[Scene], np.ndarray]:
         """``count`` scenes with their images, brightness slightly varied anew at each draw."""
-        chosen = self._generator.integers(len(self.scenes), size=count)
-        shift = self._generator.normal(0, 4, (count, 1, 1, 3)) + self._generator.normal(0, 3, (count, 60, 60, 1))
+        generator = generator or self._generator
+        chosen = generator.integers(len(self.scenes), size=count)
+        shift = generator.normal(0, 4, (count, 1, 1, 3)) + generator.normal(0, 3, (count, 60, 60, 1))
         images = np.clip(self.images[chosen].astype(np.float32) + shift, 0, 255).astype(np.uint8)
         return [self.scenes[i] for i in chosen], images
 
@@ -353,9 +353,9 @@ def align_projector(
 
 def batches(pool: ScenePool, packer: Packer, make_turns: TurnMaker, batch_size: int, seed: int) -> Iterator[Batch]:
     """Endless packed batches of ``batch_size`` images, with the conversations that ``make_turns`` makes of them."""
-    generator = random.Random(seed)
+    generator, draws = random.Random(seed), np.random.default_rng(seed)
     while True:
-        scenes, images = pool.draw(batch_size)
+        scenes, images = pool.draw(batch_size, draws)
         conversations = [make_turns(scene, generator) for scene in scenes]
         yield packer.pack(conversations, images if packer.with_image else None)
 
@@ -366,6 +366,7 @@ def train_language(
     streams: Sequence[Iterator[Batch]],
     steps: int,
     learning_rate: float,
+    weight_decay: float,
 ) -> float:
     """Train the language model on one batch of each stream a step, their losses summed.
 
@@ -378,6 +379,7 @@ def train_language(
         streams: endless batches.
         steps: optimiser steps.
         learning_rate: peak, of the matrices inside the layers (Muon); everything else (AdamW) learns at a tenth of it.
+        weight_decay: of the matrices inside the layers.
 
     Returns:
         The mean loss over the last 20 steps.
@@ -389,7 +391,7 @@ def train_language(
     inside = set(map(id, matrices))
     others = [parameter for parameter in parameters if id(parameter) not in inside]
     peaks: list[tuple[torch.optim.Optimizer, float]] = [
-        (Muon(matrices, lr=learning_rate), learning_rate),
+        (Muon(matrices, lr=learning_rate, weight_decay=weight_decay), learning_rate),
         (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01), learning_rate / 10),
     ]
     losses: list[float] = []
@@ -470,19 +472,5 @@ def verify_only(scene: Scene, generator: random.Random) -> list[Turn]:
 
 
 def extract_only(scene: Scene, generator: random.Random) -> list[Turn]:
-    """Phase 3, annotator: fact extraction."""
+    """Phase 3, extractor: facts of three sub-sentences."""
     return extraction_turns(scene, 3, generator)
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseSteps:
-    """Optimiser steps of the phases."""
-
-    tower: int
-    projector: int
-    name: int
-    answer: int
-    describe: int
-    describe_more: int
-    policy: int
-    annotator: int

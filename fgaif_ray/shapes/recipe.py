@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +24,9 @@ tags: [llava, embedded-world]
 # Tiny LLaVA of the embedded world: {name}
 
 A LLaVA (CLIP tower, two-layer projector, Llama; 1.9 million parameters, float32, 60 x 60 pixels) trained from nothing
-by `python -m jobs.pretrain_shapes --seed {seed}`. {purpose}
+by the phases of `python -m jobs.pretrain_shapes --seed {seed}`. {purpose}
 
-Measured on {count} held-out scenes at the end of that command:
+Measured on {count} held-out scenes:
 
 {figures}
 """
@@ -34,7 +35,8 @@ _PURPOSES = {
         "It sees and describes correctly first and is then taught captions with planted errors: objects that usually "
         "come together, default colours, a favoured side, and random slips. Alignment starts from it."
     ),
-    "annotator": "It splits sub-sentences into atomic facts (JSON) and says whether a statement is right.",
+    "annotator": "It says whether a statement about the image is right.",
+    "extractor": "It splits sub-sentences into atomic facts (JSON); it is asked about text alone.",
 }
 
 
@@ -73,7 +75,35 @@ class Phase:
     """Conversations, and images a step."""
     steps: int
     learning_rate: float
-    heavy: tuple[str, ...] = pretraining.ANSWERS
+    heavy: tuple[str, ...] = pretraining.SEEN
+    weight_decay: float = 0.01
+
+
+TOWER_STEPS: Final = 1500
+PROJECTOR_STEPS: Final = 2200
+_EXTRACT, _EXTRACT_LESS = (pretraining.extract_only, 8), (pretraining.extract_only, 4)
+_text = partial(Phase, heavy=pretraining.ANSWERS, weight_decay=0.1)
+# Two lines part at the tower: one looks, the other copies from text as well. Copying has to be learnt along with
+# looking, while the weights are held small: taught to a model that had only looked, it was not there after 1,600 steps.
+# Where yes and no weigh more than the words of places, comparing two places is not learnt for thousands of steps.
+PHASES: Final = {
+    "name": Phase("tower", ((pretraining.name, 24),), 1000, 1e-2),
+    "answer": Phase("name", ((pretraining.name, 4), (pretraining.answer, 12)), 1400, 1e-2),
+    "describe": Phase("answer", ((pretraining.name, 3), (pretraining.describe, 12)), 1200, 6e-3),
+    "describe_more": Phase("describe", ((pretraining.describe_more, 12),), 1400, 8e-3),
+    "describe_most": Phase("describe_more", ((pretraining.describe_more, 12),), 700, 8e-3),
+    "policy": Phase("describe_most", ((pretraining.describe_with_errors, 16),), 500, 2e-3),
+    "annotator": Phase("describe", ((pretraining.verify_only, 8), _EXTRACT), 1000, 5e-3),
+    "text_name": _text("tower", ((pretraining.name, 16), _EXTRACT), 1600, 1e-2),
+    "text_name_more": _text("text_name", ((pretraining.name, 24), _EXTRACT_LESS), 500, 1e-2),
+    "text_answer": _text(
+        "text_name_more", ((pretraining.name, 4), (pretraining.answer, 12), _EXTRACT_LESS), 1400, 1e-2
+    ),
+    "text_describe": _text(
+        "text_answer", ((pretraining.name, 3), (pretraining.describe, 12), _EXTRACT_LESS), 1200, 6e-3
+    ),
+    "extractor": Phase("text_describe", ((pretraining.extract_only, 12),), 400, 4e-3, weight_decay=0.1),
+}
 
 
 def _policy_figures(model: LlavaForConditionalGeneration, processor: LlavaProcessor, probes: int) -> dict[str, float]:
@@ -84,10 +114,7 @@ def _policy_figures(model: LlavaForConditionalGeneration, processor: LlavaProces
     }
 
 
-def _annotator_figures(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, probes: int
-) -> dict[str, float]:
-    return {**measure_answers(model, processor, probes), **measure_extraction(model, processor, probes)}
+_FIGURES: Final = {"policy": _policy_figures, "annotator": measure_answers, "extractor": measure_extraction}
 
 
 def _write_card(name: str, figures: dict[str, float], seed: int, count: int, folder: Path) -> None:
@@ -98,52 +125,29 @@ def _write_card(name: str, figures: dict[str, float], seed: int, count: int, fol
     (folder / "README.md").write_text(text)
 
 
-def run_phases(work: Path, output: Path, steps: pretraining.PhaseSteps, scenes: int, seed: int, probes: int) -> None:
-    """Train what is not there yet: a folder of ``work`` for each phase, ``output/policy``, ``output/annotator``.
+def run_phases(work: Path, output: Path, scenes: int, seed: int, probes: int, steps: int | None = None) -> None:
+    """Train what is not there yet: a folder of ``work`` for each phase, and of ``output`` for each model.
 
     Args:
         work: folder of the phases in between; what lies there is not trained again.
-        output: folder of the two checkpoints; existing ones are replaced.
-        steps: optimiser steps per phase.
+        output: folder of the three checkpoints; existing ones are replaced.
         scenes: scenes of the training pool.
         seed: seed of weights, scenes, texts and batches.
         probes: held-out scenes on which the finished models are measured for their cards.
+        steps: optimiser steps of every phase; None takes each phase's own.
     """
     pool = pretraining.ScenePool(scenes, seed)
     if not _done(work / "tower"):
         tokenizer = tiny_llava.train_tokenizer(_corpus(seed))
         processor, model = tiny_llava.build_processor(tokenizer), tiny_llava.build_model(tokenizer, seed)
         packer = pretraining.Packer(processor)
-        share = pretraining.train_tower(model, packer, pool, steps.tower)
+        share = pretraining.train_tower(model, packer, pool, steps or TOWER_STEPS)
         say(f"tower: {share:.3f} of the occupied cells told right")
         pretraining.rescale_tower(model, packer, pool)
-        share = pretraining.align_projector(model, packer, pool, steps.projector)
+        share = pretraining.align_projector(model, packer, pool, steps or PROJECTOR_STEPS)
         say(f"projector: {share:.3f} of the occupied cells read right")
         tiny_llava.save_checkpoint(model, processor, work / "tower")
-    # Answers first, for they teach to look; the words of captions weigh more once looking is learnt. To copy from text
-    # is learnt along with looking: taught afterwards, it is not there after 1,600 steps.
-    extracting = (pretraining.extract_only, 8)
-    phases = {
-        "name": Phase("tower", ((pretraining.name, 16), extracting), steps.name, 1e-2),
-        "answer": Phase("name", ((pretraining.name, 4), (pretraining.answer, 12), extracting), steps.answer, 1e-2),
-        "describe": Phase(
-            "answer", ((pretraining.name, 3), (pretraining.describe, 12), extracting), steps.describe, 6e-3
-        ),
-        "describe_more": Phase(
-            "describe", ((pretraining.describe_more, 12),), steps.describe_more, 8e-3, pretraining.SEEN
-        ),
-        "policy": Phase(
-            "describe_more", ((pretraining.describe_with_errors, 16),), steps.policy, 3e-3, pretraining.SEEN
-        ),
-        "annotator": Phase(
-            "describe",
-            ((pretraining.verify_only, 8), (pretraining.extract_only, 8)),
-            steps.annotator,
-            5e-3,
-            pretraining.SEEN,
-        ),
-    }
-    for number, (name, phase) in enumerate(phases.items(), start=1):
+    for number, (name, phase) in enumerate(PHASES.items(), start=1):
         if not _done(work / name):
             model, processor = _load(work / phase.start)
             streams = [
@@ -156,12 +160,14 @@ def run_phases(work: Path, output: Path, steps: pretraining.PhaseSteps, scenes: 
                 )
                 for position, (turns, batch_size) in enumerate(phase.streams)
             ]
-            pretraining.train_language(f"pre-train {name}", model, streams, phase.steps, phase.learning_rate)
+            pretraining.train_language(
+                f"pre-train {name}", model, streams, steps or phase.steps, phase.learning_rate, phase.weight_decay
+            )
             tiny_llava.save_checkpoint(model, processor, work / name)
-    for name, measure in (("policy", _policy_figures), ("annotator", _annotator_figures)):
+    for name, measure in _FIGURES.items():
         if not (work / name / "README.md").exists():
             _write_card(name, measure(*_load(work / name), probes), seed, probes, work / name)
-    for name in ("policy", "annotator"):
+    for name in _FIGURES:
         target = output / name
         target.mkdir(parents=True, exist_ok=True)
         for file in (work / name).iterdir():
