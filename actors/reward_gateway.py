@@ -16,23 +16,22 @@ from ray.serve.handle import DeploymentHandle
 from transformers import AutoTokenizer
 
 from actors.reward_http import ServiceError, build_app
+from fgaif_ray.errors import ItemError
+from fgaif_ray.remote_reward import label_fields, split_query
 from fgaif_ray.reward_api import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
 from fgaif_ray.rl.rewards import RewardOptions
 from fgaif_ray.scoring import (
-    ItemError,
     ScoringBatch,
     SegmentedResponse,
     Verdicts,
     combined_version,
     compose_response,
     image_bytes,
-    label_fields,
     make_batch,
     merge_verdicts,
     open_image,
     probe_batch,
     segment_response,
-    split_query,
     token_ends,
 )
 

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.remote_reward import remote_answer
 from fgaif_ray.reward_api import (
     MAX_BODY_BYTES,
     ErrorDetail,
@@ -167,21 +167,6 @@ def _validation_message(error: RequestValidationError) -> str:
     return f"{place.removeprefix('.') or 'body'}: {first['msg'].removeprefix('Value error, ')}"
 
 
-def _remote_answer(scored: Sequence[ScoredResponse], weights: dict[str, float]) -> RemoteRewardResponse:
-    largest = sum(abs(weight) for weight in weights.values()) or 1.0
-    counts = [max(len(response.segments), 1) for response in scored]
-    means = [response.reward / count for response, count in zip(scored, counts, strict=True)]
-    logs: dict[str, list[float]] = {"segments": [float(len(response.segments)) for response in scored]}
-    for fact_type in FACT_TYPES:
-        totals = [sum(segment.rewards[fact_type] for segment in response.segments) for response in scored]
-        logs[f"reward_{fact_type}"] = [total / count for total, count in zip(totals, counts, strict=True)]
-    return RemoteRewardResponse(
-        rewards=[response.reward for response in scored],
-        scores=[min(max(mean / largest / 2 + 0.5, 0.0), 1.0) for mean in means],
-        extra_logs=logs,
-    )
-
-
 Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 
 
@@ -233,7 +218,7 @@ def build_app(backend: RewardBackend, digest: str | None) -> FastAPI:
     @app.post("/get_reward", responses=refused, dependencies=bearer)
     async def get_reward(body: RemoteRewardRequest) -> RemoteRewardResponse:
         """OpenRLHF's remote-reward protocol; the image travels in the label."""
-        return _remote_answer(await backend.score_remote(body), backend.models().weights)
+        return remote_answer(await backend.score_remote(body), backend.models().weights)
 
     @app.get("/v1/models", responses=errors(401), dependencies=bearer)
     async def models() -> ModelList:

@@ -201,6 +201,8 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
         placement=config.serve.placement,
         weights=dict(config.align.reward.weights),
         value=config.align.reward.value,
+        granularity=config.align.reward.granularity,
+        normalise_by_segments=config.align.reward.normalise_by_segments,
     )
 
 

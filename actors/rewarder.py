@@ -34,6 +34,8 @@ class Verdicts:
     probabilities: tuple[tuple[tuple[float, ...], ...], ...] | None = None
     """``[segments, types, classes]``; None where the reward could not be had."""
     failure: str | None = None
+    refused: bool = False
+    """Whether the service has looked at the response and cannot score it: asking again changes nothing."""
 
 
 class Rewarder:
@@ -65,11 +67,12 @@ class Rewarder:
                 self._pause(FIRST_PAUSE_S * 2 ** (attempt - 1))
             for index, answer in zip(missing, self._ask([items[index] for index in missing]), strict=True):
                 verdicts[index] = answer
-            missing = [index for index in missing if verdicts[index].failure is not None]
+            missing = [index for index in missing if verdicts[index].failure and not verdicts[index].refused]
             if not missing:
                 break
-        if missing:
-            logger.warning("%d of %d rewards missing: %s", len(missing), len(items), verdicts[missing[0]].failure)
+        failures = [verdict.failure for verdict in verdicts if verdict.failure is not None]
+        if failures:
+            logger.warning("%d of %d rewards missing: %s", len(failures), len(items), failures[0])
         return verdicts
 
     def _ask(self, items: list[dict[str, Any]]) -> list[Verdicts]:
@@ -92,7 +95,8 @@ class Rewarder:
 
 def _verdicts(answer: dict[str, Any] | None) -> Verdicts:
     if answer is None:
-        return Verdicts(failure="the reward models could not score the response; see the log of the gateway")
+        reason = "the reward models could not score the response; see the log of the gateway"
+        return Verdicts(failure=reason, refused=True)
     segments = answer["segments"]
     return Verdicts(
         spans=tuple((segment["start"], segment["end"]) for segment in segments),

@@ -14,56 +14,45 @@ import asyncio
 import base64
 import io
 import os
-import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self, TypeVar
 
 import httpx2
 from PIL import Image
-from pydantic import ValidationError
 
-from fgaif_ray.reward_api import (
-    TOKEN_VARIABLE,
-    ErrorResponse,
-    ModelList,
-    RewardItem,
-    RewardRequest,
-    RewardResponse,
-    ScoredResponse,
+from fgaif_ray.client_session import (
+    Outcome,
+    RetryPolicy,
+    RewardServiceError,
+    Session,
+    checked,
+    parse_models,
+    parse_results,
+    request_body,
 )
+from fgaif_ray.reward_api import ModelList, RewardItem, ScoredResponse
 
-RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
-"""Busy, restarting, or behind a gateway that lost it: scoring again changes nothing, so it is safe."""
+__all__ = [
+    "AsyncRewardClient",
+    "Outcome",
+    "RetryPolicy",
+    "RewardClient",
+    "RewardServiceError",
+    "png_file",
+    "reward_item",
+]
+
+Result = TypeVar("Result")
 
 
-class RewardServiceError(Exception):
-    """The service gave no rewards.
-
-    `status` is the HTTP status, None where no answer came; `code` and `request_id` are the service's own.
-    """
-
-    def __init__(self, message: str, *, status: int | None, code: str, request_id: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.request_id = status, code, request_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """Exponential back-off with jitter, at least as long as the service asks for in `Retry-After`."""
-
-    max_retries: int = 6
-    """Tries after the first one."""
-    initial_s: float = 0.5
-    maximum_s: float = 30.0
-
-    def delay(self, attempt: int, retry_after_s: float = 0.0) -> float:
-        """Seconds to wait before retry number `attempt` (0 is the first)."""
-        backoff = min(self.maximum_s, self.initial_s * 2.0**attempt)
-        return max(retry_after_s, random.uniform(0.5, 1.0) * backoff)
+def png_file(image: Image.Image) -> bytes:
+    """A PIL image of any mode as a PNG file in RGB, which is what the reward models see."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def reward_item(
@@ -84,9 +73,7 @@ def reward_item(
         ValueError: neither a response nor ids are given.
     """
     if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        data = buffer.getvalue()
+        data = png_file(image)
     else:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
     ids = None if response_token_ids is None else list(response_token_ids)
@@ -94,96 +81,7 @@ def reward_item(
     return RewardItem(image=encoded, prompt=prompt, response=response, response_token_ids=ids)
 
 
-class _Session:
-    """What both clients share: everything but waiting."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        timeout_s: float = 120.0,
-        connect_timeout_s: float = 10.0,
-        retries: RetryPolicy | None = None,
-        items_per_request: int = 64,
-    ) -> None:
-        """Prepare a client.
-
-        Args:
-            url: root of the service, e.g. `http://127.0.0.1:8000`.
-            token: bearer token; the environment variable FGAIF_REWARD_TOKEN unless given.
-            timeout_s: longest wait for the answer of one request.
-            connect_timeout_s: longest wait for a connection.
-            retries: how often and how patiently a request is tried again.
-            items_per_request: longer lists are sent in several requests.
-        """
-        token = token or os.environ.get(TOKEN_VARIABLE)
-        self._options: dict[str, Any] = {
-            "base_url": url,
-            "headers": {"authorization": f"Bearer {token}"} if token else {},
-            "timeout": httpx2.Timeout(timeout_s, connect=connect_timeout_s),
-            "trust_env": False,
-        }
-        self._retries = retries or RetryPolicy()
-        self._items_per_request = items_per_request
-
-    def _requests(self, items: Sequence[RewardItem]) -> Iterator[tuple[bytes, int]]:
-        """Body and number of items of each request."""
-        for start in range(0, len(items), self._items_per_request):
-            chunk = list(items[start : start + self._items_per_request])
-            yield RewardRequest(items=chunk).model_dump_json(exclude_none=True).encode(), len(chunk)
-
-    def _retry_delay(self, attempt: int, outcome: "httpx2.Response | httpx2.TransportError") -> float | None:
-        """Seconds to wait before the next try; None where there is to be none."""
-        if attempt >= self._retries.max_retries:
-            return None
-        if isinstance(outcome, httpx2.TransportError):
-            return self._retries.delay(attempt)
-        if outcome.status_code not in RETRIED_STATUSES:
-            return None
-        return self._retries.delay(attempt, _seconds(outcome.headers.get("retry-after")))
-
-
-def _seconds(retry_after: str | None) -> float:
-    try:
-        return max(float(retry_after or 0), 0.0)
-    except ValueError:
-        return 0.0  # the header's other form, a date, is none that the service sends
-
-
-def _checked(outcome: "httpx2.Response | httpx2.TransportError") -> httpx2.Response:
-    """The answer, if it is one.
-
-    Raises:
-        RewardServiceError: no answer, or an error.
-    """
-    if isinstance(outcome, httpx2.TransportError):
-        message = f"the reward service gave no answer: {type(outcome).__name__}: {outcome}"
-        raise RewardServiceError(message, status=None, code="no_answer") from outcome
-    if outcome.is_success:
-        return outcome
-    try:
-        error = ErrorResponse.model_validate_json(outcome.content).error
-    except ValidationError:
-        message = f"the reward service answered {outcome.status_code}: {outcome.text[:200]}"
-        raise RewardServiceError(message, status=outcome.status_code, code="unknown") from None
-    message = f"the reward service answered {outcome.status_code} {error.code}: {error.message}"
-    raise RewardServiceError(message, status=outcome.status_code, code=error.code, request_id=error.request_id)
-
-
-def _results(answer: httpx2.Response, expected: int) -> list[ScoredResponse]:
-    try:
-        results = RewardResponse.model_validate_json(answer.content).results
-    except ValidationError as error:
-        message = f"the reward service's answer is none of its protocol: {error.errors()[0]['msg']}"
-        raise RewardServiceError(message, status=answer.status_code, code="bad_answer") from error
-    if len(results) != expected:
-        message = f"the reward service answered {len(results)} results to {expected} items"
-        raise RewardServiceError(message, status=answer.status_code, code="bad_answer")
-    return results
-
-
-class RewardClient(_Session):
+class RewardClient(Session):
     """Blocking client; safe to share between threads."""
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -196,10 +94,33 @@ class RewardClient(_Session):
         Raises:
             RewardServiceError: the service could not or would not score them.
         """
-        scored: list[ScoredResponse] = []
-        for body, count in self._requests(items):
-            scored += _results(self._send("POST", "/v1/rewards", body), count)
-        return scored
+        return [scored for part in self.parts(items) for scored in self._score_part(part)]
+
+    def score_each(self, items: Sequence[RewardItem]) -> list[Outcome]:
+        """As `score`, but an item that the service refuses costs the others nothing.
+
+        Returns:
+            In order, the reward of each item, or the `RewardServiceError` with which the service refused it.
+
+        Raises:
+            RewardServiceError: the service gave no answer, or its trouble is not with the items.
+        """
+        return [outcome for part in self.parts(items) for outcome in self._score_halves(part)]
+
+    def _score_part(self, part: Sequence[bytes]) -> list[ScoredResponse]:
+        return parse_results(self._send("POST", "/v1/rewards", request_body(part)), len(part))
+
+    def _score_halves(self, part: Sequence[bytes]) -> list[Outcome]:
+        """A refusal names no more than its first item: what is left is found by halving."""
+        try:
+            return [*self._score_part(part)]
+        except RewardServiceError as error:
+            if not error.refused:
+                raise
+            if len(part) == 1:
+                return [error]
+        middle = len(part) // 2
+        return self._score_halves(part[:middle]) + self._score_halves(part[middle:])
 
     def models(self) -> ModelList:
         """What the service serves.
@@ -207,7 +128,7 @@ class RewardClient(_Session):
         Raises:
             RewardServiceError: it gave no answer.
         """
-        return ModelList.model_validate_json(self._send("GET", "/v1/models").content)
+        return parse_models(self._send("GET", "/v1/models"))
 
     def is_ready(self) -> bool:
         """Whether the service answers and its models have made a forward pass; asks once."""
@@ -225,9 +146,9 @@ class RewardClient(_Session):
                 outcome = self._http.request(method, path, content=body, headers=headers)
             except httpx2.TransportError as error:
                 outcome = error
-            delay = self._retry_delay(attempt, outcome)
+            delay = self.retry_delay(attempt, outcome)
             if delay is None:
-                return _checked(outcome)
+                return checked(outcome)
             time.sleep(delay)
             attempt += 1
 
@@ -244,7 +165,7 @@ class RewardClient(_Session):
         self.close()
 
 
-class AsyncRewardClient(_Session):
+class AsyncRewardClient(Session):
     """The same for asyncio; several requests of one list are in flight at a time."""
 
     def __init__(self, url: str, *, concurrency: int = 4, **options: Any) -> None:
@@ -258,17 +179,36 @@ class AsyncRewardClient(_Session):
         Raises:
             RewardServiceError: the service could not or would not score them.
         """
+        return await self._gather(self._score_part, items)
 
-        async def part(body: bytes, count: int) -> list[ScoredResponse]:
-            async with self._slots:
-                return _results(await self._send("POST", "/v1/rewards", body), count)
+    async def score_each(self, items: Sequence[RewardItem]) -> list[Outcome]:
+        """As `RewardClient.score_each`."""
+        return await self._gather(self._score_halves, items)
 
-        tasks = [asyncio.create_task(part(body, count)) for body, count in self._requests(items)]
+    async def _gather(
+        self, score: Callable[[Sequence[bytes]], Coroutine[Any, Any, list[Result]]], items: Sequence[RewardItem]
+    ) -> list[Result]:
+        tasks = [asyncio.create_task(score(part)) for part in self.parts(items)]
         try:
             return [result for results in await asyncio.gather(*tasks) for result in results]
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _score_part(self, part: Sequence[bytes]) -> list[ScoredResponse]:
+        async with self._slots:
+            return parse_results(await self._send("POST", "/v1/rewards", request_body(part)), len(part))
+
+    async def _score_halves(self, part: Sequence[bytes]) -> list[Outcome]:
+        try:
+            return [*await self._score_part(part)]
+        except RewardServiceError as error:
+            if not error.refused:
+                raise
+            if len(part) == 1:
+                return [error]
+        middle = len(part) // 2
+        return await self._score_halves(part[:middle]) + await self._score_halves(part[middle:])
 
     async def models(self) -> ModelList:
         """What the service serves.
@@ -276,7 +216,14 @@ class AsyncRewardClient(_Session):
         Raises:
             RewardServiceError: it gave no answer.
         """
-        return ModelList.model_validate_json((await self._send("GET", "/v1/models")).content)
+        return parse_models(await self._send("GET", "/v1/models"))
+
+    async def is_ready(self) -> bool:
+        """Whether the service answers and its models have made a forward pass; asks once."""
+        try:
+            return (await self._http.get("/ready")).is_success
+        except httpx2.TransportError:
+            return False
 
     async def _send(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
         headers = {"content-type": "application/json"} if body is not None else {}
@@ -287,9 +234,9 @@ class AsyncRewardClient(_Session):
                 outcome = await self._http.request(method, path, content=body, headers=headers)
             except httpx2.TransportError as error:
                 outcome = error
-            delay = self._retry_delay(attempt, outcome)
+            delay = self.retry_delay(attempt, outcome)
             if delay is None:
-                return _checked(outcome)
+                return checked(outcome)
             await asyncio.sleep(delay)
             attempt += 1
 

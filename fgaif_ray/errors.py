@@ -7,3 +7,14 @@ class UserError(Exception):
     The message is one clear sentence that says what to do; jobs print it alone, without a traceback, and exit with
     status 2.
     """
+
+
+class ItemError(ValueError):
+    """One response cannot be scored; the message says why, `code` is stable and for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+    def __str__(self) -> str:
+        return self.message

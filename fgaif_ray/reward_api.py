@@ -120,6 +120,8 @@ class ModelList(Answer):
     placement: str
     weights: dict[str, float]
     value: str
+    granularity: str = "segment"
+    normalise_by_segments: bool = False
 
 
 class RemoteRewardRequest(BaseModel):

@@ -6,18 +6,18 @@ Plain functions between the wire format (`reward_api`) and the reward models; th
 import base64
 import binascii
 import io
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fgaif_ray.errors import ItemError
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.reward_api import MAX_IMAGE_BYTES, ScoredResponse, SegmentReward
@@ -36,17 +36,6 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 TypeProbabilities = dict[str, NDArray[np.float32]]
 """Fact type -> `[segments, classes]`."""
-
-
-class ItemError(ValueError):
-    """One item of a request cannot be scored; the message says why, `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message)
-        self.code, self.message = code, message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class Tokenizer(Decoder, Protocol):
@@ -304,46 +293,6 @@ def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringI
         logger.exception("the reward model failed on an item")
         return [ItemError("scoring_failed", "the reward model failed on this item")]
     return [{fact_type: scores[fact_type][index] for fact_type in fact_types} for index in range(len(items))]
-
-
-def split_query(query: str, prompt: str, special_tokens: Sequence[str]) -> str:
-    """The response in OpenRLHF's `query`, which is the decoded prompt and response with all special tokens.
-
-    Prompt and query may differ in special tokens (image tokens are expanded in one of them) and white space.
-
-    Raises:
-        ItemError: `query_mismatch`: the query does not begin with the prompt.
-    """
-    special = re.compile(
-        "|".join(re.escape(token) for token in sorted(special_tokens, key=len, reverse=True)) or "(?!)"
-    )
-    rest = special.sub("", query)
-    position = 0
-    for character in "".join(special.sub("", prompt).split()):
-        while position < len(rest) and rest[position].isspace():
-            position += 1
-        if position == len(rest) or rest[position] != character:
-            raise ItemError("query_mismatch", "query does not begin with its prompt")
-        position += 1
-    return rest[position:].strip()
-
-
-def label_fields(label: Any) -> tuple[str, str]:
-    """Image field and question of an OpenRLHF label.
-
-    Raises:
-        ItemError: `invalid_label`.
-    """
-    message = 'each label must be {"image": base64 or data URL, "prompt": the question}, or that as JSON text'
-    if isinstance(label, str):
-        try:
-            label = json.loads(label)
-        except ValueError as error:
-            raise ItemError("invalid_label", message) from error
-    fields = (label.get("image"), label.get("prompt")) if isinstance(label, dict) else (None, None)
-    if not (isinstance(fields[0], str) and isinstance(fields[1], str)):
-        raise ItemError("invalid_label", message)
-    return fields[0], fields[1]
 
 
 def probe_batch() -> ScoringBatch:

@@ -269,5 +269,5 @@ def test_rewards_are_asked_for_again_and_never_made_up(ray_cluster: dict[str, An
     serve.delete("flaky")
     assert [verdict.probabilities is None for verdict in verdicts] == [False, True, False]
     assert verdicts[0].response == "ok" and verdicts[0].token_ends == (0,)
-    assert verdicts[1].failure is not None
-    assert pauses == [0.5, 1.0, 2.0]
+    assert verdicts[1].failure is not None and verdicts[1].refused
+    assert pauses == [0.5]  # for the call that failed; what the models cannot score is not asked again

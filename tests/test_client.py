@@ -1,6 +1,7 @@
 """The clients against a local HTTP server that answers what it is told to."""
 
 import asyncio
+import copy
 import json
 import threading
 import time
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fgaif_ray.client import AsyncRewardClient, RetryPolicy, RewardClient, RewardServiceError, reward_item
-from fgaif_ray.reward_api import RewardItem, ScoredResponse
+from fgaif_ray.client import AsyncRewardClient, Outcome, RetryPolicy, RewardClient, RewardServiceError, reward_item
+from fgaif_ray.reward_api import MAX_BODY_BYTES, MAX_ITEMS, RewardItem, ScoredResponse
 
 Answer = tuple[int, dict[str, str], Any]
 QUICK = RetryPolicy(max_retries=2, initial_s=0.01, maximum_s=0.02)
@@ -28,10 +29,15 @@ class Server:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply(*server.answer(0, {"items": []}))
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 server.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                status, headers, value = server.answer(len(server.requests), body)
+                self.reply(*server.answer(len(server.requests), body))
+
+            def reply(self, status: int, headers: dict[str, str], value: Any) -> None:
                 payload = value if isinstance(value, bytes) else json.dumps(value).encode()
                 self.send_response(status)
                 for name, header in {"content-length": str(len(payload)), **headers}.items():
@@ -197,3 +203,109 @@ def test_an_item_holds_the_image_file(tmp_path: Path) -> None:
 def test_an_item_needs_a_response_or_ids() -> None:
     with pytest.raises(ValueError, match="response_token_ids"):
         reward_item(b"ABC", "p")
+
+
+# Parts of a list
+
+
+@both
+def test_images_that_are_too_large_together_are_sent_apart(server: Server, score: Score) -> None:
+    items = [RewardItem(image="A" * (MAX_BODY_BYTES // 3), prompt="p", response=str(index)) for index in range(4)]
+    assert [result.response for result in score(server.url, items, {})] == ["0", "1", "2", "3"]
+    assert sorted(len(body["items"]) for _, body in server.requests) == [2, 2]
+
+
+@pytest.mark.parametrize("options", [{"items_per_request": 0}, {"items_per_request": MAX_ITEMS + 1}])
+def test_requests_that_the_service_would_refuse_are_not_made(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="items_per_request"):
+        RewardClient("http://127.0.0.1:9", **options)
+
+
+def test_a_url_without_http_is_told_at_once() -> None:
+    with pytest.raises(ValueError, match="http://"):
+        RewardClient("127.0.0.1:8000")
+
+
+# Each item for itself
+
+
+def score_each_blocking(url: str, items: list[RewardItem], options: dict[str, Any]) -> list[Outcome]:
+    with RewardClient(url, **options) as client:
+        return client.score_each(items)
+
+
+def score_each_async(url: str, items: list[RewardItem], options: dict[str, Any]) -> list[Outcome]:
+    async def score() -> list[Outcome]:
+        async with AsyncRewardClient(url, **options) as client:
+            return await client.score_each(items)
+
+    return asyncio.run(score())
+
+
+both_each = pytest.mark.parametrize("score_each", [score_each_blocking, score_each_async], ids=["blocking", "async"])
+ScoreEach = Callable[[str, list[RewardItem], dict[str, Any]], list[Outcome]]
+
+
+@both_each
+@pytest.mark.parametrize("refused", [set(), {0}, {2, 5}, set(range(7))])
+def test_a_refused_item_costs_the_others_nothing(server: Server, score_each: ScoreEach, refused: set[int]) -> None:
+    bad = {str(index) for index in refused}
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        return failure(422, "invalid_image") if bad & {item["response"] for item in body["items"]} else scored(body)
+
+    server.answer = answer
+    items = [RewardItem(image="QUJD", prompt="p", response=str(index)) for index in range(7)]
+    outcomes = score_each(server.url, items, {"items_per_request": 4})
+    for index, outcome in enumerate(outcomes):
+        if index in refused:
+            assert isinstance(outcome, RewardServiceError) and outcome.code == "invalid_image"
+        else:
+            assert isinstance(outcome, ScoredResponse) and outcome.response == str(index)
+    assert len(outcomes) == 7
+
+
+@both_each
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+def test_trouble_that_is_not_with_the_items_is_an_error(server: Server, score_each: ScoreEach, status: int) -> None:
+    server.answer = lambda number, body: failure(status, "wrong")
+    with pytest.raises(RewardServiceError, match="wrong"):
+        score_each(server.url, [ITEM, ITEM], {"retries": RetryPolicy(max_retries=0)})
+    assert len(server.requests) == 1
+
+
+# Errors
+
+
+@both
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), "1.0x", None])
+def test_a_reward_that_is_no_number_is_an_error(server: Server, score: Score, reward: object) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        status, headers, value = scored(body)
+        value["results"][0]["reward"] = reward
+        return status, headers, value
+
+    server.answer = answer
+    with pytest.raises(RewardServiceError) as error:
+        score(server.url, [ITEM], {"retries": QUICK})
+    assert error.value.code == "bad_answer"
+
+
+def test_an_error_keeps_its_fields_on_the_way_to_another_process() -> None:
+    error = RewardServiceError("no", status=503, code="busy", request_id="r1")
+    arrived = copy.copy(error)  # by the same protocol as pickle
+    assert (str(arrived), arrived.status, arrived.code, arrived.request_id) == ("no", 503, "busy", "r1")
+
+
+def test_what_is_no_reward_service_is_told(server: Server) -> None:
+    server.answer = lambda number, body: (200, {}, {"hello": "world"})
+    with RewardClient(server.url) as client, pytest.raises(RewardServiceError, match="no reward service"):
+        client.models()
+
+
+def test_the_async_client_asks_whether_the_service_is_ready(server: Server) -> None:
+    async def ready(url: str) -> bool:
+        async with AsyncRewardClient(url) as client:
+            return await client.is_ready()
+
+    assert asyncio.run(ready(server.url)) and not asyncio.run(ready("http://127.0.0.1:9"))

@@ -17,11 +17,16 @@ import httpx2
 import numpy as np
 import pytest
 import yaml
+from adapter_calls import easyr1_call, openrlhf_call, skyrl_call, trl_call
 from ray import serve
 from reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models, service_config
 from reward_service_helpers import TOKEN, TOKENIZER, Service, assert_scores, error_of, handle_items
 
 from actors import reward_service
+from fgaif_ray.adapters import common, easyr1
+from fgaif_ray.adapters.openrlhf import OpenRLHFRewards
+from fgaif_ray.adapters.skyrl import DenseRewards
+from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.client import AsyncRewardClient, reward_item
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
@@ -161,6 +166,33 @@ def test_open_rlhf_gets_the_same_rewards(service: Service) -> None:
     assert body["rewards"] == pytest.approx([scored.reward for scored in expected], abs=1e-5)
     assert body["extra_logs"]["segments"] == [2.0, 1.0]
     assert all(0 <= score <= 1 for score in body["scores"])
+
+
+def test_trainers_get_the_rewards_of_the_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [RESPONSES[0], RESPONSES[1], RESPONSES[3]]
+    monkeypatch.setenv("FGAIF_REWARD_URL", service.info.url)
+    batch, output = skyrl_call(texts, TOKENIZER)
+
+    async def on_tokens() -> list[list[float]]:
+        async with AsyncRewardClient(service.info.url) as client:
+            return await DenseRewards(client, TOKENIZER).token_rewards(batch, output)
+
+    with service.client() as client:
+        scored = client.score([reward_item(picture(index), PROMPT, text) for index, text in enumerate(texts)])
+        by_type = trl_call(TRLRewards(client).functions, texts)
+        summed = OpenRLHFRewards(client, TOKENIZER.all_special_tokens)(**openrlhf_call(texts))["rewards"].tolist()
+    means = [one["overall"] for one in easyr1.compute_score(easyr1_call(texts))]
+    common.close_shared_clients()
+    totals = [one.reward for one in scored]
+    weights = service.config.align.reward.weights
+    weighted = [
+        sum(weights[kind] * value for kind, value in zip(FACT_TYPES, row, strict=True)) for row in zip(*by_type)
+    ]
+    counts = [len(one.segments) for one in scored]
+    assert summed == pytest.approx(totals, abs=1e-4)
+    assert [sum(row) for row in asyncio.run(on_tokens())] == pytest.approx(totals, abs=1e-4)
+    assert means == pytest.approx([total / count for total, count in zip(totals, counts, strict=True)], abs=1e-4)
+    assert weighted == pytest.approx(means, abs=1e-4)
 
 
 def test_open_rlhf_may_send_nothing(service: Service) -> None:

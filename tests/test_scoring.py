@@ -13,24 +13,23 @@ from PIL import Image
 from reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models
 from transformers import AutoTokenizer
 
+from fgaif_ray.errors import ItemError
 from fgaif_ray.models.reward_model import RewardModel, ScoringItem
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.remote_reward import label_fields, split_query
 from fgaif_ray.reward_api import MAX_IMAGE_BYTES
 from fgaif_ray.rl.rewards import RewardOptions
 from fgaif_ray.scoring import (
-    ItemError,
     Verdicts,
     combined_version,
     compose_response,
     image_bytes,
-    label_fields,
     make_batch,
     merge_verdicts,
     open_image,
     probe_batch,
     score_batches,
     segment_response,
-    split_query,
     token_ends,
 )
 

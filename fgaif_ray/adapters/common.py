@@ -1,0 +1,205 @@
+"""What the adapters share: images and questions out of other formats, and scalars out of dense rewards."""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, Literal
+
+from PIL import Image
+
+from fgaif_ray.client import RewardClient, png_file, reward_item
+from fgaif_ray.reward_api import RewardItem, ScoredResponse
+
+URL_VARIABLE: Final = "FGAIF_REWARD_URL"
+"""Environment variable with the root of the service, for trainers that load a function from a file."""
+
+IMAGE_PLACEHOLDER: Final = "<image>"
+"""Where a prompt's text says that the image goes; the service puts the image itself."""
+
+SHORTEST_BASE64: Final = 40
+"""Characters; no image file is smaller, but the name of one that does not exist may look like base64."""
+
+FactType = Literal["existence", "attribute", "relation"]
+Reduction = Literal["mean", "sum"]
+"""How the rewards of the sub-sentences become one number. `mean` does not grow with the length of a response."""
+
+
+def service_url(url: str | None) -> str:
+    """The root of the service: as given, or from the environment.
+
+    Raises:
+        ValueError: it is in neither.
+    """
+    found = url or os.environ.get(URL_VARIABLE)
+    if not found:
+        raise ValueError(f"give url, or set {URL_VARIABLE} to the root of the reward service (http://host:port)")
+    return found
+
+
+_clients: dict[str, RewardClient] = {}
+_clients_lock = Lock()
+
+
+def shared_client(url: str) -> RewardClient:
+    """One client per service for the life of the process; the bearer token is that of the environment."""
+    with _clients_lock:
+        if url not in _clients:
+            _clients[url] = RewardClient(url)
+        return _clients[url]
+
+
+def close_shared_clients() -> None:
+    """Close their connections; who asks for a client then gets a new one."""
+    with _clients_lock:
+        while _clients:
+            _clients.popitem()[1].close()
+
+
+def image_file(cell: Any) -> bytes:
+    """The image file that a dataset's cell stands for; nothing is fetched from the network.
+
+    Args:
+        cell: a PIL image (becomes a PNG), an image file's bytes, its path (or `file://` URL), a data URL or base64; a
+            mapping with one of these under `bytes`, `path`, `image`, `url` or `image_url` (Hugging Face's image cells,
+            chat content); or a list with exactly one of them.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(cell, Image.Image):
+        return png_file(cell)
+    if isinstance(cell, bytes):
+        return cell
+    if isinstance(cell, os.PathLike):
+        return Path(cell).read_bytes()
+    if isinstance(cell, str):
+        return _file_of_text(cell)
+    if isinstance(cell, Mapping):
+        for key in ("bytes", "path", "image", "url", "image_url"):
+            if cell.get(key) is not None:
+                return image_file(cell[key])
+    elif isinstance(cell, Sequence) or hasattr(cell, "tolist"):  # arrays come out of Parquet
+        if len(cell) != 1:
+            raise ValueError(f"a response is scored against exactly one image, not {len(cell)}")
+        return image_file(cell[0])
+    raise ValueError(f"no image: a PIL image, bytes, a path or a data URL is needed, not {type(cell).__name__}")
+
+
+def _file_of_text(text: str) -> bytes:
+    path = text.removeprefix("file://")
+    if os.path.isfile(path):
+        return Path(path).read_bytes()
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        if len(encoded) < SHORTEST_BASE64:
+            raise ValueError("a name, not a file")
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise ValueError(f"no image file, data URL or base64: {shown!r} (URLs are not fetched)") from None
+
+
+def question_text(prompt: Any) -> str:
+    """What the model was asked: the prompt's text, or the text of the last user message of a chat.
+
+    Image placeholders are left out.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    if not isinstance(prompt, str):
+        asked = [message for message in prompt if message["role"] == "user"]
+        if not asked:
+            raise ValueError("the prompt holds no message of the user")
+        prompt = message_text(asked[-1])
+    return str(prompt).replace(IMAGE_PLACEHOLDER, "").strip()
+
+
+def answer_text(completion: Any) -> str:
+    """What the model answered: a text, or the text of the last message of a chat."""
+    return completion if isinstance(completion, str) else message_text(completion[-1])
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of a chat message, whose content is a text or a list of parts."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def chat_image(prompt: Any) -> Any:
+    """The image part of a chat, for `image_file`; None where the prompt is a text or holds no image."""
+    if isinstance(prompt, str):
+        return None
+    contents = (message["content"] for message in prompt if not isinstance(message["content"], str))
+    parts = [part for content in contents for part in content if part["type"] in ("image", "image_url")]
+    filled = [part for part in parts if set(part) - {"type"}]
+    return filled or None
+
+
+def reference_item(reference: Any, response: str) -> RewardItem:
+    """An item of which a dataset's label tells image and question.
+
+    Args:
+        reference: `{"image": see image_file, "prompt": the question}`, or that as JSON text.
+        response: what the model answered.
+
+    Raises:
+        ValueError: the reference is another one.
+    """
+    fields = reference
+    if isinstance(fields, str):
+        try:
+            fields = json.loads(fields)
+        except ValueError:
+            fields = None
+    if not isinstance(fields, Mapping) or fields.get("image") is None or fields.get("prompt") is None:
+        raise ValueError('a reference must be {"image": path or data URL, "prompt": the question}, or that as JSON')
+    return make_item(fields["image"], fields["prompt"], response)
+
+
+def make_item(image: Any, prompt: Any, response: str) -> RewardItem:
+    """An item of a request; see `image_file` and `question_text`.
+
+    Raises:
+        ValueError: there is no image or no question.
+    """
+    return reward_item(image_file(image), question_text(prompt), response)
+
+
+def total_reward(scored: ScoredResponse, reduction: Reduction = "mean") -> float:
+    """The weighted reward of all fact types, weighted as the service is configured.
+
+    Returns:
+        Mean or sum over the sub-sentences; 0.0 for a response that holds none, which says nothing and earns nothing.
+    """
+    return scored.reward / (_divisor(scored) if reduction == "mean" else 1)
+
+
+def type_reward(scored: ScoredResponse, fact_type: FactType, reduction: Reduction = "mean") -> float:
+    """P(consistent) - P(hallucinated) of one fact type, without any weight.
+
+    Returns:
+        Mean (in -1..1) or sum over the sub-sentences; 0.0 for a response that holds none.
+    """
+    total = sum(triple[1] - triple[2] for triple in (getattr(segment, fact_type) for segment in scored.segments))
+    return float(total) / (_divisor(scored) if reduction == "mean" else 1)
+
+
+def reward_metrics(scored: ScoredResponse, reduction: Reduction = "mean") -> dict[str, float]:
+    """`type_reward` of each fact type, and the number of sub-sentences."""
+    return {
+        "existence": type_reward(scored, "existence", reduction),
+        "attribute": type_reward(scored, "attribute", reduction),
+        "relation": type_reward(scored, "relation", reduction),
+        "segments": float(len(scored.segments)),
+    }
+
+
+def _divisor(scored: ScoredResponse) -> int:
+    return max(len(scored.segments), 1)

@@ -1,0 +1,68 @@
+"""Dense rewards on the tokens of a policy whose tokenizer the service does not know.
+
+Needs torch, transformers' tokenizer and sentencex, as trainers that take token rewards have the first two.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from fgaif_ray.adapters.common import FactType
+from fgaif_ray.reward_api import ModelList, ScoredResponse
+from fgaif_ray.rl.rewards import RewardOptions, compose_rewards
+from fgaif_ray.segments import Decoder, Span, segment_token_ends, token_offsets
+
+TYPES: tuple[FactType, ...] = ("existence", "attribute", "relation")
+
+
+def decode_response(tokenizer: Decoder, token_ids: Sequence[int]) -> str:
+    """The text of sampled ids, special tokens left out: what is to be scored, so that rewards find their tokens."""
+    decoded = tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return decoded if isinstance(decoded, str) else "".join(decoded)
+
+
+def service_options(models: ModelList) -> RewardOptions:
+    """How the service itself composes rewards."""
+    return RewardOptions(
+        weights=models.weights,
+        value="argmax" if models.value == "argmax" else "expected",
+        granularity="response" if models.granularity == "response" else "segment",
+        normalise_by_segments=models.normalise_by_segments,
+    )
+
+
+def place_rewards(
+    scored: ScoredResponse,
+    token_ids: Sequence[int],
+    tokenizer: Decoder,
+    options: RewardOptions,
+    finish_reason: str = "stop",
+) -> list[float]:
+    """The dense reward of a response, on the tokens that were sampled.
+
+    Args:
+        scored: the service's answer about `decode_response(tokenizer, token_ids)`.
+        token_ids: sampled ids, `[response_tokens]`.
+        tokenizer: of the policy that sampled them.
+        options: weights and choices, e.g. `service_options`.
+        finish_reason: `stop` where the response ended by itself; others take the options' missing-EOS penalty.
+
+    Returns:
+        `[response_tokens]`: at the last token of each sub-sentence the weighted sum of its three rewards (those that
+        share a token add up), zero elsewhere. Empty for a response without tokens.
+
+    Raises:
+        ValueError: the answer is about another text than the ids decode to.
+    """
+    if scored.response != decode_response(tokenizer, token_ids):
+        raise ValueError("the scored text is not what the token ids decode to: score decode_response(tokenizer, ids)")
+    if not token_ids:
+        return []
+    spans = [Span(segment.start, segment.end) for segment in scored.segments]
+    ends = segment_token_ends(spans, token_offsets(tokenizer, token_ids), scored.response)
+    triples = [[getattr(segment, fact_type) for fact_type in TYPES] for segment in scored.segments]
+    probabilities = torch.tensor(triples, dtype=torch.float32).reshape(-1, len(TYPES), 3)  # [segments, types, classes]
+    places = torch.tensor(ends, dtype=torch.int64)  # [segments]
+    composed = compose_rewards(probabilities, places, len(token_ids), finish_reason, options)
+    per_token: list[float] = composed.per_token.tolist()
+    return per_token

@@ -1,0 +1,91 @@
+"""TRL: three reward functions for `GRPOTrainer` (trl 1.16; `trl/trainer/grpo_trainer.py`, `_calculate_rewards`).
+
+Example:
+    rewards = TRLRewards(RewardClient("http://127.0.0.1:8000"))
+    GRPOTrainer(model, reward_funcs=rewards.functions, args=GRPOConfig(reward_weights=[1.0, 1.0, 1.0]), ...)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fgaif_ray.adapters.common import FactType, Reduction, answer_text, chat_image, make_item, type_reward
+from fgaif_ray.client import Outcome, RewardClient, RewardServiceError
+
+RewardFunction = Callable[..., list[float | None]]
+
+
+class TRLRewards:
+    """The three reward functions of one trainer; they share one request per batch.
+
+    Each gives, per completion, the mean over sub-sentences of P(consistent) - P(hallucinated) of its fact type, in
+    -1..1 and without weight: TRL weighs them by `GRPOConfig.reward_weights`. TRL takes one number per completion, so
+    which sub-sentence earned what is lost.
+
+    A completion that the service refuses is None, which TRL leaves out of the group's baseline. No answer from the
+    service, or a refusal of the whole batch, is an exception and stops the training.
+    """
+
+    def __init__(self, client: RewardClient, *, image_column: str | None = None, reduction: Reduction = "mean") -> None:
+        """Ask nobody yet.
+
+        Args:
+            client: of the service.
+            image_column: of the dataset; `image`, `images`, or the images in the prompts unless given.
+            reduction: over the sub-sentences of a completion.
+        """
+        self._client, self._image_column, self._reduction = client, image_column, reduction
+        self._scored: tuple[Any, Any, list[str], list[Outcome]] | None = None
+
+    @property
+    def functions(self) -> list[RewardFunction]:
+        """For `GRPOTrainer(reward_funcs=...)`: existence, attribute, relation."""
+        return [self.existence_reward, self.attribute_reward, self.relation_reward]
+
+    def existence_reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        """Are the objects there? See the class."""
+        return self._rewards("existence", prompts, completions, columns)
+
+    def attribute_reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        """Are they as they are said to be? See the class."""
+        return self._rewards("attribute", prompts, completions, columns)
+
+    def relation_reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+        """Do they relate as is said? See the class."""
+        return self._rewards("relation", prompts, completions, columns)
+
+    def _rewards(
+        self, fact_type: FactType, prompts: list[Any], completions: list[Any], columns: dict[str, Any]
+    ) -> list[float | None]:
+        outcomes = self._outcomes(prompts, completions, columns)
+        return [
+            None if isinstance(outcome, RewardServiceError) else type_reward(outcome, fact_type, self._reduction)
+            for outcome in outcomes
+        ]
+
+    def _outcomes(self, prompts: list[Any], completions: list[Any], columns: dict[str, Any]) -> list[Outcome]:
+        """The service's answer on the batch: the trainer calls three functions with the same lists."""
+        texts = [answer_text(completion) for completion in completions]
+        if self._scored is not None:
+            of_prompts, of_completions, of_texts, outcomes = self._scored
+            if of_prompts is prompts and of_completions is completions and of_texts == texts:
+                return outcomes
+        images = self._images(prompts, columns)
+        items = [make_item(*row) for row in zip(images, prompts, texts, strict=True)]
+        outcomes = self._client.score_each(items)
+        refused = [outcome for outcome in outcomes if isinstance(outcome, RewardServiceError)]
+        if refused and len(refused) == len(outcomes):
+            raise refused[0]
+        if "log_metric" in columns:
+            columns["log_metric"]("fgaif/refused", len(refused) / max(len(outcomes), 1))
+        self._scored = (prompts, completions, texts, outcomes)
+        return outcomes
+
+    def _images(self, prompts: Sequence[Any], columns: dict[str, Any]) -> Sequence[Any]:
+        names = ("images", "image") if self._image_column is None else (self._image_column,)
+        for name in names:
+            if name in columns:
+                images: Sequence[Any] = columns[name]
+                return images
+        if self._image_column is not None:
+            raise ValueError(f"the dataset has no column {self._image_column!r}: it has {', '.join(columns)}")
+        return [chat_image(prompt) for prompt in prompts]

@@ -1,0 +1,105 @@
+"""verl: custom reward functions (verl 0.9; `verl/experimental/reward_loop/reward_manager/naive.py`).
+
+verl shows a reward function no image, so the dataset's `extra_info` holds `image` (path, bytes or data URL) and
+`question`; without these, `reward_model.ground_truth` tells both: `{"image": ..., "prompt": ...}`, or that as JSON.
+
+Take the reward manager `naive`, with which a failed request stops the training. `rate_limited` turns every exception
+into a reward of zero, and so does `compute_score_timeout` of the older synchronous managers.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from fgaif_ray.adapters.common import (
+    Reduction,
+    make_item,
+    reference_item,
+    reward_metrics,
+    service_url,
+    shared_client,
+    total_reward,
+)
+from fgaif_ray.client import AsyncRewardClient
+from fgaif_ray.reward_api import RewardItem, ScoredResponse
+
+CONCURRENCY: Final = 64
+"""Requests in flight per process: verl asks for one response at a time, and the service batches them."""
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncRewardClient]] = WeakKeyDictionary()
+
+
+async def compute_score(
+    data_source: str,  # noqa: ARG001 # verl calls by name
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    url: str | None = None,
+    reduction: Reduction = "mean",
+    **_: Any,
+) -> dict[str, float]:
+    """Reward one response.
+
+    Args:
+        data_source: name of the dataset; makes no difference.
+        solution_str: the response.
+        ground_truth: see above.
+        extra_info: see above.
+        url: root of the service; the environment variable FGAIF_REWARD_URL unless given
+            (`reward.custom_reward_function.reward_kwargs`).
+        reduction: over the sub-sentences of a response.
+
+    Returns:
+        `score`, which verl gives at the last token: the weighted reward of all fact types, mean over sub-sentences. As
+        extra info: `existence`, `attribute` and `relation`, the mean of P(consistent) - P(hallucinated), and the
+        number of sub-sentences, `segments`.
+
+    Raises:
+        RewardServiceError: the service could not or would not score it.
+        ValueError: image or question are not told, or there is no URL.
+    """
+    [scored] = await _client(service_url(url)).score([_item(solution_str, ground_truth, extra_info)])
+    return _score(scored, reduction)
+
+
+def compute_score_batch(
+    data_sources: Sequence[str],  # noqa: ARG001
+    solution_strs: Sequence[str],
+    ground_truths: Sequence[Any],
+    extra_infos: Sequence[Mapping[str, Any] | None],
+    *,
+    url: str | None = None,
+    reduction: Reduction = "mean",
+    **_: Any,
+) -> list[dict[str, float]]:
+    """Reward a batch of responses, for the synchronous reward manager `batch`; see `compute_score`."""
+    rows = zip(solution_strs, ground_truths, extra_infos, strict=True)
+    scored = shared_client(service_url(url)).score([_item(*row) for row in rows])
+    return [_score(one, reduction) for one in scored]
+
+
+async def close() -> None:
+    """Close the connections that `compute_score` opened on the running event loop."""
+    for client in _clients.pop(asyncio.get_running_loop(), {}).values():
+        await client.close()
+
+
+def _client(url: str) -> AsyncRewardClient:
+    """Connections belong to an event loop, and a process may have several."""
+    clients = _clients.setdefault(asyncio.get_running_loop(), {})
+    if url not in clients:
+        clients[url] = AsyncRewardClient(url, concurrency=CONCURRENCY)
+    return clients[url]
+
+
+def _item(response: str, ground_truth: Any, extra_info: Mapping[str, Any] | None) -> RewardItem:
+    told = extra_info or {}
+    if told.get("image") is not None and told.get("question") is not None:
+        return make_item(told["image"], told["question"], response)
+    return reference_item(ground_truth, response)
+
+
+def _score(scored: ScoredResponse, reduction: Reduction) -> dict[str, float]:
+    return {"score": total_reward(scored, reduction), **reward_metrics(scored, reduction)}
