@@ -33,10 +33,10 @@ class Generator:
         config: ``policy``, ``evaluate.engine``, ``align.rollout.sync`` and ``run.seed``.
         adapter: PEFT folder of the aligned policy, a path or URI.
         rank: rank of that adapter.
-        partial: folder that gets the parts.
+        partial: folder that gets the parts, or one for each task; the questions of a block then have one task.
     """
 
-    def __init__(self, config: Config, adapter: str, rank: int, partial: str) -> None:
+    def __init__(self, config: Config, adapter: str, rank: int, partial: str | Mapping[str, str]) -> None:
         self._model = config.policy.model
         self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
@@ -60,11 +60,12 @@ class Generator:
             else:
                 rows.append(row)
         name = fingerprint(questions.column("id").to_pylist())
+        partial = self._partial if isinstance(self._partial, str) else self._partial[questions["task"][0].as_py()]
         if rejected:
-            storage.write_part(storage.join(self._partial, REJECTED_FOLDER), rejected, REJECTED_SCHEMA, name)
+            storage.write_part(storage.join(partial, REJECTED_FOLDER), rejected, REJECTED_SCHEMA, name)
         if rows:
             self._answer(rows, opened)
-            storage.write_part(self._partial, rows, ANSWERS_SCHEMA, name)
+            storage.write_part(partial, rows, ANSWERS_SCHEMA, name)
         counts = {"answered": len(rows), "rejected": len(rejected), "tokens": sum(row["tokens"] for row in rows)}
         return pa.Table.from_pylist([counts])
 
@@ -114,7 +115,7 @@ def _open(path: str) -> Image | UserError:
 
 
 def answer_questions(
-    config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str
+    config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
     engine = config.evaluate.engine

@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fgaif_ray.config import Config, load_config
@@ -27,8 +27,23 @@ class Mode:
     flag: str
     argument: Mapping[str, Any]
     """Further arguments of ``add_argument``; the default is None, or False for ``action="store_true"``."""
-    run: Callable[[Config, Any], None]
-    """Called with the configuration and the value of the option."""
+    run: Callable[..., None]
+    """Called with the configuration, the value of the option and, by name, the companions."""
+    companions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options that go with this one alone, e.g. ``{"--answers": {"nargs": "+"}}``."""
+
+    @property
+    def name(self) -> str:
+        """Of the option's value."""
+        return _name(self.flag)
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False  # 0 is a value
 
 
 def _interrupt(_signal_number: int, _frame: Any) -> None:
@@ -85,14 +100,19 @@ def main(
     group = parser.add_mutually_exclusive_group() if modes else parser  # argparse cannot show an empty group
     for mode in modes:
         group.add_argument(mode.flag, **mode.argument)
+        for flag, argument in mode.companions.items():
+            parser.add_argument(flag, **argument)
     options = parser.parse_args(arguments)
+    for mode in modes:
+        for flag in mode.companions:
+            if _is_given(getattr(options, _name(flag))) and not _is_given(getattr(options, mode.name)):
+                parser.error(f"{flag} goes with {mode.flag}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         config = load_config(options.config, options.set)
         for mode in modes:
-            value = getattr(options, mode.flag.removeprefix("--").replace("-", "_"))
-            if value is not None and value is not False:  # 0 is a value
-                mode.run(config, value)
+            if _is_given(value := getattr(options, mode.name)):
+                mode.run(config, value, **{_name(flag): getattr(options, _name(flag)) for flag in mode.companions})
                 return 0
         run(config)
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from fgaif_ray.evaluation import GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
+from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     prompts = (row["prompt"] for row in pending)
     ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, "policy")
-    rank = _adapter_rank(adapter)
+    rank = adapter_rank(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
         from actors.annotators import blocks_of
         from actors.generator import answer_questions
@@ -161,7 +162,12 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
             raise (find_user_error(error) or error) from error
 
 
-def _adapter_rank(adapter: str) -> int:
+def adapter_rank(adapter: str) -> int:
+    """Rank of a LoRA adapter in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
     uri = storage.join(adapter, "adapter_config.json")
     try:
         return int(storage.read_json(uri)["r"])
@@ -205,4 +211,4 @@ def _figures(rows: Sequence[dict[str, Any]], truth: Truth | None, seed: int) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate", __doc__, run))
+    sys.exit(main("evaluate", __doc__, run, modes=(*evaluate_benchmarks.MODES, *evaluate_serve.MODES)))

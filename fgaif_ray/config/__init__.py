@@ -6,15 +6,28 @@ imported.
 
 from fgaif_ray.config.align import AlignConfig, KLConfig, PPOConfig, RewardComposition, RolloutConfig
 from fgaif_ray.config.base import EngineConfig, LoRAOptions, PolicyConfig, RayConfig, RunConfig, Section
+from fgaif_ray.config.benchmarks import (
+    AmberConfig,
+    BenchmarkConfig,
+    BenchmarksConfig,
+    ChairConfig,
+    JudgeConfig,
+    LlavaBenchConfig,
+    MMHalConfig,
+    PopeConfig,
+)
+from fgaif_ray.config.calls import CallsConfig, PriceConfig
 from fgaif_ray.config.data import ColumnNames, DataConfig, SampleConfig
 from fgaif_ray.config.label import (
+    CalibrationConfig,
+    CanaryConfig,
     ExtractorConfig,
     FactType,
     HumanLabelsConfig,
     LabelConfig,
     NoiseConfig,
     NoiseRates,
-    PriceConfig,
+    ThresholdsConfig,
     VerifierConfig,
 )
 from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
@@ -22,6 +35,13 @@ from fgaif_ray.config.tree import Config, EvaluateConfig, ReportConfig, dump_con
 
 __all__ = [
     "AlignConfig",
+    "AmberConfig",
+    "BenchmarkConfig",
+    "BenchmarksConfig",
+    "CalibrationConfig",
+    "CallsConfig",
+    "CanaryConfig",
+    "ChairConfig",
     "ColumnNames",
     "Config",
     "DataConfig",
@@ -30,13 +50,17 @@ __all__ = [
     "ExtractorConfig",
     "FactType",
     "HumanLabelsConfig",
+    "JudgeConfig",
     "KLConfig",
     "LabelConfig",
+    "LlavaBenchConfig",
     "LoRAOptions",
+    "MMHalConfig",
     "NoiseConfig",
     "NoiseRates",
     "PPOConfig",
     "PolicyConfig",
+    "PopeConfig",
     "PriceConfig",
     "RayConfig",
     "ReportConfig",
@@ -47,6 +71,7 @@ __all__ = [
     "SampleConfig",
     "Section",
     "ServeConfig",
+    "ThresholdsConfig",
     "VerifierConfig",
     "dump_config",
     "load_config",

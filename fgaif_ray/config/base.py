@@ -41,6 +41,9 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     kv_cache_gib: float | None = Field(default=None, gt=0)
     """Key-value cache in GiB; set it on CPU, where vLLM otherwise reserves a share of the host's memory."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens of a block of that cache: prefixes are shared by whole blocks, so an image of few tokens needs small ones.
+    None is vLLM's choice, 16 on most GPUs and 128 on CPU, which takes multiples of 32."""
     enforce_eager: bool = False
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)

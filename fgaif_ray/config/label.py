@@ -1,71 +1,47 @@
 """Sections of AI feedback."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fgaif_ray.config.base import EngineConfig, Section
+from fgaif_ray.config.calls import CallsConfig
 
 
-class PriceConfig(Section):
-    """What an endpoint asks for its tokens."""
-
-    input_per_million: float = Field(ge=0)
-    """Price of a million prompt tokens."""
-    output_per_million: float = Field(ge=0)
-    """Price of a million completion tokens."""
-    currency: str = "USD"
-
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens."""
-        return (prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million) / 1e6
-
-
-class ExtractorConfig(Section):
+class ExtractorConfig(CallsConfig):
     """The language model that splits sub-sentences into atomic facts, behind an OpenAI-compatible endpoint."""
 
-    base_url: str | None = None
-    """Endpoint; None with ``serve_model`` set starts vLLM's own server on loopback for the time of the job."""
-    model: str
-    """Model name sent to the endpoint."""
-    serve_model: str | None = None
-    """Checkpoint that the job serves itself; leave unset to call ``base_url``."""
-    engine: EngineConfig = EngineConfig()
-    """Engine of a server that the job starts."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key of ``base_url``; keys never stand in files."""
+    section: ClassVar[str] = "label.extractor"
+    purpose: ClassVar[str] = "extraction"
+
     prompt: str = "extract-v1"
     mode: Literal["segment", "response"] = "segment"
     """One call per sub-sentence, or one call for a whole response."""
-    concurrency: int = Field(default=32, ge=1)
-    """Calls in flight of one worker."""
     workers: int = Field(default=1, ge=1)
-    timeout_s: float = Field(default=60, gt=0)
-    max_retries: int = Field(default=5, ge=0)
     max_tokens: int = Field(default=512, ge=1)
-    requests_per_minute: float | None = Field(default=None, gt=0)
-    """Limit of all workers of the cluster together; None does not limit."""
-    tokens_per_minute: float | None = Field(default=None, gt=0)
-    """Limit of prompt and completion tokens of all workers together; None does not limit."""
-    cache: str | None = None
-    """Folder or URI of answers that several runs share; None keeps a run's answers in its own folder."""
-    price: PriceConfig | None = None
-    budget: float | None = Field(default=None, gt=0)
-    """Money that a run may spend over all its attempts, in the price's currency; None does not limit."""
 
-    @model_validator(mode="after")
-    def _budget_has_price(self) -> Self:
-        if self.budget is not None and self.price is None:
-            raise ValueError(
-                "label.extractor.budget needs label.extractor.price: set input_per_million and output_per_million"
-            )
-        return self
 
-    @model_validator(mode="after")
-    def _one_endpoint(self) -> Self:
-        if (self.base_url is None) == (self.serve_model is None):
-            raise ValueError("set exactly one of label.extractor.base_url and label.extractor.serve_model")
-        return self
+FactType = Literal["existence", "attribute", "relation"]
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ThresholdsConfig(Section):
+    """For each fact type the P(yes) that makes a fact consistent; one number stands for all of them."""
+
+    existence: Threshold = 0.5
+    attribute: Threshold = 0.5
+    relation: Threshold = 0.5
+
+
+class CalibrationConfig(Section):
+    """A labelled set that the thresholds are calibrated on, before the labelling."""
+
+    path: str
+    """JSON lines ``{"image", "fact", "type", "consistent"[, "weight"]}``; ``jobs.label --audit-import`` writes such a
+    file from people's answers."""
+    objective: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
+    per_type: bool = True
+    """A threshold for each fact type, or one for all."""
 
 
 class VerifierConfig(Section):
@@ -73,13 +49,39 @@ class VerifierConfig(Section):
 
     model: str
     prompt: str = "verify-v1"
-    threshold: float = Field(default=0.5, gt=0, lt=1)
-    """A fact is consistent when P(yes) reaches it."""
+    threshold: ThresholdsConfig = ThresholdsConfig()
+    """A fact is consistent when P(yes) reaches it: a number, or one for each fact type."""
+    calibration: CalibrationConfig | None = None
+    """Finds the thresholds; leave ``threshold`` out."""
     engines: int = Field(default=1, ge=1)
     engine: EngineConfig = EngineConfig()
 
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return dict.fromkeys(ThresholdsConfig.model_fields, value)
+        return value
 
-FactType = Literal["existence", "attribute", "relation"]
+    @model_validator(mode="after")
+    def _one_source_of_thresholds(self) -> Self:
+        if self.calibration is not None and self.threshold != ThresholdsConfig():
+            raise ValueError("a verifier's calibration finds its thresholds: leave its threshold out")
+        return self
+
+
+class CanaryConfig(Section):
+    """Facts whose truth is known, asked beside a block's own, to see how gullible the verifier is."""
+
+    per_block: int = Field(default=4, ge=0)
+    """Known-false facts of a block, and known-true ones on top; 0 asks none."""
+    path: str | None = None
+    """JSON lines ``{"image", "fact"[, "consistent"]}`` of your own; facts are false unless ``consistent`` is true."""
+    texts: str | None = None
+    """A text file of sentences that are false, or true, of every image, and of orders to say yes, in the form of
+    ``fgaif_ray/feedback/canaries/texts-v1.txt``, which None stands for."""
+    limit: float = Field(default=0.1, ge=0, le=1)
+    """Share of known-false facts answered yes beyond which the job warns."""
 
 
 class HumanLabelsConfig(Section):
@@ -113,7 +115,19 @@ class LabelConfig(Section):
 
     extractor: ExtractorConfig
     verifier: VerifierConfig
+    second_verifier: VerifierConfig | None = None
+    """Checks the same facts once more, after the first: the two never share a machine's memory."""
+    disagreement: Literal["report", "mask"] = "report"
+    """Where the two verifiers differ: keep the first one's labels, or take labels that hang on such a fact out of the
+    training of reward models."""
+    canaries: CanaryConfig = CanaryConfig()
     human: HumanLabelsConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     batch_size: int = Field(default=32, ge=1)
     """Responses per Ray Data block, the unit of work and of resume."""
+
+    @model_validator(mode="after")
+    def _mask_has_two(self) -> Self:
+        if self.disagreement == "mask" and self.second_verifier is None:
+            raise ValueError("label.disagreement: mask needs label.second_verifier")
+        return self

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from fgaif_ray.config.align import AlignConfig
 from fgaif_ray.config.base import EngineConfig, PolicyConfig, RayConfig, RunConfig, Section
+from fgaif_ray.config.benchmarks import BenchmarksConfig, JudgeConfig
 from fgaif_ray.config.data import DataConfig, SampleConfig
 from fgaif_ray.config.label import LabelConfig
 from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
@@ -23,6 +24,9 @@ class EvaluateConfig(Section):
     """Half of them about objects that are there; taken where the truth of the images is known."""
     batch_size: int = Field(default=64, ge=1)
     engine: EngineConfig = EngineConfig()
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
+    judge: JudgeConfig | None = None
+    """Rates answers to MMHal-Bench and LLaVA-Bench."""
 
 
 class ReportConfig(Section):

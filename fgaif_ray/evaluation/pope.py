@@ -93,6 +93,11 @@ def read_questions(path: str | Path) -> list[PopeQuestion]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"Cannot read the POPE file {path}: {error.strerror}.") from error
+    return parse_questions(text, path)
+
+
+def parse_questions(text: str, path: str | Path) -> list[PopeQuestion]:
+    """The questions of a published file's text; ``path`` is for messages. Raises UserError as ``read_questions``."""
     try:
         if text.lstrip().startswith("["):
             entries = list(enumerate(json.loads(text), start=1))

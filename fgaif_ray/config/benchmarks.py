@@ -1,0 +1,77 @@
+"""Sections of the public hallucination benchmarks and of the judge that some of them ask."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from fgaif_ray.config.base import Section
+from fgaif_ray.config.calls import CallsConfig
+
+
+class JudgeConfig(CallsConfig):
+    """The language model that rates answers, behind an OpenAI-compatible endpoint."""
+
+    section: ClassVar[str] = "evaluate.judge"
+    purpose: ClassVar[str] = "judging"
+
+    max_tokens: int = Field(default=1024, ge=1)
+    temperature: float | None = Field(default=0.0, ge=0)
+    """0 is greedy; None leaves it out, for models that refuse the parameter."""
+
+
+class BenchmarkConfig(Section):
+    """What every benchmark is configured with."""
+
+    path: str
+    """Folder or URI that holds the official files, under their own names."""
+    images: str | None = None
+    """Folder or URI of its images; needed to answer, not to score answers that were made elsewhere."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Limit of an answer."""
+    suffix: str = ""
+    """Put behind every question, such as an order to answer with one word; the official prompts have none."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the questions about the first so many images, for a quick look; the figures are no official ones then."""
+
+
+class PopeConfig(BenchmarkConfig):
+    """POPE: yes/no questions about objects, three ways to choose absent ones."""
+
+    prefix: str = "coco"
+    """Of the files ``{prefix}_pope_{random,popular,adversarial}.json``."""
+    max_tokens: int = Field(default=32, ge=1)
+
+
+class ChairConfig(BenchmarkConfig):
+    """CHAIR: objects in captions of COCO images."""
+
+    prompt: str = "Describe this image in detail."
+    sample_images: int = Field(default=500, ge=1)
+    """Images drawn with ``run.seed`` from those that are in the folder and in the annotations."""
+
+
+class AmberConfig(BenchmarkConfig):
+    """AMBER: descriptions, and yes/no questions about existence, attributes and relations."""
+
+    short_max_tokens: int = Field(default=32, ge=1)
+    """Limit of an answer to a yes/no question."""
+
+
+class MMHalConfig(BenchmarkConfig):
+    """MMHal-Bench: 96 questions, rated by a judge."""
+
+
+class LlavaBenchConfig(BenchmarkConfig):
+    """LLaVA-Bench, on COCO or in the wild: answers rated by a judge beside a reference."""
+
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+class BenchmarksConfig(Section):
+    """The benchmarks whose files are on this machine."""
+
+    pope: PopeConfig | None = None
+    chair: ChairConfig | None = None
+    amber: AmberConfig | None = None
+    mmhal: MMHalConfig | None = None
+    llava_bench: LlavaBenchConfig | None = None

@@ -1,0 +1,213 @@
+"""What all benchmarks share: questions, official files, and scores as sums that a bootstrap can redraw."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgaif_ray import storage
+from fgaif_ray.errors import UserError
+
+Floats = NDArray[np.float64]
+
+DOCUMENTATION: Final = "docs/benchmarks.md"
+RATE: Final = 100.0
+"""Scale of a figure that is shown in percent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question of a benchmark.
+
+    Example: ``Question("popular/7", "COCO_val2014_000000310196.jpg", "Is there a car in the image?", 32)``
+    """
+
+    id: str
+    image: str
+    """As the official file names it."""
+    prompt: str
+    """The official one, without the configured suffix."""
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeQuestion:
+    """What a judge is asked about one answer, or about one answer beside a reference."""
+
+    id: str
+    """Of the question that was answered."""
+    swapped: bool
+    """Whether the answer stands first, where the official order has the reference first."""
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """A judge's words, or why there are none."""
+
+    text: str | None
+    reason: str | None = None
+
+
+Reviews = Mapping[tuple[str, bool], Review]
+"""By question id and whether the order was swapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The answers of one model, as columns whose sums give every figure.
+
+    Example: ``Scores(("1",), ("a.jpg",), np.array([[1.0, 1.0]]), {"accuracy": RATE}, ratio, {"unreadable": 0})``
+    """
+
+    ids: tuple[str, ...]
+    """``[rows]`` what was scored."""
+    images: tuple[str, ...]
+    """``[rows]`` image of each: intervals draw images."""
+    columns: Floats
+    """``[rows, columns]``"""
+    scales: dict[str, float]
+    """Figure -> what to multiply it by to print it as papers do."""
+    figures: Callable[[Floats], Floats]
+    """``[samples, columns]`` sums -> ``[samples, figures]``, NaN where a figure is not defined."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What is told besides, such as answers that could not be read."""
+
+
+class Benchmark(Protocol):
+    """A benchmark with its files read."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    judged: ClassVar[bool]
+    """Whether scores come from a judge."""
+
+    @property
+    def questions(self) -> Sequence[Question]:
+        """In the official order."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was read, for the record."""
+        ...
+
+    def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
+        """What the judge has to be asked about a model's answers, by question id; nothing for a benchmark without."""
+        ...
+
+    def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
+        """Score a model's answers, by question id; a question without an answer is left out and counted."""
+        ...
+
+
+class OfficialFiles:
+    """The official files of a benchmark in a user's folder; remembers which were read, by digest."""
+
+    def __init__(self, title: str, name: str, folder: str) -> None:
+        """Args:
+        title: of the benchmark, for messages.
+        name: of its section below ``evaluate.benchmarks``.
+        folder: path or URI.
+        """
+        self._title, self._name, self.folder = title, name, folder
+        self.digests: dict[str, str] = {}
+
+    def find(self, *names: str) -> str | None:
+        """The first of these names that is a file of the folder."""
+        return next((name for name in names if storage.exists(storage.join(self.folder, name))), None)
+
+    def text(self, *names: str) -> str:
+        """The text of the first of these files that is there.
+
+        Raises:
+            UserError: none is, or it is no text.
+        """
+        name = self.find(*names)
+        if name is None:
+            raise UserError(
+                f"{self.folder} holds no {' or '.join(names)}: put the official files of {self._title} there "
+                f"({DOCUMENTATION} tells where they are) or correct evaluate.benchmarks.{self._name}.path."
+            )
+        data = storage.read_bytes(storage.join(self.folder, name))
+        self.digests[name] = hashlib.sha256(data).hexdigest()[:16]
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self.fault(name, "it is no UTF-8 text") from error
+
+    def rows(self, *names: str) -> list[dict[str, Any]]:
+        """The objects of a JSON array or of JSON lines.
+
+        Raises:
+            UserError: no such file, or it has another form.
+        """
+        text = self.text(*names)
+        name = self.find(*names) or names[0]
+        try:
+            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in _lines(text)]
+        except json.JSONDecodeError as error:
+            raise self.fault(name, f"it is not JSON ({error.msg}, line {error.lineno})") from error
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise self.fault(name, "it is no list of objects")
+        return rows
+
+    def object(self, *names: str) -> dict[str, Any]:
+        """The object of a JSON file; raises UserError as ``rows`` does."""
+        text = self.text(*names)
+        name = self.find(*names) or names[0]
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise self.fault(name, f"it is not JSON ({error.msg}, line {error.lineno})") from error
+        if not isinstance(value, dict):
+            raise self.fault(name, "it is no JSON object")
+        return value
+
+    def fault(self, name: str, what: str) -> UserError:
+        """The error that says what is wrong with a file."""
+        return UserError(f"{storage.join(self.folder, name)} is no official file of {self._title}: {what}.")
+
+
+def need(row: Mapping[str, Any], files: OfficialFiles, name: str, number: int, /, **kinds: type) -> None:
+    """Raises UserError where a row lacks a key or its value is of another type; ``number`` counts from 1."""
+    for key, kind in kinds.items():
+        if not isinstance(row.get(key), kind):
+            raise files.fault(name, f"entry {number} has no {key} of type {kind.__name__}")
+
+
+def python_text(source: str, name: str) -> str | None:
+    """The text that a Python source assigns to a name at its top level; nothing of it is run."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:
+        return None
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+            names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+            if name in names and isinstance(statement.value.value, str):
+                return statement.value.value
+    return None
+
+
+def first_images(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """The questions about the first so many images; all of them without a limit."""
+    if limit is None:
+        return list(questions)
+    kept = set(list(dict.fromkeys(question.image for question in questions))[:limit])
+    return [question for question in questions if question.image in kept]
+
+
+def divide(parts: Floats, wholes: Floats) -> Floats:
+    """Ratios, NaN where the whole is zero."""
+    ratios: Floats = np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=np.asarray(wholes) > 0)
+    return ratios
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line.strip()]

@@ -1,0 +1,61 @@
+"""Finds a benchmark's images in a user's folder."""
+
+from collections.abc import Iterable
+
+from fgaif_ray import storage
+from fgaif_ray.errors import UserError
+from fgaif_ray.evaluation.benchmarks.base import DOCUMENTATION
+
+
+class ImageFolder:
+    """A folder of images, looked up by the names of official files."""
+
+    def __init__(self, name: str, folder: str | None) -> None:
+        """List the folder.
+
+        Args:
+            name: of the benchmark's section, for messages.
+            folder: path or URI.
+
+        Raises:
+            UserError: it is not configured or there is no such folder.
+        """
+        if folder is None or not storage.is_folder(folder):
+            raise UserError(
+                f"Set evaluate.benchmarks.{name}.images to the folder of its images "
+                f"({folder or 'nothing'} is none; {DOCUMENTATION})."
+            )
+        self._name, self._folder = name, folder
+        self._files: dict[str, str] = {}
+        for path, uri in storage.list_files(folder).items():
+            base = path.rsplit("/", 1)[-1]
+            # The name itself; without COCO's "COCO_val2014_"; without its ending: a whole name comes first.
+            for known in (path, base, base.rsplit("_", 1)[-1], base.rsplit(".", 1)[0]):
+                self._files.setdefault(known, uri)
+
+    @property
+    def names(self) -> set[str]:
+        """All names by which an image can be found."""
+        return set(self._files)
+
+    def find_all(self, names: Iterable[str]) -> dict[str, str]:
+        """Paths or URIs by official name.
+
+        Raises:
+            UserError: some are missing; the message names the first.
+        """
+        found = {}
+        missing = []
+        for name in dict.fromkeys(names):
+            uri = self._files.get(name) or self._files.get(name.rsplit("/", 1)[-1])
+            uri = uri or self._files.get(name.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+            if uri is None:
+                missing.append(name)
+            else:
+                found[name] = uri
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(missing) + len(found)} images of {self._name} are not in {self._folder}, the "
+                f"first: {missing[0]}; correct evaluate.benchmarks.{self._name}.images."
+            )
+        return found

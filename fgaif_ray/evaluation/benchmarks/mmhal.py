@@ -1,0 +1,116 @@
+"""MMHal-Bench (Sun et al., arXiv 2309.14525): 96 questions, each answer rated from 0 to 6 by a judge without eyes.
+
+The judge's prompt is read from the official script, which lies beside the questions. A rating that cannot be read is
+counted apart and left out; the official script takes it for 0.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from fgaif_ray.config import MMHalConfig
+from fgaif_ray.evaluation.benchmarks.base import (
+    RATE,
+    Floats,
+    JudgeQuestion,
+    OfficialFiles,
+    Question,
+    Review,
+    Reviews,
+    Scores,
+    divide,
+    first_images,
+    need,
+    python_text,
+)
+
+TYPES: Final = 8
+"""Types of question; the official file has them in turn, and its script goes by position modulo 8."""
+BEST: Final = 6
+HALLUCINATED_BELOW: Final = 3
+SCRIPT: Final = "eval_gpt_mmhal.py"
+TEMPLATE: Final = "template"
+_RATING: Final = re.compile(r"rating\W{0,4}:\W{0,4}(\d+)", re.IGNORECASE)
+_PLACE: Final = "{}"
+
+
+def read_rating(review: str) -> int | None:
+    """The one rating from 0 to 6 in a review; None without one, or with several that differ."""
+    found = {int(number) for number in _RATING.findall(review)}
+    rating = found.pop() if len(found) == 1 else None
+    return rating if rating is not None and rating <= BEST else None
+
+
+class MMHal:
+    """A folder with MMHal-Bench's ``response_template.json`` and ``eval_gpt_mmhal.py``."""
+
+    name: ClassVar[str] = "mmhal"
+    title: ClassVar[str] = "MMHal-Bench"
+    judged: ClassVar[bool] = True
+
+    def __init__(self, config: MMHalConfig) -> None:
+        """Read the files.
+
+        Raises:
+            UserError: one is missing or has another form.
+        """
+        files = OfficialFiles(self.title, self.name, config.path)
+        name = "response_template.json"
+        self._rows = files.rows(name)
+        questions = []
+        for number, row in enumerate(self._rows, start=1):
+            need(row, files, name, number, question=str, gt_answer=str, image_content=list)
+            image = str(row.get("image_src") or row.get("image_id") or "").rsplit("/", 1)[-1]
+            if not image:
+                raise files.fault(name, f"entry {number} has neither image_src nor image_id")
+            questions.append(Question(str(number - 1), image, row["question"], config.max_tokens))
+        self._types = [str(row.get("question_type", index % TYPES)) for index, row in enumerate(self._rows)]
+        template = python_text(files.text(SCRIPT), TEMPLATE)
+        if template is None or template.count(_PLACE) != 4:
+            raise files.fault(SCRIPT, f"it has no text {TEMPLATE!r} with four places to fill in")
+        self._template = template.split(_PLACE)
+        self.questions: Sequence[Question] = first_images(questions, config.limit)
+        self.settings: dict[str, Any] = {"files": files.digests, "questions": len(self.questions)}
+
+    def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
+        asked = []
+        for question in self.questions:
+            if question.id in answers:
+                row = self._rows[int(question.id)]
+                contents = ", ".join(str(content) for content in row["image_content"])
+                filled = [contents, row["question"], row["gt_answer"], answers[question.id]]
+                # Not str.format: what is filled in may hold braces.
+                text = "".join(part for pair in zip(self._template, [*filled, ""], strict=True) for part in pair)
+                asked.append(JudgeQuestion(question.id, False, [{"role": "user", "content": text}]))
+        return asked
+
+    def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
+        ratings = {
+            question.id: read_rating(reviews.get((question.id, False), Review(None)).text or "")
+            for question in self.questions
+            if question.id in answers
+        }
+        rated = [question for question in self.questions if ratings.get(question.id) is not None]
+        types = list(dict.fromkeys(self._types[int(question.id)] for question in self.questions))
+        columns = np.zeros((len(rated), 3 + 2 * len(types)))
+        for row, question in enumerate(rated):
+            rating = ratings[question.id]
+            assert rating is not None
+            kind = types.index(self._types[int(question.id)])
+            columns[row, :3] = [rating, rating < HALLUCINATED_BELOW, 1]
+            columns[row, 3 + 2 * kind : 5 + 2 * kind] = [rating, 1]
+        return Scores(
+            tuple(question.id for question in rated),
+            tuple(question.image for question in rated),
+            columns,
+            {"score": 1.0, "hallucination_rate": RATE} | {f"{kind}.score": 1.0 for kind in types},
+            _figures,
+            {"unanswered": len(self.questions) - len(ratings), "unrated": len(ratings) - len(rated)},
+        )
+
+
+def _figures(sums: Floats) -> Floats:
+    overall = divide(sums[:, :2], np.repeat(sums[:, 2:3], 2, axis=1))
+    return np.concatenate([overall, divide(sums[:, 3::2], sums[:, 4::2])], axis=1)

@@ -1,0 +1,136 @@
+"""A judge behind an OpenAI-compatible endpoint: asked, paid and accounted for as fact extraction is."""
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+from openai.types.chat import ChatCompletion
+
+from fgaif_ray.config import JudgeConfig
+from fgaif_ray.errors import UserError
+from fgaif_ray.evaluation.benchmarks.base import JudgeQuestion, Review
+from fgaif_ray.feedback.answers import Answer, call_key, model_identity
+from fgaif_ray.feedback.call_client import CallClient
+from fgaif_ray.feedback.call_desk import CallDesk
+from fgaif_ray.feedback.calls import Calls
+from fgaif_ray.feedback.chat_caller import Chat, ChatCaller
+from fgaif_ray.feedback.extraction import ExtractionError
+from fgaif_ray.feedback.tokens import CallSize, estimate_prompt
+
+REVIEW_TOKENS = 200
+"""What a review probably takes: some sentences."""
+
+Place = TypeVar("Place", bound=Hashable)
+
+
+class Judge:
+    """Asks for reviews.
+
+    Example: ``review = await Judge(config, "http://127.0.0.1:8000/v1", None).review(question)``
+    """
+
+    def __init__(
+        self, config: JudgeConfig, base_url: str | None, api_key: str | None, calls: Calls | None = None
+    ) -> None:
+        """Nothing is called.
+
+        Args:
+            config: the settings.
+            base_url: where to call.
+            api_key: bearer token; None for an endpoint without authentication.
+            calls: known answers, limits and account; None calls freely.
+        """
+        self._identity = model_identity(config.model, config.serve_model)
+        self._max_tokens = config.max_tokens
+        self._options: dict[str, Any] = {"max_completion_tokens": config.max_tokens}
+        if config.temperature is not None:
+            self._options["temperature"] = config.temperature
+        self._caller = ChatCaller(
+            base_url,
+            api_key,
+            config.model,
+            self._options,
+            section=config.section,
+            purpose=config.purpose,
+            concurrency=config.concurrency,
+            timeout_s=config.timeout_s,
+            max_retries=config.max_retries,
+            calls=calls,
+        )
+
+    def key(self, question: JudgeQuestion) -> str:
+        """The content address of a call."""
+        return call_key(model=self._identity, purpose="review", options=self._options, messages=question.messages)
+
+    def size(self, question: JudgeQuestion) -> CallSize:
+        """Tokens of a call, estimated."""
+        completion = min(self._max_tokens, REVIEW_TOKENS)
+        return CallSize(estimate_prompt(question.messages), completion, self._max_tokens)
+
+    async def review(self, question: JudgeQuestion) -> Review:
+        """The judge's words; none, with the reason, where this call brings none.
+
+        Raises:
+            UserError: the endpoint cannot be used; stop.
+        """
+        chat = Chat(question.messages, self.key(question), self.size(question), _read)
+        try:
+            answer = await self._caller.answer(chat)
+        except ExtractionError as error:
+            return Review(None, str(error))
+        return Review(answer.content) if answer.reason is None else Review(None, str(answer.error()))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._caller.close()
+
+
+def collect_reviews(
+    config: JudgeConfig,
+    base_url: str | None,
+    api_key: str | None,
+    run: str,
+    questions: Mapping[Place, JudgeQuestion],
+    done: Callable[[], None] = lambda: None,
+) -> dict[Place, Review]:
+    """Have every question reviewed; equal ones are asked once, and none that an earlier attempt has paid.
+
+    Args:
+        config: the settings.
+        base_url: where to call.
+        api_key: bearer token.
+        run: folder of the run, which keeps answers (``judging-cache``) and account (``judging-ledger``).
+        questions: by whatever the caller wants them back.
+        done: called after each.
+
+    Raises:
+        UserError: the endpoint cannot be used or the budget is used up. What was paid is kept.
+    """
+
+    async def work() -> list[Review | BaseException]:
+        calls = CallClient(CallDesk(config, run), config, run)
+        judge = Judge(config, base_url, api_key, calls)
+
+        async def ask(question: JudgeQuestion) -> Review:
+            review = await judge.review(question)
+            done()
+            return review
+
+        try:
+            return await asyncio.gather(*(ask(question) for question in questions.values()), return_exceptions=True)
+        finally:
+            await judge.close()
+            await calls.close()
+
+    results = asyncio.run(work())
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, UserError))  # a fault of ours comes first
+    return {place: result for place, result in zip(questions, results, strict=True) if isinstance(result, Review)}
+
+
+def _read(completion: ChatCompletion, tokens: tuple[int, int]) -> Answer:
+    content = (completion.choices[0].message.content or "").strip() if completion.choices else ""
+    if not content:
+        return Answer(None, "empty", "the answer was empty", "", *tokens)
+    return Answer(None, None, None, content, *tokens)

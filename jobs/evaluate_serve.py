@@ -1,0 +1,70 @@
+"""The mode of `jobs.evaluate` that tells how to serve the aligned model to other evaluation harnesses."""
+
+import os
+import shlex
+from typing import Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say
+from jobs.cli import Mode
+
+BASE_NAME: Final = "base"
+ALIGNED_NAME: Final = "aligned"
+HOST: Final = "127.0.0.1"
+PORT: Final = 8000
+
+
+def serve_command(config: Config) -> list[str]:
+    """The words of the command that serves the policy as it is (``base``) and as it was aligned (``aligned``).
+
+    Raises:
+        UserError: the policy has not been aligned yet, or lies on no local disk.
+    """
+    from actors.engine import GIB, LORA_RANKS
+    from jobs.evaluate import adapter_rank
+
+    storage.require_stage(config.run.dir, "policy", "align")
+    adapter = storage.join(config.run.dir, "policy")
+    if not storage.is_local(adapter):
+        raise UserError(f"vLLM serves adapters from local folders: copy {adapter} to one and give its run folder.")
+    rank = adapter_rank(adapter)
+    room = next((room for room in LORA_RANKS if room >= rank), None)
+    if room is None:
+        raise UserError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}: lower align.lora.rank from {rank}.")
+    engine = config.evaluate.engine
+    options: dict[str, Any] = {
+        "--served-model-name": BASE_NAME,
+        "--lora-modules": f"{ALIGNED_NAME}={os.path.abspath(adapter.removeprefix('file://'))}",
+        "--max-lora-rank": room,
+        "--dtype": engine.dtype,
+        "--max-model-len": engine.max_model_len,
+        "--max-num-seqs": engine.max_num_seqs,
+        "--gpu-memory-utilization": engine.gpu_memory_utilization,
+        "--limit-mm-per-prompt": '{"image": 1}',
+        "--host": HOST,
+        "--port": PORT,
+    }
+    if engine.kv_cache_gib is not None:
+        options["--kv-cache-memory-bytes"] = int(engine.kv_cache_gib * GIB)
+    words = ["vllm", "serve", config.policy.model, "--enable-lora"]
+    words += [str(part) for pair in options.items() for part in pair]
+    return words + (["--enforce-eager"] if engine.enforce_eager else [])
+
+
+def show_serve_command(config: Config, _flag: Any = None) -> None:
+    """Print the command, and how other harnesses reach what it serves."""
+    print(shlex.join(serve_command(config)))
+    say("")
+    say(f"It speaks OpenAI's protocol at http://{HOST}:{PORT}/v1 with the models {BASE_NAME} and {ALIGNED_NAME}.")
+    say("docs/benchmarks.md tells how VLMEvalKit and lmms-eval are pointed at it.")
+
+
+MODES: Final = (
+    Mode(
+        "--serve-command",
+        {"action": "store_true", "help": "print the command that serves the aligned model to other harnesses"},
+        show_serve_command,
+    ),
+)
