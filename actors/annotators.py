@@ -6,6 +6,7 @@ counts to the driver, which holds no row of it.
 
     sampling    tasks -> Sampler (vLLM) -> counts
     labelling   numbers -> FactExtraction (OpenAI client) -> Verifier (vLLM) -> counts
+    once more   numbers of parts -> SecondVerifier (vLLM) -> counts
 
 While a block is verified the next ones are extracted.
 """
@@ -20,7 +21,8 @@ from ray.data import ActorPoolStrategy
 from actors.call_desk import start_call_desk
 from actors.extraction import Endpoint, FactExtraction
 from actors.sampler import Sampler
-from actors.verifier import Verifier
+from actors.second_verifier import SecondVerifier
+from actors.verifier import Verification, Verifier
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.answers import model_identity
 from fgaif_ray.feedback.pending import Pending
@@ -51,8 +53,24 @@ def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> It
     yield from dataset.iter_rows()
 
 
+def verify_again(verification: Verification, parts: list[str]) -> Iterator[dict[str, Any]]:
+    """Have the second verifier go over labelled parts; yields the counts of each finished one."""
+    second = verification.config.second_verifier
+    assert second is not None
+    dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
+        SecondVerifier,
+        fn_constructor_kwargs={"verification": verification, "parts": ray.put(parts)},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
+        num_cpus=second.engine.num_cpus,
+        num_gpus=second.engine.num_gpus,
+    )
+    yield from dataset.iter_rows()
+
+
 def label_responses(
-    config: Config, pending: Pending, endpoint: Endpoint, partial: str, rejected_partial: str
+    config: Config, pending: Pending, endpoint: Endpoint, verification: Verification
 ) -> Iterator[dict[str, Any]]:
     """Label the responses that are left; yields the counts of each finished block (see ``Verifier``).
 
@@ -85,7 +103,7 @@ def label_responses(
         )
         .map_batches(
             Verifier,
-            fn_constructor_kwargs={"config": label, "partial": partial, "rejected_partial": rejected_partial},
+            fn_constructor_kwargs={"verification": verification},
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(label.verifier.engines, pending.blocks)),

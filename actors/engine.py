@@ -56,6 +56,8 @@ def start_engine(
     options: dict[str, Any] = {}
     if config.kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
+    if config.block_size is not None:
+        options["block_size"] = config.block_size
     if lora_rank is not None:
         # Two slots: requests in flight end on the old version while the new one is loaded.
         room = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)

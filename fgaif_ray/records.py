@@ -48,6 +48,9 @@ _FACT_TYPE = pa.struct(
         pa.field("text", pa.string()),
         pa.field("p_consistent", pa.float32()),
         pa.field("consistent", pa.bool_()),
+        # Null without a second verifier, and for a fact that it could not be asked about.
+        pa.field("second_p_consistent", pa.float32()),
+        pa.field("second_consistent", pa.bool_()),
     ]
 )
 _SEGMENT_TYPE = pa.struct(
@@ -56,6 +59,7 @@ _SEGMENT_TYPE = pa.struct(
         pa.field("end", pa.int32()),
         pa.field("text", pa.string()),
         pa.field("facts", pa.list_(_FACT_TYPE)),
+        # A label is null where two verifiers disagree and label.disagreement masks it; so is its source.
         pa.field("labels", pa.struct([pa.field(name, pa.int8()) for name in FACT_TYPES])),
         pa.field("ai_labels", pa.struct([pa.field(name, pa.int8()) for name in FACT_TYPES])),
         pa.field("label_sources", pa.struct([pa.field(name, pa.string()) for name in FACT_TYPES])),

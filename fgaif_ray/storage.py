@@ -99,6 +99,12 @@ def write_bytes(uri: str, data: bytes) -> None:
             file.write(data)
 
 
+def remove_file(uri: str) -> None:
+    """Remove one file of a local path or URI."""
+    filesystem, path = _filesystem(uri)
+    filesystem.rm_file(path)
+
+
 def write_image(uri: str, data: bytes) -> None:
     """Write one file of a folder that is published as a whole later: no flush to disk, no rename of its own."""
     filesystem, path = _filesystem(uri)
@@ -232,12 +238,17 @@ def require_stage(run: str, name: str, job: str) -> dict[str, Any]:
     return manifest
 
 
+def part_uri(folder: str, name: str) -> str:
+    """Where a stage folder has the part of this name."""
+    return join(folder, f"part-{name}.parquet")
+
+
 def write_part(folder: str, rows: list[dict[str, Any]], schema: pa.Schema, name: str | None = None) -> str:
     """Write rows as one Parquet part of a stage folder, whole or not at all; returns the part's URI."""
     table = pa.Table.from_pylist(rows, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    uri = join(folder, f"part-{name or uuid.uuid4().hex}.parquet")
+    uri = part_uri(folder, name or uuid.uuid4().hex)
     write_bytes(uri, sink.getvalue().to_pybytes())
     return uri
 

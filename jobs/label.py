@@ -1,8 +1,8 @@
 """Label the responses with AI feedback (FGAIF sections 3.1 and 3.2): sub-sentences, atomic facts, verdicts, labels.
 
 Reads `responses/`, writes `feedback/` (rows, `metrics.json`, `ledger.json`, `official.jsonl`) and `feedback_rejected/`
-(rows that could not be labelled, with the reason) into the run's folder. An interrupted run goes on where it was;
-finished calls are not repeated.
+(rows that could not be labelled, with the reason) into the run's folder, and `calibration/` where thresholds are
+calibrated. An interrupted run goes on where it was; finished calls are not repeated.
 """
 
 import os
@@ -23,15 +23,20 @@ from fgaif_ray.feedback.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.feedback.metrics import FeedbackFigures, TrueLabels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
-from fgaif_ray.feedback.prompts import load_prompt
+from fgaif_ray.feedback.settle import settle
+from fgaif_ray.feedback.verdicts import Disagreements
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FACT_TYPES, fingerprint
-from jobs import label_audit, label_cost
+from fgaif_ray.records import ABSENT, FACT_TYPES, fingerprint
+from jobs import label_audit, label_calibration, label_cost
 from jobs.cli import find_user_error, main
+from jobs.label_calibration import threshold_key, verdict_key
+from jobs.label_reuse import EXTRACTION_KEYS, can_reuse, manifest_entries, reuse
+from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
 
 if TYPE_CHECKING:
     from actors.extraction import Endpoint
     from actors.openai_server import OpenAIServer
+    from actors.verifier import Verification
 
 STAGE: Final = "feedback"
 REJECTED_STAGE: Final = "feedback_rejected"
@@ -40,8 +45,6 @@ OFFICIAL_FILE: Final = "official.jsonl"
 SERVER_LOG: Final = "extraction-server.log"
 STOP_GRACE_S: Final = 10.0
 """Added to the time limit of a call when the job stops and calls are under way."""
-EXPECTED_ANSWER_MASS: Final = 0.5
-"""A verifier that gives less to yes and no together does not answer the question it was asked."""
 
 
 def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
@@ -50,17 +53,18 @@ def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
     Where models run, and how fast, does not change the labels: an endpoint may move between two runs.
 
     Raises:
-        UserError: the responses have not been sampled, or the human labels cannot be used.
+        UserError: the responses have not been sampled, or human labels or a labelled set cannot be used.
     """
     responses = storage.require_stage(config.run.dir, "responses", "sample")
-    extractor, verifier = config.label.extractor, config.label.verifier
+    verifier, second = config.label.verifier, config.label.second_verifier
     key = fingerprint(
         "label-1",
         responses["fingerprint"],
-        extractor.model_dump(include={"model", "serve_model", "prompt", "mode", "max_tokens"}),
-        verifier.model_dump(include={"model", "prompt", "threshold"}),
+        config.label.extractor.model_dump(include=set(EXTRACTION_KEYS)),
+        {"model": verifier.model, "prompt": verifier.prompt, "threshold": threshold_key(verifier)},
         verifier.engine.dtype,
         *Overrides.load(config.label).key(),
+        *(() if second is None else (verdict_key(second), threshold_key(second), config.label.disagreement)),
     )
     return storage.Stage(config.run.dir, STAGE, key), storage.Stage(config.run.dir, REJECTED_STAGE, key)
 
@@ -77,11 +81,17 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
     extractor = config.label.extractor
     if extractor.serve_model is None:
         return None
-    if storage.read_manifest(config.run.dir, "responses") is not None and stages_of(config)[0].is_complete():
-        return None
+    if storage.read_manifest(config.run.dir, "responses") is not None:
+        stage, _ = stages_of(config)
+        if stage.is_complete() or can_reuse(config, stage):
+            return None
     folder = config.run.dir.removeprefix("file://") if storage.is_local(config.run.dir) else "logs"
     return start_openai_server(
-        extractor.serve_model, extractor.model, extractor.engine, os.path.join(folder, SERVER_LOG)
+        extractor.serve_model,
+        extractor.model,
+        extractor.engine,
+        os.path.join(folder, SERVER_LOG),
+        extractor.compact_json,
     )
 
 
@@ -103,9 +113,14 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
         return
     responses = storage.join(stage.run, "responses")
     Overrides.load(config.label).check(storage.read_rows(responses, ["sample_id", "response"]))
-    pending = _begin(config, stage, rejected_stage)
-    answer_mass = _label(config, stage, rejected_stage, pending, server) if pending.rows else None
-    _publish(config, stage, rejected_stage, pending.total, answer_mass, time.monotonic() - started)
+    _begin(stage, rejected_stage)
+    verification = prepare(config, stage.partial, rejected_stage.partial)
+    reuse(config, stage, rejected_stage, verification)
+    pending = pending_responses(config)
+    if pending.rows:
+        _label(config, verification, pending, server)
+    verify_again(config, verification)
+    _publish(config, stage, rejected_stage, pending.total, verification, time.monotonic() - started)
 
 
 def _rejected_rows(rejected_stage: storage.Stage) -> str:
@@ -113,12 +128,11 @@ def _rejected_rows(rejected_stage: storage.Stage) -> str:
     return rejected_stage.folder if rejected_stage.is_complete() else rejected_stage.partial
 
 
-def _begin(config: Config, stage: storage.Stage, rejected_stage: storage.Stage) -> Pending:
-    """Make the stages ready; returns the responses that are still to be labelled."""
+def _begin(stage: storage.Stage, rejected_stage: storage.Stage) -> None:
+    """Make the stages ready."""
     stage.begin()
     if not rejected_stage.is_complete():
         rejected_stage.begin()
-    return pending_responses(config)
 
 
 def pending_responses(config: Config) -> Pending:
@@ -137,20 +151,24 @@ def pending_responses(config: Config) -> Pending:
 
 
 @contextmanager
-def _endpoint(config: Config, server: "OpenAIServer | None", needed: bool) -> "Iterator[Endpoint]":
-    """The endpoint to call; a server that is started here is stopped when the block is left."""
+def _endpoint(config: Config, server: "OpenAIServer | None", first: str | None) -> "Iterator[Endpoint]":
+    """The endpoint to call; a server that is started here is stopped when the block is left.
+
+    An endpoint that somebody else runs is tried with ``first``, the first response with something to ask.
+    """
     from pydantic import SecretStr
 
-    from actors.extraction import Endpoint, check_endpoint
+    from actors.extraction import Endpoint, ask_about, check_endpoint
 
     extractor = config.label.extractor
-    if not needed:
+    if first is None:
         yield Endpoint(None, None)
         return
     if extractor.serve_model is None:
         key = os.environ.get(extractor.api_key_env)
         endpoint = Endpoint(extractor.base_url, SecretStr(key) if key else None)
         check_endpoint(extractor, endpoint)
+        ask_about(first, extractor, endpoint, config.run.dir)
         yield endpoint
         return
     own = start_extractor_server(config) if server is None else None
@@ -164,33 +182,23 @@ def _endpoint(config: Config, server: "OpenAIServer | None", needed: bool) -> "I
             own.stop()
 
 
-def _label(
-    config: Config,
-    stage: storage.Stage,
-    rejected_stage: storage.Stage,
-    pending: Pending,
-    server: "OpenAIServer | None",
-) -> float | None:
-    """Label the pending rows; returns the mean of P(yes) + P(no) over the questions asked."""
-    from actors.chat import ImageChat
+def _label(config: Config, verification: "Verification", pending: Pending, server: "OpenAIServer | None") -> None:
+    """Label the pending rows."""
     from actors.cluster import connect
-    from actors.extraction import needs_endpoint
+    from actors.extraction import first_unanswered
 
-    # Better found wrong before servers and engines start.
-    load_prompt(config.label.verifier.prompt)
-    ImageChat(config.label.verifier.model).tokens_of("yes")
-    needed = needs_endpoint(config.label.extractor, config.run.dir, pending)
-    mass, questions = 0.0, 0
+    check_verifiers(config)  # better found wrong before servers and engines start
+    first = first_unanswered(config.label.extractor, config.run.dir, pending)
     stopped, give_up = None, float("inf")
     with (
-        _endpoint(config, server, needed) as endpoint,
+        _endpoint(config, server, first) as endpoint,
         connect(config),
         Progress("label", pending.total, "responses", initial=pending.total - pending.rows) as progress,
     ):
         from actors.annotators import label_responses
 
         try:
-            for counts in label_responses(config, pending, endpoint, stage.partial, rejected_stage.partial):
+            for counts in label_responses(config, pending, endpoint, verification):
                 if counts["fatal"] is not None:
                     if stopped is None:
                         # Calls that are under way are paid: the workers have stopped and get the time to end them.
@@ -200,19 +208,11 @@ def _label(
                         break
                     continue
                 progress.advance(counts["labelled"] + counts["rejected"])
-                mass += counts["answer_mass"]
-                questions += counts["questions"]
         except Exception as error:
             raise (find_user_error(error) or error) from error
     say(_spent(config, read_ledger(config.run.dir)))
     if stopped is not None:
         raise UserError(stopped)
-    if questions and mass / questions < EXPECTED_ANSWER_MASS:
-        say(
-            f"label: the verifier gives yes and no only {mass / questions:.0%} of its answers' probability: "
-            "its verdicts are weak, check label.verifier.model and label.verifier.prompt."
-        )
-    return mass / questions if questions else None
 
 
 def _spent(config: Config, ledger: LedgerTotals) -> str:
@@ -232,7 +232,7 @@ def _publish(
     stage: storage.Stage,
     rejected_stage: storage.Stage,
     total: int,
-    answer_mass: float | None,
+    verification: "Verification",
     seconds: float,
 ) -> None:
     """Write the figures and the official form, then publish both stages.
@@ -240,6 +240,8 @@ def _publish(
     Rejected rows come first, so that they are there for every reader that finds the labelled ones.
     """
     rejected_rows = _rejected_rows(rejected_stage)
+    if not rejected_stage.is_complete():
+        settle([stage.partial, rejected_rows])
     labelled_ids, rejected_ids = identities_of(stage.partial), identities_of(rejected_rows)
     labelled, rejected = len(labelled_ids), len(rejected_ids)
     if labelled + rejected != total or len(distinct(labelled_ids, rejected_ids)) != total:
@@ -252,22 +254,26 @@ def _publish(
             f"delete {stage.partial} and {rejected_stage.partial} to try the same again."
         )
     ledger = read_ledger(config.run.dir)
-    figures = FeedbackFigures(_true_labels(config))
+    figures, disagreements = FeedbackFigures(_true_labels(config)), Disagreements()
     with fsspec.open(storage.join(stage.partial, OFFICIAL_FILE), "w", encoding="utf-8") as official:
         for row in storage.read_rows(stage.partial):
             figures.add(row)
+            disagreements.add(row)
             write_official(official, [_official(row)])
     metrics = figures.to_dict() | {
         "rejected": {"total": rejected, "by_reason": dict(reasons)},
         "extraction": ledger.figures(),
-        "verifier_answer_mass": answer_mass,
+        **verification_figures(stage.partial, verification.thresholds),
+        **({} if verification.second_thresholds is None else {"second_verifier": disagreements.to_dict()}),
         "seconds": round(seconds, 1),
     }
     storage.write_json(storage.join(stage.partial, LEDGER_FILE), ledger.to_dict(config.label.extractor.price))
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
     if not rejected_stage.is_complete():
         rejected_stage.publish({"rows": rejected, "by_reason": dict(reasons)})
-    stage.publish({"rows": labelled, "rejected": rejected})
+    stage.publish({"rows": labelled, "rejected": rejected, **manifest_entries(config)})
+    for line in summary_lines(config, metrics):
+        say(line)
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 
@@ -275,7 +281,8 @@ def _official(row: Mapping[str, Any]) -> LabelledResponse:
     return LabelledResponse(
         image=row["image"],
         segments=tuple(segment["text"] for segment in row["segments"]),
-        labels=tuple(tuple(segment["labels"][name] for name in FACT_TYPES) for segment in row["segments"]),
+        # The official form has no word for a label that is not to be used.
+        labels=tuple(tuple(segment["labels"][name] or ABSENT for name in FACT_TYPES) for segment in row["segments"]),
     )
 
 
@@ -299,4 +306,4 @@ def _true_labels(config: Config) -> TrueLabels | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("label", __doc__, run, modes=(*label_cost.MODES, *label_audit.MODES)))
+    sys.exit(main("label", __doc__, run, modes=(*label_cost.MODES, *label_audit.MODES, *label_calibration.MODES)))

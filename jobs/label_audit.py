@@ -8,6 +8,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.audit import Audit, AuditSampler
 from fgaif_ray.feedback.human import read_answers
+from fgaif_ray.feedback.labelled_facts import facts_of_audit, write_lines
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from jobs.cli import Mode
@@ -19,6 +20,7 @@ TASKS_FILE: Final = "audit_tasks.json"
 STUDIO_FILE: Final = "label_studio.xml"
 SAMPLE_FILE: Final = "sample.json"
 AGREEMENT_FILE: Final = "agreement.json"
+FACTS_FILE: Final = "facts.jsonl"
 _COLUMNS: Final = (
     ("accuracy", "accuracy"),
     ("balanced_accuracy", "balanced accuracy"),
@@ -69,6 +71,8 @@ def _write(stage: storage.Stage, audit: Audit, title: str) -> None:
 def import_answers(config: Config, paths: Sequence[str]) -> None:
     """Compare answers with the AI's labels; write `<run.dir>/audit/agreement.json` and print a table.
 
+    Where facts were judged too, `<run.dir>/audit/facts.jsonl` keeps them for `label.verifier.calibration`.
+
     Raises:
         UserError: there is no audit, or an answer file cannot be used.
     """
@@ -89,6 +93,11 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     )
     for line in agreement_table(found):
         say(line)
+    judged = facts_of_audit(audit, answers)
+    if judged:
+        facts = storage.join(folder, FACTS_FILE)
+        write_lines(facts, judged)
+        say(f"label: the judged facts are in {facts}; --calibrate {facts} finds thresholds that agree with them.")
 
 
 def agreement_table(found: Mapping[str, Any]) -> list[str]:

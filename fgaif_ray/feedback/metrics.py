@@ -23,6 +23,7 @@ class FeedbackFigures:
         self._labels: dict[str, Counter[int]] = {name: Counter() for name in FACT_TYPES}
         self._sources: dict[str, Counter[str]] = {name: Counter() for name in FACT_TYPES}
         self._replaced: Counter[str] = Counter()
+        self._masked: Counter[str] = Counter()
         self._pairs: dict[str, Counter[tuple[int, int]]] = {name: Counter() for name in FACT_TYPES}
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -36,6 +37,9 @@ class FeedbackFigures:
                 self._wrong_facts[fact["type"]] += not fact["consistent"]
             for name in FACT_TYPES:
                 label = segment["labels"][name]
+                if label is None:
+                    self._masked[name] += 1
+                    continue
                 self._labels[name][label] += 1
                 self._sources[name][(segment.get("label_sources") or {}).get(name) or AI] += 1
                 self._replaced[name] += label != ai_labels(segment)[name]
@@ -45,7 +49,8 @@ class FeedbackFigures:
     def to_dict(self) -> dict[str, Any]:
         """The figures, JSON-serialisable.
 
-        ``label_sources`` says where the labels come from, ``labels_replaced`` how many differ from the AI's.
+        ``label_sources`` says where the labels come from, ``labels_replaced`` how many differ from the AI's, and
+        ``labels_masked`` how many are not to be used because two verifiers disagree; those are counted nowhere else.
         ``agreement`` is None where no truth is known, else per type the figures of ``Agreement.to_dict`` over the three
         classes (``balanced_accuracy`` is the mean recall) and ``balanced_accuracy_present``: consistent against
         hallucinated, among the sub-sentences that hold a fact of the type by the truth and by the label.
@@ -62,6 +67,7 @@ class FeedbackFigures:
                 name: {source: self._sources[name][source] for source in LABEL_SOURCES} for name in FACT_TYPES
             },
             "labels_replaced": {name: self._replaced[name] for name in FACT_TYPES},
+            "labels_masked": {name: self._masked[name] for name in FACT_TYPES},
             "agreement": {name: _agreement(self._pairs[name].elements()) for name in FACT_TYPES}
             if self._true_labels is not None
             else None,

@@ -78,10 +78,12 @@ class Overrides:
 
         Args:
             sample_id: of the response.
-            segments: its sub-sentences with ``text`` and the AI's ``labels``.
+            segments: its sub-sentences with ``text``, the AI's ``labels`` and, under ``masked``, the fact types whose
+                label is not to be used.
 
         Returns:
-            The sub-sentences with the ``labels`` to train on, ``ai_labels`` and ``label_sources``.
+            The sub-sentences with the ``labels`` to train on, ``ai_labels`` and ``label_sources``; label and source of
+            a masked type are None unless a person gave a label.
 
         Raises:
             UserError: a human label was given for another text than the sub-sentence it belongs to.
@@ -89,16 +91,18 @@ class Overrides:
         replaced = []
         for index, segment in enumerate(segments):
             given = dict(segment["labels"])
-            labels = dict(given)
-            sources = dict.fromkeys(labels, AI)
+            masked = segment.get("masked", ())
+            labels = {name: None if name in masked else label for name, label in given.items()}
+            sources = {name: None if name in masked else AI for name in given}
             found = self._find(sample_id, index, segment["text"])
             labels |= found
             sources |= dict.fromkeys(found, HUMAN)
-            for name in labels:
-                if is_flipped(self.noise, sample_id, index, name, labels[name]):
-                    labels[name] = HALLUCINATED if labels[name] == CONSISTENT else CONSISTENT
+            for name, label in labels.items():
+                if label is not None and is_flipped(self.noise, sample_id, index, name, label):
+                    labels[name] = HALLUCINATED if label == CONSISTENT else CONSISTENT
                     sources[name] = NOISE
-            replaced.append({**segment, "labels": labels, "ai_labels": given, "label_sources": sources})
+            kept = {key: value for key, value in segment.items() if key != "masked"}
+            replaced.append(kept | {"labels": labels, "ai_labels": given, "label_sources": sources})
         return replaced
 
     def _find(self, sample_id: str, index: int, text: str) -> Mapping[str, int]:

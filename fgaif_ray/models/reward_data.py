@@ -15,6 +15,8 @@ from fgaif_ray.models.backbone import Backbone
 from fgaif_ray.models.reward_model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.records import FACT_TYPES
 
+IGNORED: Final = -100
+"""In place of a label that is not to be learnt; cross-entropy leaves it out by default."""
 FEATURE_CACHE_BYTES: Final = 4 << 30
 BUCKET_BATCHES: Final = 16
 """Responses are shuffled, and sorted by length within this many batches' worth, before they are cut into batches."""
@@ -22,7 +24,7 @@ BUCKET_BATCHES: Final = 16
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One response with the label codes of its sub-sentences, ``[segments]`` for each fact type."""
+    """One response with the label codes of its sub-sentences, ``[segments]`` for each fact type, or ``IGNORED``."""
 
     image: str
     image_sha256: str
@@ -63,11 +65,17 @@ def from_feedback(rows: Iterable[Mapping[str, Any]]) -> list[LabelledResponse]:
             image_sha256=row["image_sha256"],
             prompt=row["prompt"],
             segments=tuple(segment["text"] for segment in row["segments"]),
-            labels={name: tuple(segment["labels"][name] for segment in row["segments"]) for name in FACT_TYPES},
+            labels={
+                name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in FACT_TYPES
+            },
         )
         for row in sorted(rows, key=lambda row: str(row["sample_id"]))
         if row["segments"]
     ]
+
+
+def _code(label: int | None) -> int:
+    return IGNORED if label is None else label
 
 
 def split_by_image(

@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, distributed, nn
 
 from fgaif_ray.config import RewardsConfig
+from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.agreement import agreement
-from fgaif_ray.models.reward_data import Example, ImageFeatures, RewardData, make_batches
+from fgaif_ray.models.reward_data import IGNORED, Example, ImageFeatures, RewardData, make_batches
 from fgaif_ray.models.reward_model import SCORING_BATCH, RewardModel
 from fgaif_ray.records import CLASS_NAMES
 
@@ -108,8 +109,15 @@ def train_reward_model(
     started = time.monotonic()
     model.add(fact_type, options.lora, seed)
     parameters = model.trainable_parameters(fact_type)
-    weights = class_weights([label for example in data.train for label in example.labels[fact_type]])
-    truth = [label for example in data.validation for label in example.labels[fact_type]]
+    weights = class_weights(_known(data.train, fact_type))
+    held_out = np.array([label for example in data.validation for label in example.labels[fact_type]])  # [segments]
+    labelled = held_out != IGNORED
+    truth = held_out[labelled].tolist()
+    if not truth:
+        raise UserError(
+            f"The held-out images have no {fact_type} label to measure with (label.disagreement masks them all): label "
+            "more images."
+        )
     optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
     steps = options.epochs * math.ceil(len(data.train) / options.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, steps))
@@ -127,7 +135,7 @@ def train_reward_model(
             optimiser.step()
             schedule.step()
             on_progress(len(batch), f"epoch {epoch}/{options.epochs}, loss {losses[-1]:.3f}")
-        probabilities = predict(model, fact_type, data.validation, features)  # [segments, 3]
+        probabilities = predict(model, fact_type, data.validation, features)[labelled]  # [labelled segments, 3]
         entry = {
             "epoch": epoch,
             "train_loss": float(np.mean(losses)),
@@ -189,7 +197,7 @@ def _step(
     max_grad_norm: float,
 ) -> float:
     """Leave the clipped gradients of one batch in the parameters; returns the batch's weighted mean loss."""
-    total = sum(weights[label] for example in examples for label in example.labels[fact_type])
+    total = sum(weights[label] for label in _known(examples, fact_type)) or 1.0  # no label: no gradient
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     device = model.backbone.device
@@ -203,7 +211,10 @@ def _step(
         logits = model.logits(
             fact_type, [example.encoded for example in part], features([example.image for example in part])
         )  # [separators, 3]
-        loss = nn.functional.cross_entropy(logits, labels, weight=class_weight, reduction="sum") / total
+        loss = (
+            nn.functional.cross_entropy(logits, labels, weight=class_weight, reduction="sum", ignore_index=IGNORED)
+            / total
+        )
         loss.backward()
         loss_sum += loss.detach()
     if workers > 1:
@@ -216,6 +227,11 @@ def _step(
             gradient.copy_(summed.view_as(gradient))
     nn.utils.clip_grad_norm_(parameters, max_grad_norm, error_if_nonfinite=True)
     return float(loss_sum)
+
+
+def _known(examples: Sequence[Example], fact_type: str) -> list[int]:
+    """The labels of examples that are to be learnt."""
+    return [label for example in examples for label in example.labels[fact_type] if label != IGNORED]
 
 
 def _weighted_loss(probabilities: NDArray[np.float32], truth: Sequence[int], weights: NDArray[np.float64]) -> float:

@@ -1,0 +1,183 @@
+"""Thresholds of the verifiers: calibrated on a labelled set where the configuration names one, before any labelling.
+
+The verified set and its figures are a stage of their own, `<run.dir>/calibration/`, so that they are had once and every
+attempt at labelling uses the same thresholds.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from fgaif_ray import storage
+from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
+from fgaif_ray.feedback.calibration import Facts, calibrate
+from fgaif_ray.feedback.labelled_facts import LabelledFact, read_labelled_facts
+from fgaif_ray.progress import Progress, say
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from jobs.cli import Mode
+
+STAGES: Final = {"verifier": "calibration", "second_verifier": "calibration_second"}
+FIGURES_FILE: Final = "calibration.json"
+VERIFIED_FACTS_SCHEMA: Final = pa.schema(
+    [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("fact", pa.string(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("consistent", pa.bool_(), nullable=False),  # the truth
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("p_consistent", pa.float32(), nullable=False),
+    ]
+)
+_COLUMNS: Final = (
+    ("at_half", "at 0.5"),
+    ("cross_validated", "calibrated, cross-validated"),
+    ("fitted", "calibrated, on the set itself"),
+)
+
+
+def verdict_key(verifier: VerifierConfig) -> str:
+    """Equal for verifiers that give equal P(yes)."""
+    return fingerprint(verifier.model_dump(include={"model", "prompt"}), verifier.engine.dtype)
+
+
+def threshold_key(verifier: VerifierConfig) -> Any:
+    """What a stage's fingerprint takes in about thresholds: equal where the same are used.
+
+    Raises:
+        UserError: the labelled set cannot be read.
+    """
+    if verifier.calibration is None:
+        values = set(verifier.threshold.model_dump().values())
+        return values.pop() if len(values) == 1 else verifier.threshold.model_dump()
+    calibration = verifier.calibration
+    content = [(fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in _facts_of(calibration)]
+    digest = hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()
+    return [digest, calibration.objective, calibration.per_type]
+
+
+def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]:
+    """The thresholds of one verifier by fact type; a calibration that is not there yet is made.
+
+    Args:
+        config: the configuration.
+        which: ``"verifier"`` or ``"second_verifier"``.
+
+    Raises:
+        UserError: the labelled set, one of its images or the verifier cannot be used.
+    """
+    verifier: VerifierConfig = getattr(config.label, which)
+    if verifier.calibration is None:
+        return dict(verifier.threshold.model_dump())
+    stage = storage.Stage(
+        config.run.dir, STAGES[which], fingerprint("calibration-1", verdict_key(verifier), threshold_key(verifier))
+    )
+    if not stage.is_complete():
+        _calibrate(config, verifier, stage)
+    thresholds: dict[str, float] = storage.read_json(storage.join(stage.folder, FIGURES_FILE))["thresholds"]
+    return thresholds
+
+
+def _facts_of(calibration: CalibrationConfig) -> list[LabelledFact]:
+    return read_labelled_facts(calibration.path)
+
+
+def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -> None:
+    assert verifier.calibration is not None
+    from actors.cluster import connect
+    from actors.fact_checker import check_verifier
+
+    labelled = _facts_of(verifier.calibration)
+    check_verifier(verifier)
+    p_consistent = np.zeros(len(labelled))
+    with connect(config), Progress("calibrate", len(labelled), "facts") as progress:
+        from actors.calibration import verify_facts
+        from jobs.cli import find_user_error
+
+        try:
+            for row in verify_facts(verifier, labelled):
+                p_consistent[row["number"]] = row["p_consistent"]
+                progress.advance()
+        except Exception as error:
+            raise (find_user_error(error) or error) from error
+    facts = Facts(
+        images=[fact.image for fact in labelled],
+        types=[str(fact.type) for fact in labelled],
+        consistent=np.array([fact.consistent for fact in labelled], dtype=bool),
+        p_consistent=p_consistent,
+        weights=np.array([fact.weight for fact in labelled]),
+    )
+    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type)
+    described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
+    rows = [
+        {
+            "image": fact.image,
+            "fact": fact.text,
+            "type": fact.type,
+            "consistent": fact.consistent,
+            "weight": fact.weight,
+            "p_consistent": p_yes,
+        }
+        for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
+    ]
+    stage.begin()
+    storage.write_part(stage.partial, rows, VERIFIED_FACTS_SCHEMA, "facts")
+    storage.write_json(storage.join(stage.partial, FIGURES_FILE), {"verifier": described} | found)
+    stage.publish({"rows": len(rows), "thresholds": found["thresholds"]})
+    say(calibration_lines(found, stage.folder)[0])
+
+
+def calibration_lines(found: Mapping[str, Any], folder: str) -> list[str]:
+    """What a calibration found, for people: the thresholds in a line, then a table of figures."""
+    thresholds = ", ".join(f"{name} {found['thresholds'][name]:.3g}" for name in FACT_TYPES)
+    count = found["figures"]["all"]
+    lines = [f"label: {count['facts']} labelled facts of {count['images']} images give the thresholds {thresholds}."]
+    rows = [["balanced accuracy", "facts", *(title for _, title in _COLUMNS), "calibration error"]]
+    for name, part in found["figures"].items():
+        cells = ["-" if part[how] is None else _cell(part[how]["balanced_accuracy"]) for how, _ in _COLUMNS]
+        rows.append([name, str(part["facts"]), *cells, _cell(part["expected_calibration_error"])])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append(f"({found['confidence']:.0%} intervals over images; accuracy and kappa are in {folder})")
+    return lines
+
+
+def _cell(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "-"
+    if estimate["interval"] is None:
+        return f"{estimate['value']:.3f}"
+    low, high = estimate["interval"]
+    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def calibrate_on(config: Config, path: str) -> None:
+    """Verify the labelled facts of a file and report thresholds; labels nothing.
+
+    Raises:
+        UserError: the file, one of its images or the verifier cannot be used.
+    """
+    verifier = config.label.verifier
+    calibration = (
+        CalibrationConfig(path=path)
+        if verifier.calibration is None
+        else verifier.calibration.model_copy(update={"path": path})
+    )
+    chosen = verifier.model_copy(update={"calibration": calibration})
+    label = config.label.model_copy(update={"verifier": chosen})
+    find_thresholds(config.model_copy(update={"label": label}))
+    folder = storage.join(config.run.dir, STAGES["verifier"])
+    for line in calibration_lines(storage.read_json(storage.join(folder, FIGURES_FILE)), folder)[1:]:
+        say(line)
+    say(f"label: `--set label.verifier.calibration.path={path}` labels with these thresholds.")
+
+
+MODES: Final = (
+    Mode(
+        "--calibrate",
+        {"metavar": "FILE", "help": "find the verifier's thresholds on the labelled facts of FILE, and label nothing"},
+        calibrate_on,
+    ),
+)

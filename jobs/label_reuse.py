@@ -1,0 +1,86 @@
+"""Labelling anew without asking again: thresholds, human labels, noise and a second verifier change labels, not what
+the first verifier said of each fact.
+
+P(yes) of every fact is in the rows. So where extraction and verification are those of the published `feedback/`, its
+rows are labelled anew and only what is missing (a second verification) is asked.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.feedback.canaries import CANARIES_SCHEMA
+from fgaif_ray.feedback.canaries import FOLDER as CANARIES_FOLDER
+from fgaif_ray.progress import Progress, say
+from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, fingerprint
+from jobs.label_calibration import verdict_key
+
+if TYPE_CHECKING:
+    from actors.verifier import Verification
+
+EXTRACTION_KEYS: Final = frozenset({"model", "serve_model", "compact_json", "prompt", "mode", "max_tokens"})
+"""The settings of ``label.extractor`` that change the facts."""
+
+
+def manifest_entries(config: Config) -> dict[str, Any]:
+    """What a published `feedback/` says about the verdicts in it."""
+    responses = storage.require_stage(config.run.dir, "responses", "sample")
+    extractor, second = config.label.extractor, config.label.second_verifier
+    asked = extractor.model_dump(include=set(EXTRACTION_KEYS))
+    return {
+        "verdicts": fingerprint("verdicts-1", responses["fingerprint"], asked, verdict_key(config.label.verifier)),
+        "second_verdicts": None if second is None else verdict_key(second),
+    }
+
+
+def can_reuse(config: Config, stage: storage.Stage) -> bool:
+    """Whether the published stage holds the verdicts that this run would ask for."""
+    published = storage.read_manifest(stage.run, stage.name)
+    return published is not None and published.get("verdicts") == manifest_entries(config)["verdicts"]
+
+
+def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, verification: "Verification") -> None:
+    """Label the rows of the published stage anew into the partial one; parts that are there already stay.
+
+    Args:
+        config: the configuration.
+        stage: begun, and not complete.
+        rejected_stage: begun, or complete.
+        verification: labels the rows.
+    """
+    from actors.verifier import CHECKS_FOLDER, CHECKS_SCHEMA
+
+    published = storage.read_manifest(stage.run, stage.name)
+    if published is None or not can_reuse(config, stage):
+        return
+    second = manifest_entries(config)["second_verdicts"]
+    both = second is not None and published.get("second_verdicts") == second
+    labeller = verification.labeller(both)
+    with Progress("label anew", published.get("rows"), "responses") as progress:
+        for name, rows in _parts(stage.folder, stage.partial):
+            storage.write_part(stage.partial, [labeller.label(row) for row in rows], FEEDBACK_SCHEMA, name)
+            progress.advance(len(rows))
+    if not rejected_stage.is_complete():
+        for name, rows in _parts(rejected_stage.folder, rejected_stage.partial):
+            storage.write_part(rejected_stage.partial, rows, REJECTED_SCHEMA, name)
+    checks, canaries = (
+        (storage.join(stage.folder, folder), storage.join(stage.partial, folder))
+        for folder in (CHECKS_FOLDER, CANARIES_FOLDER)
+    )
+    for name, rows in _parts(*checks):
+        kept = [row for row in rows if both or not row["second"]]
+        if kept:
+            storage.write_part(checks[1], kept, CHECKS_SCHEMA, name)
+    for name, rows in _parts(*canaries):
+        storage.write_part(canaries[1], rows, CANARIES_SCHEMA, name)
+    say(f"label: the verdicts of {stage.folder} are labelled anew, nothing is asked again.")
+
+
+def _parts(source: str, target: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Names and rows of the parts of one folder that another lacks."""
+    there = {part.rsplit("/", 1)[-1] for part in storage.list_parts(target)}
+    for part in storage.list_parts(source):
+        file = part.rsplit("/", 1)[-1]
+        if file not in there:
+            yield file.removeprefix("part-").removesuffix(".parquet"), storage.read_part(part)

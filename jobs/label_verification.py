@@ -1,0 +1,144 @@
+"""What `jobs.label` does about verification beside its plan: what workers are given, the second pass, the figures."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.feedback.canaries import FOLDER as CANARIES_FOLDER
+from fgaif_ray.feedback.canaries import load_canaries, measure
+from fgaif_ray.progress import Progress
+from fgaif_ray.records import FACT_TYPES
+from jobs.cli import find_user_error
+from jobs.label_calibration import find_thresholds
+
+if TYPE_CHECKING:
+    from actors.verifier import Verification
+
+EXPECTED_ANSWER_MASS: Final = 0.5
+"""A verifier that gives less to yes and no together does not answer the question it was asked."""
+
+
+def check_verifiers(config: Config) -> None:
+    """Find out without engines whether the verifiers can be used.
+
+    Raises:
+        UserError: a checkpoint or a prompt cannot.
+    """
+    from actors.fact_checker import check_verifier
+
+    check_verifier(config.label.verifier)
+    if config.label.second_verifier is not None:
+        check_verifier(config.label.second_verifier)
+
+
+def prepare(config: Config, partial: str, rejected_partial: str) -> "Verification":
+    """What workers are given; thresholds that are not known yet are calibrated.
+
+    Raises:
+        UserError: a labelled set, a verifier or a file of canaries cannot be used.
+    """
+    from actors.verifier import Verification
+    from fgaif_ray.shapes.canaries import scene_canaries
+    from fgaif_ray.sources import load_truth
+
+    truth = load_truth(config) if config.label.canaries.per_block else None
+    canaries = load_canaries(config.label.canaries, scene_canaries(truth, config.run.seed) if truth else ())
+    return Verification(
+        config=config.label,
+        partial=partial,
+        rejected_partial=rejected_partial,
+        thresholds=find_thresholds(config),
+        second_thresholds=find_thresholds(config, "second_verifier")
+        if config.label.second_verifier is not None
+        else None,
+        canaries=canaries,
+    )
+
+
+def verify_again(config: Config, verification: "Verification") -> None:
+    """Have the second verifier, where there is one, go over the labelled parts that it has not seen.
+
+    Raises:
+        UserError: it cannot be used. The parts that are done stay done.
+    """
+    if config.label.second_verifier is None:
+        return
+    from actors.cluster import connect
+    from actors.second_verifier import parts_left
+
+    left = parts_left(verification.partial)
+    if not left:
+        return
+    with connect(config), Progress("verify again", sum(rows for _, rows in left), "responses") as progress:
+        from actors.annotators import verify_again as plan
+
+        try:
+            for counts in plan(verification, [part for part, _ in left]):
+                progress.advance(counts["labelled"])
+        except Exception as error:
+            raise (find_user_error(error) or error) from error
+
+
+def verification_figures(folder: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """The figures of all attempts at a stage: answer mass, prefix cache and canaries, JSON-serialisable.
+
+    Args:
+        folder: of the stage.
+        thresholds: of the first verifier.
+    """
+    from actors.verifier import CHECKS_FOLDER
+
+    sums: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
+    for row in storage.read_rows(storage.join(folder, CHECKS_FOLDER)):
+        sums[row.pop("second")].update(row)
+    first, second = sums[False], sums[True]
+    canaries = measure(storage.read_rows(storage.join(folder, CANARIES_FOLDER)), thresholds)
+    return {
+        "verifier_answer_mass": first["answer_mass"] / first["questions"] if first["questions"] else None,
+        "prefix_cache": _prefix_cache(first),
+        "canaries": canaries if canaries["false_asked"] or canaries["true_asked"] else None,
+        "thresholds": dict(thresholds),
+    } | ({"second_prefix_cache": _prefix_cache(second)} if second["questions"] else {})
+
+
+def _prefix_cache(sums: Mapping[str, float]) -> dict[str, Any]:
+    asked, cached = int(sums["prompt_tokens"]), int(sums["cached_tokens"])
+    return {"prompt_tokens": asked, "cached_tokens": cached, "hit_rate": cached / asked if asked else None}
+
+
+def summary_lines(config: Config, figures: Mapping[str, Any]) -> Iterable[str]:
+    """What a person should know of the figures of ``verification_figures`` and of the second verifier."""
+    mass, cache, canaries = figures["verifier_answer_mass"], figures["prefix_cache"], figures["canaries"]
+    if mass is not None and mass < EXPECTED_ANSWER_MASS:
+        yield (
+            f"label: the verifier gives yes and no only {mass:.0%} of its answers' probability: its verdicts are weak, "
+            "check label.verifier.model and label.verifier.prompt."
+        )
+    if cache["hit_rate"] is not None:
+        yield (
+            f"label: the prefix cache held {cache['hit_rate']:.0%} of the verifier's {cache['prompt_tokens']:,} prompt "
+            "tokens."
+        )
+    second = figures.get("second_verifier")
+    if second is not None:
+        shares = ", ".join(
+            f"{name} {second[name]['share']:.1%}" for name in FACT_TYPES if second[name]["share"] is not None
+        )
+        yield f"label: the two verifiers disagree on {second['all']['disagreements']} facts ({shares})."
+    if canaries is not None and canaries["gullibility"]["value"] is not None:
+        yield _canary_line(config.label.canaries.limit, canaries)
+
+
+def _canary_line(limit: float, canaries: Mapping[str, Any]) -> str:
+    share, (low, high) = canaries["gullibility"]["value"], canaries["gullibility"]["interval"]
+    said = f"{share:.0%} [{low:.0%}, {high:.0%}] of {canaries['false_asked']} known-false canaries"
+    if share > limit:
+        return (
+            f"label: the verifier says yes to {said}, more than label.canaries.limit ({limit:.0%}): do not trust its "
+            "labels before an audit, and try another label.verifier.model or prompt."
+        )
+    accepted = canaries["true_accepted"]["value"]
+    also = "" if accepted is None else f", and to {accepted:.0%} of the known-true ones"
+    return f"label: the verifier says yes to {said}{also}."
