@@ -9,7 +9,7 @@ CONFIG ?= configs/shapes.yaml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast proofs lint format lock pretrain-shapes clean
+.PHONY: help setup demo test test-fast proofs bench-labelling lint format lock pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-fast: setup ## run the tests that start neither Ray nor vLLM
 
 proofs: setup ## run the proofs that take many minutes
 	$(VENV_PYTHON) -m pytest -m proof -s $(ARGS)
+
+bench-labelling: setup ## measure the speed of labelling, e.g. with ARGS="--only extract" or ARGS=--quick
+	$(VENV_PYTHON) -m benchmarks.labelling $(ARGS)
 
 lint: setup ## check style, format and types
 	$(VENV_PYTHON) -m ruff check .

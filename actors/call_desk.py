@@ -10,19 +10,20 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fgaif_ray.config import ExtractorConfig
+from fgaif_ray.config import CallsConfig
 from fgaif_ray.feedback.call_desk import CallDesk, CallEnd, KeyEnd, News
 from fgaif_ray.feedback.tokens import CallSize
 
 CONCURRENCY: Final = 1000
 """Questions that the desk holds open: each worker listens and waits for tickets."""
-RESTARTS: Final = 10
+RESTARTS: Final = -1
+"""However often: its state is in files, and its start reads them."""
 
 
 class CallDeskActor:
     """``CallDesk`` on the cluster; after a restart it reads its state from the run's files again."""
 
-    def __init__(self, config: ExtractorConfig, run: str) -> None:
+    def __init__(self, config: CallsConfig, run: str) -> None:
         self._desk = CallDesk(config, run)
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
@@ -52,7 +53,7 @@ class DeskAddress:
     namespace: str
 
 
-def start_call_desk(config: ExtractorConfig, run: str) -> "tuple[DeskAddress, ActorHandle[Any]]":
+def start_call_desk(config: CallsConfig, run: str) -> "tuple[DeskAddress, ActorHandle[Any]]":
     """Start the desk beside the driver; it ends with the last use of the handle."""
     context = ray.get_runtime_context()
     address = DeskAddress(f"call-desk-{uuid.uuid4().hex}", context.namespace)

@@ -29,13 +29,14 @@ class ImageChat:
         advice = "give the folder of a LLaVA checkpoint such as llava-hf/llava-1.5-7b-hf"
         try:
             config = AutoConfig.from_pretrained(model, local_files_only=True)
+            # Told first: the processor of a model without images fails in other words.
+            if config.model_type != SUPPORTED_MODEL_TYPE:
+                raise UserError(f"{model} is a {config.model_type!r} model, not a LLaVA that sees images: {advice}.")
             self._processor: Any = AutoProcessor.from_pretrained(model, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{model} is neither a readable checkpoint folder nor a downloaded model: {advice}."
             ) from error
-        if config.model_type != SUPPORTED_MODEL_TYPE:
-            raise UserError(f"{model} is a {config.model_type!r} model, not a LLaVA that sees images: {advice}.")
         if getattr(self._processor, "chat_template", None) is None:
             raise UserError(f"{model} has no chat template: {advice}, or add a chat_template.jinja to it.")
         self._tokenizer: Any = self._processor.tokenizer

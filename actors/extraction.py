@@ -1,11 +1,11 @@
 """Extraction of atomic facts: a Ray Data stage around the client of an OpenAI-compatible endpoint."""
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-import openai
 import pyarrow as pa
 import ray
 from pydantic import SecretStr
@@ -15,15 +15,16 @@ from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.answers import Answer, AnswerIndex, cache_folder, model_identity
 from fgaif_ray.feedback.call_client import CallClient
+from fgaif_ray.feedback.call_desk import CallDesk
 from fgaif_ray.feedback.calls import Calls, KnownCalls, UnansweredError
+from fgaif_ray.feedback.chat_caller import check_address
 from fgaif_ray.feedback.extraction import ExtractionError
 from fgaif_ray.feedback.extractor import FactExtractor
-from fgaif_ray.feedback.pending import Pending, PlaceReader, any_row, places_of
+from fgaif_ray.feedback.pending import Pending, PlaceReader, first_row, places_of
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import RESPONSES_SCHEMA
 from fgaif_ray.segments import split_segments
 
-CHECK_TIMEOUT_S: Final = 30.0
 EXTRACTED_SCHEMA: Final = pa.schema(
     [
         *RESPONSES_SCHEMA,
@@ -79,22 +80,13 @@ def check_endpoint(config: ExtractorConfig, endpoint: Endpoint) -> None:
         UserError: the prompt cannot be used, the endpoint does not answer, or it refuses the key.
     """
     new_extractor(config, endpoint)
-    key = endpoint.api_key.get_secret_value() if endpoint.api_key else "none"
-    with openai.OpenAI(base_url=endpoint.base_url, api_key=key, timeout=CHECK_TIMEOUT_S) as client:
-        try:
-            client.models.list()
-        except openai.APIConnectionError as error:
-            raise UserError(
-                f"The extraction endpoint {client.base_url} does not answer: start it or correct "
-                "label.extractor.base_url."
-            ) from error
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise UserError(
-                f"The extraction endpoint {client.base_url} refused the API key: set the environment variable "
-                f"{config.api_key_env} to a valid one."
-            ) from error
-        except openai.APIError:
-            return  # not every endpoint lists its models; the calls themselves will tell
+    check_address(
+        endpoint.base_url,
+        endpoint.api_key.get_secret_value() if endpoint.api_key else None,
+        section=config.section,
+        purpose=config.purpose,
+        api_key_env=config.api_key_env,
+    )
 
 
 class FactExtraction:
@@ -115,7 +107,7 @@ class FactExtraction:
         identity: str,
         places: "ray.ObjectRef[pa.Table]",
     ) -> None:
-        self._calls = CallClient(RemoteCallDesk(desk), config, run)
+        self._calls = CallClient(RemoteCallDesk(desk), config, run, ray.get_runtime_context().get_actor_id())
         self._extractor = new_extractor(config, endpoint, self._calls, identity)
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
@@ -157,12 +149,10 @@ def _stopped_block(reason: str) -> pa.Table:
     return pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA)
 
 
-def needs_endpoint(config: ExtractorConfig, run: str, pending: Pending) -> bool:
-    """Whether any pending response asks something that no kept answer tells; stops at the first."""
+def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str | None:
+    """The first pending response that asks something which no kept answer tells."""
     index = AnswerIndex(cache_folder(run, config.cache))
     try:
-        if len(index) == 0:
-            return pending.rows > 0
 
         def find(key: str) -> Answer | None:
             text = index.find(key)
@@ -170,18 +160,44 @@ def needs_endpoint(config: ExtractorConfig, run: str, pending: Pending) -> bool:
 
         extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find))
 
-        async def is_unanswered(row: dict[str, Any]) -> bool:
-            response = row["response"]
+        async def is_unanswered(response: str) -> bool:
             try:
-                await extractor.extract(
-                    response, [response[span.start : span.end] for span in split_segments(response)]
-                )
+                await extractor.extract(response, _segments(response))
             except UnansweredError:
                 return True
             except ExtractionError:
                 return False
             return False
 
-        return any_row(pending, ["response"], lambda row: asyncio.run(is_unanswered(row)))
+        with asyncio.Runner() as runner:
+            row = first_row(pending, ["response"], lambda row: runner.run(is_unanswered(row["response"])))
+        return None if row is None else str(row["response"])
     finally:
         index.close()
+
+
+def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: str) -> None:
+    """Make the calls of one response, so that an endpoint, a key, a model or a budget that cannot be used shows before
+    Ray and engines start. The answers are kept and accounted for as all others are.
+
+    Raises:
+        UserError: the endpoint cannot be used, or the budget is used up.
+    """
+
+    async def ask() -> None:
+        desk = CallDesk(config, run)
+        calls = CallClient(desk, config, run)
+        extractor = new_extractor(config, endpoint, calls)
+        try:
+            with contextlib.suppress(ExtractionError):
+                await extractor.extract(response, _segments(response))
+        finally:
+            await extractor.close()
+            await calls.close()
+            desk.close()
+
+    asyncio.run(ask())
+
+
+def _segments(response: str) -> list[str]:
+    return [response[span.start : span.end] for span in split_segments(response)]

@@ -80,11 +80,36 @@ def test_calls_of_a_worker_that_fell_silent_are_left_to_others(tmp_path: Path, m
     async def work() -> list[str]:
         desk = CallDesk(config(), str(tmp_path), clock)
         await desk.claim("a", [KEY])
+        number = (await desk.listen("b", 0)).number
         clock.now = LOST_S + 1
-        await desk.listen("b", 0)
+        await desk.listen("b", number)
         return await desk.claim("b", [KEY])
 
     assert asyncio.run(work()) == [MINE]
+
+
+def test_a_worker_that_was_started_again_has_what_it_claimed_at_once(tmp_path: Path) -> None:
+    async def work() -> list[list[str]]:
+        desk = CallDesk(config(), str(tmp_path))
+        await desk.claim("a/1", [KEY])
+        claims = [await desk.claim("b/1", [KEY]), await desk.claim("a/2", [KEY])]
+        await desk.settle("a/1", [KeyEnd(KEY, None)])  # late words of the first life end nothing
+        return [*claims, await desk.claim("b/1", [KEY])]
+
+    assert asyncio.run(work()) == [[ELSEWHERE], [MINE], [ELSEWHERE]]
+
+
+def test_a_worker_that_was_killed_in_the_queue_gets_no_ticket(tmp_path: Path) -> None:
+    async def work() -> tuple[list[int] | str, list[int] | str]:
+        desk = CallDesk(config(price=PRICE, budget=1.5 * MOST), str(tmp_path))
+        await desk.enter("a/1", [SIZE])
+        queued = asyncio.create_task(desk.enter("b/1", [SIZE]))
+        await asyncio.sleep(0.01)
+        await desk.claim("b/2", [KEY])
+        await desk.claim("a/2", [KEY])  # gives back what is reserved beyond the estimate
+        return await asyncio.wait_for(queued, 10), await asyncio.wait_for(desk.enter("b/2", [SIZE]), 10)
+
+    assert asyncio.run(work()) == ([], [2])
 
 
 def test_as_many_tickets_as_the_limit_allows_now(tmp_path: Path) -> None:
@@ -143,7 +168,7 @@ def test_earlier_attempts_count_into_the_budget_and_calls_without_an_end_by_esti
 def test_a_pause_is_told_to_those_who_listen(tmp_path: Path) -> None:
     async def work() -> float:
         desk = CallDesk(config(), str(tmp_path), Clock())
-        listening = asyncio.create_task(desk.listen("b", 0))
+        listening = asyncio.create_task(desk.listen("b", (await desk.listen("b", 0)).number))
         await asyncio.sleep(0.01)
         await desk.pause(7)
         return (await asyncio.wait_for(listening, 10)).paused_s

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -64,6 +66,28 @@ def test_exif_rotation_is_applied() -> None:
 def test_poison_is_refused_with_a_reason(data: bytes) -> None:
     with pytest.raises(ValueError, match="image"):
         decode_image(data)
+
+
+def test_a_bomb_takes_no_memory() -> None:
+    """The first claims its pixels, the second has them: 10,000 x 10,000 in a file of 100 kB."""
+    script = """
+import io, resource, sys
+from fgaif_ray.images import decode_image
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = sys.stdin.buffer.read()
+cut = int(sys.argv[1])
+before = peak()
+for bomb in (data[:cut], data[cut:]):
+    try:
+        decode_image(bomb)
+    except ValueError as error:
+        assert "10000 x 10000 pixels" in str(error)
+print((peak() - before) / 1024)
+"""
+    claimed, real = claimed_png(10_000, 10_000), encoded(Image.new("1", (10_000, 10_000)))
+    command = [sys.executable, "-c", script, str(len(claimed))]
+    grown_mib = float(subprocess.run(command, input=claimed + real, stdout=subprocess.PIPE, check=True).stdout)
+    assert grown_mib < 10
 
 
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:

@@ -1,202 +1,79 @@
 """Labelling: real Ray Data, a real verification engine and the real OpenAI client.
 
-Facts come from a local OpenAI-compatible server that reads the sub-sentence by rule, so that every answer is known.
+Facts come from a local OpenAI-compatible server that reads the sub-sentence by rule.
 """
 
-import hashlib
-import json
 import os
-import random
-import re
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_openai import FakeOpenAI
+from label_helpers import ANNOTATOR, KEY_VARIABLE, ROWS, Rules, facts_of, make_config, write_responses
 
-from actors.extraction import Endpoint, new_extractor
+from actors import extraction
+from actors.extraction import new_extractor
 from fgaif_ray import storage
-from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.answers import Answer, AnswerWriter, cache_folder
 from fgaif_ray.feedback.labels import read_official, segment_labels
 from fgaif_ray.feedback.metrics import FeedbackFigures
-from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA, sample_identity
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.segments import split_segments
-from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption
-from fgaif_ray.shapes.oracle import read_claims
-from fgaif_ray.sources import load_truth, prepare_images
 from jobs import label, label_cost
 
-ANNOTATOR = Path(label.__file__).parent.parent / "fgaif_ray" / "shapes" / "checkpoints" / "annotator"
-ROWS = 24
-BLOCK = 6
 ANSWERED_BEFORE_THE_QUOTA_ENDS = 45
-ENGINE = {
-    "dtype": "float32",
-    "max_model_len": 256,
-    "max_num_seqs": 64,
-    "kv_cache_gib": 0.25,
-    "enforce_eager": True,
-    "threads": 1,
-}
 
 
-class RuleServer(ThreadingHTTPServer):
-    """Chat completions that list the claims of the sub-sentence; keeps a ledger of what it was asked."""
+@dataclass
+class Endpoint:
+    """A server with rules, and what they were asked."""
 
-    daemon_threads = True
-    request_queue_size = 64
+    server: FakeOpenAI
+    rules: Rules
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.lock = threading.Lock()
-        self.answered: Counter[tuple[str, str]] = Counter()
-        self.malformed: set[str] = set()
-        """Responses about which it never says anything usable."""
-        self.quota: int | None = None
-        """Answers that are left; None for any number."""
-        self.refused = 0
-        self.keys: set[str | None] = set()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: RuleServer
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._send(200, {"object": "list", "data": []})
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = request["messages"][0]["content"]
-        response, segment = re.fullmatch(r"Description: (.*)\nSub-sentence: (.*)\nFacts:", prompt, re.DOTALL).groups()
-        with self.server.lock:
-            self.server.keys.add(self.headers.get("Authorization"))
-            if self.server.quota is not None:
-                if self.server.quota == 0:
-                    self.server.refused += 1
-                    self._send(429, {"error": {"message": "no credit", "code": "insufficient_quota"}})
-                    return
-                self.server.quota -= 1
-            self.server.answered[response, segment] += 1
-        content = "I will not." if response in self.server.malformed else json.dumps(facts_of(response, segment))
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-        answer = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        self._send(200, answer | {"usage": usage})
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-def facts_of(response: str, segment: str) -> dict[str, list[str]]:
-    spans = [(span.start, span.end) for span in split_segments(response)]
-    index = next(i for i, (start, end) in enumerate(spans) if response[start:end].strip() == segment)
-    claims = read_claims(response, spans)[index]
-    return {name: [claim.statement() for claim in claims if claim.type == name] for name in FACT_TYPES}
+    @property
+    def answered(self) -> Counter[tuple[str, str]]:
+        return self.rules.answered
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[RuleServer]:
-    server = RuleServer()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def make_config(run: Path, base_url: str) -> Config:
-    return Config.model_validate(
-        {
-            "run": {"dir": str(run)},
-            "data": {"source": "shapes", "sample_images": ROWS, "align_images": 1, "evaluate_images": 1},
-            "policy": {"model": "policy"},
-            "label": {
-                "batch_size": BLOCK,
-                "extractor": {
-                    "base_url": base_url,
-                    "model": "rules",
-                    "prompt": "extract-short-v1",
-                    "concurrency": 8,
-                    "api_key_env": "FGAIF_TEST_KEY",
-                    "workers": 2,
-                    "requests_per_minute": 60_000,
-                    "price": {"input_per_million": 2.0, "output_per_million": 8.0, "currency": "EUR"},
-                },
-                "verifier": {"model": str(ANNOTATOR), "engine": ENGINE},
-            },
-            "rewards": {"backbone": str(ANNOTATOR)},
-        }
-    )
-
-
-def write_responses(config: Config) -> list[dict[str, Any]]:
-    """Publish captions with errors as if a policy had sampled them; the image of the last one is gone."""
-    truth = load_truth(config)
-    rows = []
-    for index, image in enumerate(prepare_images(config).sample):
-        sha = hashlib.sha256(storage.read_bytes(image)).hexdigest()
-        prompt = "Describe this image in detail."
-        rows.append(
-            {
-                "sample_id": sample_identity(sha, prompt, "policy", {}),
-                "image": image,
-                "image_sha256": sha,
-                "prompt": prompt,
-                "response": write_caption(truth[image], POLICY_ERRORS, random.Random(index)),
-                "token_ids": None,
-                "finish_reason": "stop",
-                "model": "policy",
-            }
-        )
-    rows[-1]["image"] += ".gone"
-    stage = storage.Stage(config.run.dir, "responses", "f")
-    stage.begin()
-    storage.write_part(stage.partial, rows, RESPONSES_SCHEMA)
-    stage.publish({"rows": len(rows)})
-    return rows
+def endpoint() -> Iterator[Endpoint]:
+    rules = Rules()
+    with FakeOpenAI(rules) as server:
+        yield Endpoint(server, rules)
 
 
 class Labelled:
     """A run that first meets the end of its quota and is then run again."""
 
-    def __init__(self, folder: Path, endpoint: RuleServer) -> None:
-        self.config = make_config(folder, endpoint.url)
+    def __init__(self, folder: Path, endpoint: Endpoint) -> None:
+        self.config = make_config(folder, endpoint.server.url)
         self.responses = write_responses(self.config)
         self.malformed = self.responses[2]
-        endpoint.malformed = {self.malformed["response"]}
-        endpoint.quota = ANSWERED_BEFORE_THE_QUOTA_ENDS
-        os.environ["FGAIF_TEST_KEY"] = "secret-key"
+        endpoint.rules.malformed = {self.malformed["response"]}
+        endpoint.rules.quota = ANSWERED_BEFORE_THE_QUOTA_ENDS
+        os.environ[KEY_VARIABLE] = "secret-key"
         try:
             with pytest.raises(UserError) as failure:
                 label.run(self.config)
             self.failure = str(failure.value)
             self.published_after_failure = storage.read_manifest(self.config.run.dir, "feedback")
             self.answered_after_failure = endpoint.answered.total()
-            endpoint.quota = None
+            endpoint.rules.quota = None
             label.run(self.config)
         finally:
-            del os.environ["FGAIF_TEST_KEY"]
+            del os.environ[KEY_VARIABLE]
         self.feedback = list(storage.read_rows(storage.join(self.config.run.dir, "feedback")))
         self.rejected = list(storage.read_rows(storage.join(self.config.run.dir, "feedback_rejected")))
         self.metrics = storage.read_json(storage.join(self.config.run.dir, "feedback", "metrics.json"))
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, endpoint: RuleServer, ray_cluster: Any) -> Labelled:
+def labelled(tmp_path_factory: pytest.TempPathFactory, endpoint: Endpoint, ray_cluster: Any) -> Labelled:
     return Labelled(tmp_path_factory.mktemp("label"), endpoint)
 
 
@@ -207,7 +84,7 @@ class TestLabel:
         assert "quota" in labelled.failure and "\n" not in labelled.failure
         assert labelled.published_after_failure is None
 
-    def test_no_call_is_repeated_after_the_interruption(self, labelled: Labelled, endpoint: RuleServer) -> None:
+    def test_no_call_is_repeated_after_the_interruption(self, labelled: Labelled, endpoint: Endpoint) -> None:
         assert labelled.answered_after_failure >= ANSWERED_BEFORE_THE_QUOTA_ENDS
         complete = {row["response"] for row in labelled.feedback}
         assert {count for (response, _), count in endpoint.answered.items() if response in complete} == {1}
@@ -262,7 +139,7 @@ class TestLabel:
             weights = {word: logits[list(tokens)].exp().sum() for word, tokens in words.items()}
             assert fact["p_consistent"] == pytest.approx(float(weights["yes"] / sum(weights.values())), abs=2e-3)
 
-    def test_metrics_count_what_is_there(self, labelled: Labelled, endpoint: RuleServer) -> None:
+    def test_metrics_count_what_is_there(self, labelled: Labelled, endpoint: Endpoint) -> None:
         metrics = labelled.metrics
         segments = [segment for row in labelled.feedback for segment in row["segments"]]
         assert metrics["rows"] == len(labelled.feedback)
@@ -272,13 +149,11 @@ class TestLabel:
         assert all(sum(metrics["labels"][name].values()) == len(segments) for name in FACT_TYPES)
         assert metrics["extraction"]["prompt_tokens"] == 10 * endpoint.answered.total()
 
-    def test_ledger_equals_the_servers_account_over_both_attempts(
-        self, labelled: Labelled, endpoint: RuleServer
-    ) -> None:
+    def test_ledger_equals_the_servers_account_over_both_attempts(self, labelled: Labelled, endpoint: Endpoint) -> None:
         ledger = storage.read_json(storage.join(labelled.config.run.dir, "feedback", "ledger.json"))
         answered = endpoint.answered.total()
         assert (ledger["prompt_tokens"], ledger["completion_tokens"]) == (10 * answered, 5 * answered)
-        assert ledger["calls"] == answered + endpoint.refused
+        assert ledger["calls"] == answered + endpoint.rules.refused
         assert ledger["money"] == pytest.approx(answered * (10 * 2.0 + 5 * 8.0) / 1e6)
         assert ledger["may_be_billed"]["calls"] == 0
 
@@ -297,13 +172,13 @@ class TestLabel:
             expected = [tuple(segment["labels"][name] for name in FACT_TYPES) for segment in row["segments"]]
             assert list(line.labels) == expected
 
-    def test_finished_stage_is_left_alone(self, labelled: Labelled, endpoint: RuleServer) -> None:
+    def test_finished_stage_is_left_alone(self, labelled: Labelled, endpoint: Endpoint) -> None:
         answered = endpoint.answered.total()
         label.run(labelled.config)
         assert endpoint.answered.total() == answered
 
-    def test_key_goes_to_the_endpoint_and_into_no_file(self, labelled: Labelled, endpoint: RuleServer) -> None:
-        assert endpoint.keys == {"Bearer secret-key"}
+    def test_key_goes_to_the_endpoint_and_into_no_file(self, labelled: Labelled, endpoint: Endpoint) -> None:
+        assert set(endpoint.server.authorizations) == {"Bearer secret-key"}
         files = [path for path in Path(labelled.config.run.dir).rglob("*") if path.is_file()]
         assert not [path for path in files if b"secret-key" in path.read_bytes()]
 
@@ -368,7 +243,7 @@ def test_dry_run_leaves_out_what_the_cache_knows_and_a_mode_the_prompt_cannot_do
 ) -> None:
     config = make_config(tmp_path, "http://127.0.0.1:9/v1")
     rows = write_responses(config)
-    extractor = new_extractor(config.label.extractor, Endpoint(None, None))
+    extractor = new_extractor(config.label.extractor, extraction.Endpoint(None, None))
     segments = [rows[0]["response"][span.start : span.end] for span in split_segments(rows[0]["response"])]
     writer = AnswerWriter(cache_folder(config.run.dir, None))
     for question in extractor.questions(rows[0]["response"], segments):

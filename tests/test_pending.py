@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fgaif_ray import storage
-from fgaif_ray.feedback.pending import PlaceReader, any_row, digests, distinct, find_pending, identities_of, places_of
+from fgaif_ray.feedback.pending import PlaceReader, digests, distinct, find_pending, first_row, identities_of, places_of
 
 
 def write(folder: Path, parts: list[int], row_group: int) -> list[str]:
@@ -64,7 +64,7 @@ def test_rows_are_read_only_until_one_answers(tmp_path: Path) -> None:
         seen.append(row["sample_id"])
         return len(seen) == 3
 
-    assert any_row(pending, ["sample_id"], holds)
+    assert first_row(pending, ["sample_id"], holds) == {"sample_id": names[2]}
     assert seen == names[:3]
 
 

@@ -5,8 +5,9 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -401,6 +402,81 @@ def test_a_dataset_by_name_takes_the_package(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'fgaif-ray\[datasets\]'"):
         prepare_images(configure(tmp_path / "run", source="dataset", path="owner/name", split="train"))
+
+
+class NamedDataset:
+    """What ``datasets.load_dataset`` returns, as far as it is read: the hub that serves names is out of reach."""
+
+    def __init__(self, table: pa.Table, file: Path) -> None:
+        pq.write_table(table, file)
+        self.data = table
+        self.cache_files = [{"filename": str(file)}]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def with_format(self, kind: str) -> "NamedDataset":
+        assert kind == "arrow"
+        return self
+
+    def iter(self, batch_size: int) -> Iterator[pa.Table]:
+        for start in range(0, len(self), batch_size):
+            yield self.data.slice(start, batch_size)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, NamedDataset]:
+    """The splits of a dataset named owner/name."""
+    table = embedded_table(plain_rows(tmp_path, 24), True)
+    splits = {
+        name: NamedDataset(rows, tmp_path / f"{name}.parquet")
+        for name, rows in (("train", table), ("test", table.slice(12)))
+    }
+
+    def load_dataset(name: str, split: str | None) -> Any:
+        if name != "owner/name":
+            raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub.\nMore lines follow.")
+        if split is not None and split not in splits:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(splits)}.')
+        return splits if split is None else splits[split]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return splits
+
+
+def test_a_dataset_by_its_name_is_read_like_parquet(tmp_path: Path, hub: dict[str, NamedDataset]) -> None:
+    named = prepare_images(configure(tmp_path / "run1", source="dataset", path="owner/name", split="train"))
+    rows = prepare_images(configure(tmp_path / "run2", path=str(tmp_path / "train.parquet")))
+    assert names([*named.sample, *named.align, *named.evaluate]) == names([*rows.sample, *rows.align, *rows.evaluate])
+    assert list(named.prompts.values()) == list(rows.prompts.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "said"),
+    [
+        ("owner/name", None, r"several splits: set data\.split to one of train, test"),
+        ("owner/name", "dev", r'cannot be loaded: Unknown split "dev"'),
+        ("owner/none", "train", r"cannot be loaded: Dataset 'owner/none' doesn't exist on the Hub\.$"),
+    ],
+)
+def test_a_name_that_cannot_be_loaded_is_told(
+    tmp_path: Path, hub: dict[str, NamedDataset], path: str, split: str | None, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        prepare_images(configure(tmp_path / "run", source="dataset", path=path, split=split))
+
+
+def test_the_package_datasets_gives_what_is_read_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    pq.write_table(embedded_table(plain_rows(tmp_path, 24), True), folder / "train.parquet")
+    # The package takes a folder of files for a name; the program itself would read it without the package.
+    monkeypatch.setattr(storage, "is_folder", lambda uri: uri != str(folder) and os.path.isdir(uri))
+    named = prepare_images(configure(tmp_path / "run1", source="dataset", path=str(folder), split="train"))
+    rows = prepare_images(configure(tmp_path / "run2", path=str(folder / "train.parquet")))
+    assert names(named.sample) == names(rows.sample)
 
 
 # Bad rows: one sentence each

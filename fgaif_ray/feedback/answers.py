@@ -27,11 +27,12 @@ class Answer:
     """
 
     facts: list[list[Fact]] | None
-    """``[segments]`` lists, one list in ``segment`` mode; None for an answer that cannot be used."""
+    """``[segments]`` lists, one list in ``segment`` mode; None for an answer that cannot be used, or is a text."""
     reason: Reason | None
+    """Why it cannot be used."""
     detail: str | None
     content: str
-    """The start of an answer that cannot be used, for the repair try."""
+    """The start of an answer that cannot be used, for the repair try; all of an answer that is a text."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -81,9 +82,9 @@ def model_identity(model: str, serve_model: str | None) -> str:
     return f"{serve_model} {hashlib.sha256(json.dumps(files).encode()).hexdigest()}"
 
 
-def cache_folder(run: str, cache: str | None) -> str:
-    """Where answers are kept: the folder of ``label.extractor.cache``, or one of the run."""
-    return cache if cache is not None else storage.join(run, "extraction-cache")
+def cache_folder(run: str, cache: str | None, purpose: str = "extraction") -> str:
+    """Where answers are kept: the folder that the configuration names, or one of the run for each purpose of calls."""
+    return cache if cache is not None else storage.join(run, f"{purpose}-cache")
 
 
 class AnswerWriter:

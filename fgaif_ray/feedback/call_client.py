@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from fgaif_ray.config import ExtractorConfig
+from fgaif_ray.config import CallsConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.answers import Answer, AnswerWriter, cache_folder
-from fgaif_ray.feedback.call_desk import ELSEWHERE, MINE, CallEnd, KeyEnd, News
+from fgaif_ray.feedback.call_desk import ELSEWHERE, LIFE, MINE, CallEnd, KeyEnd, News
 from fgaif_ray.feedback.calls import Call
 from fgaif_ray.feedback.ledger import CallLedger
 from fgaif_ray.feedback.tokens import CallSize
@@ -46,7 +46,7 @@ class Batcher(Generic[Question, Result]):
 
     def __init__(self, send: Callable[[list[Question]], Awaitable[Sequence[Result]]]) -> None:
         """Args:
-        send: gives results for the first questions of a batch, at least one; the others are sent again.
+        send: gives results for the first questions of a batch; the others are sent again.
         """
         self._send = send
         self._waiting: list[tuple[Question, asyncio.Future[Result]]] = []
@@ -81,24 +81,26 @@ class Batcher(Generic[Question, Result]):
 class CallClient:
     """The ``Calls`` of one extraction worker; it belongs to the event loop of its first call."""
 
-    def __init__(self, desk: Desk, config: ExtractorConfig, run: str) -> None:
+    def __init__(self, desk: Desk, config: CallsConfig, run: str, name: str | None = None) -> None:
         """Nothing is written or asked yet.
 
         Args:
             desk: shared by all workers of the run.
             config: tells where answers are kept and whether calls need permission.
             run: folder of the run.
+            name: of the worker; one that was killed and started again has the same. None draws one.
         """
         self._desk = desk
-        self._worker = uuid.uuid4().hex
+        self._worker = f"{name or uuid.uuid4().hex}{LIFE}{uuid.uuid4().hex}"
         self._limited = (config.requests_per_minute, config.tokens_per_minute, config.budget) != (None, None, None)
-        self._answers = AnswerWriter(cache_folder(run, config.cache))
-        self._ledger = CallLedger(run)
+        self._answers = AnswerWriter(cache_folder(run, config.cache, config.purpose))
+        self._ledger = CallLedger(run, config.purpose)
         self._claims = Batcher[str, str](lambda keys: desk.claim(self._worker, keys))
         self._entries = Batcher[CallSize, int](self._enter)
         self._ends = Batcher[CallEnd | KeyEnd, None](self._settle)
         self._reports: set[asyncio.Task[None]] = set()
         self._asked: dict[str, asyncio.Future[Answer | None]] = {}
+        self._claimed: set[str] = set()
         self._paused_until = float("-inf")
         self._listener: asyncio.Task[None] | None = None
         self.stopped: str | None = None
@@ -118,6 +120,7 @@ class CallClient:
             self._resolve(key, None)
             raise
         if claim == MINE:
+            self._claimed.add(key)
             return None
         answer = Answer.from_json(json.loads(claim))
         self._resolve(key, answer)
@@ -183,6 +186,7 @@ class CallClient:
             self._listener = None
 
     def _resolve(self, key: str, answer: Answer | None) -> None:
+        self._claimed.discard(key)
         future = self._asked.pop(key, None)
         if future is not None and not future.done():
             future.set_result(answer)
@@ -205,18 +209,26 @@ class CallClient:
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)
 
+    async def _introduce(self) -> None:
+        """Tell a desk that was started again, and has read the files, what is under way."""
+        await self._desk.claim(self._worker, list(self._claimed))
+        if self.stopped is not None:
+            await self._desk.stop(self.stopped)
+
     def _start_listening(self) -> None:
         if self._listener is None:
             self._listener = asyncio.get_running_loop().create_task(self._listen())
 
     async def _listen(self) -> None:
-        number = 0
+        number, desk = 0, None
         while True:
             try:
                 news = await self._desk.listen(self._worker, number)
             except Exception:  # the desk is being restarted; where it stays away, the next question fails
                 await asyncio.sleep(RECONNECT_S)
             else:
-                number = news.number
+                if desk not in (None, news.desk):
+                    self._run(self._introduce())
+                number, desk = news.number, news.desk
                 self.stopped = self.stopped or news.stopped
                 self._paused_until = max(self._paused_until, time.monotonic() + news.paused_s)

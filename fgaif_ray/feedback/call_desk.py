@@ -1,6 +1,7 @@
 """The desk that all extraction workers of a cluster share: rate limits, budget, and who asks what.
 
-One event loop, no threads. Workers ask in batches; each of them is known by a name and by listening.
+One event loop, no threads. Workers ask in batches; each of them is known by a name, which stays when it is killed and
+started again, and a mark of this life of it, joined by ``LIFE``.
 
     claim   -> the answer, or "yours to ask", or "another worker is asking"
     enter   -> tickets for the calls that may start now, at least one; or why there are no more
@@ -9,12 +10,14 @@ One event loop, no threads. Workers ask in batches; each of them is known by a n
 """
 
 import asyncio
+import random
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fgaif_ray.config import ExtractorConfig
+from fgaif_ray.config import CallsConfig
 from fgaif_ray.feedback.answers import AnswerIndex, cache_folder
 from fgaif_ray.feedback.ledger import read_ledger
 from fgaif_ray.feedback.rate_limit import Admission, RateLimiter
@@ -22,6 +25,7 @@ from fgaif_ray.feedback.tokens import CallSize
 
 MINE: Final = "mine"
 ELSEWHERE: Final = "elsewhere"
+LIFE: Final = "/"
 LISTEN_S: Final = 5.0
 """Longest time that ``listen`` takes."""
 LOST_S: Final = 30.0
@@ -56,6 +60,8 @@ class News:
     """Seconds that are left of a pause."""
     stopped: str | None
     """Why no worker may call any more."""
+    desk: str
+    """Another one after the desk was started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class CallDesk:
     Example: ``desk = CallDesk(config.label.extractor, "runs/a")``; a Ray actor wraps it for a cluster.
     """
 
-    def __init__(self, config: ExtractorConfig, run: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: CallsConfig, run: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the answers and the account of earlier attempts.
 
         Args:
@@ -83,17 +89,22 @@ class CallDesk:
         """
         self._price = config.price
         self._budget = config.budget
+        self._purpose, self._section = config.purpose, config.section
         self._clock = clock
         self._limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute, clock)
-        self._answers = AnswerIndex(cache_folder(run, config.cache))
-        totals = read_ledger(run)
+        self._answers = AnswerIndex(cache_folder(run, config.cache, config.purpose))
+        totals = read_ledger(run, config.purpose)
         self._spent = 0.0 if self._price is None else totals.money(self._price) + totals.unknown_money(self._price)
         self._reserved = 0.0
         self._calls: dict[int, _OpenCall] = {}
         self._tickets = 0
         self._claims: dict[str, str] = {}
         self._last_heard: dict[str, float] = {}
-        self._news = 0
+        self._lives: dict[str, str] = {}
+        self._ended: set[str] = set()
+        self._identity = uuid.uuid4().hex
+        # No number that a worker knows: it hears at once which desk this is.
+        self._news = random.randrange(1, 1 << 62)
         self._stopped: str | None = None
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -115,20 +126,24 @@ class CallDesk:
         """Tickets for the first of these calls, as many as may start now and at least one.
 
         Returns:
-            The tickets, or one sentence: another worker has stopped, or the budget has no room for a call and no call
-            is under way whose end could make room.
+            The tickets; none for a worker that was lost while it waited. Or one sentence: another worker has stopped,
+            or the budget has no room for a call and no call is under way whose end could make room.
         """
         self._hear(worker)
         async with self._turn:  # first come, first served
-            while not (self._stopped is None and self._fits(sizes[0]) and self._wait_s(sizes[0]) == 0):
+            while True:
                 if self._stopped is not None:
                     return self._stopped
+                if worker not in self._last_heard:
+                    return []
                 if not self._fits(sizes[0]):
                     if not self._calls:
                         return self._refusal()
                     await self._change(POLL_S)
+                elif (wait := self._wait_s(sizes[0])) > 0:
+                    await self._change(wait)
                 else:
-                    await self._change(self._wait_s(sizes[0]))
+                    break
                 self._forget_lost_workers()
             tickets = [self._admit(worker, sizes[0])]
             for size in sizes[1:]:
@@ -174,7 +189,11 @@ class CallDesk:
                 await asyncio.wait_for(told.wait(), LISTEN_S)
             except TimeoutError:
                 self._forget_lost_workers()
-        return News(self._news, self._limiter.paused_s, self._stopped)
+        return News(self._news, self._limiter.paused_s, self._stopped, self._identity)
+
+    def close(self) -> None:
+        """Give the disk space of the known answers back."""
+        self._answers.close()
 
     def _tell(self) -> None:
         self._news += 1
@@ -182,13 +201,23 @@ class CallDesk:
         self._told = asyncio.Event()
 
     def _hear(self, worker: str) -> None:
+        """A worker is alive; where it was started again, what it had under way before is lost."""
+        if worker in self._ended:
+            return  # the words of a process that is gone, come late
         self._last_heard[worker] = self._clock()
+        name = worker.partition(LIFE)[0]
+        earlier, self._lives[name] = self._lives.get(name, worker), worker
+        if earlier != worker:
+            self._ended.add(earlier)
+            self._forget({earlier})
 
     def _forget_lost_workers(self) -> None:
         now = self._clock()
-        lost = {worker for worker, heard in self._last_heard.items() if now - heard > LOST_S}
+        self._forget({worker for worker, heard in self._last_heard.items() if now - heard > LOST_S})
+
+    def _forget(self, lost: set[str]) -> None:
         for worker in lost:
-            del self._last_heard[worker]
+            self._last_heard.pop(worker, None)
         if lost:
             self._claims = {key: worker for key, worker in self._claims.items() if worker not in lost}
             for ticket in [ticket for ticket, call in self._calls.items() if call.worker in lost]:
@@ -217,8 +246,8 @@ class CallDesk:
         assert self._price is not None
         currency = self._price.currency
         return (
-            f"The extraction budget of {self._budget:g} {currency} is used up ({self._spent:.4g} {currency} spent): "
-            "raise label.extractor.budget and run the same command again to go on."
+            f"The {self._purpose} budget of {self._budget:g} {currency} is used up ({self._spent:.4g} {currency} "
+            f"spent): raise {self._section}.budget and run the same command again to go on."
         )
 
     def _admit(self, worker: str, size: CallSize) -> int:

@@ -19,7 +19,7 @@ class Call:
 
 
 class Calls(Protocol):
-    """The extractor's side. A call goes ``find``, ``enter``, then ``answered`` or ``failed``, then ``keep``.
+    """The extractor's side. A call goes ``find``, ``enter``, then ``keep`` and ``answered``, or ``failed``.
 
     Who gets None from ``find`` owes the key a ``keep`` or a ``release``, every ``enter`` is owed an ``answered`` or a
     ``failed``.

@@ -14,8 +14,13 @@ from fgaif_ray.feedback.extraction import ExtractionError
 EXCERPT: Final = 300
 """Characters of the endpoint's own words in a rejected row."""
 
-_NOT_SENT: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
+_CLIENT_PACKAGES: Final = ("aiohttp", "httpcore", "httpx")
+_NOT_SENT: Final = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"}
+)
 """The HTTP client's errors from before a request was sent; by name, since the SDK chooses the client's package."""
+_LOST: Final = frozenset({"ServerDisconnectedError", "ClientOSError"})
+"""Connections that broke; the SDK takes them for time-outs."""
 _OVERLOADED: Final = frozenset({429, 502, 503, 504})
 _SCHEMA_WORDS: Final = re.compile(r"response_format|json_schema|structured[ _]output|guided[ _](json|decoding)", re.I)
 
@@ -29,14 +34,26 @@ def may_pass(error: openai.APIError) -> bool:
 
 def may_be_billed(error: openai.APIError) -> bool:
     """Whether the endpoint may have worked on the call: it got the request and its answer did not arrive."""
-    return isinstance(error, openai.APIConnectionError) and type(error.__cause__).__name__ not in _NOT_SENT
+    return isinstance(error, openai.APIConnectionError) and not _names(error) & _NOT_SENT
+
+
+def _timed_out(error: openai.APIError) -> bool:
+    return isinstance(error, openai.APITimeoutError) and not _names(error) & _LOST
+
+
+def _names(error: openai.APIError) -> set[str]:
+    """The kinds of the first error, as the HTTP client below the SDK names them."""
+    cause, first = error.__cause__, None
+    while cause is not None and type(cause).__module__.startswith(_CLIENT_PACKAGES):
+        cause, first = cause.__cause__, cause
+    return set() if first is None else {kind.__name__ for kind in type(first).__mro__}
 
 
 def failure_reason(error: openai.APIError) -> str:
     """The kind of a failed call, for the ledger."""
     if isinstance(error, openai.APIStatusError):
         return f"status {error.status_code}"
-    if isinstance(error, openai.APITimeoutError):
+    if _timed_out(error):
         return "timeout"
     return "connection" if isinstance(error, openai.APIConnectionError) else "response"
 
@@ -59,7 +76,7 @@ def retry_after_s(error: openai.APIError) -> float:
 
 
 def endpoint_failure(
-    error: openai.APIError, where: str, model: str, *, tries: int, timeout_s: float
+    error: openai.APIError, where: str, model: str, *, section: str, has_key: bool, tries: int, timeout_s: float
 ) -> UserError | ExtractionError:
     """What the error of a call means when it is not tried again.
 
@@ -67,37 +84,39 @@ def endpoint_failure(
         error: of the last try.
         where: the endpoint, as the first words of a sentence.
         model: name sent to it.
+        section: of the configuration, where it can be corrected.
+        has_key: whether an API key was sent.
         tries: number of tries that were allowed.
         timeout_s: seconds given to one.
 
     Returns:
         A ``UserError`` where the endpoint cannot be used, an ``ExtractionError`` where this row is rejected.
     """
-    if isinstance(error, openai.APITimeoutError):
+    if _timed_out(error):
         return ExtractionError("timeout", f"no answer within {timeout_s:g} s")
     if isinstance(error, openai.APIConnectionError):
-        return UserError(f"{where} cannot be reached: start it or correct label.extractor.base_url.")
+        return UserError(f"{where} cannot be reached: start it or correct {section}.base_url.")
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        what = "refused the API key" if has_key else "wants an API key"
         return UserError(
-            f"{where} refused the API key (status {error.status_code}): set the environment "
-            "variable named by label.extractor.api_key_env to a valid key."
+            f"{where} {what} (status {error.status_code}): set the environment "
+            f"variable named by {section}.api_key_env to a valid key."
         )
     if isinstance(error, openai.NotFoundError):
         return UserError(
-            f"{where} has no model {model!r} or no chat completions: correct "
-            "label.extractor.model or label.extractor.base_url."
+            f"{where} has no model {model!r} or no chat completions: correct {section}.model or {section}.base_url."
         )
     if _out_of_quota(error):
         return UserError(f"{where} says that the quota is used up: add credit or use another key.")
     if _refuses_schema(error):
         return UserError(
             f"{where} does not support answers that follow a JSON schema (response_format) with model {model!r}: "
-            "set label.extractor.model or label.extractor.base_url to one that does."
+            f"set {section}.model or {section}.base_url to one that does."
         )
     if isinstance(error, openai.APIStatusError) and error.status_code in _OVERLOADED:
         return UserError(
             f"{where} stayed overloaded (status {error.status_code}) over {tries} tries: "
-            "lower label.extractor.concurrency or run again later."
+            f"lower {section}.concurrency or run again later."
         )
     if isinstance(error, openai.APIStatusError) and error.status_code < 500:
         return ExtractionError("rejected", f"the endpoint refused the request ({error.message[:EXCERPT]})")

@@ -13,7 +13,9 @@ from fgaif_ray.feedback.prompts import Prompt
 from fgaif_ray.records import FACT_TYPES
 
 Mode = Literal["segment", "response"]
-Reason = Literal["empty", "length", "malformed", "refusal", "rejected", "server", "shape", "timeout", "white_space"]
+Reason = Literal[
+    "empty", "language", "length", "malformed", "refusal", "rejected", "server", "shape", "timeout", "white_space"
+]
 """Why a row has no facts: named so that rejected rows can be counted by it."""
 
 TRAILING_SPACE_LIMIT: Final = 32

@@ -1,4 +1,4 @@
-"""The account of a run's extraction calls, over all attempts.
+"""The account of a run's paid calls, over all attempts.
 
 Every call is written down before it is sent and again when its end is known. A call without an end, because its worker
 was killed or the endpoint let it run into the time limit, may have been billed: it counts by its estimate, apart from
@@ -14,8 +14,9 @@ from fgaif_ray.config import PriceConfig
 from fgaif_ray.feedback.tokens import CallSize
 from fgaif_ray.line_log import LineLog, read_lines
 
-FOLDER: Final = "extraction-ledger"
+FOLDER: Final = "{purpose}-ledger"
 """Folder of a run that holds the lines; it outlives the stages that are made again with other settings."""
+EXTRACTION: Final = "extraction"
 LEDGER_FILE: Final = "ledger.json"
 PREFIX: Final = "calls"
 
@@ -95,8 +96,8 @@ class LedgerTotals:
 class CallLedger:
     """One worker's lines."""
 
-    def __init__(self, run: str) -> None:
-        self._log = LineLog(storage.join(run, FOLDER), PREFIX)
+    def __init__(self, run: str, purpose: str = EXTRACTION) -> None:
+        self._log = LineLog(storage.join(run, FOLDER.format(purpose=purpose)), PREFIX)
         self._calls = 0
         self._hits = 0
 
@@ -139,12 +140,12 @@ class CallLedger:
         self._log.flush()
 
 
-def read_ledger(run: str) -> LedgerTotals:
-    """The account of a run over all attempts so far."""
+def read_ledger(run: str, purpose: str = EXTRACTION) -> LedgerTotals:
+    """The account of a run's calls for one purpose, over all attempts so far."""
     totals = LedgerTotals()
     open_calls: dict[int, list[int]] = {}
     writer = ""
-    for name, line in read_lines(storage.join(run, FOLDER), PREFIX):
+    for name, line in read_lines(storage.join(run, FOLDER.format(purpose=purpose)), PREFIX):
         owner = name.rsplit("/", 1)[-1][: len(PREFIX) + 33]  # files of one writer on an object store share it
         if owner != writer:
             _leave_open(totals, open_calls)

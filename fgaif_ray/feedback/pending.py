@@ -113,9 +113,9 @@ class PlaceReader:
         return self._row_groups[key]
 
 
-def any_row(pending: Pending, columns: list[str], holds: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether something holds of any row that is left; rows are read until it does."""
-    return any(holds(row) for row in PlaceReader(columns).read_all(pending.places))
+def first_row(pending: Pending, columns: list[str], holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """The first row that is left of which something holds, or None; rows are read until it does."""
+    return next((row for row in PlaceReader(columns).read_all(pending.places) if holds(row)), None)
 
 
 def _identity_columns(folder: str) -> Iterator[tuple[str, int, list[str]]]:

@@ -1,0 +1,148 @@
+"""Calls per second of fact extraction against an endpoint of constant latency.
+
+Ideal are C calls in flight all the time: C / latency calls per second. A worker does here what it does in the job
+(keys, claims, tickets of a rate limit, one file of answers and one of the account); C is shared out among several
+workers where one process cannot keep so many calls in flight. Run as a module it is one such worker.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from benchmarks.endpoint import HEAD_END, Endpoint
+from fgaif_ray.config import ExtractorConfig
+from fgaif_ray.feedback.call_client import CallClient
+from fgaif_ray.feedback.call_desk import CallDesk
+from fgaif_ray.feedback.extractor import FactExtractor
+from fgaif_ray.feedback.prompts import load_prompt
+
+LATENCY_S: Final = 0.1
+CONCURRENCIES: Final = (8, 64, 256)
+ROUNDS: Final = 3
+SECONDS: Final = 5.0
+"""Of a round, at the ideal rate."""
+SENTENCE: Final = "In picture {number}, a brown dog with a red collar stands on the green grass next to a white ball. "
+NO_LIMIT: Final = 1e9
+"""A rate limit that never holds: tickets are asked for as with one that does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Of one number of calls in flight."""
+
+    per_second: float
+    ideal: float
+    workers: int
+    cpu_ms: float
+    """Processor time of the workers per call, in milliseconds."""
+
+
+def endpoint_rate(concurrency: int, seconds: float) -> float:
+    """Calls per second of the endpoint, asked by a client that does nothing but write and read."""
+    with Endpoint(LATENCY_S) as url:
+        return asyncio.run(_bare_rate(url, concurrency, seconds))
+
+
+async def _bare_rate(url: str, concurrency: int, seconds: float) -> float:
+    address = urlsplit(url)
+    assert address.hostname is not None and address.port is not None
+    host, port = address.hostname, address.port
+    body = b" " * 2000
+    request = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    loop = asyncio.get_running_loop()
+    answered = 0
+
+    class Client(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self._transport = transport
+            transport.write(request)
+
+        def data_received(self, data: bytes) -> None:
+            nonlocal answered
+            assert HEAD_END in data  # an answer of a few hundred bytes comes in one piece
+            answered += 1
+            self._transport.write(request)
+
+    transports = [(await loop.create_connection(Client, host, port))[0] for _ in range(concurrency)]
+    await asyncio.sleep(2 * LATENCY_S)
+    before, start = answered, time.perf_counter()
+    await asyncio.sleep(seconds)
+    rate = (answered - before) / (time.perf_counter() - start)
+    for transport in transports:
+        transport.abort()
+    return rate
+
+
+def extraction_rate(concurrency: int, workers: int, rounds: int = ROUNDS, seconds: float = SECONDS) -> Rate:
+    """The best of some rounds.
+
+    Args:
+        concurrency: calls in flight of all workers together.
+        workers: processes among which they are shared out.
+        rounds: number of rounds.
+        seconds: how long a round takes at the ideal rate.
+    """
+    share = concurrency // workers
+    calls = int(seconds / LATENCY_S) * share
+    ideal = concurrency / LATENCY_S
+    best = Rate(0.0, ideal, workers, 0.0)
+    with Endpoint(LATENCY_S) as url:
+        command = [sys.executable, "-m", "benchmarks.labelling_extraction", url, str(share), str(calls), str(rounds)]
+        running = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(workers)
+        ]
+        for worker in running:
+            assert worker.stdout is not None
+            worker.stdout.readline()  # it is warm
+        for _ in range(rounds):
+            for worker in running:
+                assert worker.stdin is not None
+                worker.stdin.write("go\n")
+                worker.stdin.flush()
+            ends = [json.loads(worker.stdout.readline()) for worker in running if worker.stdout is not None]
+            wall = max(end["end"] for end in ends) - min(end["start"] for end in ends)
+            cpu_ms = 1e3 * sum(end["cpu"] for end in ends) / (calls * workers)
+            rate = Rate(calls * workers / wall, ideal, workers, cpu_ms)
+            best = max(best, rate, key=lambda found: found.per_second)
+        for worker in running:
+            worker.communicate()
+    return best
+
+
+async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -> None:
+    config = ExtractorConfig.model_validate(
+        {"base_url": url, "model": "m", "concurrency": concurrency, "requests_per_minute": NO_LIMIT}
+    )
+    client = CallClient(CallDesk(config, run), config, run)
+    extractor = FactExtractor(url, "key", "m", load_prompt(config.prompt), concurrency=concurrency, calls=client)
+    number = 0
+
+    async def extract(count: int) -> None:
+        nonlocal number
+        texts = [SENTENCE.format(number=number + index) for index in range(count)]
+        number += count
+        await asyncio.gather(*(extractor.extract(text, [text]) for text in texts))
+
+    await extract(2 * concurrency)
+    print("warm", flush=True)
+    for _ in range(rounds):
+        sys.stdin.readline()
+        start, cpu = time.monotonic(), time.process_time()
+        await extract(calls)
+        end = {"start": start, "end": time.monotonic(), "cpu": time.process_time() - cpu}
+        print(json.dumps(end), flush=True)
+    await extractor.close()
+    await client.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        concurrency, calls, rounds = map(int, sys.argv[2:5])
+        asyncio.run(_work(sys.argv[1], concurrency, calls, rounds, folder))
