@@ -10,12 +10,13 @@ from typing import Any, Final
 import torch
 
 from fgaif_ray.config import RewardComposition
+from fgaif_ray.errors import ItemError
 from fgaif_ray.evaluation import POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.rewards import segment_rewards
-from fgaif_ray.scoring import ItemError, Scorer, TypeProbabilities, make_batch, score_batches
+from fgaif_ray.scoring import Scorer, TypeProbabilities, make_batch, score_batches
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.scenes import GRID, Scene
 

@@ -14,7 +14,7 @@ from fgaif_ray.records import ABSENT, CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLU
 from fgaif_ray.report import EXAMPLES_FILE, REPORT_STAGE, SETTINGS_FILE
 from fgaif_ray.report.charts import Mark, interval_chart, nice_ticks
 from fgaif_ray.report.training import read_metrics, training_charts
-from fgaif_ray.summary import SUMMARY_FILE, TIMING_FILE, package_versions
+from fgaif_ray.summary import SUMMARY_FILE, TIMING_FILE, package_versions, read_calls
 
 LOWER_IS_BETTER, HIGHER_IS_BETTER, NEITHER = -1, 1, 0
 _FIGURES: Final = (
@@ -342,9 +342,9 @@ def _costs(run_dir: str, labels: Mapping[str, Any]) -> list[tuple[str, str]]:
     answered = storage.read_manifest(run_dir, "evaluation") or {}
     if "rows" in answered:
         costs.append(("evaluation: answers", show_count(answered["rows"])))
-    last = (_optional(run_dir, SUMMARY_FILE) or {}).get("last_run") or {}
-    if "peak_memory_gib" in last:
-        costs.append(("peak memory", f"{last['peak_memory_gib']:.1f} GiB"))
+    calls = read_calls(run_dir)
+    if calls is not None:
+        costs.append(("peak memory", f"{calls['peak_memory_gib']:.1f} GiB"))
     return costs
 
 
