@@ -65,9 +65,7 @@ def from_feedback(rows: Iterable[Mapping[str, Any]]) -> list[LabelledResponse]:
             image_sha256=row["image_sha256"],
             prompt=row["prompt"],
             segments=tuple(segment["text"] for segment in row["segments"]),
-            labels={
-                name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in FACT_TYPES
-            },
+            labels={name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in FACT_TYPES},
         )
         for row in sorted(rows, key=lambda row: str(row["sample_id"]))
         if row["segments"]

@@ -1,7 +1,7 @@
 """The order of the pre-training phases, what each leaves on disk, and the model cards with measured figures."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,12 @@ def _policy_figures(model: LlavaForConditionalGeneration, processor: LlavaProces
     }
 
 
-_FIGURES: Final = {"policy": _policy_figures, "annotator": measure_answers, "extractor": measure_extraction}
+_Measure = Callable[[LlavaForConditionalGeneration, LlavaProcessor, int], dict[str, float]]
+_FIGURES: Final[dict[str, _Measure]] = {
+    "policy": _policy_figures,
+    "annotator": measure_answers,
+    "extractor": measure_extraction,
+}
 
 
 def _write_card(name: str, figures: dict[str, float], seed: int, count: int, folder: Path) -> None:
