@@ -69,6 +69,8 @@ def call_pipeline(repository: Path, folder: Path, interrupt_at: str | None = Non
     for change in changes:
         command += ["--set", change]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # Where whoever runs the tests ignores Ctrl-C (nohup), the child would inherit that; a handler is not inherited.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command,
         cwd=repository,
@@ -78,6 +80,7 @@ def call_pipeline(repository: Path, folder: Path, interrupt_at: str | None = Non
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, previous)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

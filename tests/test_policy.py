@@ -17,6 +17,8 @@ from fgaif_ray.models.backbone import Backbone, banned_token_ids, load_backbone
 from fgaif_ray.models.merging import merged_weights
 from fgaif_ray.models.policy import EncodedRows, PolicyModel
 from fgaif_ray.models.reward_model import RewardModel
+from fgaif_ray.shapes.render import render
+from fgaif_ray.shapes.scenes import draw_scenes
 
 CHECKPOINT = str(Path(__file__).parents[1] / "fgaif_ray/shapes/checkpoints/policy")
 LORA = LoRAOptions(rank=4, alpha=8)
@@ -183,11 +185,11 @@ def test_a_new_critic_values_nothing(images: list[Image.Image]) -> None:
 def test_the_critic_sees_the_image() -> None:
     """Told that the same words are worth 1 beside one image and -1 beside another, it learns to tell them apart."""
     model = PolicyModel(backbone(), LORA)
-    black, white = Image.new("RGB", (60, 60)), Image.new("RGB", (60, 60), "white")
-    rows = model.encode(PROMPTS[:1] * 2, [black, white], RESPONSES[:1] * 2)
+    pictures = [render(scene) for scene in draw_scenes("heldout", range(2))]
+    rows = model.encode(PROMPTS[:1] * 2, pictures, RESPONSES[:1] * 2)
     wanted = torch.tensor([[1.0], [-1.0]]).expand(2, 4)
-    optimizer = torch.optim.Adam(model.critic_parameters().values(), lr=1e-2)
-    for _ in range(30):
+    optimizer = torch.optim.Adam(model.critic_parameters().values(), lr=3e-3)
+    for _ in range(60):
         loss = (model.values(rows) - wanted).square().mean()
         optimizer.zero_grad()
         loss.backward()
