@@ -81,8 +81,14 @@ def test_every_sub_sentence_of_a_caption_is_readable(index: int) -> None:
     assert all(claims_of(write_caption(scene, POLICY_ERRORS, random.Random(index))))
 
 
-def test_planted_errors_reach_every_type_at_the_wanted_rates() -> None:
-    assert all(0.15 <= share <= 0.45 for share in hallucinated_shares(POLICY_ERRORS).values())
+def test_planted_errors_reach_every_type() -> None:
+    """Few relations are planted wrong: a policy that learns to add companions relates things to them of its own accord
+    (its card has the rates of what it says), and with more planted it says one relation in two wrongly.
+    """
+    shares = hallucinated_shares(POLICY_ERRORS)
+    assert 0.15 <= shares["existence"] <= 0.45
+    assert 0.15 <= shares["attribute"] <= 0.45
+    assert 0.0 < shares["relation"] <= 0.15
 
 
 @pytest.mark.parametrize(
