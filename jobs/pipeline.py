@@ -89,8 +89,8 @@ def run(config: Config) -> None:
         finally:
             if stage.worked:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
-    figures = summary.build_summary(run_dir)
     stage("report", "report", lambda: report.run(config))
+    figures = summary.build_summary(run_dir)
     say("")
     say(summary.summary_table(figures))
     if figures["calls"] is not None:
