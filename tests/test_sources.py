@@ -3,11 +3,9 @@
 import io
 import json
 import os
-import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from source_data import configure, embedded_table, names, picture, plain_rows, write_lines, write_pictures
 
 from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames, Config, DataConfig
@@ -27,52 +25,6 @@ from fgaif_ray.sources.json_list import CHUNK, iterate_list
 from fgaif_ray.sources.sets import cut_rows
 from fgaif_ray.sources.tables import open_files
 from jobs import sample
-
-SIZES = {"sample_images": 4, "align_images": 3, "evaluate_images": 2}
-
-
-def configure(run: Path, **data: Any) -> Config:
-    return Config.model_validate(
-        {
-            "run": {"dir": str(run)},
-            "data": SIZES | {"source": "rows"} | data,
-            "policy": {"model": "policy"},
-            "label": {"extractor": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}, "verifier": {"model": "v"}},
-            "rewards": {"backbone": "backbone"},
-        }
-    )
-
-
-def picture(shade: int, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, format=kind)
-    return buffer.getvalue()
-
-
-def write_pictures(folder: Path, count: int) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{index:02d}.png" for index in range(count)]
-    for index, name in enumerate(names):
-        (folder / name).write_bytes(picture(index))
-    return names
-
-
-def write_lines(path: Path, rows: Iterable[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def plain_rows(folder: Path, count: int = 12) -> list[dict[str, Any]]:
-    """One row per image, every third with a response."""
-    return [
-        {"image": name, "prompt": f"Prompt {index}?"} | ({"response": f"Answer {index}."} if index % 3 == 0 else {})
-        for index, name in enumerate(write_pictures(folder, count))
-    ]
-
-
-def names(images: Iterable[str]) -> list[str]:
-    return [image.rsplit("/", 1)[-1] for image in images]
-
 
 # Folders
 
@@ -289,21 +241,6 @@ def test_stages_depend_on_the_rows_they_read(tmp_path: Path, index: int, change:
 # Images in the rows
 
 
-IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def embedded_table(rows: list[dict[str, Any]], struct: bool) -> pa.Table:
-    images = [picture(index // 2, "JPEG" if index % 4 < 2 else "PNG") for index in range(len(rows))]  # two rows each
-    values = [{"bytes": image, "path": None} for image in images] if struct else images
-    return pa.table(
-        {
-            "image": pa.array(values, IMAGE_STRUCT if struct else pa.binary()),
-            "prompt": [row["prompt"] for row in rows],
-            "response": pa.array([row.get("response") for row in rows], pa.string()),
-        }
-    )
-
-
 @pytest.mark.parametrize("struct", [False, True], ids=["bytes", "struct"])
 def test_images_in_parquet_are_stored_by_their_content(tmp_path: Path, struct: bool) -> None:
     path = tmp_path / "rows.parquet"
@@ -355,128 +292,6 @@ def test_images_are_not_held_while_rows_are_read(tmp_path: Path) -> None:
     source = open_files(str(tmp_path / "rows.parquet"), ColumnNames())
     before = resident_mib()
     assert max(resident_mib() for _ in source.read()) - before < 40
-
-
-# Datasets
-
-
-def save_dataset(folder: Path, table: pa.Table) -> Path:
-    """The files that ``save_to_disk`` of Hugging Face datasets writes, as far as they are read."""
-    folder.mkdir(parents=True)
-    files = []
-    for number, part in enumerate((table.slice(0, 10), table.slice(10))):
-        files.append({"filename": f"data-{number:05d}-of-00002.arrow"})
-        with pa.ipc.new_stream(folder / files[-1]["filename"], table.schema) as stream:
-            stream.write_table(part)
-    (folder / "state.json").write_text(json.dumps({"_data_files": files, "_split": None, "_format_type": None}))
-    return folder
-
-
-def test_a_saved_dataset_is_read_like_parquet(tmp_path: Path) -> None:
-    table = embedded_table(plain_rows(tmp_path, 24), True)
-    pq.write_table(table, tmp_path / "rows.parquet")
-    folder = save_dataset(tmp_path / "dataset", table)
-    saved = prepare_images(configure(tmp_path / "run1", source="dataset", path=str(folder)))
-    rows = prepare_images(configure(tmp_path / "run2", path=str(tmp_path / "rows.parquet")))
-    assert names([*saved.sample, *saved.align, *saved.evaluate]) == names([*rows.sample, *rows.align, *rows.evaluate])
-    assert list(saved.prompts.values()) == list(rows.prompts.values())
-
-
-def test_a_split_of_a_saved_dataset_is_chosen(tmp_path: Path) -> None:
-    table = embedded_table(plain_rows(tmp_path, 24), True)
-    save_dataset(tmp_path / "all" / "train", table)
-    save_dataset(tmp_path / "all" / "test", table.slice(12))
-    (tmp_path / "all" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
-    sets = prepare_images(configure(tmp_path / "run", source="dataset", path=str(tmp_path / "all"), split="test"))
-    assert storage.read_bytes(sets.sample[0]) == picture(6, "JPEG")
-    with pytest.raises(UserError, match="train, test"):
-        prepare_images(configure(tmp_path / "run", source="dataset", path=str(tmp_path / "all")))
-
-
-def test_a_folder_that_is_no_saved_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.source=rows"):
-        prepare_images(configure(tmp_path / "run", source="dataset", path=str(tmp_path)))
-
-
-def test_a_dataset_by_name_takes_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'fgaif-ray\[datasets\]'"):
-        prepare_images(configure(tmp_path / "run", source="dataset", path="owner/name", split="train"))
-
-
-class NamedDataset:
-    """What ``datasets.load_dataset`` returns, as far as it is read: the hub that serves names is out of reach."""
-
-    def __init__(self, table: pa.Table, file: Path) -> None:
-        pq.write_table(table, file)
-        self.data = table
-        self.cache_files = [{"filename": str(file)}]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def with_format(self, kind: str) -> "NamedDataset":
-        assert kind == "arrow"
-        return self
-
-    def iter(self, batch_size: int) -> Iterator[pa.Table]:
-        for start in range(0, len(self), batch_size):
-            yield self.data.slice(start, batch_size)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, NamedDataset]:
-    """The splits of a dataset named owner/name."""
-    table = embedded_table(plain_rows(tmp_path, 24), True)
-    splits = {
-        name: NamedDataset(rows, tmp_path / f"{name}.parquet")
-        for name, rows in (("train", table), ("test", table.slice(12)))
-    }
-
-    def load_dataset(name: str, split: str | None) -> Any:
-        if name != "owner/name":
-            raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub.\nMore lines follow.")
-        if split is not None and split not in splits:
-            raise ValueError(f'Unknown split "{split}". Should be one of {list(splits)}.')
-        return splits if split is None else splits[split]
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    return splits
-
-
-def test_a_dataset_by_its_name_is_read_like_parquet(tmp_path: Path, hub: dict[str, NamedDataset]) -> None:
-    named = prepare_images(configure(tmp_path / "run1", source="dataset", path="owner/name", split="train"))
-    rows = prepare_images(configure(tmp_path / "run2", path=str(tmp_path / "train.parquet")))
-    assert names([*named.sample, *named.align, *named.evaluate]) == names([*rows.sample, *rows.align, *rows.evaluate])
-    assert list(named.prompts.values()) == list(rows.prompts.values())
-
-
-@pytest.mark.parametrize(
-    ("path", "split", "said"),
-    [
-        ("owner/name", None, r"several splits: set data\.split to one of train, test"),
-        ("owner/name", "dev", r'cannot be loaded: Unknown split "dev"'),
-        ("owner/none", "train", r"cannot be loaded: Dataset 'owner/none' doesn't exist on the Hub\.$"),
-    ],
-)
-def test_a_name_that_cannot_be_loaded_is_told(
-    tmp_path: Path, hub: dict[str, NamedDataset], path: str, split: str | None, said: str
-) -> None:
-    with pytest.raises(UserError, match=said):
-        prepare_images(configure(tmp_path / "run", source="dataset", path=path, split=split))
-
-
-def test_the_package_datasets_gives_what_is_read_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "files"
-    folder.mkdir()
-    pq.write_table(embedded_table(plain_rows(tmp_path, 24), True), folder / "train.parquet")
-    # The package takes a folder of files for a name; the program itself would read it without the package.
-    monkeypatch.setattr(storage, "is_folder", lambda uri: uri != str(folder) and os.path.isdir(uri))
-    named = prepare_images(configure(tmp_path / "run1", source="dataset", path=str(folder), split="train"))
-    rows = prepare_images(configure(tmp_path / "run2", path=str(folder / "train.parquet")))
-    assert names(named.sample) == names(rows.sample)
 
 
 # Bad rows: one sentence each

@@ -6,7 +6,6 @@ vehicles) is read from that script where it lies beside the synonyms; without it
 words. Words are brought to the singular by the synonym list itself, not by the ``pattern`` package.
 """
 
-import ast
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +32,10 @@ from fgaif_ray.records import fingerprint
 SYNONYMS: Final = "synonyms.txt"
 SCRIPT: Final = "chair.py"
 YEARS: Final = ("val2014", "train2014", "val2017", "train2017")
-_LIST: Final = r"\b{name}\s*=\s*(\[[^\]]*\])"
+_LIST: Final = r"\b{name}\s*=\s*\[([^\]]*)\]"
+_WORDS: Final = re.compile(r"\s*(?:(?:'[^'\\]*'|\"[^\"\\]*\")\s*(?:,\s*|$))*")
+_WORD: Final = re.compile(r"'([^'\\]*)'|\"([^\"\\]*)\"")
+"""A list of quoted words is read as text: nothing of the script is evaluated."""
 _QUALIFIED: Final = re.compile(r"double_word_dict\[\s*['\"](\w+) %s['\"]\s*%\s*(\w+)\s*\]")
 _MAPPED: Final = re.compile(r"double_word_dict\[\s*['\"]([\w ]+)['\"]\s*\]\s*=\s*['\"]([\w ]+)['\"]")
 
@@ -90,13 +92,9 @@ def _script_doubles(source: str, name: str, files: OfficialFiles) -> dict[str, s
 
     def words(of: str) -> list[str]:
         found = re.search(_LIST.format(name=of), source)
-        try:
-            value = None if found is None else ast.literal_eval(found[1])
-        except (SyntaxError, ValueError):
-            value = None
-        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        if found is None or _WORDS.fullmatch(found[1]) is None:
             raise files.fault(name, f"it has no list {of}")
-        return value
+        return [single or double for single, double in _WORD.findall(found[1])]
 
     doubles = {word: word for word in words("coco_double_words")}
     for qualifier, variable in _QUALIFIED.findall(source):
