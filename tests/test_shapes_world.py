@@ -81,14 +81,22 @@ def test_every_sub_sentence_of_a_caption_is_readable(index: int) -> None:
     assert all(claims_of(write_caption(scene, POLICY_ERRORS, random.Random(index))))
 
 
-def test_planted_errors_reach_every_type() -> None:
-    """The texts are meant to be wrong in 15-45 % of each type; relations are below that, because the policy that learns
-    from these texts already says more of them wrongly than that (its card).
-    """
-    shares = hallucinated_shares(POLICY_ERRORS)
-    assert 0.15 <= shares["existence"] <= 0.45
-    assert 0.15 <= shares["attribute"] <= 0.45
-    assert 0.0 < shares["relation"] <= 0.15
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "existence",
+        "attribute",
+        pytest.param(
+            "relation",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="4 % are planted: the policy, taught with these rates, says too many relations wrongly as it is",
+            ),
+        ),
+    ],
+)
+def test_planted_errors_reach_every_type_at_the_wanted_rates(kind: str) -> None:
+    assert 0.15 <= hallucinated_shares(POLICY_ERRORS)[kind] <= 0.45
 
 
 @pytest.mark.parametrize(
