@@ -1,8 +1,8 @@
-"""Train the three tiny LLaVAs of the embedded world from nothing, on CPU, and write their checkpoints.
+"""Train the three tiny LLaVAs of the embedded world from nothing and write their checkpoints.
 
 The policy sees well and was taught to say wrong things; the extractor finds the facts in what it says, the annotator
-verifies them. Phases that an
-interrupted run has finished are kept in OUTPUT/.work and not repeated.
+verifies them. Phases that an interrupted run has finished are kept in OUTPUT/.work and not repeated. On two CPU cores
+it takes hours, on a GPU (--device cuda --workers 4) minutes.
 """
 
 import argparse
@@ -19,6 +19,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="optimiser steps of every phase, in place of the recipe's")
     parser.add_argument("--probes", type=int, default=300, help="held-out scenes measured for the model cards")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make each stream of batches ahead")
     return parser.parse_args(arguments)
 
 
@@ -32,7 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     work = options.output / ".work"
     work.mkdir(parents=True, exist_ok=True)
-    recipe.run_phases(work, options.output, options.scenes, options.seed, options.probes, options.steps)
+    recipe.run_phases(
+        work,
+        options.output,
+        options.scenes,
+        options.seed,
+        options.probes,
+        options.steps,
+        options.device,
+        options.workers,
+    )
     shutil.rmtree(work)
     return 0
 

@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from fgaif_ray.shapes import pretraining, tiny_llava
+from fgaif_ray.shapes import packing, pretraining, tiny_llava
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene, draw_scenes
+from fgaif_ray.shapes.turns import Turn, describe, name
 from jobs import pretrain_shapes
 
 CHECKPOINTS = [Path("fgaif_ray/shapes/checkpoints") / name for name in ("policy", "annotator", "extractor")]
@@ -63,26 +64,26 @@ def test_shipped_tokenizers_write_any_text(folder: Path) -> None:
 def test_packed_conversations_equal_single_ones(processor: object) -> None:
     """Each conversation of a packed sequence gets the loss that it has alone: the block mask keeps them apart."""
     model = tiny_llava.build_model(processor.tokenizer).eval()  # type: ignore[attr-defined]
-    packer = pretraining.Packer(processor)  # type: ignore[arg-type]
+    packer = packing.Packer(processor)  # type: ignore[arg-type]
     scene = draw_scene("pretrain", 1)
     images = np.asarray(render(scene))[None]
-    turns = [pretraining.Turn("Describe this image in detail.", "There is a small red circle.")] * 2
-    turns.append(pretraining.Turn("Is it red?", "There is a circle."))
+    turns = [Turn("Describe this image in detail.", "There is a small red circle.")] * 2
+    turns.append(Turn("Is it red?", "There is a circle."))
     with torch.no_grad():
-        packed = pretraining.language_loss(model, packer.pack([turns], images))
-        alone = [pretraining.language_loss(model, packer.pack([[turn]], images)) for turn in turns]
+        packed = packing.language_loss(model, packer.pack([turns], images))
+        alone = [packing.language_loss(model, packer.pack([[turn]], images)) for turn in turns]
         sizes = torch.tensor([float((packer.pack([[turn]], images).labels != -100).sum()) for turn in turns])
     assert packed.item() == pytest.approx((torch.stack(alone) * sizes).sum().item() / sizes.sum().item(), abs=1e-4)
 
 
 def test_rescaling_the_tower_changes_its_scale_only(processor: object) -> None:
     model = tiny_llava.build_model(processor.tokenizer).eval()  # type: ignore[attr-defined]
-    packer, pool = pretraining.Packer(processor), pretraining.ScenePool(16, 0)  # type: ignore[arg-type]
+    packer, pool = packing.Packer(processor), pretraining.ScenePool(16, 0)  # type: ignore[arg-type]
     with torch.no_grad():
         model.model.vision_tower.pre_layrnorm.weight.mul_(5)
         pixels = packer.pixels(pool.images[:2])
         before = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
-        pretraining.rescale_tower(model, packer, pool)
+        pretraining.rescale_tower(model, packer, pool, 0)
         after = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
     assert after.std().item() == pytest.approx(1.0, abs=0.1)
     ratio = before.std() / after.std()
@@ -91,17 +92,27 @@ def test_rescaling_the_tower_changes_its_scale_only(processor: object) -> None:
 
 def test_looking_up_answers_the_truth() -> None:
     for scene in draw_scenes("train", range(50)):
-        turns = pretraining.name(scene, random.Random(0))
+        turns = name(scene, random.Random(0))
         for turn in turns[1:7]:
             shape = turn.question.removeprefix("the ").removesuffix("?")
             item = scene.find(shape)
             assert turn.answer == (f"Yes {item.color} {item.size}" if item else "No")
 
 
+def test_workers_change_nothing_about_the_batches(processor: object) -> None:
+    packer, pool = packing.Packer(processor), pretraining.ScenePool(16, 0)  # type: ignore[arg-type]
+    here = pretraining.batches(pool, packer, describe, 2, 7, 3)
+    ahead = pretraining.batches(pool, packer, describe, 2, 7, 3, workers=2)
+    for one, other in zip(here, ahead, strict=True):
+        assert torch.equal(one.input_ids, other.input_ids)
+        assert one.pixel_values is not None and other.pixel_values is not None
+        assert torch.equal(one.pixel_values, other.pixel_values)
+
+
 def test_the_whole_recipe_writes_the_checkpoints(tmp_path: Path) -> None:
     options = ["--steps=2", "--scenes=32", "--probes=2", "--threads=1"]
     assert pretrain_shapes.main([f"--output={tmp_path}", *options]) == 0
-    for name in ("policy", "annotator", "extractor"):
-        assert (tmp_path / name / "model.safetensors").exists()
-        assert "held-out scenes" in (tmp_path / name / "README.md").read_text()
+    for model in ("policy", "annotator", "extractor"):
+        assert (tmp_path / model / "model.safetensors").exists()
+        assert "held-out scenes" in (tmp_path / model / "README.md").read_text()
     assert not (tmp_path / ".work").exists()

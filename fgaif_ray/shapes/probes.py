@@ -11,12 +11,13 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from fgaif_ray.records import CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.segments import split_segments
-from fgaif_ray.shapes import pretraining
+from fgaif_ray.shapes import packing
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS
 from fgaif_ray.shapes.claims import draw_claim
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import Split, draw_scenes
+from fgaif_ray.shapes.turns import claim_turn, extraction_turns
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def measure_answers(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int, split: Split = "heldout"
 ) -> dict[str, float]:
     """Accuracy of yes/no answers per fact type, on four questions a scene, half of them to be answered yes."""
-    packer, generator = pretraining.Packer(processor), random.Random(5)
+    packer, generator = packing.Packer(processor), random.Random(5)
     scenes = draw_scenes(split, range(count))
     images = np.stack([np.asarray(render(scene)) for scene in scenes])
     yes, no = (processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
@@ -36,7 +37,7 @@ def measure_answers(
             for number in range(4):
                 truth = number % 2 == 0
                 claim = draw_claim(scene, kind, truth, generator)
-                turns.append(pretraining.claim_turn(claim, truth, as_statement=number >= 2))
+                turns.append(claim_turn(claim, truth, as_statement=number >= 2))
             conversations.append(turns)
         batch = packer.pack(conversations, images)
         hidden = model.model(
@@ -95,7 +96,7 @@ def measure_extraction(model: LlavaForConditionalGeneration, processor: LlavaPro
     generate: Any = getattr(model, "generate")  # noqa: B009  its annotation names self twice
     right = total = 0
     for scene in draw_scenes("heldout", range(count)):
-        for turn in pretraining.extraction_turns(scene, 1, generator):
+        for turn in extraction_turns(scene, 1, generator):
             prompt = processor.apply_chat_template(
                 [{"role": "user", "content": turn.question}], add_generation_prompt=True, tokenize=False
             )

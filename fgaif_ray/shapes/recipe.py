@@ -11,7 +11,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from fgaif_ray.progress import say
-from fgaif_ray.shapes import pretraining, tiny_llava
+from fgaif_ray.shapes import packing, pretraining, tiny_llava, turns
 from fgaif_ray.shapes.probes import measure_answers, measure_captions, measure_extraction
 from fgaif_ray.shapes.scenes import draw_scene
 
@@ -44,13 +44,13 @@ def _corpus(seed: int) -> Iterator[str]:
     generator = random.Random(seed)
     for index in range(CORPUS_SCENES):
         scene = draw_scene("pretrain", index, seed)
-        turns = [
-            pretraining.caption_turn(scene, pretraining.POSSIBLE_ERRORS, generator),
-            *pretraining.question_turns(scene, 2, generator),
-            *pretraining.extraction_turns(scene, 1, generator),
-            *pretraining.name(scene, generator),
+        conversations = [
+            turns.caption_turn(scene, turns.POSSIBLE_ERRORS, generator),
+            *turns.question_turns(scene, 2, generator),
+            *turns.extraction_turns(scene, 1, generator),
+            *turns.name(scene, generator),
         ]
-        for turn in turns:
+        for turn in conversations:
             yield f"USER: {turn.question}\nASSISTANT:\n"
             yield turn.answer
 
@@ -71,38 +71,35 @@ class Phase:
 
     start: str
     """The phase whose weights it starts from."""
-    streams: tuple[tuple[pretraining.TurnMaker, int], ...]
+    streams: tuple[tuple[turns.TurnMaker, int], ...]
     """Conversations, and images a step."""
     steps: int
     learning_rate: float
-    heavy: tuple[str, ...] = pretraining.SEEN
+    heavy: tuple[str, ...] = packing.SEEN
     weight_decay: float = 0.01
 
 
 TOWER_STEPS: Final = 1500
 PROJECTOR_STEPS: Final = 2200
-_EXTRACT, _EXTRACT_LESS = (pretraining.extract_only, 8), (pretraining.extract_only, 4)
-_text = partial(Phase, heavy=pretraining.ANSWERS, weight_decay=0.1)
+_EXTRACT, _EXTRACT_LESS = (turns.extract_only, 8), (turns.extract_only, 4)
+_text = partial(Phase, heavy=packing.ANSWERS, weight_decay=0.1)
 # Two lines part at the tower: one looks, the other copies from text as well. Copying has to be learnt along with
 # looking, while the weights are held small: taught to a model that had only looked, it was not there after 1,600 steps.
 # Where yes and no weigh more than the words of places, comparing two places is not learnt for thousands of steps.
 PHASES: Final = {
-    "name": Phase("tower", ((pretraining.name, 24),), 1000, 1e-2),
-    "answer": Phase("name", ((pretraining.name, 4), (pretraining.answer, 12)), 1400, 1e-2),
-    "describe": Phase("answer", ((pretraining.name, 3), (pretraining.describe, 12)), 1200, 6e-3),
-    "describe_more": Phase("describe", ((pretraining.describe_more, 12),), 1400, 8e-3),
-    "describe_most": Phase("describe_more", ((pretraining.describe_more, 12),), 700, 8e-3),
-    "policy": Phase("describe_most", ((pretraining.describe_with_errors, 16),), 500, 2e-3),
-    "annotator": Phase("describe", ((pretraining.verify_only, 8), _EXTRACT), 1000, 5e-3),
-    "text_name": _text("tower", ((pretraining.name, 16), _EXTRACT), 1600, 1e-2),
-    "text_name_more": _text("text_name", ((pretraining.name, 24), _EXTRACT_LESS), 500, 1e-2),
-    "text_answer": _text(
-        "text_name_more", ((pretraining.name, 4), (pretraining.answer, 12), _EXTRACT_LESS), 1400, 1e-2
-    ),
-    "text_describe": _text(
-        "text_answer", ((pretraining.name, 3), (pretraining.describe, 12), _EXTRACT_LESS), 1200, 6e-3
-    ),
-    "extractor": Phase("text_describe", ((pretraining.extract_only, 12),), 400, 4e-3, weight_decay=0.1),
+    "name": Phase("tower", ((turns.name, 24),), 1000, 1e-2),
+    "answer": Phase("name", ((turns.name, 4), (turns.answer, 12)), 1400, 1e-2),
+    "describe": Phase("answer", ((turns.name, 3), (turns.describe, 12)), 1200, 6e-3),
+    "describe_more": Phase("describe", ((turns.describe_more, 12),), 1400, 8e-3),
+    "describe_most": Phase("describe_more", ((turns.describe_more, 12),), 700, 8e-3),
+    "base": Phase("describe_most", ((turns.name, 3), (turns.describe, 12)), 2000, 8e-3),
+    "policy": Phase("base", ((turns.describe_with_errors, 16),), 500, 2e-3),
+    "annotator": Phase("describe", ((turns.verify, 12),), 2000, 8e-3),
+    "text_name": _text("tower", ((turns.name, 16), _EXTRACT), 1600, 1e-2),
+    "text_name_more": _text("text_name", ((turns.name, 24), _EXTRACT_LESS), 500, 1e-2),
+    "text_answer": _text("text_name_more", ((turns.name, 4), (turns.answer, 12), _EXTRACT_LESS), 1400, 1e-2),
+    "text_describe": _text("text_answer", ((turns.name, 3), (turns.describe, 12), _EXTRACT_LESS), 1200, 6e-3),
+    "extractor": Phase("text_describe", ((turns.extract_only, 12),), 400, 4e-3, weight_decay=0.1),
 }
 
 
@@ -130,7 +127,59 @@ def _write_card(name: str, figures: dict[str, float], seed: int, count: int, fol
     (folder / "README.md").write_text(text)
 
 
-def run_phases(work: Path, output: Path, scenes: int, seed: int, probes: int, steps: int | None = None) -> None:
+def train_tower(
+    work: Path, pool: pretraining.ScenePool, seed: int, device: str, workers: int, steps: int | None
+) -> None:
+    """Tokenizer, vision tower and projector, from nothing into ``work / "tower"``."""
+    tokenizer = tiny_llava.train_tokenizer(_corpus(seed))
+    processor, model = tiny_llava.build_processor(tokenizer), tiny_llava.build_model(tokenizer, seed)
+    model.to(torch.device(device))
+    packer = packing.Packer(processor)
+    share = pretraining.train_tower(model, packer, pool, steps or TOWER_STEPS, seed, workers=workers)
+    say(f"tower: {share:.3f} of the occupied cells told right")
+    pretraining.rescale_tower(model, packer, pool, seed)
+    share = pretraining.align_projector(model, packer, pool, steps or PROJECTOR_STEPS, seed + 1, workers=workers)
+    say(f"projector: {share:.3f} of the occupied cells read right")
+    tiny_llava.save_checkpoint(model, processor, work / "tower")
+
+
+def train_phase(
+    name: str, work: Path, pool: pretraining.ScenePool, seed: int, device: str, workers: int, steps: int | None
+) -> None:
+    """One phase of the language model, from the folder of its start in ``work`` into its own."""
+    phase = PHASES[name]
+    model, processor = _load(work / phase.start)
+    model.to(torch.device(device))
+    count = steps or phase.steps
+    streams = [
+        pretraining.batches(
+            pool,
+            packing.Packer(processor, make_turns is not turns.extract_only, phase.heavy),
+            make_turns,
+            batch_size,
+            seed + 10 * list(PHASES).index(name) + position,
+            count,
+            workers,
+        )
+        for position, (make_turns, batch_size) in enumerate(phase.streams)
+    ]
+    loss = pretraining.train_language(
+        f"pre-train {name}", model, streams, count, phase.learning_rate, phase.weight_decay
+    )
+    say(f"{name}: loss {loss:.4f}")
+    tiny_llava.save_checkpoint(model, processor, work / name)
+
+
+def run_phases(
+    work: Path,
+    output: Path,
+    scenes: int,
+    seed: int,
+    probes: int,
+    steps: int | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+) -> None:
     """Train what is not there yet: a folder of ``work`` for each phase, and of ``output`` for each model.
 
     Args:
@@ -140,35 +189,15 @@ def run_phases(work: Path, output: Path, scenes: int, seed: int, probes: int, st
         seed: seed of weights, scenes, texts and batches.
         probes: held-out scenes on which the finished models are measured for their cards.
         steps: optimiser steps of every phase; None takes each phase's own.
+        device: where to train, such as ``cpu`` or ``cuda``. Figures are measured on the CPU.
+        workers: processes that make the batches of each stream ahead of time; they change nothing about them.
     """
     pool = pretraining.ScenePool(scenes, seed)
     if not _done(work / "tower"):
-        tokenizer = tiny_llava.train_tokenizer(_corpus(seed))
-        processor, model = tiny_llava.build_processor(tokenizer), tiny_llava.build_model(tokenizer, seed)
-        packer = pretraining.Packer(processor)
-        share = pretraining.train_tower(model, packer, pool, steps or TOWER_STEPS)
-        say(f"tower: {share:.3f} of the occupied cells told right")
-        pretraining.rescale_tower(model, packer, pool)
-        share = pretraining.align_projector(model, packer, pool, steps or PROJECTOR_STEPS)
-        say(f"projector: {share:.3f} of the occupied cells read right")
-        tiny_llava.save_checkpoint(model, processor, work / "tower")
-    for number, (name, phase) in enumerate(PHASES.items(), start=1):
+        train_tower(work, pool, seed, device, workers, steps)
+    for name in PHASES:
         if not _done(work / name):
-            model, processor = _load(work / phase.start)
-            streams = [
-                pretraining.batches(
-                    pool,
-                    pretraining.Packer(processor, turns is not pretraining.extract_only, phase.heavy),
-                    turns,
-                    batch_size,
-                    seed + 10 * number + position,
-                )
-                for position, (turns, batch_size) in enumerate(phase.streams)
-            ]
-            pretraining.train_language(
-                f"pre-train {name}", model, streams, steps or phase.steps, phase.learning_rate, phase.weight_decay
-            )
-            tiny_llava.save_checkpoint(model, processor, work / name)
+            train_phase(name, work, pool, seed, device, workers, steps)
     for name, measure in _FIGURES.items():
         if not (work / name / "README.md").exists():
             _write_card(name, measure(*_load(work / name), probes), seed, probes, work / name)

@@ -1,0 +1,133 @@
+"""Packed training batches: one sequence holds one image and several conversations about it.
+
+A block mask keeps the conversations apart and positions restart, so that each is exactly the single-turn conversation
+the chat template makes, at a fraction of the cost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from fgaif_ray.shapes.scenes import COLORS, GRID, SHAPES, SIZES
+from fgaif_ray.shapes.turns import COLUMNS, ROWS, Turn
+
+IGNORE: Final = -100
+HEAVY_WEIGHT: Final = 4.0
+"""Loss weight of the words that a packer is told to weigh."""
+ANSWERS: Final = ("Yes", "No")
+SEEN: Final = (*ANSWERS, *(f" {word}" for word in (*SHAPES, *COLORS, *SIZES, *ROWS, *COLUMNS)))
+"""The words that hang on the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One packed batch; B sequences of T tokens."""
+
+    input_ids: Tensor  # [B, T]
+    position_ids: Tensor  # [B, T]
+    branches: Tensor  # [B, T], which conversation a token is of; 0 for the prefix they share, -1 for padding
+    labels: Tensor  # [B, T], IGNORE where nothing is learnt; already shifted
+    weights: Tensor  # [B, T], of the losses
+    pixel_values: Tensor | None  # [B, 3, IMAGE_SIZE, IMAGE_SIZE]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """Additive, ``[B, 1, T, T]``: a token sees the prefix and what came before it in its own conversation."""
+        length = self.branches.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.branches.device).tril()
+        of_token, seen = self.branches[:, :, None], self.branches[:, None, :]
+        visible = ((of_token == seen) | (seen == 0)) & causal  # [B, T, T]
+        mask = torch.zeros(visible.shape, device=visible.device)
+        return mask.masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: value if value is None else value.to(device) for name, value in values.items()})
+
+
+class Packer:
+    """Turns conversations about an image into packed training batches; ``heavy`` words count HEAVY_WEIGHT times."""
+
+    def __init__(self, processor: LlavaProcessor, with_image: bool = True, heavy: Sequence[str] = ANSWERS) -> None:
+        self._processor, self._tokenizer, self.with_image = processor, processor.tokenizer, with_image
+        marker = self._render("\x00")
+        prefix, self._suffix = marker.split("\x00")
+        if with_image:
+            prefix = prefix.replace("<image>", "<image>" * GRID * GRID)
+        self._prefix_ids: list[int] = self._tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        self._heavy_ids = torch.tensor([self.word_id(word) for word in heavy])
+        image_processor = processor.image_processor
+        self._mean = torch.tensor(image_processor.image_mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(image_processor.image_std).view(1, 3, 1, 1)
+
+    def _render(self, question: str) -> str:
+        content: list[dict[str, str]] = [{"type": "text", "text": question}]
+        if self.with_image:
+            content.insert(0, {"type": "image"})
+        conversation: Any = [{"role": "user", "content": content}]  # transformers types it narrower than it takes
+        text: str = self._processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return text
+
+    def word_id(self, word: str) -> int:
+        """The id of a word (with its leading space) that stands for it; the first where the tokenizer splits it."""
+        ids: list[int] = self._tokenizer(word, add_special_tokens=False)["input_ids"]
+        return ids[0]
+
+    def pixels(self, images: np.ndarray) -> Tensor:
+        """Normalised pixel values of uint8 images ``[B, height, width, 3]``."""
+        values = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255.0
+        return (values - self._mean) / self._std
+
+    def pack(self, conversations: Sequence[Sequence[Turn]], images: np.ndarray | None) -> Batch:
+        """Pack the conversations of each image behind its prefix."""
+        questions = [turn.question + self._suffix for turns in conversations for turn in turns]
+        answers = [turn.answer for turns in conversations for turn in turns]
+        encode = self._tokenizer
+        question_ids = iter(encode(questions, add_special_tokens=False)["input_ids"])
+        answer_ids = iter(encode(answers, add_special_tokens=False)["input_ids"])
+        prefix = len(self._prefix_ids)
+        rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
+        for turns in conversations:
+            ids, positions, branches = list(self._prefix_ids), list(range(prefix)), [0] * prefix
+            labels = [IGNORE] * prefix
+            for branch in range(1, len(turns) + 1):
+                asked, answered = next(question_ids), [*next(answer_ids), encode.eos_token_id]
+                ids += asked + answered
+                positions += range(prefix, prefix + len(asked) + len(answered))
+                branches += [branch] * (len(asked) + len(answered))
+                labels += [IGNORE] * (len(asked) - 1) + answered + [IGNORE]
+            rows.append((ids, positions, branches, labels))
+        length = max(len(row[0]) for row in rows)
+
+        def padded(column: int, value: int) -> Tensor:
+            return torch.tensor([list(row[column]) + [value] * (length - len(row[column])) for row in rows])
+
+        pixel_values = self.pixels(images) if images is not None else None
+        labels_of_rows = padded(3, IGNORE)
+        weights = torch.where(torch.isin(labels_of_rows, self._heavy_ids), HEAVY_WEIGHT, 1.0)
+        return Batch(padded(0, encode.pad_token_id), padded(1, 0), padded(2, -1), labels_of_rows, weights, pixel_values)
+
+
+def language_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+    """Mean cross-entropy over the answer tokens of a packed batch (scalar).
+
+    Yes or no is one token, and most tokens of a caption are phrasing, so the words that hang on the image weigh more.
+    """
+    hidden = model.model(
+        input_ids=batch.input_ids,
+        pixel_values=batch.pixel_values,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state  # [B, T, hidden]
+    learnt = batch.labels != IGNORE
+    logits = model.lm_head(hidden[learnt])  # [answer tokens, vocabulary]
+    losses = nn.functional.cross_entropy(logits, batch.labels[learnt], reduction="none")
+    weights = batch.weights[learnt]
+    return (losses * weights).sum() / weights.sum()
