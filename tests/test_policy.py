@@ -275,3 +275,22 @@ def test_a_critic_of_another_model_is_refused(model: PolicyModel, tmp_path: Path
     policy_module.save_file(tensors, weights)
     with pytest.raises(UserError, match="belongs to another model"):
         PolicyModel(backbone(), LORA, critic_from=str(tmp_path))
+
+
+def test_checkpointed_activations_give_the_same_gradients(images: list[Image.Image]) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = disturbed(PolicyModel(backbone(), LORA, activation_checkpointing=checkpointing))
+        passes: list[int] = []
+        decoder: Any = model.backbone.language_model
+        decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=passes: seen.append(1))
+        rows = model.encode(PROMPTS, images, RESPONSES)
+        model.log_probs(rows).log_probs.sum().backward()
+        model.values(rows).sum().backward()
+        parameters = model.policy_parameters() | model.critic_parameters()
+        found.append((len(passes), {name: parameter.grad for name, parameter in parameters.items()}))
+    (passes_kept, kept), (passes_again, again) = found
+    assert (passes_kept, passes_again) == (2, 4)
+    for name, gradient in kept.items():
+        assert gradient is not None
+        torch.testing.assert_close(gradient, again[name], rtol=0, atol=0)

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.models.backbone import Backbone, banned_token_ids
+from fgaif_ray.models.lora import with_own_layers
 from fgaif_ray.rl.losses import entropy_from_logits
 
 POLICY: Final = "policy"
@@ -97,6 +98,8 @@ class TokenLogProbs:
 class PolicyModel(nn.Module):
     """A policy and a critic that sees the image, over one frozen backbone.
 
+    The adapters take turns: the backward pass of one comes before the forward pass of the other.
+
     Example: ``PolicyModel(load_backbone("llava-hf/llava-1.5-7b-hf"), LoRAOptions(rank=64, alpha=16))``.
     """
 
@@ -108,6 +111,7 @@ class PolicyModel(nn.Module):
         critic_from: str | None = None,
         temperature: float = 1.0,
         seed: int = 0,
+        activation_checkpointing: bool = False,
     ) -> None:
         """Injects the adapters into ``backbone.model``; both start as doing nothing, and the value head at zero.
 
@@ -118,6 +122,8 @@ class PolicyModel(nn.Module):
                 object reward model's), with its own rank and alpha.
             temperature: of the sampling.
             seed: of the adapters' first factors (the second are zero).
+            activation_checkpointing: keep only the input of each decoder layer for the backward pass and compute the
+                rest again there: the same gradients, a third more computation, a small part of the memory.
 
         Raises:
             UserError: the adapter of ``critic_from`` belongs to another model.
@@ -138,6 +144,11 @@ class PolicyModel(nn.Module):
         banned = torch.tensor(banned_token_ids(backbone), dtype=torch.int64, device=backbone.device)
         self.register_buffer("_banned", banned, persistent=False)
         self.eval()  # no dropout anywhere: rollouts and updates see the same network
+        if activation_checkpointing:
+            decoder: Any = backbone.language_model
+            decoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            for layer in decoder.layers:
+                layer.training = True  # transformers checkpoints layers in training alone; what they hold stays in eval
 
     @property
     def device(self) -> torch.device:
@@ -192,22 +203,22 @@ class PolicyModel(nn.Module):
         self, rows: EncodedRows, role: Literal["policy", "reference"] = "policy", *, with_entropy: bool = False
     ) -> TokenLogProbs:
         """Log-probabilities of the response tokens, with gradient where the policy is asked and gradients are on."""
+        mask, row_of, positions = _places(rows)
+        targets = rows.input_ids[row_of, positions + 1]  # [response_tokens_of_all_rows]
         if role == "reference":
             with torch.no_grad(), self._peft.disable_adapter():
-                hidden, mask = self._hidden(rows)
+                hidden = self._states(rows)[row_of, positions]
         else:
             self._activate(POLICY)
-            hidden, mask = self._hidden(rows)
-        offsets = torch.arange(rows.response_width, device=self.device)  # [response_width]
-        positions = (rows.prompt_lengths[:, None] + offsets).clamp(max=rows.input_ids.shape[1] - 1)
-        targets = rows.input_ids.gather(1, positions)[mask]  # [response_tokens_of_all_rows]
+            hidden = self._states(rows)[row_of, positions]  # [response_tokens_of_all_rows, hidden]
         log_probs, entropies = self._score(hidden, targets, with_entropy)
         return TokenLogProbs(_scatter(log_probs, mask), None if entropies is None else _scatter(entropies, mask))
 
     def values(self, rows: EncodedRows) -> Tensor:
         """The critic's value before each response token was chosen, ``[rows, response_width]``, zero on padding."""
         self._activate(CRITIC)
-        hidden, mask = self._hidden(rows)
+        mask, row_of, positions = _places(rows)
+        hidden = self._states(rows)[row_of, positions]  # [response_tokens_of_all_rows, hidden]
         return _scatter(self.value_head(hidden.float()).squeeze(-1), mask)
 
     def save_policy(self, folder: str | Path) -> None:
@@ -252,16 +263,11 @@ class PolicyModel(nn.Module):
         ]
         return torch.cat(parts)  # [images, image_tokens, hidden]
 
-    def _hidden(self, rows: EncodedRows) -> tuple[Tensor, Tensor]:
-        """The state before each response token, ``[response_tokens_of_all_rows, hidden]``, and where it belongs."""
+    def _states(self, rows: EncodedRows) -> Tensor:
+        """The decoder's last states, ``[rows, tokens, hidden]``."""
         embeddings = self.backbone.input_embeddings(rows.input_ids, rows.image_features[rows.image_index])
-        output: Any = self.backbone.language_model(inputs_embeds=embeddings, use_cache=False)
-        states: Tensor = output.last_hidden_state  # [rows, tokens, hidden]
-        offsets = torch.arange(rows.response_width, device=self.device)  # [response_width]
-        mask = offsets < rows.response_lengths[:, None]  # [rows, response_width]
-        positions = (rows.prompt_lengths[:, None] - 1 + offsets)[mask]  # [response_tokens_of_all_rows]
-        row_of = torch.arange(len(rows), device=self.device)[:, None].expand_as(mask)[mask]
-        return states[row_of, positions], mask
+        states: Tensor = self.backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return states
 
     def _score(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         head = self.backbone.model.get_output_embeddings()
@@ -269,7 +275,8 @@ class PolicyModel(nn.Module):
         parts = []
         for states, ids in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
             if len(hidden) > size and torch.is_grad_enabled():
-                parts.append(checkpoint(self._score_chunk, head, states, ids, with_entropy, use_reentrant=False))
+                arguments = (head, states, ids, with_entropy)
+                parts.append(checkpoint(self._score_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
                 parts.append(self._score_chunk(head, states, ids, with_entropy))
         log_probs = torch.cat([part[0] for part in parts])
@@ -287,19 +294,20 @@ class PolicyModel(nn.Module):
 def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
     # A pattern instead of names: the vision tower has layers of the same names, and it stays frozen.
     targets = rf".*language_model.*\.({'|'.join(lora.target_modules)})"
-    return LoraConfig(
+    config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=targets,
         lora_dropout=0.0,
         base_model_name_or_path=backbone.path,
     )
+    return with_own_layers(config)
 
 
 def _load_critic(model: PeftModel, folder: str) -> None:
     config = LoraConfig.from_pretrained(folder)
     config.lora_dropout, config.inference_mode = 0.0, False
-    model.add_adapter(CRITIC, config)
+    model.add_adapter(CRITIC, with_own_layers(config))
     weights = load_file(Path(folder, ADAPTER_WEIGHTS))
     parameters = {name: value for name, value in model.named_parameters() if f".{CRITIC}." in name}
     named = {name.replace(".weight", f".{CRITIC}.weight"): tensor for name, tensor in weights.items()}
@@ -311,6 +319,21 @@ def _load_critic(model: PeftModel, folder: str) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(named[name])
+
+
+def _places(rows: EncodedRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the response tokens are, and the state that each is chosen from.
+
+    Asked for before a pass: the size of what a mask selects must be waited for, and then the device has nothing queued.
+
+    Returns:
+        The mask ``[rows, response_width]`` of real response tokens; of each of them its row and the position of the
+        token before it, ``[response_tokens_of_all_rows]``.
+    """
+    offsets = torch.arange(rows.response_width, device=rows.input_ids.device)  # [response_width]
+    mask = offsets < rows.response_lengths[:, None]  # [rows, response_width]
+    row_of, place = mask.nonzero(as_tuple=True)  # each [response_tokens_of_all_rows]
+    return mask, row_of, rows.prompt_lengths[row_of] - 1 + place
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
