@@ -4,13 +4,13 @@
     PPO learner --> handle -->                +--> AttributeReward  (replicas)
                                               +--> RelationReward   (replicas)
 
-With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all three types.
+With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all three types; so it
+does where `rewards.kind` has one adapter for the three, whose forward pass gives the three verdicts.
 Callers' lists arrive whole: `@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and
 tears none.
 """
 
 import asyncio
-import hashlib
 import ipaddress
 import os
 import re
@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import ray
@@ -29,19 +29,18 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from actors.reward_gateway import GatewaySettings, RewardGateway
 from actors.reward_http import token_digest
-from fgaif_ray import storage
+from fgaif_ray import resources, storage
 from fgaif_ray.client import RewardClient
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.models.reward_files import ADAPTER_FILES, RewardModelFiles, kind_of, read_folder
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.reward_api import TOKEN_VARIABLE, ModelList, RewardModelCard
 from fgaif_ray.rl.rewards import RewardOptions
 from fgaif_ray.scoring import Outcome, ScoringBatch, Verdicts, combined_version, probe_batch, score_batches
 
 APP_NAME: Final = "rewards"
-ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 READY_TIMEOUT_S: Final = 300.0
-GATEWAY_CPUS: Final = 0.1
 MINIMUM_ONGOING_REQUESTS: Final = 32
 PROXY_MARGIN_S: Final = 30.0
 """The proxy waits this much longer than the gateway, whose time-out has an answer."""
@@ -63,6 +62,8 @@ class ScorerSettings:
 
     backbone: str
     dtype: str
+    quantisation: str
+    temperature_scaling: bool
     folders: dict[str, str]
     """Fact type -> folder of its reward model; all of them over one backbone."""
     max_batch_size: int
@@ -83,9 +84,9 @@ class RewardScorer:
 
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        backbone = load_backbone(settings.backbone, settings.dtype)
-        backbone.model.to("cuda" if ray.get_gpu_ids() else "cpu")
-        self._model = load_reward_model(backbone, settings.folders)
+        backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation)
+        backbone.move_to("cuda" if ray.get_gpu_ids() else "cpu")
+        self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
         self._versions = settings.versions
         # One thread: forward passes do not overlap, while the event loop collects the next batch.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
@@ -121,12 +122,14 @@ def published_reward_folders(config: Config) -> dict[str, str]:
     return folders
 
 
-def model_version(folder: str) -> str:
-    """A short hash of a reward model's files."""
-    digest = hashlib.sha256()
-    for name in ADAPTER_FILES:
-        digest.update(hashlib.sha256(storage.read_bytes(storage.join(folder, name))).digest())
-    return digest.hexdigest()[:12]
+def model_version(folder: str, temperature_scaling: bool = False) -> str:
+    """A short hash of a reward model's files, another one where its temperature is applied."""
+    return _served_version(read_folder(folder), temperature_scaling)
+
+
+def _served_version(files: RewardModelFiles, temperature_scaling: bool) -> str:
+    scaled = fingerprint(files.version, "temperature scaling")[: len(files.version)]
+    return scaled if temperature_scaling else files.version
 
 
 def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
@@ -141,6 +144,41 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
     Raises:
         UserError: a model is missing, the port is taken, or the service would be open to the network without a token.
     """
+    settings = _gateway_settings(config, reward_folders)
+    version = settings.models.model_version
+    running = _running()
+    if running is not None and running[0] == settings.identity:
+        return RewardServiceInfo(running[1], APP_NAME, version)
+    url = _start_serve(config)
+    application = _application(config, reward_folders, replace(settings, url=url))
+    try:
+        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
+    except RuntimeError as error:
+        raise _deployment_error() from error
+    _wait_until_ready(url)
+    return RewardServiceInfo(url, APP_NAME, version)
+
+
+def build_application(config: Config, reward_folders: Mapping[str, str], url: str) -> serve.Application:
+    """The application that `deploy` runs, for those who run it by other means (see `actors.reward_app`).
+
+    Args:
+        config: as in `deploy`.
+        reward_folders: as in `deploy`.
+        url: where it will be reached.
+
+    Raises:
+        UserError: a model is missing, or the service would be open to the network without a token.
+    """
+    return _application(config, reward_folders, replace(_gateway_settings(config, reward_folders), url=url))
+
+
+def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> GatewaySettings:
+    """Settings without a URL.
+
+    Raises:
+        UserError: a model is missing, or the service would be open to the network without a token.
+    """
     missing = [fact_type for fact_type in FACT_TYPES if fact_type not in reward_folders]
     if missing:
         raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
@@ -149,18 +187,20 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
         message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
         raise UserError(f"{message} serve on 127.0.0.1.")
     card = _model_list(config, reward_folders)
+    if card.kind == "coarse" and (card.granularity == "response" or card.normalise_by_segments):
+        raise UserError(
+            "These reward models give one verdict per response: leave align.reward.granularity at segment and "
+            "align.reward.normalise_by_segments at false, which would divide it by the number of sub-sentences."
+        )
     digest = token_digest(token) if token is not None else None
     identity = fingerprint(
         card.model_dump(), digest, config.serve.model_dump(), config.rewards.backbone, config.rewards.dtype,
-        config.policy.model, config.align.reward.model_dump(),
+        config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
+        config.align.reward.model_dump(),
     )  # fmt: skip
-    running = _running()
-    if running is not None and running[0] == identity:
-        return RewardServiceInfo(running[1], APP_NAME, card.model_version)
-    url = _start_serve(config)
-    settings = GatewaySettings(
+    return GatewaySettings(
         identity=identity,
-        url=url,
+        url="",
         models=card,
         tokenizer=config.policy.model,
         options=RewardOptions(
@@ -173,13 +213,6 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
         request_timeout_s=config.serve.request_timeout_s,
         token_digest=digest,
     )
-    application = _application(config, reward_folders, settings)
-    try:
-        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
-    except RuntimeError as error:
-        raise _deployment_error() from error
-    _wait_until_ready(url)
-    return RewardServiceInfo(url, APP_NAME, card.model_version)
 
 
 def shutdown() -> None:
@@ -192,13 +225,17 @@ def shutdown() -> None:
 
 
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
-    versions = {fact_type: model_version(folders[fact_type]) for fact_type in FACT_TYPES}
+    scaled = config.rewards.temperature_scaling
+    files = {fact_type: read_folder(folders[fact_type]) for fact_type in FACT_TYPES}
+    versions = {fact_type: _served_version(files[fact_type], scaled) for fact_type in FACT_TYPES}
     return ModelList(
         models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
         model_version=combined_version(versions),
         backbone=os.path.basename(config.rewards.backbone.rstrip("/")),
         tokenizer=os.path.basename(config.policy.model.rstrip("/")),
         placement=config.serve.placement,
+        kind=kind_of(files),
+        temperature_scaling=scaled,
         weights=dict(config.align.reward.weights),
         value=config.align.reward.value,
         granularity=config.align.reward.granularity,
@@ -211,12 +248,13 @@ def _application(config: Config, folders: Mapping[str, str], settings: GatewaySe
     size = config.serve.max_batch_size
 
     def scorer(name: str, fact_types: tuple[str, ...]) -> serve.Application:
+        replica = resources.reward_replica(config, name)
         deployment = serve.deployment(
             name=name,
-            ray_actor_options={"num_cpus": config.serve.num_cpus, "num_gpus": config.serve.num_gpus},
+            ray_actor_options=replica.options(),
             autoscaling_config=AutoscalingConfig(
-                min_replicas=config.serve.min_replicas,
-                max_replicas=max(config.serve.min_replicas, config.serve.max_replicas),
+                min_replicas=replica.count,
+                max_replicas=replica.most or replica.count,
                 target_ongoing_requests=2,  # lists of up to max_batch_size items
             ),
             max_ongoing_requests=max(size, MINIMUM_ONGOING_REQUESTS),  # Serve fills batches of no more than this
@@ -227,6 +265,8 @@ def _application(config: Config, folders: Mapping[str, str], settings: GatewaySe
             ScorerSettings(
                 backbone=config.rewards.backbone,
                 dtype=config.rewards.dtype,
+                quantisation=config.rewards.quantisation,
+                temperature_scaling=config.rewards.temperature_scaling,
                 folders={fact_type: folders[fact_type] for fact_type in fact_types},
                 max_batch_size=size,
                 batch_wait_timeout_s=config.serve.batch_wait_timeout_s,
@@ -235,14 +275,11 @@ def _application(config: Config, folders: Mapping[str, str], settings: GatewaySe
             )
         )
 
-    if config.serve.placement == "shared":
-        scorers = [scorer("SharedReward", FACT_TYPES)]
-    else:
-        scorers = [scorer(f"{fact_type.capitalize()}Reward", (fact_type,)) for fact_type in FACT_TYPES]
+    scorers = [scorer(name, fact_types) for name, fact_types in resources.reward_scorers(config).items()]
     gateway = serve.deployment(
         name="RewardGateway",
         num_replicas=1,
-        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+        ray_actor_options=resources.reward_gateway().options(),
         max_ongoing_requests=1024,  # the gateway turns requests away itself, with an answer of its own shape
         max_constructor_retry_count=1,
         graceful_shutdown_wait_loop_s=0.5,

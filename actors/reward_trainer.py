@@ -2,10 +2,11 @@
 
     driver: polls a queue, shows progress            <- queue of progress messages
       thread: TorchTrainer.fit()
-        worker 0..n-1: one backbone; for each fact type not yet in the stage's partial folder: train, rank 0 saves
+        worker 0..n-1: one backbone; for each task that the stage's partial folder does not hold: train, rank 0 saves
 
-Start-up is paid once for all types, yet each is a model of its own: own adapter, head, optimiser, early
-stopping, folder.
+Start-up is paid once for all tasks (three models, or one; see ``fgaif_ray.models.reward_kinds``). After each epoch
+rank 0 writes a checkpoint into the partial folder: a worker that dies, or the same command after an interruption, goes
+on from there.
 """
 
 import os
@@ -13,19 +14,23 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import fsspec
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from fgaif_ray import storage
+from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
+from fgaif_ray.models.reward_files import METRICS_FILE
+from fgaif_ray.models.reward_kinds import RewardTask, reward_tasks
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FACT_TYPES
 
-METRICS_FILE: Final = "metrics.json"
+if TYPE_CHECKING:
+    from fgaif_ray.models.backbone import Backbone
+    from fgaif_ray.models.reward_data import RewardData
+    from fgaif_ray.models.reward_model import RewardModel
+
 REPORT_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.5
 
@@ -41,10 +46,8 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
     Raises:
         Exception: a worker failed twice, or the feedback or backbone is unusable; the cause is Ray Train's error.
     """
-    rewards = config.rewards
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # workers keep the driver's folder: relative paths mean the same there
     messages = Queue(actor_options={"num_cpus": 0})
-    resources = {"CPU": rewards.cpus_per_worker, "GPU": rewards.gpus_per_worker}
     scratch = storage.join(config.run.dir, "rewards.train")
     trainer = TorchTrainer(
         _train_worker,
@@ -54,11 +57,7 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
             "partial": partial,
             "messages": messages,
         },
-        scaling_config=ScalingConfig(
-            num_workers=rewards.num_workers,
-            use_gpu=rewards.gpus_per_worker > 0,
-            resources_per_worker={name: amount for name, amount in resources.items() if amount > 0},
-        ),
+        scaling_config=ScalingConfig(**resources.reward_trainer(config).scaling()),
         run_config=RunConfig(
             name="rewards",
             storage_path=os.path.abspath(scratch) if storage.is_local(scratch) else scratch,
@@ -75,15 +74,9 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
     display.show(messages, 0)
     display.close()
     messages.shutdown()
-    _remove(scratch)
+    storage.remove_folder(scratch)
     if outcome[0] is not None:
         raise outcome[0]
-
-
-def _remove(uri: str) -> None:
-    filesystem, path = fsspec.core.url_to_fs(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
 
 
 def _fit(trainer: TorchTrainer, outcome: list[BaseException | None]) -> None:
@@ -127,7 +120,7 @@ class _Display:
             self._progress = None
 
 
-class _Reporter:
+class Reporter:
     """Sends progress from rank 0 to the driver, about once a second."""
 
     def __init__(self, messages: Queue | None) -> None:
@@ -164,21 +157,18 @@ def _train_worker(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from fgaif_ray.models.backbone import load_backbone
-    from fgaif_ray.models.reward_data import ImageFeatures, from_feedback, prepare_data
-    from fgaif_ray.models.reward_model import RewardModel
-    from fgaif_ray.models.reward_training import train_reward_model
+    from fgaif_ray.models.reward_data import from_feedback, prepare_data
 
     config = Config.model_validate(settings["config"])
     rewards, partial = config.rewards, settings["partial"]
     if rewards.threads is not None:
         torch.set_num_threads(rewards.threads)
     first = ray.train.get_context().get_world_rank() == 0
-    reporter = _Reporter(settings["messages"] if first else None)
-    pending = [name for name in FACT_TYPES if not is_trained(partial, name)]
-    if not pending:
+    reporter = Reporter(settings["messages"] if first else None)
+    if not missing_tasks(config, partial):
         return
-    backbone = load_backbone(rewards.backbone, rewards.dtype)
-    backbone.model.to(get_device())
+    backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
+    backbone.move_to(get_device())
     columns = ["sample_id", "image", "image_sha256", "prompt", "segments"]
     responses = from_feedback(storage.read_rows(settings["feedback"], columns=columns))
     reporter.send("begin", "read feedback", len(responses), "responses")
@@ -188,19 +178,52 @@ def _train_worker(settings: dict[str, Any]) -> None:
         for part, purpose in ((data.counts["train"], "train on"), (data.counts["validation"], "hold out"))
     )
     reporter.send("line", f"reward models: {counts}")
-    model, features = RewardModel(backbone), ImageFeatures(backbone)
-    for name in pending:
-        reporter.send("begin", f"reward model {name}", len(data.train) * rewards.epochs, "responses")
-        seed = config.run.seed + FACT_TYPES.index(name)
-        metrics = train_reward_model(model, name, data, features, rewards, seed, reporter.advance)
+    train_missing(config, partial, backbone, data, reporter if first else None)
+
+
+def missing_tasks(config: Config, partial: str) -> list[RewardTask]:
+    """What is to be trained for this kind of reward model and not yet whole in a folder."""
+    tasks = reward_tasks(config.rewards.kind)
+    return [task for task in tasks if not all(is_trained(partial, name) for name in task.fact_types)]
+
+
+def train_missing(
+    config: Config, partial: str, backbone: "Backbone", data: "RewardData", reporter: Reporter | None
+) -> None:
+    """Train the missing tasks over one backbone.
+
+    Args:
+        config: its ``rewards`` section says how.
+        partial: folder that gets a subfolder per fact type, and checkpoints meanwhile.
+        backbone: gets the adapters.
+        data: examples.
+        reporter: shows progress; None in a worker that is not the first, and writes nothing.
+    """
+    from fgaif_ray.models.reward_checkpoint import TrainingCheckpoint
+    from fgaif_ray.models.reward_data import ImageFeatures
+    from fgaif_ray.models.reward_model import RewardModel
+    from fgaif_ray.models.reward_training import train_reward_model
+
+    model, features, rewards = RewardModel(backbone), ImageFeatures(backbone), config.rewards
+    tasks = reward_tasks(rewards.kind)
+    reporter, first = reporter or Reporter(None), reporter is not None
+    for task in missing_tasks(config, partial):
+        reporter.send("begin", f"reward model {task.name}", len(data.train) * rewards.epochs, "responses")
+        seed = config.run.seed + tasks.index(task)
+        checkpoint = TrainingCheckpoint(partial, task.name)
+        metrics = train_reward_model(model, task, data, features, rewards, seed, reporter.advance, checkpoint)
         if first:
-            _save(model, name, metrics, config, partial)
-        reporter.send(
-            "line",
-            f"reward model {name}: held-out balanced accuracy {metrics['balanced_accuracy']:.3f}, calibration error "
-            f"{metrics['expected_calibration_error']:.3f} (epoch {metrics['best_epoch']} of {len(metrics['curve'])}, "
-            f"{metrics['seconds']:.0f} s)",
-        )
+            for name in task.fact_types:
+                _save(model, task, metrics[name], config, partial)
+            checkpoint.remove()
+        for name in task.heads:
+            figures = metrics[name if name in metrics else task.fact_types[0]]
+            reporter.send(
+                "line",
+                f"reward model {name}: held-out balanced accuracy {figures['balanced_accuracy']:.3f}, calibration "
+                f"error {figures['expected_calibration_error']:.3f} (epoch {figures['best_epoch']} of "
+                f"{len(figures['curve'])}, {figures['seconds']:.0f} s)",
+            )
 
 
 def is_trained(folder: str, fact_type: str) -> bool:
@@ -208,12 +231,13 @@ def is_trained(folder: str, fact_type: str) -> bool:
     return storage.exists(storage.join(folder, fact_type, METRICS_FILE))
 
 
-def _save(model: Any, fact_type: str, metrics: dict[str, Any], config: Config, partial: str) -> None:
-    from fgaif_ray.models.reward_training import model_card
+def _save(model: "RewardModel", task: RewardTask, metrics: dict[str, Any], config: Config, partial: str) -> None:
+    from fgaif_ray.models.reward_card import model_card
 
+    fact_type = metrics["fact_type"]
     folder = storage.join(partial, fact_type)
     with tempfile.TemporaryDirectory() as temporary:
-        model.save(fact_type, Path(temporary))
+        model.save(fact_type, Path(temporary), task.head_of(fact_type))
         (Path(temporary) / "README.md").write_text(model_card(metrics, config.rewards))
         storage.upload_folder(temporary, folder)
     storage.write_json(storage.join(folder, METRICS_FILE), metrics)

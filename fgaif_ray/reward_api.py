@@ -118,6 +118,10 @@ class ModelList(Answer):
     tokenizer: str
     """Whose token ids `response_token_ids` are."""
     placement: str
+    kind: str = "separate"
+    """``separate`` reward models, one ``multitask`` model, or ``coarse``: one verdict per response, the same for each
+    type, at its last segment, with the segments before it absent."""
+    temperature_scaling: bool = False
     weights: dict[str, float]
     value: str
     granularity: str = "segment"

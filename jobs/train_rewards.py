@@ -1,7 +1,8 @@
 """Train the three reward models on feedback/ and publish them as rewards/{existence,attribute,relation}.
 
 Each is a LoRA adapter with a head over the frozen backbone of the configuration, with metrics.json and a
-model card. A type that an interrupted run has finished is not trained again.
+model card. A type that an interrupted run has finished is not trained again, the one it was at goes on after its last
+epoch. `rewards.kind` trains other models for the same folders: one with three heads, or one verdict per response.
 """
 
 import sys
@@ -11,10 +12,13 @@ from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.storage import Stage, join, read_json, require_stage
 from jobs.cli import main
+from jobs.plan import plan_mode
 
 STAGE = "rewards"
-# What changes neither the data nor the steps of the optimiser does not make trained models stale.
-PLACEMENT = {"num_workers", "cpus_per_worker", "gpus_per_worker", "threads"}
+# What changes neither the data nor the steps of the optimiser does not make trained models stale; a temperature is
+# fitted in any case.
+PLACEMENT = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads"}
+PLACEMENT |= {"micro_batch_size", "temperature_scaling"}
 
 
 def stage_of(config: Config) -> Stage:
@@ -25,7 +29,7 @@ def stage_of(config: Config) -> Stage:
     """
     feedback = require_stage(config.run.dir, "feedback", "label")
     settings = config.rewards.model_dump(mode="json", exclude=PLACEMENT)
-    key = fingerprint("rewards-1", settings, config.run.seed, feedback["fingerprint"])
+    key = fingerprint("rewards-2", settings, config.run.seed, feedback["fingerprint"])
     return Stage(config.run.dir, STAGE, key)
 
 
@@ -41,7 +45,8 @@ def run(config: Config) -> None:
         return
 
     from actors.cluster import connect
-    from actors.reward_trainer import METRICS_FILE, train_reward_models
+    from actors.reward_trainer import train_reward_models
+    from fgaif_ray.models.reward_files import METRICS_FILE
 
     stage.begin()
     with connect(config):
@@ -52,4 +57,4 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("train_rewards", __doc__, run))
+    sys.exit(main("train_rewards", __doc__, run, modes=(plan_mode("train_rewards"),)))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fgaif_ray.config import Config, LoRAOptions
 from fgaif_ray.models.backbone import load_backbone
+from fgaif_ray.models.reward_kinds import reward_tasks
 from fgaif_ray.models.reward_model import RewardModel, load_reward_model
 from fgaif_ray.records import FACT_TYPES
 
@@ -17,24 +18,27 @@ PROMPT = "Describe this image."
 RESPONSE = "There is a red circle at the left of the picture. A big blue square is above the small green triangle."
 
 
-def save_reward_models(folder: Path, seed: int = 0) -> dict[str, str]:
-    """Reward models whose adapters and heads are random, so that no two types agree."""
+def save_reward_models(folder: Path, seed: int = 0, kind: Any = "separate") -> dict[str, str]:
+    """Reward models whose adapters, heads and temperatures are random, so that no two heads agree."""
     model = RewardModel(load_backbone(CHECKPOINT))
     torch.manual_seed(seed)
-    for index, fact_type in enumerate(FACT_TYPES):
-        model.add(fact_type, LoRAOptions(rank=4, alpha=8), seed=seed + index)
+    tasks = reward_tasks(kind)
+    for index, task in enumerate(tasks):
+        model.add_adapter(task.name, task.heads, LoRAOptions(rank=4, alpha=8), seed + index, task.granularity)
     for name, parameter in model.backbone.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     for head in model.heads.values():
         torch.nn.init.normal_(head.weight, std=0.5)  # type: ignore[arg-type]
-    for fact_type in FACT_TYPES:
-        model.save(fact_type, folder / fact_type)
+    model.temperatures = {head: 1.5 + place for place, head in enumerate(model.heads)}
+    for task in tasks:
+        for fact_type in task.fact_types:
+            model.save(fact_type, folder / fact_type, task.head_of(fact_type))
     return {fact_type: str(folder / fact_type) for fact_type in FACT_TYPES}
 
 
-def offline_model(folders: dict[str, str]) -> RewardModel:
-    return load_reward_model(load_backbone(CHECKPOINT), folders)
+def offline_model(folders: dict[str, str], temperature_scaling: bool = False) -> RewardModel:
+    return load_reward_model(load_backbone(CHECKPOINT), folders, temperature_scaling=temperature_scaling)
 
 
 def service_config(run_dir: Path, **serve: Any) -> Config:

@@ -165,3 +165,9 @@ def test_vllm_expands_the_image_to_the_same_ids(backbone: Backbone, image: Image
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert json.loads(finished.stdout.splitlines()[-1]) == backbone.expanded_prompt_ids(PROMPT, image)
+
+
+def test_what_four_bits_need_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"quantisation=4bit needs an NVIDIA GPU.*set it to none\.$"):
+        load_backbone(CHECKPOINT, quantisation="4bit")

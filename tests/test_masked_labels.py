@@ -9,6 +9,7 @@ from test_reward_training import OPTIONS, feedback_rows, silent
 from fgaif_ray.errors import UserError
 from fgaif_ray.models.backbone import load_backbone
 from fgaif_ray.models.reward_data import IGNORED, Example, ImageFeatures, RewardData, from_feedback, prepare_data
+from fgaif_ray.models.reward_kinds import RewardTask
 from fgaif_ray.models.reward_model import RewardModel
 from fgaif_ray.models.reward_training import train_reward_model
 from fgaif_ray.records import ABSENT
@@ -39,7 +40,8 @@ def masked(examples: list[Example], only: int | None = None) -> list[Example]:
 
 def train(data: RewardData) -> dict[str, object]:
     model = RewardModel(load_backbone(OPTIONS.backbone, "float32"))
-    return train_reward_model(model, "existence", data, ImageFeatures(model.backbone), FAST, 0, silent)
+    task = RewardTask("existence", ("existence",), ("existence",))
+    return train_reward_model(model, task, data, ImageFeatures(model.backbone), FAST, 0, silent)["existence"]
 
 
 def test_masked_labels_are_neither_learnt_nor_measured(data: RewardData) -> None:

@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from PIL import Image
-from safetensors.torch import load_file
+from reward_helpers import offline_model, save_reward_models
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.models.backbone import Backbone, load_backbone
+from fgaif_ray.models.reward_files import kind_of, read_folder
+from fgaif_ray.models.reward_kinds import Kind
 from fgaif_ray.models.reward_model import RewardModel, ScoringItem, encode_item, load_reward_model
 from fgaif_ray.records import FACT_TYPES
 
@@ -263,7 +267,66 @@ def test_the_saved_folder_is_a_peft_adapter_of_the_backbone(model: RewardModel, 
 
 def test_the_head_is_float32(folders: dict[str, str]) -> None:
     head = load_file(Path(folders["existence"]) / "head.safetensors")
-    assert {name: (value.dtype, value.shape[0]) for name, value in head.items()} == {
-        "weight": (torch.float32, 3),
-        "bias": (torch.float32, 3),
+    assert {name: (value.dtype, value.shape[:1]) for name, value in head.items()} == {
+        "weight": (torch.float32, (3,)),
+        "bias": (torch.float32, (3,)),
+        "temperature": (torch.float32, ()),
     }
+
+
+# Shared adapters
+
+
+@pytest.mark.parametrize("kind", ["separate", "multitask", "coarse"])
+def test_the_kind_is_told_from_the_files(kind: Kind, tmp_path: Path) -> None:
+    folders = save_reward_models(tmp_path, kind=kind)
+    assert kind_of({name: read_folder(folder) for name, folder in folders.items()}) == kind
+
+
+def test_folders_with_the_same_adapter_share_it_in_memory_and_in_the_forward_pass(tmp_path: Path) -> None:
+    model = offline_model(save_reward_models(tmp_path, kind="multitask"))
+    passes: list[None] = []
+    hook = model.backbone.language_model.register_forward_hook(lambda *_: passes.append(None))
+    scores = model.score_types(FACT_TYPES, items())
+    hook.remove()
+    assert len(passes) == 1
+    assert {name.split(".")[-2] for name, _ in model.named_parameters() if "lora_" in name} == {"existence"}
+    joined = [np.concatenate(scores[fact_type]) for fact_type in FACT_TYPES]
+    assert not any(np.allclose(joined[a], joined[b], atol=1e-3) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_a_folder_of_several_scores_alone_as_it_does_among_them(tmp_path: Path) -> None:
+    folders = save_reward_models(tmp_path, kind="multitask")
+    together, alone = offline_model(folders), offline_model({"relation": folders["relation"]})
+    np.testing.assert_allclose(
+        np.concatenate(together.score("relation", items())), np.concatenate(alone.score("relation", items())), atol=1e-6
+    )
+
+
+def test_a_coarse_verdict_sees_the_whole_response_and_stands_at_its_last_sub_sentence(tmp_path: Path) -> None:
+    model = offline_model(save_reward_models(tmp_path, kind="coarse"))
+    [[short], [long]] = [model.score("existence", [ScoringItem(picture(), PROMPT, SEGMENTS[:n])]) for n in (1, 3)]
+    assert long[:2].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert long.shape == (3, 3) and not np.allclose(long[2], short[0], atol=1e-4)
+
+
+# Temperature
+
+
+def test_the_temperature_is_kept_with_the_head_and_applied_when_asked_for(tmp_path: Path) -> None:
+    folders = save_reward_models(tmp_path)
+    plain, scaled = (offline_model(folders, temperature_scaling=scaling) for scaling in (False, True))
+    for place, fact_type in enumerate(FACT_TYPES):
+        logits = np.log(np.concatenate(plain.score(fact_type, items()))) / (1.5 + place)
+        expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(np.concatenate(scaled.score(fact_type, items())), expected, atol=1e-5)
+
+
+def test_a_head_without_a_temperature_has_one_that_changes_nothing(tmp_path: Path) -> None:
+    folders = save_reward_models(tmp_path)
+    before = offline_model(folders).score("existence", items(1))
+    path = Path(folders["existence"]) / "head.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata, head = file.metadata(), {name: file.get_tensor(name) for name in ("weight", "bias")}
+    save_file(head, path, metadata=metadata)
+    np.testing.assert_array_equal(offline_model(folders, temperature_scaling=True).score("existence", items(1)), before)

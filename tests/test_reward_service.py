@@ -373,6 +373,19 @@ def test_a_missing_reward_model_is_named(service: Service) -> None:
         reward_service.deploy(service.config, {name: service.folders[name] for name in ("existence", "attribute")})
 
 
+def test_a_coarse_verdict_is_not_to_be_divided(service: Service, tmp_path: Path) -> None:
+    config = service_config(Path(service.config.run.dir))
+    reward = config.align.reward.model_copy(update={"normalise_by_segments": True})
+    config = config.model_copy(update={"align": config.align.model_copy(update={"reward": reward})})
+    with pytest.raises(UserError, match="one verdict per response"):
+        reward_service.deploy(config, save_reward_models(tmp_path, kind="coarse"))
+
+
+def test_applied_temperatures_are_another_version(service: Service) -> None:
+    folder = service.folders["existence"]
+    assert reward_service.model_version(folder) != reward_service.model_version(folder, temperature_scaling=True)
+
+
 def test_an_open_port_needs_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FGAIF_REWARD_TOKEN")
     with pytest.raises(UserError, match="FGAIF_REWARD_TOKEN"):
@@ -401,12 +414,17 @@ def test_a_port_in_use_is_told_and_the_service_stays(service: Service) -> None:
 
 
 def test_other_models_and_placement_replace_the_service(service: Service, tmp_path: Path) -> None:
-    folders = save_reward_models(tmp_path / "rewards", seed=7)
-    config = service_config(Path(service.config.run.dir), placement="shared")
+    # One adapter for the three types: one deployment, whatever the placement.
+    folders = save_reward_models(tmp_path / "rewards", seed=7, kind="multitask")
+    config = service_config(Path(service.config.run.dir), placement="separate")
+    rewards = config.rewards.model_copy(update={"kind": "multitask", "temperature_scaling": True})
+    config = config.model_copy(update={"rewards": rewards})
     info = reward_service.deploy(config, folders)
     assert info.url == service.info.url and info.model_version != service.info.model_version
     assert set(serve.status().applications[info.app_name].deployments) == {"RewardGateway", "SharedReward"}
-    other = Service(config, folders, info, offline_model(folders))
+    other = Service(config, folders, info, offline_model(folders, temperature_scaling=True))
+    with other.client() as client:
+        assert (client.models().kind, client.models().temperature_scaling) == ("multitask", True)
     items = handle_items(RESPONSES)
     for item, result in zip(items, other.through_handle(items), strict=True):
         scored = ScoredResponse.model_validate(result)

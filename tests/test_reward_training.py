@@ -18,6 +18,8 @@ from fgaif_ray.config import Config, LoRAOptions, RewardsConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.models import reward_training
 from fgaif_ray.models.backbone import Backbone, load_backbone
+from fgaif_ray.models.reward_card import model_card
+from fgaif_ray.models.reward_checkpoint import TrainingCheckpoint
 from fgaif_ray.models.reward_data import (
     ImageFeatures,
     LabelledResponse,
@@ -27,13 +29,12 @@ from fgaif_ray.models.reward_data import (
     prepare_data,
     split_by_image,
 )
+from fgaif_ray.models.reward_kinds import RewardTask, reward_tasks
 from fgaif_ray.models.reward_model import RewardModel, load_reward_model
 from fgaif_ray.models.reward_training import (
     CLASS_WEIGHT_CAP,
     class_weights,
-    expected_calibration_error,
     learning_rate_factor,
-    model_card,
     predict,
     train_reward_model,
 )
@@ -123,7 +124,8 @@ def train(data: RewardData, fact_type: str = "existence", **changes: Any) -> tup
     model = RewardModel(load_backbone(CHECKPOINT, "float32"))
     options = OPTIONS.model_copy(update=changes)
     features = ImageFeatures(model.backbone)
-    return model, train_reward_model(model, fact_type, data, features, options, 0, silent)
+    task = RewardTask(fact_type, (fact_type,), (fact_type,))
+    return model, train_reward_model(model, task, data, features, options, 0, silent)[fact_type]
 
 
 # Data
@@ -211,15 +213,6 @@ def test_a_class_that_does_not_occur_has_a_finite_weight() -> None:
     assert np.isfinite(class_weights([0, 0, 1])).all()
 
 
-def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
-    probabilities = np.array([[0.9, 0.05, 0.05]] * 10)
-    assert expected_calibration_error(probabilities, [0] * 7 + [1] * 3) == pytest.approx(0.2)
-
-
-def test_certain_and_right_predictions_are_calibrated() -> None:
-    assert expected_calibration_error(np.eye(3), [0, 1, 2]) == 0
-
-
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_nothing() -> None:
     factors = [learning_rate_factor(step, 100) for step in range(101)]
     assert factors[0] > 0 and max(factors) == 1 and factors[100] == pytest.approx(0)
@@ -263,7 +256,8 @@ def test_models_of_different_types_learn_their_own_labels(backbone: Backbone, da
     options = OPTIONS.model_copy(update={"epochs": 2})
     before = {}
     for fact_type in FACT_TYPES:
-        train_reward_model(model, fact_type, data, features, options, 0, silent)
+        task = RewardTask(fact_type, (fact_type,), (fact_type,))
+        train_reward_model(model, task, data, features, options, 0, silent)
         before[fact_type] = predict(model, fact_type, data.validation, features)
     for fact_type in FACT_TYPES:  # training a type leaves the ones before as they were
         np.testing.assert_array_equal(predict(model, fact_type, data.validation, features), before[fact_type])
@@ -281,8 +275,9 @@ def test_progress_counts_every_training_response_of_every_epoch(data: RewardData
     counts: list[int] = []
     model = RewardModel(load_backbone(CHECKPOINT, "float32"))
     options = OPTIONS.model_copy(update={"epochs": 2})
+    task = RewardTask("existence", ("existence",), ("existence",))
     train_reward_model(
-        model, "existence", data, ImageFeatures(model.backbone), options, 0, lambda count, note: counts.append(count)
+        model, task, data, ImageFeatures(model.backbone), options, 0, lambda count, note: counts.append(count)
     )
     assert sum(counts) == 2 * len(data.train)
 
@@ -296,8 +291,40 @@ def test_a_gradient_that_is_not_finite_ends_the_training(data: RewardData, monke
 def test_the_card_shows_the_measured_figures(data: RewardData) -> None:
     _, metrics = train(data, epochs=1)
     card = model_card(metrics, OPTIONS)
-    assert f"Balanced accuracy {metrics['balanced_accuracy']:.3f}" in card
+    for name in ("expected_calibration_error", "expected_calibration_error_scaled", "temperature"):
+        assert f"| {metrics[name]:.3f} |" in card
+    assert f"| AUROC, hallucinated against consistent | {metrics['auroc']['hallucinated_vs_consistent']:.3f} |" in card
+    assert f"| balanced accuracy | {metrics['balanced_accuracy']:.3f} |" in card
     assert "| hallucinated | " in card
+
+
+def test_smoothed_labels_keep_the_model_from_being_sure(data: RewardData) -> None:
+    both = [train(data, epochs=3, label_smoothing=smoothing)[0] for smoothing in (0.0, 0.5)]
+    sure, unsure = (predict(one, "existence", data.train, ImageFeatures(one.backbone)).max(axis=1) for one in both)
+    assert unsure.mean() < sure.mean()
+
+
+def test_the_size_of_a_forward_pass_does_not_change_the_steps(data: RewardData) -> None:
+    losses = [train(data, epochs=1, micro_batch_size=size)[1]["curve"][0]["train_loss"] for size in (3, 8)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+class Interrupted(Exception):
+    """Ends a training from outside."""
+
+
+def interrupted_training(data: RewardData, folder: Path, task: RewardTask, after_epoch: int, seed: int) -> None:
+    """Leave what a training leaves that dies in the epoch after ``after_epoch``."""
+    model = RewardModel(load_backbone(CHECKPOINT, "float32"))
+    options = OPTIONS.model_copy(update={"epochs": 3})
+
+    def on_progress(count: int, note: str) -> None:
+        if note.startswith(f"epoch {after_epoch + 1}/"):
+            raise Interrupted
+
+    checkpoint = TrainingCheckpoint(str(folder), task.name)
+    with pytest.raises(Interrupted):
+        train_reward_model(model, task, data, ImageFeatures(model.backbone), options, seed, on_progress, checkpoint)
 
 
 # The job
@@ -345,12 +372,20 @@ def test_the_job_trains_what_is_missing_under_ray_train(
     stage = train_rewards.stage_of(config)
     stage.begin()
     storage.write_json(storage.join(stage.partial, "relation", "metrics.json"), finished)
+    data = prepare_data(backbone, from_feedback(feedback_rows(tmp_path / "images")), 0.25, 0, silent)
+    interrupted_training(data, Path(stage.partial), reward_tasks("separate")[1], after_epoch=1, seed=1)
+    begun = json.loads(Path(stage.partial, "attribute.checkpoint.json").read_text())["curve"]
 
     train_rewards.run(config)
 
     published = tmp_path / "run" / "rewards"
     metrics = {name: json.loads((published / name / "metrics.json").read_text()) for name in FACT_TYPES}
     assert metrics["relation"] == finished
+    assert metrics["attribute"]["curve"][0] == {
+        "epoch": 1,
+        "train_loss": begun[0]["train_loss"],
+        **begun[0]["heads"]["attribute"],
+    }
     for name in ("existence", "attribute"):
         assert metrics[name]["fact_type"] == name and len(metrics[name]["curve"]) == 3
         assert sorted(path.name for path in (published / name).iterdir()) == [
@@ -366,7 +401,6 @@ def test_the_job_trains_what_is_missing_under_ray_train(
     assert "reward model attribute: 36/36 responses" in output
 
     # Two workers took the steps that one process takes.
-    data = prepare_data(backbone, from_feedback(feedback_rows(tmp_path / "images")), 0.25, 0, silent)
     alone, _ = train(data, epochs=3)
     together = load_reward_model(backbone, {"existence": str(published / "existence")})
     expected, found = (

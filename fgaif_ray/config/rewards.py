@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fgaif_ray.config.base import LoRAOptions, Section
+from fgaif_ray.config.base import LabelSelector, LoRAOptions, Section
 
 
 class RewardsConfig(Section):
@@ -13,19 +13,35 @@ class RewardsConfig(Section):
     backbone: str
     """A LLaVA-family checkpoint, frozen."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    quantisation: Literal["none", "4bit"] = "none"
+    """``4bit`` holds the frozen backbone's language model in NF4, for training and service; it takes an NVIDIA GPU and
+    bitsandbytes."""
+    kind: Literal["separate", "multitask", "coarse"] = "separate"
+    """Three models; one adapter with three heads, whose one forward pass gives the three verdicts; or one verdict per
+    response, the w-Coarse ablation."""
     lora: LoRAOptions = LoRAOptions()
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
     """Responses per optimiser step, over all workers."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Responses per forward and backward pass of one worker."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each label that is spread evenly over the three classes while training."""
     epochs: int = Field(default=1, ge=1)
     patience: int = Field(default=2, ge=1)
     """Epochs without a better held-out balanced accuracy before training stops."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Share of the images that is held out."""
+    temperature_scaling: bool = False
+    """Whether logits are divided by the temperature that was fitted on the held-out images. It never changes the most
+    probable class, but it does change what a verdict pays under ``align.reward.value: expected``, and by another factor
+    for each fact type: the weights and the KL coefficient mean something else then, so it has to be asked for."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     num_workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
+    label_selector: LabelSelector = {}
+    """Labels of the nodes that the workers may run on."""
     threads: int | None = Field(default=None, ge=1)
 
 
@@ -43,5 +59,7 @@ class ServeConfig(Section):
     max_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
+    label_selector: LabelSelector = {}
+    """Labels of the nodes that the replicas may run on."""
     threads: int | None = Field(default=None, ge=1)
     request_timeout_s: float = Field(default=60, gt=0)

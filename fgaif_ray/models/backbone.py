@@ -6,6 +6,7 @@ image more than once computes them once (``Backbone.image_features``) and merges
 embeddings (``Backbone.input_embeddings``).
 """
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fgaif_ray.errors import UserError
@@ -38,6 +39,8 @@ class Backbone:
     processor: Any
     tokenizer: Any
     image_token_id: int
+    quantised: bool = False
+    """Whether the language model's weights are held in 4 bits."""
     _prompt_ids: dict[str, list[int]] = field(default_factory=dict, repr=False)
     _image_tokens: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
 
@@ -62,6 +65,11 @@ class Backbone:
         """Where the model is."""
         device: torch.device = self.model.device
         return device
+
+    def move_to(self, device: torch.device | str) -> None:
+        """Move the model; a quantised one stays on the GPU that it was loaded on."""
+        if not self.quantised:
+            self.model.to(device)
 
     @property
     def eos_token_id(self) -> int:
@@ -157,19 +165,23 @@ class Backbone:
         return embeddings.masked_scatter(is_image.unsqueeze(-1), image_features.to(embeddings.dtype))
 
 
-def load_backbone(path: str, dtype: str = "auto") -> Backbone:
+def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") -> Backbone:
     """Load a frozen LLaVA from a folder, or from the local Hugging Face cache; nothing is fetched from the network.
 
     Args:
         path: checkpoint folder, or the name of one that has been downloaded, e.g. ``llava-hf/llava-1.5-7b-hf``.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
+        quantisation: ``4bit`` holds the linear layers of the language model in NF4 (QLoRA, Dettmers et al. 2023), on
+            the current GPU; vision tower, projector and vocabulary head keep ``dtype``.
 
     Returns:
-        The backbone on the CPU (``backbone.model.to(device)`` moves it), in eval mode, dropout 0, without gradients.
+        The backbone on the CPU (``move_to`` moves it), in eval mode, dropout 0, without gradients.
 
     Raises:
-        UserError: there is no checkpoint, it is not a LLaVA, or it lacks safetensors weights or a chat template.
+        UserError: there is no checkpoint, it is not a LLaVA, or it lacks safetensors weights or a chat template; or
+            this machine cannot quantise.
     """
+    options = _quantisation_options(dtype) if quantisation == "4bit" else {}
     advice = "give the folder of a LLaVA checkpoint such as llava-hf/llava-1.5-7b-hf"
     if os.path.exists(path) and not os.path.exists(os.path.join(path, "config.json")):
         raise UserError(f"{path} holds no config.json: {advice}.")
@@ -195,6 +207,7 @@ def load_backbone(path: str, dtype: str = "auto") -> Backbone:
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=True,
+            **options,
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -210,7 +223,39 @@ def load_backbone(path: str, dtype: str = "auto") -> Backbone:
         processor=processor,
         tokenizer=processor.tokenizer,
         image_token_id=int(config.image_token_id),
+        quantised=quantisation == "4bit",
     )
+
+
+def _quantisation_options(dtype: str) -> dict[str, Any]:
+    """Keywords of ``from_pretrained`` for a model in 4 bits.
+
+    Raises:
+        UserError: bitsandbytes or a GPU is missing.
+    """
+    missing = [
+        name
+        for name, is_there in (
+            ("an NVIDIA GPU", torch.cuda.is_available()),
+            ("the package bitsandbytes", importlib.util.find_spec("bitsandbytes") is not None),
+        )
+        if not is_there
+    ]
+    if missing:
+        raise UserError(
+            f"rewards.quantisation=4bit needs {' and '.join(missing)}: provide what is missing, or set it to none."
+        )
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+        ),
+        "device_map": {"": torch.cuda.current_device()},
+    }
 
 
 def banned_token_ids(backbone: Backbone) -> list[int]:

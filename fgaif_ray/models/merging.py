@@ -1,14 +1,21 @@
-"""A checkpoint's weights with a LoRA adapter added in, tensor by tensor: memory for one tensor at a time."""
+"""A checkpoint's weights with a LoRA adapter added in, tensor by tensor: memory for one tensor at a time, or for one
+file of the checkpoint where a merged copy is written.
+"""
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+# What a checkpoint needs beside its weights: configuration, tokenizer, processor, chat template.
+_COMPANIONS: Final = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 
 # Published checkpoints and transformers' own files name the language model differently.
 _LANGUAGE_MODEL = re.compile(r"^(?:model\.language_model|language_model\.model)\.")
@@ -27,23 +34,75 @@ def merged_weights(checkpoint: str, adapter: str) -> Iterator[tuple[str, Tensor]
     Raises:
         ValueError: the adapter has tensors that fit no weight of the checkpoint.
     """
-    settings = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))
-    scale = settings["lora_alpha"] / settings["r"]
-    factors = {_module(name): tensor for name, tensor in load_file(Path(adapter, "adapter_model.safetensors")).items()}
-    used: set[str] = set()
-    folder = Path(checkpoint if Path(checkpoint).is_dir() else snapshot_download(checkpoint, local_files_only=True))
-    for path in sorted(folder.glob("*.safetensors")):
+    merger = _Merger(adapter)
+    for path in _weight_files(_folder(checkpoint)):
+        yield from merger.tensors(path)
+    merger.check(checkpoint)
+
+
+def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
+    """Writes the checkpoint with the adapter merged in: the same files, names and dtypes, other weights.
+
+    Args:
+        checkpoint: folder, or the name of a model that has been downloaded.
+        adapter: local PEFT folder.
+        folder: is made, and may be there only if it is empty.
+
+    Raises:
+        ValueError: the folder is not empty, the checkpoint has no safetensors files, or the adapter has tensors that
+            fit no weight of it.
+    """
+    target, source, merger = Path(folder), _folder(checkpoint), _Merger(adapter)
+    target.mkdir(parents=True, exist_ok=True)
+    if any(target.iterdir()):
+        raise ValueError(f"{folder} is not empty")
+    files = _weight_files(source)
+    if not files:
+        raise ValueError(f"{checkpoint} has no safetensors files")
+    for path in files:
+        save_file(dict(merger.tensors(path)), target / path.name, metadata={"format": "pt"})
+        (target / path.name).chmod(0o644)  # safetensors writes for the owner alone
+    merger.check(checkpoint)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in _COMPANIONS:
+            shutil.copyfile(path, target / path.name)
+
+
+class _Merger:
+    """Adds an adapter to weights, and knows which of its factors have found theirs."""
+
+    def __init__(self, adapter: str) -> None:
+        settings = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))
+        self._adapter, self._scale = adapter, settings["lora_alpha"] / settings["r"]
+        weights = load_file(Path(adapter, "adapter_model.safetensors"))
+        self._factors = {_module(name): tensor for name, tensor in weights.items()}
+        self._used: set[str] = set()
+
+    def tensors(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        """The merged tensors of one file of the checkpoint."""
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 -- a file, not a dict
                 weight: Tensor = file.get_tensor(name)
                 module = _LANGUAGE_MODEL.sub("model.language_model.", name).removesuffix(".weight")
-                down, up = factors.get(f"{module}.lora_A"), factors.get(f"{module}.lora_B")
+                down, up = self._factors.get(f"{module}.lora_A"), self._factors.get(f"{module}.lora_B")
                 if down is not None and up is not None:
-                    used |= {f"{module}.lora_A", f"{module}.lora_B"}
-                    weight = (weight.float() + scale * (up.float() @ down.float())).to(weight.dtype)
+                    self._used |= {f"{module}.lora_A", f"{module}.lora_B"}
+                    weight = (weight.float() + self._scale * (up.float() @ down.float())).to(weight.dtype)
                 yield name, weight
-    if used != set(factors):
-        raise ValueError(f"{adapter} fits another model than {checkpoint}: {sorted(set(factors) - used)[0]}")
+
+    def check(self, checkpoint: str) -> None:
+        """Raises ValueError where a factor of the adapter has not been used."""
+        if self._used != set(self._factors):
+            unused = sorted(set(self._factors) - self._used)[0]
+            raise ValueError(f"{self._adapter} fits another model than {checkpoint}: {unused}")
+
+
+def _folder(checkpoint: str) -> Path:
+    return Path(checkpoint if Path(checkpoint).is_dir() else snapshot_download(checkpoint, local_files_only=True))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _module(name: str) -> str:

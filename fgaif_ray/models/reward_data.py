@@ -12,11 +12,10 @@ from torch import Tensor
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
 from fgaif_ray.models.backbone import Backbone
+from fgaif_ray.models.reward_kinds import COARSE, IGNORED, response_label
 from fgaif_ray.models.reward_model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.records import FACT_TYPES
 
-IGNORED: Final = -100
-"""In place of a label that is not to be learnt; cross-entropy leaves it out by default."""
 FEATURE_CACHE_BYTES: Final = 4 << 30
 BUCKET_BATCHES: Final = 16
 """Responses are shuffled, and sorted by length within this many batches' worth, before they are cut into batches."""
@@ -40,6 +39,11 @@ class Example:
     image: str
     encoded: EncodedItem
     labels: Mapping[str, tuple[int, ...]]
+    image_sha256: str = ""
+
+    def labels_of(self, head: str) -> tuple[int, ...]:
+        """What a head is to answer: ``[segments]`` class codes or ``IGNORED``; one of them for the coarse head."""
+        return (response_label(self.labels),) if head == COARSE else self.labels[head]
 
     @property
     def length(self) -> int:
@@ -140,7 +144,7 @@ def _encode(
         item = ScoringItem(load_image(response.image), response.prompt, response.segments)
         encoded = encode_item(backbone, item)
         if len(encoded.input_ids) <= backbone.max_length:
-            examples.append(Example(response.image, encoded, response.labels))
+            examples.append(Example(response.image, encoded, response.labels, response.image_sha256))
         on_progress(1)
     return examples
 

@@ -1,0 +1,95 @@
+"""The model card of a trained reward model, written from its measured figures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fgaif_ray.config import RewardsConfig
+from fgaif_ray.records import CLASS_NAMES
+
+
+def model_card(metrics: Mapping[str, Any], options: RewardsConfig) -> str:
+    """The README.md of a reward model, in Markdown.
+
+    Args:
+        metrics: of one fact type, as ``train_reward_model`` returns them.
+        options: what it was trained with.
+    """
+    whole = metrics["granularity"] == "response"
+    verdicts = "responses" if whole else "sub-sentences"
+    rows = "\n".join(
+        f"| {name} | {_figure(metrics['precision'][name])} | {_figure(metrics['recall'][name])} "
+        f"| {_figure(metrics['auroc'][name])} | {metrics['support'][name]} | {metrics['class_weights'][name]:.2f} |"
+        for name in CLASS_NAMES
+    )
+    epochs = "\n".join(
+        f"| {one['epoch']} | {one['train_loss']:.3f} | {one['validation_loss']:.3f} "
+        f"| {_figure(one['balanced_accuracy'])} |"
+        for one in metrics["curve"]
+    )
+    train, validation = metrics["train"], metrics["validation"]
+    smoothing = f", label smoothing {options.label_smoothing:g}" if options.label_smoothing else ""
+    quantised = ", held in 4 bits" if options.quantisation == "4bit" else ""
+    return f"""---
+base_model: {metrics["backbone"]}
+library_name: peft
+tags: [reward-model, hallucination, lora]
+---
+# Reward model: {metrics["fact_type"]}
+
+{_what_it_does(metrics)} A LoRA adapter (rank {options.lora.rank}, alpha {options.lora.alpha}) on the language model
+of `{metrics["backbone"]}`{quantised}, and a linear head (`head.safetensors`) read at the separator after
+{"the last sub-sentence" if whole else "each sub-sentence"}.
+
+Trained on AI feedback: {train["segments"]} sub-sentences of {train["responses"]} responses to
+{train["images"]} images; best epoch {metrics["best_epoch"]} of {len(metrics["curve"])}, learning rate
+{options.learning_rate:g}, batch size {options.batch_size}{smoothing}, seed {metrics["seed"]}.
+
+## Agreement with the feedback on held-out images
+
+{metrics["count"]} labelled {verdicts} of {validation["responses"]} responses to {validation["images"]} images. They
+also chose the best epoch, so the figures are a little kind.
+
+| class | precision | recall | AUROC | {verdicts} | loss weight |
+|---|---|---|---|---|---|
+{rows}
+
+| figure | value |
+|---|---|
+| balanced accuracy | {_figure(metrics["balanced_accuracy"])} |
+| accuracy | {_figure(metrics["accuracy"])} |
+| accuracy of always the most frequent class | {_figure(metrics["majority_class_accuracy"])} |
+| AUROC, hallucinated against consistent | {_figure(metrics["auroc"]["hallucinated_vs_consistent"])} |
+| expected calibration error | {_figure(metrics["expected_calibration_error"])} |
+| expected calibration error after temperature scaling | {_figure(metrics["expected_calibration_error_scaled"])} |
+| negative log-likelihood | {_figure(metrics["negative_log_likelihood"])} |
+| negative log-likelihood after temperature scaling | {_figure(metrics["negative_log_likelihood_scaled"])} |
+| temperature | {_figure(metrics["temperature"])} |
+
+The temperature is fitted on all held-out images, and scores are divided by it where `rewards.temperature_scaling`
+asks for it; the figures after scaling take, for each image, one that was fitted on other images.
+
+| epoch | training loss | held-out loss | held-out balanced accuracy |
+|---|---|---|---|
+{epochs}
+
+The feedback comes from models and has errors of its own: these figures say how well it is reproduced, not how
+well the truth is known.
+"""
+
+
+def _what_it_does(metrics: Mapping[str, Any]) -> str:
+    fact_type, others = metrics["fact_type"], [name for name in metrics["trained_with"] if name != metrics["fact_type"]]
+    if metrics["granularity"] == "response":
+        return (
+            "Classifies a whole response to an image: does it state facts at all, and is one of them hallucinated? One "
+            f"and the same model stands in the folders of {', '.join(metrics['trained_with'])}."
+        )
+    shared = f" Trained together with {' and '.join(others)}, on one adapter, a head each." if others else ""
+    return (
+        "Classifies each sub-sentence of a response to an image: does it hold facts of the type "
+        f"*{fact_type}* at all, and are they right?{shared}"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
