@@ -5,56 +5,60 @@
                       ^                                                                            v
                       +------------------------- new policy version <---------- adapter folder, checkpoint
 
-The learner waits for the rollouts; rewards are asked for while the three passes without gradients run. Rank 0 publishes
-versions, writes checkpoints and logs; the other ranks wait for it where it matters (`LearnerGroup.barrier`).
+With `align.rollout.max_staleness: 0` the learner waits for the rollouts; rewards are asked for while the three passes
+without gradients run. With 1 it is one batch ahead: while it learns from the batch of step s and makes policy s + 1,
+the batch of step s + 1 is sampled from policy s and scored. That batch's log-probabilities are checked against policy
+s, which is kept, also in checkpoints: a resumed run samples the same batch from the same policy.
+
+Rank 0 publishes versions, writes checkpoints and logs; the other ranks wait for it where it matters
+(`LearnerGroup.barrier`).
 """
 
-import logging
 import math
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import fsspec
 import ray
 import ray.train
 import torch
-from PIL.Image import Image
 from ray.actor import ActorHandle
 from ray.train import Checkpoint
+from torch import Tensor
 
-from actors.rewarder import Rewarder, Verdicts
-from actors.rollout import PolicyVersion, Rollout, RolloutRequest, sample
+from actors.experience import ExperienceSource, Sampled
+from actors.policy_versions import PolicyVersions
+from actors.rewarder import Rewarder
+from actors.rollout import PolicyVersion
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import decode_image
 from fgaif_ray.models.backbone import load_backbone
-from fgaif_ray.models.policy import PolicyModel
+from fgaif_ray.models.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.group import LearnerGroup
 from fgaif_ray.rl.guards import GuardConfig, TrainingGuards, TrainingStopped
 from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLController
-from fgaif_ray.rl.plan import Draw, PromptPlan
+from fgaif_ray.rl.plan import PromptPlan, share_of
 from fgaif_ray.rl.rewards import RewardOptions
 from fgaif_ray.rl.run_log import RunLog
+from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs
 from fgaif_ray.rl.step import Estimates, PPOUpdater, estimate, prepare
-from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate, reward_trajectory
-from fgaif_ray.rl.watch import trajectory_metrics, watched_by_guards
+from fgaif_ray.rl.trackers import open_trackers
+from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate
+from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
 
-logger = logging.getLogger(__name__)
-
-ADAPTERS_FOLDER: Final = "adapters"
-KEPT_VERSIONS: Final = 2
 LOGGED_SAMPLES: Final = 4
 ESTIMATE_FACTOR: Final = 4
-"""Rows of a pass without gradients, as a multiple of ``ppo.micro_batch_size``."""
+"""Rows or tokens of a pass without gradients, as a multiple of those of a micro-batch."""
+PROBE_ROWS: Final = 16
+"""Responses of each worker that a stale batch is checked with; a fresh one is checked as a whole, for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         learner = Learner(settings["task"])
-    except UserError as error:  # about the models: the same on every rank, and at the next try
+    except UserError as error:  # about models or trackers: on every rank, and the same at the next try
         return {"steps": 0, "stopped": str(error)}
     try:
         learner.run()
@@ -111,12 +115,15 @@ class Learner:
             critic_from=task.critic_from,
             temperature=align.rollout.temperature,
             seed=config.run.seed,
+            activation_checkpointing=align.activation_checkpointing,
         )
+        self._previous = PreviousPolicy(self._model) if align.rollout.max_staleness else None
         self._state = LearnerState(
             self._model,
-            PPOUpdater(self._model, align.ppo, self._group),
+            PPOUpdater(self._model, align.ppo, self._group, align.steps),
             _kl_controller(config),
             TrainingGuards(GuardConfig()),
+            self._previous,
         )
         self.step = self._restore()
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
@@ -126,13 +133,17 @@ class Learner:
             granularity=align.reward.granularity,
             normalise_by_segments=align.reward.normalise_by_segments,
             missing_eos_penalty=align.reward.missing_eos_penalty,
+            length_penalty=align.reward.length_penalty,
+            length_target=align.reward.length_target,
         )
-        self._rewarder = Rewarder(task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size)
-        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
-        self._log = RunLog(task.folder, self.step + 1) if self._group.rank == 0 else None
+        self._log = self._open_log()
+        rewarder = Rewarder(task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size)
+        self._source = ExperienceSource(backbone, task.rollout_workers, rewarder)
         self._timings: dict[str, float] = {}
+        self._busy: list[tuple[float, float]] = []
         # Versions of an interrupted run may still be in the engines: a new process uses names of its own.
-        self._attempt = int(self._group.sum(torch.tensor(uuid.uuid4().int % (1 << 31) if self._group.rank == 0 else 0)))
+        own = torch.tensor(uuid.uuid4().int % (1 << 31) if self._group.rank == 0 else 0)
+        self._versions = PolicyVersions(task.folder, int(self._group.sum(own)))
 
     def run(self) -> None:
         """All steps that are left.
@@ -142,15 +153,27 @@ class Learner:
             RewardUnavailableError: rewards are missing and `align.reward.failure` does not let the run go on.
             UserError: none of a step's images can be read.
         """
-        self._clear_versions()
-        version = self._publish()
+        if self._group.rank == 0:
+            self._versions.clear()
+        pending, pending_since = self._resumed_batch(), time.monotonic()
+        newest = self._publish()
         while self.step < self._align.steps:
-            self._timings = {}
-            with self._timed("step"):
-                metrics = self._one_step(version)
-                self.step += 1
-                version = self._publish()
+            self._timings, self._busy = {}, []
+            began = time.monotonic()
+            sampled = self._wait(pending if pending is not None else self._start(self.step, newest))
+            pending = None
+            if self._previous is not None and self.step + 1 < self._align.steps:
+                pending, pending_since = self._start(self.step + 1, newest), time.monotonic()
+            metrics = self._one_step(sampled)
+            self.step += 1
+            newest = self._publish()
+            ended = time.monotonic()
+            if pending is not None:
+                self._busy.append((pending_since, _sampled_until(pending, ended)))
+            self._timings["step"] = ended - began
+            metrics["goodput/step_share"] = busy_share(self._busy, began, ended)
             merged = self._group.merge(metrics | {f"timing/{name}": seconds for name, seconds in self._timings.items()})
+            merged["goodput/tokens_per_second"] = merged["count/tokens"] / merged["timing/step"]
             if self._log is not None:
                 self._log.write_metrics(self.step, merged)
             self._state.guards.check(watched_by_guards(merged))
@@ -163,101 +186,75 @@ class Learner:
 
     def close(self) -> None:
         """Release threads and files."""
-        self._asking.shutdown(wait=False, cancel_futures=True)
+        self._source.close()
         if self._log is not None:
             self._log.close()
 
-    def _one_step(self, version: PolicyVersion) -> dict[str, float]:
-        ppo = self._align.ppo
-        draws, images, unreadable = self._draw()
-        with self._timed("rollout"):
-            rollouts = self._sample(draws, images, version)
-        asked = self._ask_rewards(draws, images, rollouts)
+    def _start(self, step: int, version: PolicyVersion) -> "Future[Sampled]":
+        """Begins to sample this rank's share of a step."""
+        align = self._align
+        draws = self._plan.draw(step, align.rollout_batch_size, align.samples_per_prompt)
+        own = share_of(draws, self._group.rank, self._group.size, align.samples_per_prompt)
+        # Ahead, loading a version waits for the sampling before it: in the background, by one rank for all.
+        return self._source.start(own, version, sync=self._previous is not None and self._group.rank == 0)
+
+    def _resumed_batch(self) -> "Future[Sampled] | None":
+        """The batch that was being sampled ahead when the checkpoint was written, begun again."""
+        if self._previous is None or not self._previous.is_kept or self.step >= self._align.steps:
+            return None
+        with self._previous.restored():
+            version = self._write(self.step - 1)
+        return self._start(self.step, version)
+
+    def _wait(self, pending: "Future[Sampled]") -> Sampled:
+        with self._timed("wait"):
+            sampled = pending.result()
+        self._timings["rollout"] = sampled.ended - sampled.began
+        self._busy.append((sampled.began, sampled.ended))
+        return sampled
+
+    def _one_step(self, sampled: Sampled) -> dict[str, float]:
+        align, ppo, draws = self._align, self._align.ppo, sampled.draws
         with self._timed("reference"):
-            prompts = [draw.prompt for draw in draws]
-            rows = self._model.encode(prompts, [image for _, image in images], [one.token_ids for one in rollouts])
-            estimates = estimate(self._model, rows, ppo.micro_batch_size * ESTIMATE_FACTOR)
-        verdicts, self._timings["reward"] = asked.result()
-        trajectories = self._trajectories(draws, rollouts, verdicts)
+            rows = self._model.encode(
+                [draw.prompt for draw in draws], sampled.images, [one.token_ids for one in sampled.rollouts]
+            )
+            size, tokens = self._estimate_size
+            estimates = estimate(self._model, rows, size, batch_tokens=tokens)
+        verdicts, self._timings["reward"] = sampled.verdicts.result()
+        trajectories = sampled.trajectories(verdicts, self._options)
         batch = self._collate(trajectories)
-        self._check_engine(estimates, batch, version)
+        probed = self._check_engine(rows, estimates, batch, sampled.version)
         with self._timed("update"):
+            began = time.monotonic()
             beta = self._state.kl_controller.beta
-            experience = prepare(rows, batch, estimates, ppo, self._align.kl, beta, self._group)
+            experience = prepare(rows, batch, estimates, ppo, align.kl, beta, self._group)
+            if self._previous is not None:
+                self._previous.keep()
             updates = self._state.updater.update(
                 experience,
                 self.step,
                 self._plan.generator(self.step, self._group.rank),
-                math.ceil(self._align.rollout_batch_size / ppo.minibatch_size),
+                math.ceil(align.rollout_batch_size / ppo.minibatch_size),
             )
-        if self._log is not None and (
-            self.step % self._align.log_samples_every == 0 or self.step + 1 == self._align.steps
-        ):
-            self._log.write_samples(self.step + 1, trajectories[:LOGGED_SAMPLES])
-        own = {"kl/coefficient": beta, "rollout/policy_version": float(version.number), "count/unreadable": unreadable}
-        return trajectory_metrics(trajectories) | experience.metrics | updates | own
+            self._busy.append((began, time.monotonic()))
+        if self._log is not None and (self.step % align.log_samples_every == 0 or self.step + 1 == align.steps):
+            self._log.write_samples(self.step + 1, trajectories[:: align.samples_per_prompt][:LOGGED_SAMPLES])
+        own = {
+            "kl/coefficient": beta,
+            "rollout/policy_version": float(sampled.version.number),
+            "rollout/staleness": self.step - float(batch.policy_versions.double().mean()),
+            "count/unreadable": float(sampled.unreadable),
+        }
+        self._timings["sync"] = sampled.sync_seconds
+        return trajectory_metrics(trajectories) | experience.metrics | probed | updates | own
 
-    def _draw(self) -> tuple[list[Draw], list[tuple[bytes, Image]], float]:
-        """This rank's share of the step's draws with their images, and how many were left out: not readable."""
-        share = self._plan.draw(self.step, self._align.rollout_batch_size)[self._group.rank :: self._group.size]
-        opened: dict[str, tuple[bytes, Image]] = {}
-        for path in {draw.image: None for draw in share}:
-            try:
-                data = storage.read_bytes(path)
-                opened[path] = data, decode_image(data)
-            except (OSError, ValueError) as error:
-                logger.warning("left out %s: %s", path, error)
-        draws = [draw for draw in share if draw.image in opened]
-        if not draws:
-            raise UserError(f"None of the images of PPO step {self.step + 1} can be read, {share[0].image} for one.")
-        return draws, [opened[draw.image] for draw in draws], float(len(share) - len(draws))
-
-    def _sample(
-        self, draws: Sequence[Draw], images: Sequence[tuple[bytes, Image]], version: PolicyVersion
-    ) -> list[Rollout]:
-        backbone = self._model.backbone
-        requests = [
-            RolloutRequest(tuple(backbone.prompt_ids(draw.prompt)), data, draw.seed)
-            for draw, (data, _) in zip(draws, images, strict=True)
-        ]
-        return sample(self._task.rollout_workers, requests, version)
-
-    def _ask_rewards(
-        self, draws: Sequence[Draw], images: Sequence[tuple[bytes, Image]], rollouts: Sequence[Rollout]
-    ) -> "Future[tuple[list[Verdicts], float]]":
-        items = [
-            {"image": data, "prompt": draw.prompt, "response": None, "response_token_ids": list(rollout.token_ids)}
-            for draw, (data, _), rollout in zip(draws, images, rollouts, strict=True)
-        ]
-
-        def ask() -> tuple[list[Verdicts], float]:
-            started = time.monotonic()
-            return self._rewarder.score(items), time.monotonic() - started
-
-        return self._asking.submit(ask)
-
-    def _trajectories(
-        self, draws: Sequence[Draw], rollouts: Sequence[Rollout], verdicts: Sequence[Verdicts]
-    ) -> list[Trajectory]:
-        trajectories = []
-        for draw, rollout, verdict in zip(draws, rollouts, verdicts, strict=True):
-            trajectory = Trajectory(
-                sample_id=draw.sample_id,
-                image=draw.image,
-                prompt=draw.prompt,
-                token_ids=rollout.token_ids,
-                behaviour_log_probs=rollout.log_probs,
-                finish_reason=rollout.finish_reason,
-                policy_version=rollout.policy_version,
-                response=verdict.response,
-                segment_spans=verdict.spans,
-                token_ends=verdict.token_ends,
-                reward_failure=verdict.failure,
-            )
-            if verdict.probabilities is not None:
-                trajectory = reward_trajectory(trajectory, verdict.probabilities, self._options)
-            trajectories.append(trajectory)
-        return trajectories
+    @property
+    def _estimate_size(self) -> tuple[int, int | None]:
+        """Rows of a pass without gradients, and the tokens that take their place where they are set."""
+        ppo = self._align.ppo
+        tokens = ppo.micro_batch_tokens
+        return ppo.micro_batch_size * ESTIMATE_FACTOR, None if tokens is None else tokens * ESTIMATE_FACTOR
 
     def _collate(self, trajectories: Sequence[Trajectory]) -> TrajectoryBatch:
         """The batch, rows without reward kept but masked out of all that is learnt: their place holds the estimates'.
@@ -276,10 +273,22 @@ class Learner:
             )
         return collate(trajectories, self._model.backbone.eos_token_id, "mask").to(self._model.device)
 
-    def _check_engine(self, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion) -> None:
-        """The probe: on the tokens it sampled, the engine's log-probabilities must be the learner's."""
-        difference = (estimates.log_probs - batch.behaviour_log_probs).abs()[batch.response_mask].double().mean()
-        worst = float(self._group.gather(difference).max())
+    def _check_engine(
+        self, rows: EncodedRows, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion
+    ) -> dict[str, float]:
+        """The probe: on the tokens it sampled, the engine's log-probabilities must be those of the same policy here.
+
+        Returns:
+            Metrics in place of those that compare with the newest policy, where another one has sampled.
+        """
+        probed: dict[str, float] = {}
+        if version.number == self.step:
+            difference = (estimates.log_probs - batch.behaviour_log_probs).abs()[batch.response_mask]
+        else:
+            difference = self._probe_previous(rows, batch)
+            probed["rollout/log_prob_difference"] = float(difference.mean())
+            probed["rollout/log_prob_difference_max"] = float(difference.max())
+        worst = float(self._group.gather(difference.double().mean()).max())
         tolerance = self._align.rollout.log_prob_tolerance
         if not worst <= tolerance:
             raise TrainingStopped(
@@ -287,26 +296,48 @@ class Learner:
                 f"the learner differ by {worst:.3g} on average, more than align.rollout.log_prob_tolerance "
                 f"{tolerance:g}; give both the same dtype, or raise the tolerance where their kernels differ"
             )
+        return probed
+
+    def _probe_previous(self, rows: EncodedRows, batch: TrajectoryBatch) -> Tensor:
+        """``[tokens]`` differences between the engine and the policy before the last update, on some responses."""
+        assert self._previous is not None
+        some = torch.arange(min(len(rows), PROBE_ROWS), device=self._model.device)
+        with self._timed("probe"), self._previous.restored():
+            log_probs = policy_log_probs(self._model, rows.select(some), *self._estimate_size)
+        return (log_probs - batch.behaviour_log_probs[some]).abs()[batch.response_mask[some]]
 
     def _publish(self) -> PolicyVersion:
-        """Writes the policy as the version of this step, whole or not at all, and has the rollout workers load it."""
-        with self._timed("sync"):
-            version = PolicyVersion(self.step, self._version_folder(self.step))
-            if self._group.rank == 0:
-                with _written_whole(version.folder) as local:
-                    self._model.save_policy(local)
-                remove_folder(self._version_folder(self.step - KEPT_VERSIONS))
-            self._group.barrier()
-            if self._group.rank == 0:
-                ray.get([worker.serve.remote(version) for worker in self._task.rollout_workers])
+        """Publishes the policy as the version of this step; unless sampling is ahead, the rollout workers load it."""
+        began, loaded_ahead = time.monotonic(), self._timings.get("sync", 0.0)
+        version = self._write(self.step)
+        if self._previous is None and self._group.rank == 0:
+            ray.get([worker.serve.remote(version) for worker in self._task.rollout_workers])
+        self._timings["sync"] = loaded_ahead + time.monotonic() - began
         return version
 
-    def _version_folder(self, number: int) -> str:
-        return storage.join(self._task.folder, ADAPTERS_FOLDER, f"v{number}-{self._attempt:08x}")
-
-    def _clear_versions(self) -> None:
+    def _write(self, number: int) -> PolicyVersion:
         if self._group.rank == 0:
-            remove_folder(storage.join(self._task.folder, ADAPTERS_FOLDER))
+            self._versions.write(self._model, number)
+        self._group.barrier()
+        return self._versions.version(number)
+
+    def _open_log(self) -> RunLog | None:
+        """The log, on rank 0.
+
+        Raises:
+            UserError: on every rank, where a tracker cannot be started.
+        """
+        log, problem = None, None
+        if self._group.rank == 0:
+            try:
+                settings = self._align.model_dump(mode="json", exclude={"tracking"})
+                trackers = open_trackers(self._align.tracking, self._task.folder, settings)
+                log = RunLog(self._task.folder, self.step + 1, trackers)
+            except UserError as error:
+                problem = error
+        if int(self._group.sum(torch.tensor(int(problem is not None)))):
+            raise problem or UserError("A tracker of align.tracking cannot be started: see the first worker's log.")
+        return log
 
     def _restore(self) -> int:
         checkpoint = ray.train.get_checkpoint()
@@ -339,27 +370,10 @@ class Learner:
         self._timings[phase] = time.monotonic() - started
 
 
-def remove_folder(uri: str) -> None:
-    """Removes a folder of a local path or URI, if it is there."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
-
-
-@contextmanager
-def _written_whole(folder: str) -> Iterator[str]:
-    """A local folder to fill, which becomes ``folder`` by a rename, or by an upload where it is not local."""
-    if not storage.is_local(folder):
-        with tempfile.TemporaryDirectory(prefix="fgaif-adapter-") as local:
-            yield local
-            storage.upload_folder(local, folder)
-        return
-    target = Path(folder.removeprefix("file://"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = tempfile.mkdtemp(prefix=".", dir=target.parent)
-    yield unfinished
-    Path(unfinished).chmod(0o755)
-    Path(unfinished).rename(target)
+def _sampled_until(pending: "Future[Sampled]", now: float) -> float:
+    """When the sampling ahead ended, or now."""
+    done = pending.done() and pending.exception() is None
+    return pending.result().ended if done else now
 
 
 def _kl_controller(config: Config) -> KLController:

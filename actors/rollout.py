@@ -15,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine import BAN, image_prompt, reload_weights, start_engine
-from fgaif_ray import storage
+from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
 
@@ -125,10 +125,8 @@ def start_rollout_workers(config: Config, banned: Sequence[int]) -> list[ActorHa
         config: `align.rollout` and `policy`.
         banned: token ids that must never be sampled.
     """
-    engine = config.align.rollout.engine
     options = {
-        "num_cpus": engine.num_cpus,
-        "num_gpus": engine.num_gpus,
+        **resources.rollout_worker(config).options(),
         "max_restarts": MAX_RESTARTS,
         "max_task_retries": MAX_RESTARTS,
     }

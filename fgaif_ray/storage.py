@@ -105,6 +105,13 @@ def remove_file(uri: str) -> None:
     filesystem.rm_file(path)
 
 
+def remove_folder(uri: str) -> None:
+    """Remove a folder of a local path or URI and all that is in it; nothing happens where there is none."""
+    filesystem, path = _filesystem(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
 def write_image(uri: str, data: bytes) -> None:
     """Write one file of a folder that is published as a whole later: no flush to disk, no rename of its own."""
     filesystem, path = _filesystem(uri)

@@ -2,6 +2,7 @@
 
 `policy/` holds the PEFT adapter with its card, `metrics.jsonl` (a line per step), `samples.jsonl` (responses with their
 sub-sentences, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.
+`--export-merged FOLDER` writes the aligned model, adapter merged in, as a checkpoint of its own.
 """
 
 import json
@@ -13,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from fgaif_ray import storage
+from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES, fingerprint
+from jobs.align_export import MODES
 from jobs.cli import main
+from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -37,10 +40,12 @@ def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     """The stage of these settings over these images and reward models; where actors run does not change it."""
     from actors.reward_service import model_version, published_reward_folders
 
-    placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "threads", "checkpoint_every", "log_samples_every"}
+    placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads"}
+    placed |= {"checkpoint_every", "log_samples_every", "tracking"}
     align = config.align.model_dump(exclude=placed | {"rollout"})
-    rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature"})
-    rewards = [model_version(folder) for folder in published_reward_folders(config).values()]
+    rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
+    scaled = config.rewards.temperature_scaling
+    rewards = [model_version(folder, scaled) for folder in published_reward_folders(config).values()]
     policy = config.policy.model_dump()
     prompts = sets.prompts_of(sets.align, config.data.prompts)
     return storage.Stage(
@@ -72,18 +77,20 @@ def run(config: Config) -> None:
 
     from actors.chat import ImageChat
     from actors.cluster import connect
+    from fgaif_ray.rl.trackers import require_packages
 
+    require_packages(config.align.tracking)
     asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
     ImageChat(config.policy.model).check_prompts(asked, config.align.rollout.engine.max_model_len)
     stage.begin()
     with connect(config), _reward_app(config) as app_name:
-        steps = _train(config, stage, sets, app_name)
-    _finish(config, stage, steps, time.monotonic() - started)
-    say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}.")
+        steps, done_before = _train(config, stage, sets, app_name)
+    goodput = _finish(config, stage, steps, done_before, time.monotonic() - started)
+    say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
 
 
-def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str) -> int:
-    """Runs rollout workers and the learner to the last step; returns the number of steps."""
+def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str) -> tuple[int, int]:
+    """Runs rollout workers and the learner to the last step; returns their number and how many an earlier call did."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -112,11 +119,7 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
     trainer = TorchTrainer(
         cast("Any", train),  # Ray's annotation does not know that a loop may return
         train_loop_config={"task": task},
-        scaling_config=ScalingConfig(
-            num_workers=align.num_workers,
-            use_gpu=align.gpus_per_worker > 0,
-            resources_per_worker={"CPU": align.cpus_per_worker, "GPU": align.gpus_per_worker},
-        ),
+        scaling_config=ScalingConfig(**resources.learner(config).scaling()),
         run_config=RunConfig(
             name=TRAIN_FOLDER,
             storage_path=folder,
@@ -125,7 +128,7 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
         ),
     )
     try:
-        result = _fit(trainer, folder, align.steps)
+        result, done_before = _fit(trainer, folder, align.steps)
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -135,7 +138,7 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
         reason = outcome["stopped"].rstrip(".")
         raise UserError(f"PPO was stopped at step {outcome['steps']} of {align.steps}: {reason}.{kept}")
     steps: int = outcome["steps"]
-    return steps
+    return steps, done_before
 
 
 @contextmanager
@@ -154,8 +157,8 @@ def _reward_app(config: Config) -> Iterator[str]:
             reward_service.shutdown()
 
 
-def _fit(trainer: Any, folder: str, steps: int) -> Any:
-    """Ray Train's result; meanwhile shows the metrics that the learner writes to the stage folder."""
+def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
+    """Ray Train's result, and the steps that were there before; meanwhile shows the metrics that the learner writes."""
     from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
     from fgaif_ray.rl.watch import progress_note
 
@@ -171,7 +174,7 @@ def _fit(trainer: Any, folder: str, steps: int) -> Any:
     thread = threading.Thread(target=fit, name="align trainer", daemon=True)
     thread.start()
     uri = storage.join(folder, METRICS_FILE)
-    shown = max((row["step"] for row in read_lines(uri)), default=0)
+    shown = done_before = max((row["step"] for row in read_lines(uri)), default=0)
     with Progress("align", steps, "steps", initial=shown, interval=0.0) as progress:
         going = True
         while going:
@@ -183,26 +186,33 @@ def _fit(trainer: Any, folder: str, steps: int) -> Any:
                     progress.advance(note=progress_note(row))
     if isinstance(ends[0], BaseException):
         raise ends[0]
-    return ends[0]
+    return ends[0], done_before
 
 
-def _finish(config: Config, stage: storage.Stage, steps: int, seconds: float) -> None:
-    """Removes what only a running PPO needs, adds the card, publishes."""
-    from actors.learner import ADAPTERS_FOLDER, remove_folder
+def _finish(config: Config, stage: storage.Stage, steps: int, done_before: int, seconds: float) -> float:
+    """Removes what only a running PPO needs, adds the card, publishes.
+
+    Returns:
+        The goodput: the share of the seconds that went into steps which count. Starting, checkpoints, and steps that
+        were lost in an interruption and done again are the rest.
+    """
+    from actors.policy_versions import ADAPTERS_FOLDER, remove_folder
     from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
 
     rows = read_lines(storage.join(stage.partial, METRICS_FILE))
     for name in (TRAIN_FOLDER, ADAPTERS_FOLDER):
         remove_folder(storage.join(stage.partial, name))
     storage.write_bytes(storage.join(stage.partial, "README.md"), _card(config, rows).encode())
-    stage.publish({"steps": steps, "seconds": round(seconds, 1)})
+    goodput: float = sum(row["timing/step"] for row in rows if row["step"] > done_before) / seconds
+    stage.publish({"steps": steps, "seconds": round(seconds, 1), "goodput": round(goodput, 3)})
+    return goodput
 
 
 def _card(config: Config, rows: list[dict[str, Any]]) -> str:
     names = ["reward/total", *(f"reward/{kind}" for kind in FACT_TYPES), "facts/per_response", "response/length"]
     names += ["kl/per_response"]
     table = "\n".join(f"| {name} | {_figure(rows[0][name])} | {_figure(rows[-1][name])} |" for name in names)
-    settings = json.dumps(config.align.model_dump(mode="json"), indent=2)
+    settings = json.dumps(config.align.model_dump(mode="json", exclude={"tracking"}), indent=2)
     return f"""---
 base_model: {config.policy.model}
 library_name: peft
@@ -228,7 +238,8 @@ model = AutoModelForImageTextToText.from_pretrained("{config.policy.model}")
 model = PeftModel.from_pretrained(model, "THIS FOLDER")
 ```
 
-With vLLM: `vllm serve {config.policy.model} --enable-lora --max-lora-rank {config.align.lora.rank} --lora-modules
+Without PEFT: `python -m jobs.align --config CONFIG --export-merged FOLDER` writes a checkpoint with the adapter merged
+in. With vLLM: `vllm serve {config.policy.model} --enable-lora --max-lora-rank {config.align.lora.rank} --lora-modules
 aligned=THIS_FOLDER`.
 
 Settings:
@@ -244,4 +255,4 @@ def _figure(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main("align", __doc__, run))
+    sys.exit(main("align", __doc__, run, modes=(*MODES, plan_mode("serve_rewards", "align"))))

@@ -44,7 +44,7 @@ ENGINE = {
 }
 
 
-def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4) -> Config:
+def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4, ahead: bool = False) -> Config:
     tree = service_config(run_dir).model_dump(mode="json")
     tree["data"] |= {
         "sample_images": 1,
@@ -67,6 +67,11 @@ def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4) -
     tree["align"]["ppo"] |= {"minibatch_size": 4, "micro_batch_size": 4, **rates}
     rollout = {"max_tokens": 16, "sync": sync, "log_prob_tolerance": tolerance, "engine": ENGINE}
     tree["align"]["rollout"] |= rollout
+    if ahead:
+        tree["align"]["rollout"]["max_staleness"] = 1
+        tree["align"]["samples_per_prompt"] = 2
+        tree["align"]["ppo"] |= {"micro_batch_tokens": 120, "schedule": "linear"}
+        tree["align"]["kl"]["placement"] = "loss"
     return Config.model_validate(tree)
 
 
@@ -163,7 +168,7 @@ def kill_learner_after(metrics: Path, step: int, killed: list[int]) -> threading
         return [process for process in own if "RayTrainWorker" in process.name() + " ".join(process.cmdline())]
 
     def watch() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             if any(row["step"] >= step for row in read_lines(str(metrics))):
                 for process in learners():
@@ -172,7 +177,7 @@ def kill_learner_after(metrics: Path, step: int, killed: list[int]) -> threading
                 return
             time.sleep(0.02)
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
 
@@ -199,6 +204,27 @@ def test_a_killed_learner_goes_on_as_if_nothing_had_happened(
     weights, expected = (load_file(path / "adapter_model.safetensors") for path in (resumed, finished[1]))
     # The reward service may score the same responses in other batches: equal to rounding, not to the bit.
     assert all(torch.allclose(weights[name], expected[name], atol=1e-3) for name in expected)
+
+
+def test_a_run_that_samples_ahead_goes_on_from_the_policy_that_sampled(service: Path, tmp_path: Path) -> None:
+    """One step off, killed after step 2: every batch is of the policy before the newest, also that resumed with.
+
+    The difference of log-probabilities is measured against the policy that sampled, so it shows which one did.
+    """
+    folder = run_folder(service, tmp_path)
+    killed: list[int] = []
+    killer = kill_learner_after(folder / "policy.partial" / "metrics.jsonl", 2, killed)
+    align.run(align_config(folder, ahead=True))
+    killer.join()
+    assert len(killed) == 1
+    rows = read_lines(str(folder / "policy" / "metrics.jsonl"))
+    assert [(row["step"], row["rollout/policy_version"], row["rollout/staleness"]) for row in rows] == [
+        (1, 0, 0), (2, 0, 1), (3, 1, 1),
+    ]  # fmt: skip
+    assert max(row["rollout/log_prob_difference"] for row in rows) < 1e-5
+    assert rows[-1]["importance/weight_max"] > 1 + 1e-3  # the newest policy is another one than sampled
+    assert [row["update/learning_rate_scale"] for row in rows] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert all(row["kl/loss"] is not None and 0 < row["goodput/step_share"] <= 1 for row in rows)
 
 
 @pytest.mark.parametrize("sync", ["adapter", "merged"])

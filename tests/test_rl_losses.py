@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fgaif_ray.rl.kl import KLEstimator
 from fgaif_ray.rl.losses import (
     combine_statistics,
     entropy_from_logits,
     entropy_loss,
     explained_variance,
+    kl_loss,
     policy_loss,
     value_loss,
 )
@@ -166,6 +168,57 @@ def test_descending_the_entropy_loss_spreads_the_distribution() -> None:
     assert statistics.entropy == pytest.approx(-loss.item())
     assert logits.grad is not None
     assert logits.grad[0, 0, 0] > 0 > logits.grad[0, 0, 1]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(*[st.floats(-2, 2)] * 3), min_size=2, max_size=6),
+    st.sampled_from(["k1", "k2", "k3"]),
+)
+def test_the_gradient_of_the_kl_loss_is_that_of_the_divergence(
+    logits: list[tuple[float, float, float]], estimator: KLEstimator
+) -> None:
+    """Exactly, by enumeration: over the samples of another policy, and whatever the estimator."""
+    start, reference, sampler = (column.log_softmax(0) for column in torch.tensor(logits, dtype=torch.float64).T)
+    exact_input, input_ = start.clone().requires_grad_(), start.clone().requires_grad_()
+    policy = exact_input.log_softmax(0)
+    divergence = (policy.exp() * (policy - reference)).sum()
+    divergence.backward()
+    policy = input_.log_softmax(0)
+    value = 0.0
+    for token in range(len(logits)):
+        one = slice(token, token + 1)
+        chance = sampler[token].exp()
+        loss, _ = kl_loss(
+            policy[one], reference[one], sampler[one], every(policy[one]),
+            estimator=estimator, importance_cap=1e9, denominator=1 / chance,
+        )  # fmt: skip
+        loss.backward(retain_graph=True)
+        value += loss.item()
+    torch.testing.assert_close(input_.grad, exact_input.grad, rtol=1e-6, atol=1e-9)
+    if estimator != "k2":  # which is biased as a value
+        assert value == pytest.approx(divergence.item(), abs=1e-9)
+
+
+def test_the_weights_of_the_kl_loss_are_truncated() -> None:
+    log_probs = logs(0.5, 0.5).requires_grad_()
+    reference, behaviour = logs(0.25, 0.25), logs(0.1, 0.5)  # raw weights 5 and 1
+    loss, statistics = kl_loss(log_probs, reference, behaviour, every(reference), importance_cap=2.0)
+    loss.backward()
+    assert loss.item() == pytest.approx((2 + 1) * math.log(2) / 2)
+    assert statistics.kl == pytest.approx(loss.item())
+    assert log_probs.grad is not None
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[2.0, 1.0]]) * math.log(2) / 2)
+
+
+def test_the_kl_loss_does_not_see_padding() -> None:
+    mask = torch.tensor([[True, False]])
+    log_probs = torch.tensor([[-1.0, NAN]], requires_grad=True)
+    loss, _ = kl_loss(log_probs, torch.tensor([[-2.0, NAN]]), torch.tensor([[-1.0, NAN]]), mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.0)
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [[1.0, 0.0]]
 
 
 @settings(deadline=None)

@@ -73,6 +73,20 @@ def test_mistake_7_a_response_that_never_ends_is_penalised_on_its_last_token() -
     assert compose_rewards(probabilities, ends, 3, "stop", options).per_token.tolist() == [0.0, 0.0, 1.0]
 
 
+def test_mistake_7_tokens_beyond_the_target_cost() -> None:
+    options = RewardOptions(length_penalty=0.25, length_target=3)
+    probabilities, ends = probabilities_of((CONSISTENT, ABSENT, ABSENT)), torch.tensor([2])
+    assert compose_rewards(probabilities, ends, 3, "stop", options).per_token.tolist() == [0.0, 0.0, 1.0]
+    rewards = compose_rewards(probabilities, ends, 5, "stop", options).per_token
+    assert rewards.tolist() == [0.0, 0.0, 1.0, -0.25, -0.25]
+
+
+def test_with_one_reward_per_response_the_length_costs_at_its_end() -> None:
+    options = RewardOptions(length_penalty=0.25, length_target=1, granularity="response", missing_eos_penalty=1.0)
+    rewards = compose_rewards(probabilities_of((CONSISTENT, ABSENT, ABSENT)), torch.tensor([1]), 3, "length", options)
+    assert rewards.per_token.tolist() == [0.0, 0.0, 1.0 - 1.0 - 0.5]
+
+
 @pytest.mark.parametrize("granularity", ["segment", "response"])
 def test_mistake_7_normalised_rewards_do_not_pay_for_length(granularity: Granularity) -> None:
     options = RewardOptions(normalise_by_segments=True, granularity=granularity)
@@ -104,6 +118,8 @@ def test_token_ends_outside_the_response_are_refused(end: int) -> None:
 def test_a_negative_penalty_is_refused() -> None:
     with pytest.raises(ValueError, match="missing_eos_penalty"):
         RewardOptions(missing_eos_penalty=-1.0)
+    with pytest.raises(ValueError, match="length_penalty"):
+        RewardOptions(length_penalty=-0.1)
 
 
 CLASS_CODE = st.sampled_from([ABSENT, CONSISTENT, HALLUCINATED])

@@ -1,10 +1,10 @@
 """Sections of PPO."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fgaif_ray.config.base import EngineConfig, LoRAOptions, Section
+from fgaif_ray.config.base import EngineConfig, LabelSelector, LoRAOptions, Section
 
 
 class PPOConfig(Section):
@@ -16,9 +16,15 @@ class PPOConfig(Section):
     """Responses per optimiser step, over all workers."""
     micro_batch_size: int = Field(default=16, ge=1)
     """Responses per forward and backward pass of one worker."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens per forward and backward pass of one worker, prompts, image tokens and padding included; replaces
+    ``micro_batch_size``. A longer response has a pass of its own."""
     learning_rate: float = Field(default=1e-5, gt=0)
     critic_learning_rate: float = Field(default=1e-5, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How both learning rates fall towards zero from the end of the warm-up to ``align.steps``."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which both learning rates rise linearly."""
     clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
     value_coefficient: float = Field(default=0.1, ge=0)
@@ -41,6 +47,10 @@ class RewardComposition(Section):
     normalise_by_segments: bool = False
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """Subtracted at the last token of a response that did not end by itself."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted at each token beyond ``length_target``; with ``granularity: response`` all of it at the last token."""
+    length_target: int = Field(default=0, ge=0)
+    """Tokens of a response that no ``length_penalty`` is taken for."""
     failure: Literal["mask", "drop", "fail"] = "mask"
     """What becomes of a sample whose reward could not be had."""
 
@@ -50,6 +60,9 @@ class KLConfig(Section):
 
     coefficient: float = Field(default=0.1, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k1"
+    placement: Literal["reward", "loss"] = "reward"
+    """``reward``: each token's reward pays for its KL, and the advantages of the tokens before it for what they led to.
+    ``loss``: a term of the policy's loss, whose gradient is that of the KL whatever the estimator."""
     target: float | None = Field(default=None, gt=0)
     """Sum of the per-token KL of a response that an adaptive controller steers to; None keeps the coefficient."""
     horizon: int = Field(default=10000, ge=1)
@@ -66,7 +79,36 @@ class RolloutConfig(Section):
     log_prob_tolerance: float = Field(default=0.05, gt=0)
     """Largest mean difference between the engine's and the learner's log-probabilities of the same tokens after a
     sync."""
+    max_staleness: Literal[0, 1] = 0
+    """Updates that the policy may be ahead of the one that sampled what it learns from. 1: the next batch is sampled,
+    with the policy before the update, while the learner updates; importance weights correct for it."""
     engine: EngineConfig = EngineConfig()
+
+
+class WandbConfig(Section):
+    """Weights & Biases; the API key is what its own tools take it from (``WANDB_API_KEY``, ``wandb login``)."""
+
+    project: str = "fgaif-ray"
+    name: str | None = None
+    """Of the run; None takes the name of the run folder."""
+    mode: Literal["online", "offline"] = "online"
+
+
+class MLflowConfig(Section):
+    """An MLflow tracking server; credentials are what its client takes from the environment."""
+
+    tracking_uri: str | None = None
+    """Server or folder; None takes the environment's ``MLFLOW_TRACKING_URI`` or MLflow's default."""
+    experiment: str = "fgaif-ray"
+    name: str | None = None
+    """Of the run; None takes the name of the run folder."""
+
+
+class TrackingConfig(Section):
+    """Where metrics go beside ``metrics.jsonl`` and TensorBoard; null for nowhere."""
+
+    wandb: WandbConfig | None = None
+    mlflow: MLflowConfig | None = None
 
 
 class AlignConfig(Section):
@@ -74,6 +116,9 @@ class AlignConfig(Section):
 
     steps: int = Field(default=100, ge=1)
     rollout_batch_size: int = Field(default=512, ge=1)
+    """Responses per step, over all workers."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Responses to each image and prompt of a step, each with a seed of its own; ``rollout_batch_size`` counts all."""
     lora: LoRAOptions = LoRAOptions()
     ppo: PPOConfig = PPOConfig()
     reward: RewardComposition = RewardComposition()
@@ -84,7 +129,28 @@ class AlignConfig(Section):
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints, the most that an interruption can lose."""
     log_samples_every: int = Field(default=10, ge=1)
+    tracking: TrackingConfig = TrackingConfig()
     num_workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
+    activation_checkpointing: bool = False
+    """Keep only the input of each decoder layer for the backward pass and compute the rest again: the same gradients,
+    about a third more computation, room for larger micro-batches."""
+    label_selector: LabelSelector = {}
+    """Labels of the nodes that the learner's workers may run on."""
     threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        prompts, rest = divmod(self.rollout_batch_size, self.samples_per_prompt)
+        if rest:
+            raise ValueError(
+                f"align.rollout_batch_size counts responses: make it a multiple of align.samples_per_prompt "
+                f"({self.samples_per_prompt}), not {self.rollout_batch_size}"
+            )
+        if prompts < self.num_workers:
+            raise ValueError(
+                f"{prompts} prompts a step do not go round {self.num_workers} learner workers: raise "
+                "align.rollout_batch_size or lower align.num_workers"
+            )
+        return self

@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from fgaif_ray.models.policy import PolicyModel
 from fgaif_ray.rl.guards import TrainingGuards
 from fgaif_ray.rl.kl import KLController
+from fgaif_ray.rl.staleness import PreviousPolicy
 from fgaif_ray.rl.step import PPOUpdater
 
 STATE_FILE: Final = "state.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
+PREVIOUS_POLICY_FILE: Final = "previous_policy.safetensors"
 POLICY_FOLDER: Final = "policy"
 
 
@@ -30,6 +32,8 @@ class LearnerState:
     updater: PPOUpdater
     kl_controller: KLController
     guards: TrainingGuards
+    previous: PreviousPolicy | None = None
+    """Where rollouts are sampled ahead: the policy that samples the batch of ``next_step``."""
 
     def save(self, folder: str | Path, next_step: int) -> None:
         """Writes the state to a local folder; ``next_step`` is the step that a resumed run begins with."""
@@ -37,6 +41,8 @@ class LearnerState:
         self.model.save_policy(target / POLICY_FOLDER)
         save_file(self.model.trained_state(), target / WEIGHTS_FILE)
         save_file(self.updater.state_dict(), target / OPTIMIZER_FILE)
+        if self.previous is not None and self.previous.is_kept:
+            save_file(self.previous.state_dict(), target / PREVIOUS_POLICY_FILE)
         state = {
             "next_step": next_step,
             "kl_controller": self.kl_controller.state_dict(),
@@ -50,6 +56,8 @@ class LearnerState:
         state: dict[str, Any] = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
         self.model.load_trained_state(load_file(source / WEIGHTS_FILE))
         self.updater.load_state_dict(load_file(source / OPTIMIZER_FILE))
+        if self.previous is not None:
+            self.previous.load_state_dict(load_file(source / PREVIOUS_POLICY_FILE))
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.guards.load_state_dict(state["guards"])
         return int(state["next_step"])

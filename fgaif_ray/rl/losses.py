@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fgaif_ray.rl.advantages import masked_mean, masked_variance, selected
+from fgaif_ray.rl.kl import KLEstimator, kl_estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,16 @@ class EntropyStatistics:
     """Nats per token."""
 
 
-Statistics = TypeVar("Statistics", PolicyStatistics, ValueStatistics, EntropyStatistics)
+@dataclass(frozen=True, slots=True)
+class KLStatistics:
+    """Over the real tokens of one `kl_loss`; NaN where there were none."""
+
+    tokens: int
+    kl: float
+    """Weighted estimate in nats per token."""
+
+
+Statistics = TypeVar("Statistics", PolicyStatistics, ValueStatistics, EntropyStatistics, KLStatistics)
 
 
 def policy_loss(
@@ -177,6 +187,54 @@ def entropy_loss(
     """
     chosen = selected(entropies, mask)  # [selected]
     return -_mean(chosen, denominator), EntropyStatistics(chosen.numel(), *_figures(chosen))
+
+
+def kl_loss(
+    log_probs: Tensor,
+    reference_log_probs: Tensor,
+    behaviour_log_probs: Tensor,
+    mask: Tensor,
+    *,
+    estimator: KLEstimator = "k1",
+    importance_cap: float = 2.0,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, KLStatistics]:
+    """KL(policy || reference) as a term of the policy's loss, whose gradient is right whatever the estimator.
+
+    Differentiating an estimator of the KL does not estimate the KL's gradient: that of k1 is zero on average, that of
+    k3 is the gradient of KL(reference || policy). The gradient, sum over tokens of policy * d * grad log policy with
+    d = log policy - log reference, is that of k2 on the policy's own samples (Tang & Munos 2025). So the value is the
+    estimator's and the gradient is k2's, both weighted by min(policy / sampler, importance_cap), a constant for the
+    gradient: the policy moves away from the one that sampled, in the epochs of a step and with stale rollouts.
+    (Without truncation it equals the gradient of ratio * k3 as DeepSeek-V3.2 has it.)
+
+    Each token's KL is taken given the tokens before it: unlike a penalty on the rewards, it does not charge a token for
+    where it leads.
+
+    Args:
+        log_probs: `[batch, response_tokens]` under the policy being trained, with gradient.
+        reference_log_probs: the same under the reference.
+        behaviour_log_probs: what the sampler reported.
+        mask: `[batch, response_tokens]` bool.
+        estimator: of the value.
+        importance_cap: the largest weight, more than 0.
+        denominator: see the module.
+
+    Returns:
+        The scalar loss, not yet multiplied by its coefficient, and its statistics.
+
+    Raises:
+        ValueError: importance_cap is not positive, the mask is not bool, a shape differs, or the estimator is unknown.
+    """
+    if not importance_cap > 0:
+        raise ValueError(f"importance_cap must be positive, not {importance_cap}")
+    chosen = (selected(values, mask) for values in (log_probs, reference_log_probs, behaviour_log_probs))
+    new, reference, behaviour = chosen  # [selected]
+    weight = (new - behaviour).detach().exp().clamp(max=importance_cap)  # [selected]
+    value = weight * kl_estimate(new.detach(), reference.detach(), estimator)  # [selected]
+    surrogate = weight * kl_estimate(new, reference.detach(), "k2")  # [selected]
+    loss = _mean(value + (surrogate - surrogate.detach()), denominator)
+    return loss, KLStatistics(new.numel(), *_figures(value))
 
 
 def entropy_from_logits(logits: Tensor, chunk_tokens: int = 1024) -> Tensor:

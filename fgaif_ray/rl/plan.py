@@ -26,6 +26,14 @@ class Draw:
     """Of the sampling; 32 bits."""
 
 
+def share_of(draws: Sequence[Draw], rank: int, workers: int, samples_per_prompt: int = 1) -> list[Draw]:
+    """One learner worker's draws of a step: every ``workers``-th prompt with all its samples.
+
+    The samples of a prompt stay together: the image is read once, and they share its prefix in an engine's cache.
+    """
+    return [draw for place, draw in enumerate(draws) if place // samples_per_prompt % workers == rank]
+
+
 class PromptPlan:
     """Goes through all images in a new random order each time round; each time an image gets its next prompt."""
 
@@ -43,9 +51,21 @@ class PromptPlan:
         self._own_prompts = own_prompts
         self._orders: dict[int, list[int]] = {}
 
-    def draw(self, step: int, size: int) -> list[Draw]:
-        """The batch of one step; all batches have the same size."""
-        return [self._draw(step, place, step * size + place) for place in range(size)]
+    def draw(self, step: int, size: int, samples_per_prompt: int = 1) -> list[Draw]:
+        """The batch of one step; all batches have the same size.
+
+        Args:
+            step: from 0.
+            size: responses.
+            samples_per_prompt: responses to each image and prompt, next to each other, each with a seed of its own.
+
+        Raises:
+            ValueError: the size is no multiple of ``samples_per_prompt``.
+        """
+        prompts, rest = divmod(size, samples_per_prompt)
+        if rest:
+            raise ValueError(f"{size} responses are no multiple of {samples_per_prompt} per prompt")
+        return [self._draw(step, place, step * prompts + place // samples_per_prompt) for place in range(size)]
 
     def generator(self, step: int, rank: int) -> torch.Generator:
         """Decides the order of minibatches in one step of one learner process."""

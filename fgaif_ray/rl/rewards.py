@@ -36,6 +36,11 @@ class RewardOptions:
     """Divide each segment's reward by the number of segments: saying more does not by itself pay more."""
     missing_eos_penalty: float = 0.0
     """Taken from the last token of a response that was cut before it ended; at least 0."""
+    length_penalty: float = 0.0
+    """Taken from each token beyond `length_target`, at least 0: more sub-sentences do not pay for ever. The critic
+    and GAE then see the cost where it arises."""
+    length_target: int = 0
+    """Tokens that are free; at least 0."""
 
     def __post_init__(self) -> None:
         _check_weights(self.weights)
@@ -45,6 +50,10 @@ class RewardOptions:
             raise ValueError(f"granularity must be 'segment' or 'response', not {self.granularity!r}")
         if not self.missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty must be at least 0, not {self.missing_eos_penalty}")
+        if not (self.length_penalty >= 0 and self.length_target >= 0):
+            raise ValueError(
+                f"length_penalty and length_target must be at least 0, not {self.length_penalty}, {self.length_target}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +146,7 @@ def compose_rewards(
         token_ends: `[segments]` index of each sub-sentence's last token.
         response_length: tokens in the response, at least 1.
         finish_reason: `stop` where the response ended by itself; anything else takes the missing-EOS penalty.
-        options: weights and choices.
+        options: weights and choices; the length penalty is one of them, and no part of `normalise_by_segments`.
 
     Raises:
         ValueError: a shape or an index does not fit, or the response has no token.
@@ -155,6 +164,11 @@ def compose_rewards(
         per_token = per_token / segment_count
     if finish_reason != "stop":
         per_token[-1] -= options.missing_eos_penalty
+    if options.length_penalty and response_length > options.length_target:
+        if options.granularity == "response":
+            per_token[-1] -= options.length_penalty * (response_length - options.length_target)
+        else:
+            per_token[options.length_target :] -= options.length_penalty
     return ComposedRewards(per_type=per_type, per_token=per_token)
 
 

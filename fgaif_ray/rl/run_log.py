@@ -1,4 +1,6 @@
-"""What a PPO run writes while it runs: ``metrics.jsonl``, ``samples.jsonl`` and TensorBoard event files."""
+"""What a PPO run writes while it runs: ``metrics.jsonl``, ``samples.jsonl``, TensorBoard event files, and what other
+trackers are given.
+"""
 
 import json
 import math
@@ -10,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fgaif_ray import storage
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rl.trackers import Tracker
 from fgaif_ray.rl.trajectories import Trajectory
 
 METRICS_FILE: Final = "metrics.jsonl"
@@ -20,14 +23,15 @@ TENSORBOARD_FOLDER: Final = "tensorboard"
 class RunLog:
     """The log of a run in a local folder or URI; a run that goes on from a step drops what was written after it."""
 
-    def __init__(self, folder: str, next_step: int) -> None:
+    def __init__(self, folder: str, next_step: int, trackers: Sequence[Tracker] = ()) -> None:
         """Opens the log.
 
         Args:
             folder: where the files are or will be.
             next_step: first step that will be logged (steps count from 1); lines of this and later steps are dropped.
+            trackers: get the metrics too, and are closed with the log.
         """
-        self._folder = folder
+        self._folder, self._trackers = folder, trackers
         self._lines: dict[str, list[str]] = {}
         for name in (METRICS_FILE, SAMPLES_FILE):
             rows = read_lines(storage.join(folder, name))
@@ -46,6 +50,8 @@ class RunLog:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+        for tracker in self._trackers:
+            tracker.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def write_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """Responses with their sub-sentences, verdicts and rewards."""
@@ -57,8 +63,10 @@ class RunLog:
             storage.upload_folder(self._events, storage.join(self._folder, TENSORBOARD_FOLDER))
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the event file and the trackers."""
         self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
         self.sync()
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -25,16 +25,20 @@ from fgaif_ray.rl.advantages import (
     whiten,
 )
 from fgaif_ray.rl.group import LearnerGroup
-from fgaif_ray.rl.kl import kl_estimate, penalised_rewards
+from fgaif_ray.rl.kl import KLEstimator, kl_estimate, penalised_rewards
 from fgaif_ray.rl.losses import (
+    KLStatistics,
     PolicyStatistics,
     ValueStatistics,
     combine_statistics,
     entropy_loss,
     explained_variance,
+    kl_loss,
     policy_loss,
     value_loss,
 )
+from fgaif_ray.rl.micro_batches import micro_batches
+from fgaif_ray.rl.schedule import learning_rate_scale
 from fgaif_ray.rl.trajectories import TrajectoryBatch
 
 POLICY_FIGURES: Final = ("loss", "clip_share", "approximate_kl", "ratio_mean", "ratio_max")
@@ -53,6 +57,16 @@ class Estimates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KLTerm:
+    """The KL to the reference as a term of the policy's loss."""
+
+    reference_log_probs: Tensor
+    """``[batch, response_tokens]``."""
+    coefficient: float
+    estimator: KLEstimator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
     """A batch that is ready to be learnt from; tensors are ``[batch, response_tokens]``."""
 
@@ -67,16 +81,25 @@ class Experience:
     metrics: dict[str, float]
     """Of this process's rows, but ``kl/per_response``: the mean over the group's responses of the sum of their
     per-token KL to the reference (k1), nats."""
+    kl_term: KLTerm | None = None
+    """None where the KL has been taken from the rewards."""
 
 
 @torch.no_grad()
-def estimate(model: PolicyModel, rows: EncodedRows, batch_size: int) -> Estimates:
-    """Runs policy, reference and critic over the rows, ``batch_size`` of similar length at a time."""
+def estimate(model: PolicyModel, rows: EncodedRows, batch_size: int, *, batch_tokens: int | None = None) -> Estimates:
+    """Runs policy, reference and critic over the rows, ``batch_size`` of similar length at a time.
+
+    Args:
+        model: policy and critic.
+        rows: the encoded batch.
+        batch_size: rows of one pass.
+        batch_tokens: tokens of one pass, padding included, in place of ``batch_size``.
+    """
     shape = (len(rows), rows.response_width)
     log_probs, entropies, reference, values = (
         torch.zeros(shape, device=model.device) for _ in range(4)
     )  # [batch, response_tokens]
-    chunks = [(indices, rows.select(indices)) for indices in rows.chunks(batch_size)]
+    chunks = [(indices, rows.select(indices)) for indices in micro_batches(rows, batch_size, batch_tokens)]
     for indices, part in chunks:
         scored = model.log_probs(part, with_entropy=True)
         assert scored.entropies is not None
@@ -98,20 +121,23 @@ def prepare(
     beta: float,
     group: LearnerGroup,
 ) -> Experience:
-    """KL penalty on the rewards, GAE, whitening over the whole group.
+    """KL penalty on the rewards (or set aside for the loss), GAE, whitening over the whole group.
 
     Args:
         rows: the encoded batch.
         batch: the same rows with their rewards, on the model's device.
         estimates: of the same rows.
         ppo: gamma, lambda and whether to whiten.
-        kl: the estimator.
+        kl: the estimator, and whether the penalty goes into the rewards or the loss.
         beta: the KL penalty's present weight.
         group: the learner processes.
     """
     mask = batch.loss_mask
     penalty = kl_estimate(estimates.log_probs, estimates.reference_log_probs, kl.estimator)
-    rewards = penalised_rewards(batch.token_rewards, penalty, beta, mask)  # [batch, response_tokens]
+    in_loss = kl.placement == "loss"
+    rewards = penalised_rewards(
+        batch.token_rewards, penalty, 0.0 if in_loss else beta, mask
+    )  # [batch, response_tokens]
     advantages, returns = generalised_advantage_estimation(rewards, estimates.values, mask, ppo.gamma, ppo.lambda_)
     raw = masked_statistics(advantages, mask)
     if ppo.whiten_advantages:
@@ -141,14 +167,27 @@ def prepare(
         returns=returns,
         mask=mask,
         metrics=metrics,
+        kl_term=KLTerm(reference_log_probs=estimates.reference_log_probs, coefficient=beta, estimator=kl.estimator)
+        if in_loss
+        else None,
     )
 
 
 class PPOUpdater:
     """Holds the optimiser and runs the update's epochs (Schulman et al. 2017; FGAIF section 3.4)."""
 
-    def __init__(self, model: PolicyModel, config: PPOConfig, group: LearnerGroup) -> None:
-        self._model, self._config, self._group = model, config, group
+    def __init__(
+        self, model: PolicyModel, config: PPOConfig, group: LearnerGroup, total_steps: int | None = None
+    ) -> None:
+        """Starts with a new optimiser.
+
+        Args:
+            model: whose adapters and value head are trained.
+            config: of the update.
+            group: the learner processes.
+            total_steps: steps of the run; needed where the learning rate falls.
+        """
+        self._model, self._config, self._group, self._total_steps = model, config, group, total_steps
         self._groups = {"policy": model.policy_parameters(), "critic": model.critic_parameters()}
         rates = {"policy": config.learning_rate, "critic": config.critic_learning_rate}
         self._optimizer = torch.optim.AdamW(
@@ -165,7 +204,7 @@ class PPOUpdater:
 
         Args:
             experience: from ``prepare``.
-            step: 0 for the first rollout batch of the run; the learning rate warms up over the first ones.
+            step: 0 for the first rollout batch of the run; decides the learning rate (see ``schedule``).
             generator: decides the order of rows; equal in a resumed run.
             minibatches: optimiser steps per epoch, the same for every process of the group.
 
@@ -173,9 +212,14 @@ class PPOUpdater:
             Metrics of this process's rows. ``update/skipped`` counts optimiser steps left out because a gradient was
             not finite.
         """
-        warm = min(1.0, (step + 1) / self._config.warmup_steps) if self._config.warmup_steps else 1.0
+        scale = learning_rate_scale(
+            step,
+            schedule=self._config.schedule,
+            warmup_steps=self._config.warmup_steps,
+            total_steps=self._total_steps,
+        )
         for parameters, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            parameters["lr"] = rate * warm
+            parameters["lr"] = rate * scale
         statistics = _Statistics()
         skipped, norms = 0, []
         learnt = experience.mask.any(dim=1).nonzero().squeeze(1)  # [rows]; rows without reward cost no pass
@@ -190,9 +234,10 @@ class PPOUpdater:
             f"update/{name}_gradient_norm": sum(norm[name] for norm in norms) / len(norms) if norms else math.nan
             for name in self._groups
         }
-        return (
-            statistics.metrics() | mean_norms | {"update/skipped": float(skipped), "update/learning_rate_scale": warm}
-        )
+        done = {"update/skipped": float(skipped), "update/learning_rate_scale": scale}
+        if experience.kl_term is not None:
+            done["kl/loss"] = statistics.mean_kl()
+        return statistics.metrics() | mean_norms | done
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimiser's tensors by parameter name."""
@@ -218,7 +263,7 @@ class PPOUpdater:
         if not tokens > 0:
             return False
         rows = experience.rows.select(indices)
-        for chunk in rows.chunks(config.micro_batch_size):
+        for chunk in micro_batches(rows, config.micro_batch_size, config.micro_batch_tokens):
             part, at = rows.select(chunk), indices[chunk]
             mask = experience.mask[at]
             scored = model.log_probs(part, with_entropy=config.entropy_coefficient > 0)
@@ -233,6 +278,18 @@ class PPOUpdater:
                 denominator=tokens,
             )
             statistics.policy.append(policy)
+            if (term := experience.kl_term) is not None:
+                divergence, kl = kl_loss(
+                    scored.log_probs,
+                    term.reference_log_probs[at],
+                    experience.behaviour_log_probs[at],
+                    mask,
+                    estimator=term.estimator,
+                    importance_cap=config.importance_cap,
+                    denominator=tokens,
+                )
+                statistics.kl.append(kl)
+                loss = loss + term.coefficient * divergence
             if scored.entropies is not None:
                 loss = loss + config.entropy_coefficient * entropy_loss(scored.entropies, mask, denominator=tokens)[0]
             loss.backward()
@@ -276,6 +333,11 @@ class _Statistics:
     def __init__(self) -> None:
         self.policy: list[PolicyStatistics] = []
         self.value: list[ValueStatistics] = []
+        self.kl: list[KLStatistics] = []
+
+    def mean_kl(self) -> float:
+        """Of the loss's KL term over all micro-batches, nats per token; NaN where there was none."""
+        return combine_statistics(self.kl).kl if self.kl else math.nan
 
     def metrics(self) -> dict[str, float]:
         """Token means over all micro-batches; NaN where there was none."""

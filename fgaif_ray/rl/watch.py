@@ -42,6 +42,19 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return metrics
 
 
+def busy_share(intervals: Sequence[tuple[float, float]], start: float, end: float) -> float:
+    """Share of the time from ``start`` to ``end`` that at least one interval covers; what overlaps counts once.
+
+    Example: ``busy_share([(0, 2), (1, 3)], 0, 4)`` is 0.75.
+    """
+    busy, reached = 0.0, start
+    for begun, done in sorted(intervals):
+        begun, done = max(begun, reached), min(done, end)
+        busy += max(done - begun, 0.0)
+        reached = max(reached, done)
+    return busy / (end - start) if end > start else math.nan
+
+
 def watched_by_guards(metrics: dict[str, float]) -> StepMetrics:
     """What the guards look at, out of a step's merged metrics."""
     return StepMetrics(

@@ -1,0 +1,41 @@
+"""Which rows go through a pass together: a number of rows, or as many as fit a budget of tokens."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fgaif_ray.models.policy import EncodedRows
+
+
+def micro_batches(rows: EncodedRows, size: int, tokens: int | None = None) -> Iterator[Tensor]:
+    """Row indices of each pass, rows of similar length together: ``size`` rows, or as many as fit ``tokens``."""
+    return rows.chunks(size) if tokens is None else split_by_tokens(rows.lengths, tokens)
+
+
+def split_by_tokens(lengths: Tensor, budget: int) -> Iterator[Tensor]:
+    """Cuts the rows, sorted by length, into parts of at most ``budget`` tokens, padding included.
+
+    What counts is what a pass computes: rows times the longest of them. A row that is longer than the budget is a part
+    of its own.
+
+    Args:
+        lengths: ``[rows]`` int64 tokens, at least 1 each.
+        budget: at least 1.
+
+    Yields:
+        ``[part]`` int64 row indices; every row once.
+
+    Raises:
+        ValueError: the budget is less than 1.
+    """
+    if budget < 1:
+        raise ValueError(f"a budget needs at least one token, not {budget}")
+    order = torch.argsort(lengths, stable=True)
+    ascending: list[int] = lengths[order].tolist()
+    start = 0
+    for end in range(1, len(ascending) + 1):
+        # One more row would be the longest of the part.
+        if end == len(ascending) or (end - start + 1) * ascending[end] > budget:
+            yield order[start:end]
+            start = end

@@ -1,0 +1,82 @@
+"""Rollouts that are one update behind the policy that learns from them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fgaif_ray.models.policy import EncodedRows, PolicyModel
+from fgaif_ray.rl.micro_batches import micro_batches
+
+
+class PreviousPolicy:
+    """The policy's adapter as it was before the newest update.
+
+    What samples the next batch while the learner updates: needed to check that batch's log-probabilities, and by a
+    resumed run to sample the same batch again.
+    """
+
+    def __init__(self, model: PolicyModel) -> None:
+        """Keeps nothing yet."""
+        self._model = model
+        self._kept: dict[str, Tensor] = {}
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a previous policy."""
+        return bool(self._kept)
+
+    def keep(self) -> None:
+        """Copies the present policy; call it before an update."""
+        self._kept = self._copy()
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """The model is the previous policy while the block runs.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self._kept:
+            raise ValueError("no previous policy has been kept")
+        present = self._copy()
+        self._put(self._kept)
+        try:
+            yield
+        finally:
+            self._put(present)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The kept tensors by parameter name; empty where there are none."""
+        return {name: tensor.cpu() for name, tensor in self._kept.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a ``state_dict``.
+
+        Raises:
+            ValueError: the names differ, so the state belongs to another configuration.
+        """
+        parameters = self._model.policy_parameters()
+        if state and set(state) != set(parameters):
+            raise ValueError("the state holds other parameters than this policy")
+        self._kept = {name: tensor.to(parameters[name].device) for name, tensor in state.items()}
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._model.policy_parameters().items()}
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._model.policy_parameters().items():
+            parameter.copy_(tensors[name])
+
+
+@torch.no_grad()
+def policy_log_probs(model: PolicyModel, rows: EncodedRows, size: int, tokens: int | None = None) -> Tensor:
+    """The policy's log-probabilities of the response tokens, ``[rows, response_width]``, in passes as
+    ``micro_batches`` cuts them.
+    """
+    log_probs = torch.zeros(len(rows), rows.response_width, device=model.device)
+    for indices in micro_batches(rows, size, tokens):
+        log_probs[indices] = model.log_probs(rows.select(indices)).log_probs
+    return log_probs

@@ -1,0 +1,80 @@
+"""The mode of `jobs.align` that writes the aligned model as a checkpoint of its own."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say
+from jobs.cli import Mode
+
+
+def export_merged(config: Config, folder: str) -> None:
+    """Write the policy with its adapter merged in, as a whole checkpoint that needs no PEFT.
+
+    Args:
+        config: ``run.dir`` with a finished ``policy/``, and ``policy.model`` that it was trained on.
+        folder: a local path or URI that does not exist yet; it appears when it is complete.
+
+    Raises:
+        UserError: the policy has not been aligned yet, the folder is there already, or the adapter belongs to another
+            model.
+    """
+    from fgaif_ray.models.merging import write_merged
+
+    storage.require_stage(config.run.dir, "policy", "align")
+    if storage.exists(folder):
+        raise UserError(f"{folder} is there already: give a folder that is not, or remove it.")
+    adapter = storage.local_copy(storage.join(config.run.dir, "policy"))
+    place = os.path.dirname(os.path.abspath(folder.removeprefix("file://"))) if storage.is_local(folder) else None
+    if place is not None:
+        os.makedirs(place, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fgaif-merged-", dir=place) as unfinished:
+        merged = Path(unfinished, "merged")
+        try:
+            write_merged(config.policy.model, adapter, merged)
+        except ValueError as error:
+            raise UserError(f"The policy cannot be merged: {error}.") from error
+        (merged / "README.md").write_text(_card(config), encoding="utf-8")
+        if place is not None:
+            merged.rename(folder.removeprefix("file://"))
+        else:
+            storage.upload_folder(str(merged), folder)
+    say(f"align: the aligned model is in {folder}.")
+
+
+def _card(config: Config) -> str:
+    return f"""---
+base_model: {config.policy.model}
+base_model_relation: finetune
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [ppo, vision-language]
+---
+# {config.policy.model}, aligned with fine-grained AI feedback
+
+The weights of `{config.policy.model}` with a LoRA adapter merged in, W + alpha / rank * B A. The adapter was trained
+with PPO on dense rewards for what each sub-sentence says about the image. Method: FGAIF (arXiv 2404.05046). How it was
+trained, and what the rewards did, stands in the card of the adapter.
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("THIS FOLDER")
+processor = AutoProcessor.from_pretrained("THIS FOLDER")
+```
+
+With vLLM: `vllm serve THIS_FOLDER`. The licence is that of `{config.policy.model}`.
+"""
+
+
+MODES: Final = (
+    Mode(
+        "--export-merged",
+        {"metavar": "FOLDER", "help": "write the aligned model, adapter merged in, as a checkpoint of its own"},
+        export_merged,
+    ),
+)
