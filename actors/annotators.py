@@ -23,12 +23,11 @@ from actors.extraction import Endpoint, FactExtraction
 from actors.sampler import Sampler
 from actors.second_verifier import SecondVerifier
 from actors.verifier import Verification, Verifier
+from fgaif_ray import resources
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.answers import model_identity
 from fgaif_ray.feedback.pending import Pending
 
-EXTRACTION_CPUS: Final = 0.5
-"""An extraction worker waits for its endpoint most of the time."""
 EXTRACTION_BLOCKS: Final = 3
 """Blocks that an extraction worker has open: calls of the next ones fill the gap that the last calls of one leave."""
 
@@ -40,15 +39,13 @@ def blocks_of(rows: list[dict[str, Any]], size: int, schema: pa.Schema) -> list[
 
 def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> Iterator[dict[str, Any]]:
     """Sample a response to every task; yields the counts of each finished block (see ``Sampler``)."""
-    engine = config.sample.engine
     dataset = ray.data.from_arrow(blocks).map_batches(
         Sampler,
         fn_constructor_kwargs={"config": config, "partial": partial},
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(config.sample.engines, len(blocks))),
-        num_cpus=engine.num_cpus,
-        num_gpus=engine.num_gpus,
+        **resources.sampler(config).options(),
     )
     yield from dataset.iter_rows()
 
@@ -63,8 +60,7 @@ def verify_again(verification: Verification, parts: list[str]) -> Iterator[dict[
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
-        num_cpus=second.engine.num_cpus,
-        num_gpus=second.engine.num_gpus,
+        **resources.verifier(second, second=True).options(),
     )
     yield from dataset.iter_rows()
 
@@ -77,7 +73,6 @@ def label_responses(
     The limits and the budget of ``label.extractor`` hold for all extraction workers together.
     """
     label = config.label
-    engine = label.verifier.engine
     extractor = label.extractor
     address, desk = start_call_desk(extractor, config.run.dir)
     extraction = {
@@ -99,7 +94,7 @@ def label_responses(
             compute=ActorPoolStrategy(
                 size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=EXTRACTION_BLOCKS
             ),
-            num_cpus=EXTRACTION_CPUS,
+            **resources.fact_extraction(config).options(),
         )
         .map_batches(
             Verifier,
@@ -107,8 +102,7 @@ def label_responses(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(label.verifier.engines, pending.blocks)),
-            num_cpus=engine.num_cpus,
-            num_gpus=engine.num_gpus,
+            **resources.verifier(label.verifier).options(),
         )
     )
     try:

@@ -9,6 +9,7 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors.fact_checker import FactChecker
+from fgaif_ray import resources
 from fgaif_ray.config import VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.labelled_facts import LabelledFact
@@ -80,8 +81,7 @@ def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Itera
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(config.engines, len(blocks))),
-        num_cpus=config.engine.num_cpus,
-        num_gpus=config.engine.num_gpus,
+        **resources.verifier(config).options(),
     )
     for row in dataset.iter_rows():
         if row["fatal"] is not None:  # raised in a worker it would arrive without its type

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +28,24 @@ def _quiet(config: Config) -> None:
 
 
 @contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's handler of SIGTERM, which `ray.init` replaces with one that ends the process without a word.
+
+    `ray job stop` sends SIGTERM: a job then says how to go on, and ends with the status of an interrupted one.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:  # Ray's handler, before this one is back
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
 def connect(config: Config) -> Iterator[None]:
     """Be connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
 
@@ -46,16 +66,17 @@ def connect(config: Config) -> Iterator[None]:
         "ignore_reinit_error": False,
     }
     try:
-        if address is not None:
-            ray.init(address=address, **common)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=config.ray.num_cpus,
-                include_dashboard=False,
-                object_store_memory=int(config.ray.object_store_gib * GIB),
-                **common,
-            )
+        with _own_sigterm():
+            if address is not None:
+                ray.init(address=address, **common)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=config.ray.num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=int(config.ray.object_store_gib * GIB),
+                    **common,
+                )
     except ConnectionError as error:
         raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
     _quiet(config)

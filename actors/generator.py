@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from actors.chat import ImageChat
 from actors.engine import BAN, image_prompt, reload_weights, start_engine
-from fgaif_ray import storage
+from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import AFTER, BEFORE
@@ -118,14 +118,12 @@ def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
-    engine = config.evaluate.engine
     dataset = ray.data.from_arrow(blocks).map_batches(
         Generator,
         fn_constructor_kwargs={"config": config, "adapter": adapter, "rank": rank, "partial": partial},
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=1),
-        num_cpus=engine.num_cpus,
-        num_gpus=engine.num_gpus,
+        **resources.generator(config).options(),
     )
     yield from dataset.iter_rows()

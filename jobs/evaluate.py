@@ -20,6 +20,7 @@ from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
+from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
     from fgaif_ray.evaluation.pope import PopeQuestion
@@ -211,4 +212,6 @@ def _figures(rows: Sequence[dict[str, Any]], truth: Truth | None, seed: int) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate", __doc__, run, modes=(*evaluate_benchmarks.MODES, *evaluate_serve.MODES)))
+    sys.exit(
+        main("evaluate", __doc__, run, modes=(*evaluate_benchmarks.MODES, *evaluate_serve.MODES, plan_mode("evaluate")))
+    )

@@ -32,12 +32,14 @@ from jobs.cli import find_user_error, main
 from jobs.label_calibration import threshold_key, verdict_key
 from jobs.label_reuse import EXTRACTION_KEYS, can_reuse, manifest_entries, reuse
 from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
+from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
     from actors.extraction import Endpoint
     from actors.openai_server import OpenAIServer
     from actors.verifier import Verification
 
+MODES: Final = (*label_cost.MODES, *label_audit.MODES, *label_calibration.MODES, plan_mode("label", "label, second"))
 STAGE: Final = "feedback"
 REJECTED_STAGE: Final = "feedback_rejected"
 METRICS_FILE: Final = "metrics.json"
@@ -306,4 +308,4 @@ def _true_labels(config: Config) -> TrueLabels | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("label", __doc__, run, modes=(*label_cost.MODES, *label_audit.MODES, *label_calibration.MODES)))
+    sys.exit(main("label", __doc__, run, modes=MODES))

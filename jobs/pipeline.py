@@ -10,6 +10,7 @@ from collections.abc import Callable
 from fgaif_ray.config import Config, dump_config
 from fgaif_ray.progress import say
 from jobs.cli import main
+from jobs.plan import plan_mode
 
 
 class _Stages:
@@ -101,4 +102,4 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("pipeline", __doc__, run))
+    sys.exit(main("pipeline", __doc__, run, modes=(plan_mode(),)))

@@ -39,7 +39,7 @@ def run(config: Config) -> None:
         config.run.seed,
         config.report.model_dump(),
         config.align.reward.model_dump(),
-        [config.rewards.backbone, config.rewards.dtype],
+        [config.rewards.backbone, config.rewards.dtype, config.rewards.temperature_scaling],
         [manifest["fingerprint"] for manifest in manifests],
     )
     stage = storage.Stage(run_dir, REPORT_STAGE, key)
@@ -70,7 +70,8 @@ def _judge(config: Config, stage: "Stage") -> None:
     say(f"report: scoring what was said about {len(examples)} images")
     truth = load_truth(config)
     folders = {kind: storage.join(run_dir, "rewards", kind) for kind in FACT_TYPES}
-    model = load_reward_model(load_backbone(config.rewards.backbone, config.rewards.dtype), folders)
+    backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
+    model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     judged = judge_examples(examples, truth, model, config.align.reward)
     settings = {
         "title": config.report.title,

@@ -21,6 +21,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import GIVEN, RESPONSES_SCHEMA, fingerprint
 from jobs.cli import find_user_error, main
+from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
@@ -198,4 +199,4 @@ def _drop_repeated(stage: storage.Stage) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("sample", __doc__, run))
+    sys.exit(main("sample", __doc__, run, modes=(plan_mode("sample"),)))

@@ -13,6 +13,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.progress import say
 from fgaif_ray.reward_api import TOKEN_VARIABLE
 from jobs.cli import main
+from jobs.plan import plan_mode
 
 
 def run(config: Config) -> None:
@@ -56,4 +57,4 @@ def _example(url: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main("serve_rewards", __doc__, run))
+    sys.exit(main("serve_rewards", __doc__, run, modes=(plan_mode("serve_rewards"),)))

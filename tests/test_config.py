@@ -66,3 +66,8 @@ def test_the_configuration_cannot_be_changed() -> None:
     config: Config = load_config("configs/shapes.yaml")
     with pytest.raises(Exception, match="frozen"):
         config.run.seed = 3
+
+
+def test_a_change_of_one_section_leaves_its_aliases_alone(repository: Path) -> None:
+    config = load_config(repository / "configs" / "shapes.yaml", ["sample.engine.num_gpus=1"])
+    assert (config.sample.engine.num_gpus, config.evaluate.engine.num_gpus) == (1, 0)

@@ -4,7 +4,16 @@ This package is light on purpose: ``--help`` and every configuration error answe
 imported.
 """
 
-from fgaif_ray.config.align import AlignConfig, KLConfig, PPOConfig, RewardComposition, RolloutConfig
+from fgaif_ray.config.align import (
+    AlignConfig,
+    KLConfig,
+    MLflowConfig,
+    PPOConfig,
+    RewardComposition,
+    RolloutConfig,
+    TrackingConfig,
+    WandbConfig,
+)
 from fgaif_ray.config.base import EngineConfig, LoRAOptions, PolicyConfig, RayConfig, RunConfig, Section
 from fgaif_ray.config.benchmarks import (
     AmberConfig,
@@ -55,6 +64,7 @@ __all__ = [
     "LabelConfig",
     "LlavaBenchConfig",
     "LoRAOptions",
+    "MLflowConfig",
     "MMHalConfig",
     "NoiseConfig",
     "NoiseRates",
@@ -72,7 +82,9 @@ __all__ = [
     "Section",
     "ServeConfig",
     "ThresholdsConfig",
+    "TrackingConfig",
     "VerifierConfig",
+    "WandbConfig",
     "dump_config",
     "load_config",
 ]

@@ -1,8 +1,14 @@
 """What every section of the configuration is made of, and the sections that several jobs read."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+LabelCondition = Annotated[str, Field(pattern=rf"^(?:!?{_LABEL}|!?in\({_LABEL}(?:, ?{_LABEL})*\))$")]
+LabelSelector = dict[str, LabelCondition]
+"""Labels that a node must have to take the actors, e.g. ``{role: inference}``, ``{role: "!training"}`` or ``{role:
+"in(inference, training)"}``; empty takes any node. The node types of ``cluster.yaml`` have labels."""
 
 
 class Section(BaseModel):
@@ -47,6 +53,8 @@ class EngineConfig(Section):
     enforce_eager: bool = False
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
+    label_selector: LabelSelector = {}
+    """Labels of the nodes it may run on."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the engine's computation; None leaves vLLM's choice."""
 

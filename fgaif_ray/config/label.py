@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fgaif_ray.config.base import EngineConfig, Section
+from fgaif_ray.config.base import EngineConfig, LabelSelector, Section
 from fgaif_ray.config.calls import CallsConfig
 
 
@@ -18,6 +18,8 @@ class ExtractorConfig(CallsConfig):
     mode: Literal["segment", "response"] = "segment"
     """One call per sub-sentence, or one call for a whole response."""
     workers: int = Field(default=1, ge=1)
+    label_selector: LabelSelector = {}
+    """Labels of the nodes that the workers, which call the endpoint, may run on."""
     max_tokens: int = Field(default=512, ge=1)
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fgaif_ray.config.align import AlignConfig
 from fgaif_ray.config.base import EngineConfig, PolicyConfig, RayConfig, RunConfig, Section
@@ -51,6 +51,17 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _coarse_verdicts_are_paid_once(self) -> Self:
+        reward = self.align.reward
+        if self.rewards.kind == "coarse" and (reward.granularity == "response" or reward.normalise_by_segments):
+            raise ValueError(
+                "rewards.kind=coarse gives one verdict per response already, which "
+                "align.reward.granularity=response and align.reward.normalise_by_segments would divide by the number "
+                "of sub-sentences: leave them at their defaults"
+            )
+        return self
+
 
 def _describe(error: ValidationError, source: str) -> str:
     problems = []
@@ -65,6 +76,15 @@ def _describe(error: ValidationError, source: str) -> str:
         else:
             problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})")
     return f"{source}: " + "; ".join(problems) + "."
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which YAML's aliases are values of their own: a change of one section is no change of the others."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_unshared(value) for value in node]
+    return node
 
 
 def _assign(tree: dict[str, Any], override: str) -> None:
@@ -103,6 +123,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no sections; see configs/shapes.yaml for an example.")
+    tree = _unshared(tree)
     for override in overrides:
         _assign(tree, override)
     try:
