@@ -86,13 +86,7 @@ def test_every_sub_sentence_of_a_caption_is_readable(index: int) -> None:
     [
         "existence",
         "attribute",
-        pytest.param(
-            "relation",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="4 % are planted: the policy, taught with these rates, says too many relations wrongly as it is",
-            ),
-        ),
+        "relation",
     ],
 )
 def test_planted_errors_reach_every_type_at_the_wanted_rates(kind: str) -> None:

@@ -5,7 +5,7 @@ the chat template makes, at a fraction of the cost.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -47,8 +47,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: value if value is None else value.to(device) for name, value in values.items()})
+        return Batch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.branches.to(device),
+            self.labels.to(device),
+            self.weights.to(device),
+            None if self.pixel_values is None else self.pixel_values.to(device),
+        )
 
 
 class Packer:

@@ -61,6 +61,11 @@ def _load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     return model, processor
 
 
+def _move(model: torch.nn.Module, device: str) -> None:
+    """Put a model on a device; transformers types its own ``to`` narrower than it takes."""
+    model.to(torch.device(device))
+
+
 def _done(folder: Path) -> bool:
     return (folder / "model.safetensors").exists()
 
@@ -93,7 +98,8 @@ PHASES: Final = {
     "describe_more": Phase("describe", ((turns.describe_more, 12),), 1400, 8e-3),
     "describe_most": Phase("describe_more", ((turns.describe_more, 12),), 700, 8e-3),
     "base": Phase("describe_most", ((turns.name, 3), (turns.describe, 12)), 2000, 8e-3),
-    "policy": Phase("base", ((turns.describe_with_errors, 16),), 500, 2e-3),
+    "errors": Phase("base", ((turns.describe_with_errors, 16),), 600, 2e-3),
+    "policy": Phase("errors", ((turns.describe_with_errors, 16),), 600, 2e-3),
     "annotator": Phase("describe", ((turns.verify, 12),), 2000, 8e-3),
     "text_name": _text("tower", ((turns.name, 16), _EXTRACT), 1600, 1e-2),
     "text_name_more": _text("text_name", ((turns.name, 24), _EXTRACT_LESS), 500, 1e-2),
@@ -133,7 +139,7 @@ def train_tower(
     """Tokenizer, vision tower and projector, from nothing into ``work / "tower"``."""
     tokenizer = tiny_llava.train_tokenizer(_corpus(seed))
     processor, model = tiny_llava.build_processor(tokenizer), tiny_llava.build_model(tokenizer, seed)
-    model.to(torch.device(device))
+    _move(model, device)
     packer = packing.Packer(processor)
     share = pretraining.train_tower(model, packer, pool, steps or TOWER_STEPS, seed, workers=workers)
     say(f"tower: {share:.3f} of the occupied cells told right")
@@ -149,7 +155,7 @@ def train_phase(
     """One phase of the language model, from the folder of its start in ``work`` into its own."""
     phase = PHASES[name]
     model, processor = _load(work / phase.start)
-    model.to(torch.device(device))
+    _move(model, device)
     count = steps or phase.steps
     streams = [
         pretraining.batches(
