@@ -66,7 +66,7 @@ def test_a_kl_in_the_loss_pulls_the_policy_to_the_reference(moved: PolicyModel) 
     # Nothing to gain: what the policy does, it does for the KL.
     data = in_loss(moved, responses, beta=1.0)
     data = replace(data, advantages=torch.zeros_like(data.advantages))
-    metrics = update(moved, data, PPO.model_copy(update={"epochs": 4, "learning_rate": 3e-3}))
+    metrics = update(moved, data, PPO.model_copy(update={"epochs": 4, "learning_rate": 3e-4}))
     after = in_loss(moved, responses).metrics["kl/per_token_k3"]
     moved.load_trained_state(before)
     assert metrics["kl/loss"] == pytest.approx(data.metrics["kl/per_token"], rel=1.0)
