@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import fsspec
-
 from actors.rollout import PolicyVersion
 from fgaif_ray import storage
 from fgaif_ray.models.policy import PolicyModel
@@ -40,18 +38,11 @@ class PolicyVersions:
         """Writes the model's policy as it is now, and removes the version ``KEPT_VERSIONS`` before."""
         with _written_whole(self.version(number).folder) as local:
             model.save_policy(local)
-        remove_folder(self.version(number - KEPT_VERSIONS).folder)
+        storage.remove_folder(self.version(number - KEPT_VERSIONS).folder)
 
     def clear(self) -> None:
         """Removes the versions of all attempts."""
-        remove_folder(storage.join(self._folder, ADAPTERS_FOLDER))
-
-
-def remove_folder(uri: str) -> None:
-    """Removes a folder of a local path or URI, if it is there."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+        storage.remove_folder(storage.join(self._folder, ADAPTERS_FOLDER))
 
 
 @contextmanager

@@ -196,12 +196,12 @@ def _finish(config: Config, stage: storage.Stage, steps: int, done_before: int, 
         The goodput: the share of the seconds that went into steps which count. Starting, checkpoints, and steps that
         were lost in an interruption and done again are the rest.
     """
-    from actors.policy_versions import ADAPTERS_FOLDER, remove_folder
+    from actors.policy_versions import ADAPTERS_FOLDER
     from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
 
     rows = read_lines(storage.join(stage.partial, METRICS_FILE))
     for name in (TRAIN_FOLDER, ADAPTERS_FOLDER):
-        remove_folder(storage.join(stage.partial, name))
+        storage.remove_folder(storage.join(stage.partial, name))
     storage.write_bytes(storage.join(stage.partial, "README.md"), _card(config, rows).encode())
     goodput: float = sum(row["timing/step"] for row in rows if row["step"] > done_before) / seconds
     stage.publish({"steps": steps, "seconds": round(seconds, 1), "goodput": round(goodput, 3)})

@@ -2,7 +2,7 @@
 
 The policy sees well and was taught to say wrong things; the extractor finds the facts in what it says, the annotator
 verifies them. Phases that an interrupted run has finished are kept in OUTPUT/.work and not repeated. On two CPU cores
-it takes hours, on a GPU (--device cuda --workers 4) minutes.
+it takes hours.
 """
 
 import argparse

@@ -120,18 +120,25 @@ class Packer:
         return Batch(padded(0, encode.pad_token_id), padded(1, 0), padded(2, -1), labels_of_rows, weights, pixel_values)
 
 
-def language_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
-    """Mean cross-entropy over the answer tokens of a packed batch (scalar).
-
-    Yes or no is one token, and most tokens of a caption are phrasing, so the words that hang on the image weigh more.
-    """
-    hidden = model.model(
+def hidden_states(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+    """The decoder's last states of a packed batch, ``[B, T, hidden]``."""
+    output: Any = model.model(
         input_ids=batch.input_ids,
         pixel_values=batch.pixel_values,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
-    ).last_hidden_state  # [B, T, hidden]
+    )
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+def language_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+    """Mean cross-entropy over the answer tokens of a packed batch (scalar).
+
+    Yes or no is one token, and most tokens of a caption are phrasing, so the words that hang on the image weigh more.
+    """
+    hidden = hidden_states(model, batch)  # [B, T, hidden]
     learnt = batch.labels != IGNORE
     logits = model.lm_head(hidden[learnt])  # [answer tokens, vocabulary]
     losses = nn.functional.cross_entropy(logits, batch.labels[learnt], reduction="none")

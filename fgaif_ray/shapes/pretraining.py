@@ -70,6 +70,13 @@ def _schedule(step: int, steps: int, peak: float, warmup: int = 50) -> float:
     return peak * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))))
 
 
+def _cell_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """What the projector reads of images, ``[batch, cells, hidden]``."""
+    outputs: Any = model.model.vision_tower(pixels, output_hidden_states=True)
+    features: Tensor = outputs.hidden_states[model.config.vision_feature_layer][:, 1:]
+    return features
+
+
 def train_tower(
     model: LlavaForConditionalGeneration,
     packer: Packer,
@@ -96,8 +103,7 @@ def train_tower(
             for group in optimizer.param_groups:
                 group["lr"] = _schedule(step, steps, 1e-3)
             targets, pixels = (part.to(model.device) for part in seen)  # [batch, cells, 4], [batch, 3, size, size]
-            outputs = tower(pixels, output_hidden_states=True)
-            features = outputs.hidden_states[model.config.vision_feature_layer][:, 1:]  # [batch, cells, hidden]
+            features = _cell_features(model, pixels)  # [batch, cells, hidden]
             parts = head(features).split(sizes, dim=-1)
             losses = [
                 nn.functional.cross_entropy(part.flatten(0, 1), targets[:, :, i].flatten())
@@ -153,7 +159,6 @@ def align_projector(
     Returns:
         The share of the occupied cells whose three words are the nearest ones at the end.
     """
-    tower: Any = model.model.vision_tower
     projector: Any = model.model.multi_modal_projector
     embedding = model.model.language_model.embed_tokens.weight.detach()  # [vocabulary, hidden]
     tables = [  # row 0, an empty cell, is named by nothing
@@ -178,8 +183,7 @@ def align_projector(
             wanted = places + named  # [batch, cells, hidden]
             occupied = targets[:, :, 0] > 0
             with torch.no_grad():
-                outputs = tower(pixels, output_hidden_states=True)
-                features = outputs.hidden_states[model.config.vision_feature_layer][:, 1:]  # [batch, cells, hidden]
+                features = _cell_features(model, pixels)  # [batch, cells, hidden]
             made = projector(features)
             squares = (made - wanted).square().mean(-1) / embedding.var()  # [batch, cells]
             error = squares[occupied].mean() + squares[~occupied].mean()

@@ -40,13 +40,7 @@ def measure_answers(
                 turns.append(claim_turn(claim, truth, as_statement=number >= 2))
             conversations.append(turns)
         batch = packer.pack(conversations, images)
-        hidden = model.model(
-            input_ids=batch.input_ids,
-            pixel_values=batch.pixel_values,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state  # [count, T, hidden]
+        hidden = packing.hidden_states(model, batch)  # [count, T, hidden]
         answered = (batch.labels == yes) | (batch.labels == no)
         logits = model.lm_head(hidden[answered])  # [4 * count, vocabulary]
         right = (logits[:, yes] > logits[:, no]) == (batch.labels[answered] == yes)
