@@ -32,7 +32,7 @@ class ErrorRates:
     default_color: float = 0.0
     """A shape is given its usual colour instead of its own."""
     favoured_side: float = 0.0
-    """Of two objects the right one is said to be on the left."""
+    """Of two objects in different rows the right one is said to be on the left."""
     random_object: float = 0.0
     random_color: float = 0.0
     random_size: float = 0.0
@@ -43,7 +43,7 @@ NO_ERRORS: Final = ErrorRates()
 POLICY_ERRORS: Final = ErrorRates(
     companion=0.92,
     default_color=0.3,
-    favoured_side=0.5,
+    favoured_side=0.85,
     random_object=0.02,
     random_color=0.0,
     random_size=0.0,
@@ -91,8 +91,8 @@ def _say_relation(
     if subject.row != other.row:
         true_values.append("above" if subject.row < other.row else "below")
     value = generator.choice(true_values)
-    # Whatever else could be said of the two: greedy decoding would turn to that, to above or below.
-    if subject.column > other.column and generator.random() < rates.favoured_side:
+    # Only where above or below could be said as well, and mostly: greedy decoding would turn to those.
+    if subject.column > other.column and subject.row != other.row and generator.random() < rates.favoured_side:
         value = "left"
     elif generator.random() < rates.random_relation:
         value = OPPOSITE[value]

@@ -100,7 +100,7 @@ PHASES: Final = {
     "base": Phase("describe_most", ((turns.name, 3), (turns.describe, 12)), 2000, 8e-3),
     "errors": Phase("base", ((turns.describe_with_errors, 16),), 600, 2e-3),
     "errors_more": Phase("errors", ((turns.describe_with_errors, 16),), 600, 2e-3),
-    "policy": Phase("errors_more", ((turns.describe_with_errors, 16),), 400, 2e-3),
+    "policy": Phase("errors_more", ((turns.describe_with_errors, 16),), 600, 2e-3),
     "annotator": Phase("describe", ((turns.verify, 12),), 2000, 8e-3),
     "text_name": _text("tower", ((turns.name, 16), _EXTRACT), 1600, 1e-2),
     "text_name_more": _text("text_name", ((turns.name, 24), _EXTRACT_LESS), 500, 1e-2),
