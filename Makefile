@@ -22,8 +22,9 @@ setup: ## create or update .venv from requirements/cpu.lock
 demo: setup ## run the whole loop on the embedded world and write runs/shapes/report.html
 	$(VENV_PYTHON) -m jobs.pipeline --config $(CONFIG) $(ARGS)
 
+# Two processes, a file of tests each: engines and Ray start on one core and wait a lot.
 test: setup ## run all tests
-	$(VENV_PYTHON) -m pytest $(ARGS)
+	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## run the tests that start neither Ray nor vLLM
 	$(VENV_PYTHON) -m pytest -m "not ray and not vllm and not slow" $(ARGS)

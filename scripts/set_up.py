@@ -161,6 +161,18 @@ def install_packages() -> None:
             )
 
 
+def compile_packages() -> None:
+    """Compile what is installed; a job starts about ten processes, and each imports thousands of modules.
+
+    Python would do so at the first import, but where it may not write (``PYTHONDONTWRITEBYTECODE``, a read-only
+    environment, as CI and containers have it) every process would compile everything anew.
+    """
+    print("  compiling packages", flush=True)
+    site_packages = VENV / "lib" / "python3.11" / "site-packages"
+    # Templates and the like that are no Python are reported in the log and do no harm.
+    run("compiling", [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", "/tests?/", str(site_packages)])
+
+
 def create_environment() -> None:
     """Make an empty virtual environment where there is none, or where an earlier run was interrupted.
 
@@ -191,6 +203,7 @@ def set_up() -> None:
     UNFINISHED.touch()
     STAMP.unlink(missing_ok=True)
     install_packages()
+    compile_packages()
     print("  checking torchvision and vLLM", flush=True)
     repair = subprocess.run([PYTHON, ROOT / "scripts" / "repair_torchvision.py"], check=False)
     if repair.returncode != 0:
