@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.resources import LORA_RANKS, LORA_SLOTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 BAN = -100.0
 """Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Adapter ranks that vLLM reserves room for; an adapter of a rank in between takes the next one."""
 
 
 def set_environment(config: EngineConfig) -> None:
@@ -59,13 +58,13 @@ def start_engine(
     if config.block_size is not None:
         options["block_size"] = config.block_size
     if lora_rank is not None:
-        # Two slots: requests in flight end on the old version while the new one is loaded.
         room = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
         if room is None:
             raise UserError(
                 f"vLLM serves adapters up to rank {LORA_RANKS[-1]}: lower align.lora.rank from {lora_rank}."
             )
-        options |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 2, "max_cpu_loras": 2}
+        options |= {"enable_lora": True, "max_lora_rank": room, "max_loras": LORA_SLOTS}
+        options["max_cpu_loras"] = LORA_SLOTS
     engine = LLM(
         model=model,
         dtype=config.dtype,

@@ -45,6 +45,7 @@ from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.group import LearnerGroup
 from fgaif_ray.rl.guards import GuardConfig, TrainingGuards, TrainingStopped
 from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLController
+from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.plan import PromptPlan, share_of
 from fgaif_ray.rl.rewards import RewardOptions
 from fgaif_ray.rl.run_log import RunLog
@@ -55,8 +56,6 @@ from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, Trajec
 from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
 
 LOGGED_SAMPLES: Final = 4
-ESTIMATE_FACTOR: Final = 4
-"""Rows or tokens of a pass without gradients, as a multiple of those of a micro-batch."""
 PROBE_ROWS: Final = 16
 """Responses of each worker that a stale batch is checked with; a fresh one is checked as a whole, for nothing."""
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
+from fgaif_ray.accelerators import accelerator_of
 from fgaif_ray.errors import UserError
 
 PLACEHOLDER: Final = "REPLACE-ME"
@@ -36,6 +37,8 @@ class NodeType:
     most: int
     """Nodes of this type that there may be."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    accelerator: str | None = None
+    """What its GPU, or the machine that has it, is called (``fgaif_ray.accelerators``), as far as it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,8 @@ def _ray_cluster(path: str, tree: Mapping[str, Any]) -> ClusterFile:
         if "CPU" not in resources:
             raise UserError(f"{path}: write how many CPUs a node of type {name} has into its resources.")
         most = 1 if name == head else int(entry.get("max_workers", tree.get("max_workers", 0)))
-        found.append(NodeType(name, resources, most, entry.get("labels") or {}))
+        labels = entry.get("labels") or {}
+        found.append(NodeType(name, resources, most, labels, accelerator_of(labels, entry.get("node_config") or {})))
     workers = int(tree.get("max_workers", 2))  # Ray's default
     return ClusterFile(path, tuple(found), workers, str(head), "ray", _unfilled(tree))
 
@@ -100,7 +104,9 @@ def _kuberay_cluster(path: str, spec: Mapping[str, Any]) -> ClusterFile:
     for group in spec.get("workerGroupSpecs", ()):
         name = group["groupName"]
         most = int(group.get("maxReplicas", group.get("replicas", 0))) * int(group.get("numOfHosts", 1))
-        found.append(NodeType(name, _pod_resources(path, name, group), most, group.get("labels") or {}))
+        labels = group.get("labels") or {}
+        accelerator = accelerator_of(labels, group["template"]["spec"])
+        found.append(NodeType(name, _pod_resources(path, name, group), most, labels, accelerator))
     workers = sum(node_type.most for node_type in found[1:])
     return ClusterFile(path, tuple(found), workers, "head", "kuberay", _unfilled(spec))
 

@@ -14,6 +14,10 @@ from fgaif_ray.records import FACT_TYPES
 EXTRACTION_CPUS: Final = 0.5
 """An extraction worker waits for its endpoint most of the time."""
 GATEWAY_CPUS: Final = 0.1
+LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Adapter ranks that vLLM reserves room for; an adapter of a rank in between takes the next one."""
+LORA_SLOTS: Final = 2
+"""Adapters that an engine has room for: requests in flight end on the old version while the new one is loaded."""
 SERVE_STAGE: Final = "serve_rewards"
 ALIGN_STAGE: Final = "align"
 

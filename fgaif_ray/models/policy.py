@@ -32,6 +32,8 @@ ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
 # Logits that are alive at once: with 32,000 tokens of vocabulary, float32 logits of 1,048 positions (134 MB).
 LOGITS_PER_CHUNK: Final = 1 << 25
+IMAGES_PER_PASS: Final = 64
+"""Images that go through the vision tower together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,7 @@ class PolicyModel(nn.Module):
     def _adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self._peft.named_parameters() if f".{adapter}." in name}
 
-    def _image_features(self, images: Sequence[Image], batch: int = 64) -> Tensor:
+    def _image_features(self, images: Sequence[Image], batch: int = IMAGES_PER_PASS) -> Tensor:
         parts = [
             self.backbone.image_features(self.backbone.pixel_values(images[start : start + batch]))
             for start in range(0, len(images), batch)

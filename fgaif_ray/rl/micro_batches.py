@@ -1,11 +1,15 @@
 """Which rows go through a pass together: a number of rows, or as many as fit a budget of tokens."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from fgaif_ray.models.policy import EncodedRows
+
+ESTIMATE_FACTOR: Final = 4
+"""Rows or tokens of a pass without gradients, as a multiple of those of a micro-batch."""
 
 
 def micro_batches(rows: EncodedRows, size: int, tokens: int | None = None) -> Iterator[Tensor]:
