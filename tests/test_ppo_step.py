@@ -11,6 +11,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from fgaif_ray.config import KLConfig, LoRAOptions, PPOConfig
@@ -323,6 +324,10 @@ def test_a_sample_line_shows_verdicts_and_rewards(tmp_path: Path) -> None:
     assert segment["probabilities"]["attribute"] == [0.0, 0.1, 0.9]
     assert segment["rewards"] == {"existence": 0.7, "attribute": -0.8, "relation": 0.0}
     assert line["reward"] == pytest.approx(-1.1)
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    [event] = accumulator.Tensors("samples/text_summary")
+    assert "hallucinated 0.90, -0.80" in event.tensor_proto.string_val[0].decode()
 
 
 def test_watched_figures_are_means_over_responses() -> None:

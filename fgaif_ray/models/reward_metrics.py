@@ -29,14 +29,40 @@ def expected_calibration_error(probabilities: NDArray[Any], labels: ArrayLike, b
     Raises:
         ValueError: no verdict, or another number of labels.
     """
+    found = reliability_bins(probabilities, labels, bins)
+    count = sum(one["count"] for one in found)
+    return sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in found) / count
+
+
+def reliability_bins(
+    probabilities: NDArray[Any], labels: ArrayLike, bins: int = CALIBRATION_BINS
+) -> list[dict[str, float]]:
+    """The points of a reliability diagram (Guo et al. 2017, figure 1), JSON-serialisable.
+
+    Args:
+        probabilities: ``[verdicts, classes]``.
+        labels: ``[verdicts]`` class codes.
+        bins: number of bins of equal width between confidence 0 and 1.
+
+    Returns:
+        ``{"count", "confidence", "accuracy"}`` of each bin with a verdict, by rising confidence; the confidence of a
+        verdict is the probability of its most probable class, and both are means over the bin.
+
+    Raises:
+        ValueError: no verdict, or another number of labels.
+    """
     truth = np.asarray(labels)
     if len(truth) == 0 or len(truth) != len(probabilities):
         raise ValueError(f"need one label for each prediction, got {len(truth)} and {len(probabilities)}")
     confidence = probabilities.max(axis=1).astype(np.float64)  # [verdicts]
     correct = probabilities.argmax(axis=1) == truth  # [verdicts]
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=confidence - correct, minlength=bins)  # [bins] summed gaps
-    return float(np.abs(gaps).sum() / len(truth))
+    counts = np.bincount(bin_of, minlength=bins)  # [bins]
+    sure, right = (np.bincount(bin_of, weights=values, minlength=bins) for values in (confidence, correct))
+    return [
+        {"count": int(counts[i]), "confidence": float(sure[i] / counts[i]), "accuracy": float(right[i] / counts[i])}
+        for i in np.flatnonzero(counts)
+    ]
 
 
 def negative_log_likelihood(probabilities: NDArray[Any], labels: ArrayLike) -> float:
@@ -157,6 +183,8 @@ def held_out_figures(probabilities: NDArray[Any], labels: ArrayLike, images: Seq
         "negative_log_likelihood": negative_log_likelihood(probabilities, truth),
         "negative_log_likelihood_scaled": None if scaled is None else negative_log_likelihood(scaled, truth),
         "temperature": fit_temperature(probabilities, truth),
+        "reliability": reliability_bins(probabilities, truth),
+        "reliability_scaled": None if scaled is None else reliability_bins(scaled, truth),
     }
 
 

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fgaif_ray import storage
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rl.sample_text import sample_markdown
 from fgaif_ray.rl.trackers import Tracker
 from fgaif_ray.rl.trajectories import Trajectory
 
@@ -54,8 +55,10 @@ class RunLog:
             tracker.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def write_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
-        """Responses with their sub-sentences, verdicts and rewards."""
-        self._append(SAMPLES_FILE, [_sample(step, trajectory) for trajectory in trajectories])
+        """Responses with their sub-sentences, verdicts and rewards; TensorBoard shows them in colours."""
+        samples = [_sample(step, trajectory) for trajectory in trajectories]
+        self._append(SAMPLES_FILE, samples)
+        self._writer.add_text("samples", sample_markdown(samples), step)
 
     def sync(self) -> None:
         """Bring the event files to remote storage; local ones are there already."""
