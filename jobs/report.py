@@ -1,7 +1,8 @@
 """Write report.html: one file that shows what a run has done, and needs nothing else to be opened.
 
-Draws `report.examples` evaluation images, scores what was said about them with the reward models, and puts them
-beside the figures of every stage.
+Draws `report.examples` evaluation images, finds the `report.extremes` that alignment has mended most and as many of the
+worst that are left, scores what was said about them with the reward models, and puts them beside the figures of every
+stage.
 """
 
 import sys
@@ -35,7 +36,7 @@ def run(config: Config) -> None:
     run_dir = config.run.dir
     manifests = [storage.require_stage(run_dir, stage, job) for stage, job in NEEDED]
     key = fingerprint(
-        "report-1",
+        "report-2",
         config.run.seed,
         config.report.model_dump(),
         config.align.reward.model_dump(),
@@ -46,7 +47,7 @@ def run(config: Config) -> None:
     if not stage.is_complete():
         _judge(config, stage)
     uri = storage.join(run_dir, REPORT_FILE)
-    storage.write_bytes(uri, page.build_report(run_dir).encode())
+    storage.write_bytes(uri, page.build_report(run_dir).encode(errors="replace"))
     say(f"report: {uri}")
 
 
@@ -59,25 +60,24 @@ def _judge(config: Config, stage: "Stage") -> None:
     from fgaif_ray.progress import say
     from fgaif_ray.records import FACT_TYPES
     from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
-    from fgaif_ray.report.examples import draw_examples, judge_examples
+    from fgaif_ray.report.examples import choose_examples
     from fgaif_ray.sources import load_truth
 
     run_dir = config.run.dir
     stage.begin()
-    examples = draw_examples(
-        storage.read_rows(storage.join(run_dir, "evaluation")), config.report.examples, config.run.seed
-    )
-    say(f"report: scoring what was said about {len(examples)} images")
     truth = load_truth(config)
     folders = {kind: storage.join(run_dir, "rewards", kind) for kind in FACT_TYPES}
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
-    judged = judge_examples(examples, truth, model, config.align.reward)
+    say("report: scoring examples")
+    rows = storage.read_rows(storage.join(run_dir, "evaluation"))
+    judged = choose_examples(rows, truth, model, config.align.reward, config.report, config.run.seed)
     settings = {
         "title": config.report.title,
         "policy": config.policy.model,
         "steps": config.align.steps,
         "verdicts_by_truth": truth is not None,
+        "temperature_scaling": config.rewards.temperature_scaling,
         "config": dump_config(config),
     }
     storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), judged)

@@ -71,7 +71,7 @@ class Browser:
         self.requests: list[str] = []
         """URLs that the page asked for."""
         self.problems: list[str] = []
-        """Exceptions and errors in the console."""
+        """Exceptions, errors in the console and dialogs."""
 
     def __enter__(self) -> Self:
         try:
@@ -136,6 +136,8 @@ class Browser:
                 self.problems.append(json.dumps(parameters["exceptionDetails"])[:500])
             case "Log.entryAdded" if parameters["entry"]["level"] == "error":
                 self.problems.append(parameters["entry"]["text"])
+            case "Page.javascriptDialogOpening":
+                self.problems.append(f"dialog: {parameters['message']}")
 
     def open(self, page: Path) -> None:
         """Open a local file and wait until it is loaded."""
@@ -187,9 +189,25 @@ class Browser:
             assert time.monotonic() < until, "nothing was downloaded"
             time.sleep(0.05)
 
-    def screenshot(self, path: Path) -> None:
-        """Write what is seen as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+    def resize(self, width: int, height: int = 900) -> None:
+        """Lay the page out for a screen of CSS pixels; a narrow one is taken for a phone."""
+        phone = width < 600
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+
+    def prefer(self, theme: str) -> None:
+        """Show the page to a person who prefers ``light`` or ``dark``."""
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """Write what is seen, or the whole page, as PNG."""
+        taken = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))
+        path.write_bytes(base64.b64decode(taken["data"]))
+
+    def _clip(self, whole: bool) -> dict[str, Any]:
+        if not whole:
+            return {}
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
 
 
 @contextmanager

@@ -1,210 +1,28 @@
 """The report of a small synthetic run: real stages, real measurements, an HTML parser as the reader."""
 
-import json
 import math
-import random
-from collections.abc import Mapping
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_run import publish, reward_figures, write_examples, write_run
 
 from fgaif_ray import storage
-from fgaif_ray.config import Config, RewardComposition, load_config
+from fgaif_ray.config import Config, ReportConfig, RewardComposition, load_config
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.hallucination import Description, measure_descriptions
-from fgaif_ray.evaluation.pope import STRATEGIES, build_questions, score_splits
-from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA
-from fgaif_ray.feedback.agreement import agreement
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
-from fgaif_ray.report.charts import Series, line_chart, nice_ticks
-from fgaif_ray.report.examples import draw_examples, judge_examples
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.report import cost, result
+from fgaif_ray.report.charts import Series, line_chart, nice_ticks, smooth
+from fgaif_ray.report.examples import choose_examples, judge_examples, pair_responses, rank_examples
 from fgaif_ray.report.page import build_report
 from fgaif_ray.report.training import training_charts
-from fgaif_ray.shapes.captions import CAPTION_PROMPTS, NO_ERRORS, POLICY_ERRORS, write_caption
-from fgaif_ray.shapes.oracle import label_claims, read_claims
-from fgaif_ray.shapes.render import render
-from fgaif_ray.shapes.scenes import Scene, draw_scene
+from fgaif_ray.report.verdicts import cards, reliability_chart
+from fgaif_ray.shapes.scenes import draw_scene
 from jobs import report
-
-HOSTILE = '</p><script>alert(1)</script><img src="https://example.org/x.png" onerror=alert(2)>'
-
-
-class NoisyTruth:
-    """A scorer that knows the truth of the scenes by their prompt's number, and is often unsure."""
-
-    def __init__(self, scenes: Mapping[bytes, Scene]) -> None:
-        self._scenes = scenes
-        self._generator = np.random.default_rng(0)
-
-    def score_types(self, fact_types, items):
-        scores = {kind: [] for kind in fact_types}
-        for item in items:
-            text, spans = "", []
-            for segment in item.segments:
-                spans.append((len(text), len(text) + len(segment)))
-                text += segment
-            labels = [label_claims(self._scenes[item.image.tobytes()], claims) for claims in read_claims(text, spans)]
-            for kind in fact_types:
-                logits = self._generator.normal(0, 1.2, (len(labels), len(CLASS_NAMES)))
-                for row, found in enumerate(labels):
-                    logits[row, found[kind]] += 4
-                shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-                scores[kind].append(shares.astype(np.float32))
-        return scores
-
-
-def publish(run_dir: Path, name: str, files: Mapping[str, Any], answers=(), **details) -> None:
-    stage = storage.Stage(str(run_dir), name, f"{name}-of-the-test")
-    stage.begin()
-    for path, value in files.items():
-        data = value if isinstance(value, str) else json.dumps(value)
-        storage.write_bytes(storage.join(stage.partial, path), data.encode())
-    if answers:
-        storage.write_part(stage.partial, list(answers), ANSWERS_SCHEMA)
-    stage.publish(details)
-
-
-def agreement_figures(generator: random.Random, quality: float) -> dict[str, Any]:
-    truth = generator.choices(range(3), weights=(5, 4, 2), k=1500)
-    predicted = [code if generator.random() < quality else generator.randrange(3) for code in truth]
-    return agreement(truth, predicted).to_dict()
-
-
-def training_line(step: int, generator: random.Random) -> dict[str, Any]:
-    done = 1 - math.exp(-step / 18)
-    noise = generator.gauss
-    return {
-        "step": step,
-        **{f"reward/{kind}": 0.4 + i * 0.3 + 1.1 * done + noise(0, 0.08) for i, kind in enumerate(FACT_TYPES)},
-        "reward/total": 2.1 + 3.3 * done + noise(0, 0.15),
-        **{f"hallucination/{kind}": 0.35 - 0.26 * done + noise(0, 0.02) for kind in FACT_TYPES},
-        "facts/per_response": 7.5 - 0.4 * done + noise(0, 0.2),
-        "kl/per_response": 6 * done + noise(0, 0.4),
-        "response/length": 46 - 3 * done + noise(0, 1),
-        "response/stopped_share": 1.0,
-        "policy/entropy": 1.1 - 0.5 * done + noise(0, 0.02),
-        "policy/clip_share": 0.08 + noise(0, 0.01),
-        "critic/clip_share": 0.03 + noise(0, 0.01),
-        "critic/explained_variance_before": None if step == 0 else -3 * (1 - done) + 0.6 * done + noise(0, 0.05),
-        "rollout/log_prob_difference": abs(noise(0, 0.002)),
-        "timing/step": 6.2 + noise(0, 0.3),
-        "timing/rollout": 2.1 + noise(0, 0.2),
-        "timing/update": 2.9 + noise(0, 0.1),
-        "timing/reward": 0.7 + noise(0, 0.05),
-        "timing/reference": 0.8 + noise(0, 0.05),
-        "timing/sync": 0.2,
-        "count/responses": 128.0,
-        "count/tokens": 5800.0,
-    }
-
-
-def answer_row(which: str, task: str, image: str, prompt: str, response: str) -> dict[str, Any]:
-    return {
-        "id": f"{which}/{task}/{image}/{prompt}",
-        "which": which,
-        "task": task,
-        "image": image,
-        "prompt": prompt,
-        "temperature": 1.0,
-        "max_tokens": 64,
-        "seed": 0,
-        "response": response,
-        "tokens": len(response.split()),
-        "finish_reason": "stop",
-    }
-
-
-def evaluate_captions(
-    run_dir: Path, images: int, before: str | None
-) -> tuple[list[dict[str, Any]], dict[str, Scene], Any]:
-    """Rows, truth and metrics of captions with many errors before and few after."""
-    generator = random.Random(1)
-    truth: dict[str, Scene] = {}
-    rows = []
-    for index in range(images):
-        scene = draw_scene("heldout", index)
-        path = run_dir / "images" / f"heldout-{index:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        render(scene).save(path)
-        truth[str(path)] = scene
-        prompt = CAPTION_PROMPTS[index % 4]
-        for task in ("sampled", "greedy"):
-            wrong = before or write_caption(scene, POLICY_ERRORS, generator)
-            fewer = write_caption(scene, POLICY_ERRORS if generator.random() < 0.2 else NO_ERRORS, generator)
-            rows.append(answer_row("before", task, str(path), prompt, wrong))
-            rows.append(answer_row("after", task, str(path), prompt, fewer))
-    objects = {path: [item.shape for item in scene.objects] for path, scene in truth.items()}
-    splits = {strategy: build_questions(objects, strategy) for strategy in STRATEGIES}
-    metrics: dict[str, Any] = {"images": images, "confidence": 0.95, "seconds": 41.0}
-    for which, accuracy in (("before", 0.8), ("after", 0.86)):
-        for task in ("greedy", "sampled"):
-            found = [
-                Description(row["image"], truth[row["image"]], row["response"], True)
-                for row in rows
-                if (row["which"], row["task"]) == (which, task)
-            ]
-            figures = measure_descriptions(found)
-            metrics[which] = figures | metrics.get(which, {}) if task == "sampled" else {"greedy": figures}
-        answers = {
-            (q.image, q.text): "Yes" if q.label == (generator.random() < accuracy) else "No"
-            for split in splits.values()
-            for q in split
-        }
-        metrics[which]["pope"] = score_splits(splits, answers)
-    return rows, truth, metrics
-
-
-def write_run(run_dir: Path, images: int = 40, before: str | None = None) -> None:
-    """A finished run in a folder, all but the report; ``before`` replaces what was said before."""
-    generator = random.Random(2)
-    rows, _, metrics = evaluate_captions(run_dir, images, before)
-    publish(run_dir, "evaluation", {"metrics.json": metrics}, rows, rows=len(rows))
-    labels = {
-        "rows": 1000,
-        "segments": 5200,
-        "facts": {"existence": 3100, "attribute": 3600, "relation": 900},
-        "agreement": {kind: agreement_figures(generator, 0.97) for kind in FACT_TYPES},
-        "extraction": {"calls": 5200, "prompt_tokens": 312000, "completion_tokens": 121000},
-        "seconds": 118.2,
-    }
-    publish(run_dir, "feedback", {"metrics.json": labels})
-    publish(
-        run_dir,
-        "rewards",
-        {
-            f"{kind}/metrics.json": agreement_figures(generator, 0.93)
-            | {"expected_calibration_error": 0.021, "curve": [{}] * 5, "seconds": 31.0}
-            for kind in FACT_TYPES
-        },
-    )
-    lines = [json.dumps(training_line(step, generator)) for step in range(60)]
-    publish(run_dir, "policy", {"metrics.jsonl": "\n".join(lines) + "\n"})
-    publish(run_dir, "responses", {}, rows=1000, seconds=38.0)
-    storage.write_json(
-        f"{run_dir}/timing.json",
-        {"images": 6.1, "sample": 38.4, "label": 118.2, "train_rewards": 95.0, "align": 402.7, "evaluate": 71.3},
-    )
-
-
-def write_examples(run_dir: Path, title: str = "A run", count: int = 12, images: int = 40) -> None:
-    """The report's own stage, scored by ``NoisyTruth``."""
-    drawn = draw_examples(storage.read_rows(f"{run_dir}/evaluation"), count, 0)
-    truth = {str(run_dir / "images" / f"heldout-{i:06d}.png"): draw_scene("heldout", i) for i in range(images)}
-    scorer = NoisyTruth({render(scene).tobytes(): scene for scene in truth.values()})
-    judged = judge_examples(drawn, truth, scorer, RewardComposition())
-    shown = {
-        "title": title,
-        "policy": "checkpoints/policy",
-        "steps": 60,
-        "verdicts_by_truth": True,
-        "config": f"run:\n  dir: {run_dir}\n",
-    }
-    publish(run_dir, "report", {"examples.json": judged, "settings.json": shown})
 
 
 class Page(HTMLParser):
@@ -288,28 +106,50 @@ def test_the_measured_rates_are_shown(finished_run, page):
 def test_every_section_has_a_link_that_leads_to_it(page):
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert links == [f"#{name}" for name in sections]
-    assert set(sections) == {"result", "pope", "examples", "training", "labels", "rewards", "run"}
+    assert links == ["#result", *(f"#{name}" for name in sections)]  # the first skips to the result
+    assert set(sections) == {"result", "examples", "training", "rewards", "labels", "pope", "cost", "settings"}
 
 
 def test_each_example_has_its_image_and_coloured_sub_sentences_on_both_sides(page):
-    assert len(page.named("article", "example")) == 12
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 12
-    assert len(page.named("div", "side")) == 24
-    assert page.named("span", "hallucinated") and page.named("span", "consistent")
+    examples = len(page.named("article", "example"))
+    assert 12 < examples <= 18
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == examples
+    assert len(page.named("div", "side")) == 2 * examples
+    assert page.named("li", "hallucinated") and page.named("li", "consistent")
+
+
+def test_every_sub_sentence_has_probability_and_reward_of_each_type(finished_run, page):
+    examples = storage.read_json(f"{finished_run}/report/examples.json")
+    segments = sum(len(one[which]["segments"]) for one in examples for which in ("before", "after"))
+    assert len(page.named("span", "odds")) == segments * len(FACT_TYPES)
 
 
 def test_a_curve_is_drawn_for_every_panel_with_figures(page):
     assert len(page.named("svg", "chart")) == 11
 
 
-def test_hostile_text_stays_text(tmp_path):
-    write_run(tmp_path, images=3, before=HOSTILE)
-    write_examples(tmp_path, title=HOSTILE, count=3, images=3)
-    page = Page(build_report(str(tmp_path)))
-    assert "script" not in [tag for tag, _ in page.tags]
-    assert all("onerror" not in attributes for _, attributes in page.tags)
-    assert any("<script>alert(1)</script>" in text for text in page.text)
+def test_each_reward_model_has_a_reliability_diagram_that_says_its_points(page):
+    diagrams = page.named("svg", "reliability")
+    assert len(diagrams) == 3
+    assert all("after temperature scaling: sure" in diagram["aria-label"] for diagram in diagrams)
+
+
+def test_every_picture_has_words(page):
+    for tag, attributes in page.tags:
+        if tag == "img":
+            assert attributes["alt"]
+        if attributes.get("role") == "img":
+            assert attributes["aria-label"]
+
+
+def test_headings_leave_no_level_out(page):
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4", "h5")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_every_table_has_headers_with_a_scope(page):
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
 
 
 def test_images_without_a_truth_are_judged_by_the_reward_models(tmp_path):
@@ -321,15 +161,10 @@ def test_images_without_a_truth_are_judged_by_the_reward_models(tmp_path):
     }
     storage.write_json(f"{tmp_path}/evaluation/metrics.json", metrics)
     storage.write_json(f"{tmp_path}/feedback/metrics.json", {"rows": 4, "agreement": None})
-    write_examples(tmp_path, images=4)
-    examples = storage.read_json(f"{tmp_path}/report/examples.json")
-    for side in (example[which] for example in examples for which in ("before", "after")):
-        for segment in side["segments"]:
-            segment["labels"] = None
-    storage.write_json(f"{tmp_path}/report/examples.json", [example | {"truth": None} for example in examples])
+    write_examples(tmp_path, images=4, count=2, known=False)
     page = Page(build_report(str(tmp_path)))
     assert "The truth of these images is not known." in page.text
-    assert page.named("span", "consistent")
+    assert page.named("li", "consistent")
     assert "labels" not in [attributes["id"] for tag, attributes in page.tags if tag == "section"]
 
 
@@ -340,16 +175,94 @@ def test_a_response_that_cannot_be_scored_keeps_the_verdicts_of_the_truth(tmp_pa
         def score_types(self, fact_types, items):
             raise ValueError("the response takes 5000 tokens, the backbone reads 1024")
 
-    drawn = draw_examples(storage.read_rows(f"{tmp_path}/evaluation"), 2, 0)
+    drawn = pair_responses(storage.read_rows(f"{tmp_path}/evaluation"))
     truth = {str(tmp_path / "images" / f"heldout-{i:06d}.png"): draw_scene("heldout", i) for i in range(2)}
     segments = judge_examples(drawn, truth, Refuses(), RewardComposition())[0]["before"]["segments"]
     assert all(segment["probabilities"] is None and segment["labels"] is not None for segment in segments)
 
 
-def test_examples_are_drawn_by_the_seed(finished_run):
-    rows = list(storage.read_rows(f"{finished_run}/evaluation"))
-    assert draw_examples(rows, 5, 1) == draw_examples(list(reversed(rows)), 5, 1)
-    assert draw_examples(rows, 5, 1) != draw_examples(rows, 5, 2)
+class Unread:
+    """Reward models that read nothing."""
+
+    def score_types(self, fact_types, items):
+        raise ValueError("too long")
+
+
+def chosen(run_dir: Path, seed: int, reverse: bool = False) -> list[tuple[str, str]]:
+    rows = list(storage.read_rows(f"{run_dir}/evaluation"))
+    truth = {str(run_dir / "images" / f"heldout-{i:06d}.png"): draw_scene("heldout", i) for i in range(40)}
+    options = ReportConfig(examples=5, extremes=2)
+    judged = choose_examples(rows[:: -1 if reverse else 1], truth, Unread(), RewardComposition(), options, seed)
+    return [(one["group"], one["name"]) for one in judged]
+
+
+def test_examples_are_drawn_by_the_seed_and_none_is_shown_twice(finished_run):
+    found = chosen(finished_run, 1)
+    assert found == chosen(finished_run, 1, reverse=True)
+    assert found != chosen(finished_run, 2)
+    assert [group for group, _ in found] == ["drawn"] * 5 + ["mended"] * 2 + ["worst"] * 2
+    assert len({name for _, name in found}) == 9
+
+
+def test_the_mended_have_gained_and_the_worst_are_wrong():
+    standings = [
+        {"before": (1, 4), "after": (5, 0)},  # gains 8
+        {"before": (3, 0), "after": (3, 0)},  # neither
+        {"before": (2, 1), "after": (2, 6)},  # worst
+        {"before": (1, 1), "after": (3, 1)},  # gains 2, and has one wrong
+        {"before": (0, 9), "after": (1, 7)},  # worst, though it gained
+    ]
+    assert rank_examples(standings, 2) == ([0, 3], [4, 2])
+
+
+def test_what_got_worse_is_named_where_the_intervals_do_not_touch():
+    def side(value, low, high):
+        return {"repetition": value, "intervals": {"repetition": [low, high]}}
+
+    assert result.worse({"before": side(0.1, 0.05, 0.15), "after": side(0.3, 0.2, 0.4)}) == [
+        "repeated statements, sampled: 10.0\u2009% \u2192 30.0\u2009%"
+    ]
+    assert result.worse({"before": side(0.1, 0.05, 0.25), "after": side(0.3, 0.2, 0.4)}) == []
+    assert result.worse({"before": side(0.3, 0.2, 0.4), "after": side(0.1, 0.05, 0.15)}) == []
+
+
+def test_a_reward_model_of_whole_responses_is_shown_once():
+    figures = reward_figures(0) | {"granularity": "response"}
+    (card,) = cards(dict.fromkeys(FACT_TYPES, figures))
+    assert (card["type"], card["unit"]) == ("whole response", "responses")
+
+
+def test_figures_of_an_older_run_have_no_diagram():
+    figures = {name: value for name, value in reward_figures(0).items() if not name.startswith("reliability")}
+    assert cards({"existence": figures})[0]["diagram"] is None
+
+
+def test_a_point_of_a_reliability_diagram_lies_at_its_confidence_and_accuracy():
+    page = Page(reliability_chart("existence", [{"count": 4, "confidence": 0.5, "accuracy": 1.0}]))
+    (point,) = page.named("circle", "raw-point")
+    diagonal = page.named("line", "diagonal")[0]
+    left, right = float(diagonal["x1"]), float(diagonal["x2"])
+    assert float(point["cx"]) == (left + right) / 2 and float(point["cy"]) == float(diagonal["y2"])
+
+
+def test_the_ledger_is_told_with_its_price(tmp_path):
+    ledger = {"calls": 12, "answered": 11, "failed": 1, "retries": 0, "prompt_tokens": 3000, "completion_tokens": 400,
+              "may_be_billed": {"calls": 1}, "money": 1.5, "currency": "EUR"}  # fmt: skip
+    storage.write_json(f"{tmp_path}/feedback/ledger.json", ledger)
+    found = dict(cost.ledger(str(tmp_path), {}))
+    assert found["price of the answers"] == "1.50\u2009EUR" and found["failed"] == "1"
+    assert "repeated after a failure" not in found
+    assert {"Extraction", "Price"} == {tile["name"] for tile in cost.tiles(str(tmp_path), [], {})}
+
+
+def test_what_is_left_of_a_step_is_told_unless_phases_overlap():
+    assert [one["name"] for one in cost.phases([{"timing/step": 3.0, "timing/rollout": 2.0}])] == ["rollout", "other"]
+    assert [one["name"] for one in cost.phases([{"timing/step": 3.0, "timing/rollout": 4.0}])] == ["rollout"]
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=200))
+def test_the_moving_average_stays_within_the_figures(values):
+    assert all(min(values) - 1e-6 <= value <= max(values) + 1e-6 for value in smooth(values))
 
 
 def test_a_run_without_training_figures_has_no_charts(tmp_path):
@@ -378,7 +291,7 @@ def test_any_figures_give_a_well_formed_chart_inside_its_frame(values):
         assert page.open == []
         for _, attributes in page.tags:
             for place in (attributes.get("cx"), attributes.get("cy")):
-                assert place is None or -1 <= float(place) <= 381
+                assert place is None or -1 <= float(place) <= 481
 
 
 def configure(repository: Path, folder: Path) -> Config:
@@ -392,6 +305,7 @@ def configure(repository: Path, folder: Path) -> Config:
             "data.align_images=1",
             "data.evaluate_images=5",
             "report.examples=3",
+            "report.extremes=0",
         ],
     )
 
@@ -423,7 +337,7 @@ def test_the_job_scores_examples_with_the_reward_models_and_writes_the_page(repo
     report.run(config)
     page = Page((tmp_path / "report.html").read_text())
     assert len(page.named("article", "example")) == 3
-    assert page.named("small", "reward")
+    assert page.named("span", "reward")
 
     capsys.readouterr()
     report.run(config)

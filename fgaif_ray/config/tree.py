@@ -33,6 +33,9 @@ class ReportConfig(Section):
     """The HTML report."""
 
     examples: int = Field(default=12, ge=1)
+    """Images that are drawn."""
+    extremes: int = Field(default=4, ge=0)
+    """Images shown besides of those that alignment has mended most, and as many of the worst."""
     title: str = "FGAIF run"
 
 

@@ -7,13 +7,17 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 380, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 26
+WIDTH, HEIGHT = 480, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 12, 50
 _INNER_WIDTH, _INNER_HEIGHT = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
 MOST_POINTS: Final = 240
 """Points drawn of a series; longer ones are averaged in buckets."""
 SMOOTHING: Final = 0.8
-"""Weight of the past in the bold line."""
+"""Weight of the past in the bold line; less for few points, behind which the line would lag."""
+FRESH: Final = 15
+"""The newest of n points weighs this over n, at least ``1 - SMOOTHING``."""
+DASHES: Final = ("", "8 4", "2 4", "12 4 2 4", "5 3", "1 3")
+"""Lines differ by these and by the shape at their end, not by colour alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,46 +77,74 @@ def format_tick(value: float) -> str:
 
 def smooth(values: Sequence[float]) -> list[float]:
     """Exponential moving average, corrected for its start."""
+    fresh = max(1 - SMOOTHING, min(1.0, FRESH / max(len(values), 1)))
     smoothed, average, weight = [], 0.0, 0.0
     for value in values:
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        average = (1 - fresh) * average + fresh * value
+        weight = (1 - fresh) * weight + fresh
         smoothed.append(average / weight)
     return smoothed
 
 
-def line_chart(title: str, series: Sequence[Series], *, zero: bool = False) -> Markup | None:
+def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, below: str = "PPO step") -> Markup | None:
     """Lines over steps: the raw figures pale, their moving average bold.
 
     Args:
         title: name for screen readers.
         series: the lines; one without a finite value is left out.
         zero: whether the axis includes zero.
+        below: what the horizontal axis counts.
 
     Returns:
         An ``<svg>`` element, or None where no series has a value.
     """
-    lines = [(one, points) for one in series if (points := one.points())]
+    lines = [(index, one, points) for index, one in enumerate(series) if (points := one.points())]
     if not lines:
         return None
-    xs = [x for _, points in lines for x, _ in points]
-    ys = [y for _, points in lines for _, y in points] + ([0.0] if zero else [])
+    xs = [x for _, _, points in lines for x, _ in points]
+    ys = [y for _, _, points in lines for _, y in points] + ([0.0] if zero else [])
     frame = _Frame(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, nice_ticks(min(ys), max(ys)))
-    parts = frame.axes()
-    for one, points in lines:
+    parts = frame.axes(below)
+    for index, one, points in lines:
         color = f"var(--{one.color})"
         bold = list(zip((x for x, _ in points), smooth([y for _, y in points]), strict=True))
         end_x, end_y = bold[-1]
         parts += [
             f'<path class="raw" style="stroke:{color}" d="{frame.path(points)}"/>',
-            f'<path class="line" style="stroke:{color}" d="{frame.path(bold)}"/>',
-            f'<circle style="fill:{color}" cx="{frame.x(end_x):.1f}" cy="{frame.y(end_y):.1f}" r="3"/>',
+            f'<path class="line" style="stroke:{color}" stroke-dasharray="{_dash(index)}" d="{frame.path(bold)}"/>',
+            _end(index, color, frame.x(end_x), frame.y(end_y)),
         ]
-    parts += frame.columns({one.name: dict(points) for one, points in lines}, sorted(set(xs)))
+    parts += frame.columns({one.name: dict(points) for _, one, points in lines}, sorted(set(xs)))
     body = "".join(parts)
     return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
     )
+
+
+def swatch(index: int, color: str) -> Markup:
+    """The look of a chart's line number ``index``, for its legend."""
+    style = f"var(--{color})"
+    line = f'<line class="line" style="stroke:{style}" stroke-dasharray="{_dash(index)}" x1="1" x2="29" y1="6" y2="6"/>'
+    end = _end(index, style, 30, 6)
+    return Markup(f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true">{line}{end}</svg>')
+
+
+def _dash(index: int) -> str:
+    return DASHES[index % len(DASHES)] or "none"
+
+
+def _end(index: int, color: str, x: float, y: float) -> str:
+    """A disc, a square, a triangle or a diamond around a point."""
+    match index % 4:
+        case 0:
+            return f'<circle style="fill:{color}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+        case 1:
+            shape = f"M{x - 4:.1f},{y - 4:.1f}h8v8h-8z"
+        case 2:
+            shape = f"M{x:.1f},{y - 5:.1f}l5,9h-10z"
+        case _:
+            shape = f"M{x:.1f},{y - 5:.1f}l5,5l-5,5l-5,-5z"
+    return f'<path class="end" style="fill:{color}" d="{shape}"/>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,22 +164,26 @@ class _Frame:
     def path(self, points: Sequence[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
 
-    def axes(self) -> list[str]:
+    def axes(self, below: str) -> list[str]:
         parts = []
         for tick in self.ticks:
             y = self.y(tick)
             kind = "zero" if tick == 0 else "grid"
             parts += [
                 f'<line class="{kind}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
-                f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{format_tick(tick)}</text>',
+                f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{format_tick(tick)}</text>',
             ]
-        below = f'y="{HEIGHT - 8}" text-anchor="middle"'
+        place = f'y="{HEIGHT - 30}" text-anchor="middle"'
         parts += [
-            f'<text class="tick" x="{self.x(tick):.1f}" {below}>{format_tick(tick)}</text>'
+            f'<text class="tick" x="{self.x(tick):.1f}" {place}>{format_tick(tick)}</text>'
             for tick in nice_ticks(self.low, self.high, 5)
             if self.low <= tick <= self.high
         ]
-        return parts
+        middle = _LEFT + _INNER_WIDTH / 2
+        return [
+            *parts,
+            f'<text class="label" x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(below)}</text>',
+        ]
 
     def columns(self, values: Mapping[str, Mapping[float, float]], steps: Sequence[float]) -> list[str]:
         """What a mouse finds: one narrow column per step, all series in its tooltip."""
@@ -165,48 +201,3 @@ class _Frame:
 def format_value(value: float) -> str:
     """Three significant digits."""
     return f"{value:.3g}".replace("-", "\u2212")
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A value with its interval, one row of an interval chart."""
-
-    value: float | None
-    interval: Sequence[float] | None
-    color: str
-
-
-def interval_chart(marks: Sequence[Mark], high: float) -> Markup:
-    """Dots with whiskers on a common scale from 0 to ``high``, one below the other.
-
-    Args:
-        marks: rows from top to bottom; one without a value is left empty.
-        high: right end of the scale; positive.
-
-    Raises:
-        ValueError: ``high`` is not positive.
-    """
-    if not high > 0:
-        raise ValueError(f"the scale must end above 0, not at {high}")
-    width, row = 160, 9
-    height = row * len(marks) + 4
-
-    def place(value: float) -> float:
-        return 4 + min(max(value / high, 0.0), 1.0) * (width - 8)
-
-    parts = [f'<line class="zero" x1="4" x2="4" y1="0" y2="{height}"/>']
-    for index, mark in enumerate(marks):
-        y = 2 + row * (index + 0.5)
-        color = f"var(--{mark.color})"
-        if mark.value is None:
-            continue
-        parts.append(
-            f'<line class="bar" style="stroke:{color}" x1="4" x2="{place(mark.value):.1f}" y1="{y}" y2="{y}"/>'
-        )
-        if mark.interval is not None:
-            low, up = (place(bound) for bound in mark.interval)
-            parts.append(
-                f'<line class="whisker" style="stroke:{color}" x1="{low:.1f}" x2="{up:.1f}" y1="{y}" y2="{y}"/>'
-            )
-        parts.append(f'<circle style="fill:{color}" cx="{place(mark.value):.1f}" cy="{y}" r="3.2"/>')
-    return Markup(f'<svg class="interval" viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(parts)}</svg>')

@@ -1,6 +1,7 @@
 """Examples of a report: what the policy said of an image before and after, with verdicts and rewards per sub-sentence.
 
-They are drawn, not picked. Images travel as data URLs, so that the report needs nothing but itself.
+Some are drawn, not picked, so that they stand for the whole; beside them stand those that alignment has mended most,
+and the worst that are left. Images travel as data URLs, so that the report needs nothing but itself.
 """
 
 import random
@@ -9,12 +10,12 @@ from typing import Any, Final
 
 import torch
 
-from fgaif_ray.config import RewardComposition
+from fgaif_ray.config import ReportConfig, RewardComposition
 from fgaif_ray.errors import ItemError
-from fgaif_ray.evaluation import POLICIES, SAMPLED
+from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.rl.rewards import segment_rewards
 from fgaif_ray.scoring import Scorer, TypeProbabilities, make_batch, score_batches
 from fgaif_ray.segments import split_segments
@@ -22,18 +23,129 @@ from fgaif_ray.shapes.scenes import GRID, Scene
 
 LARGEST_SIDE: Final = 480
 """Pixels; larger images are reduced."""
+DRAWN, MENDED, WORST = "drawn", "mended", "worst"
+GROUPS: Final = (DRAWN, MENDED, WORST)
+POOL: Final = 48
+"""Images among which the mended and the worst are sought where only the reward models can judge them."""
 
 
-def draw_examples(rows: Iterable[Mapping[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """Draw images and pair what was sampled about them before and after.
+def choose_examples(
+    rows: Iterable[Mapping[str, Any]],
+    truth: Mapping[str, Scene] | None,
+    model: Scorer,
+    reward: RewardComposition,
+    options: ReportConfig,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The examples of all groups, judged.
+
+    Verdicts are the truth's where it is known, over all images; else the reward models' over ``POOL`` images.
 
     Args:
         rows: the rows of ``evaluation/``.
-        count: images to draw; all where there are fewer.
+        truth: the scene behind each image, or None.
+        model: the reward models of all fact types.
+        reward: ``align.reward``.
+        options: how many of each group.
         seed: seed of the draw.
 
     Returns:
-        ``{"image", "prompt", "before": {"response", "finish_reason"}, "after": {...}}`` in the order drawn.
+        What ``judge_examples`` returns, with ``group``: ``options.examples`` that are drawn, then ``options.extremes``
+        each of the most mended and of the worst after alignment, none of them twice.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    pairs = pair_responses(rows)
+    drawn = _draw(pairs, options.examples, seed)
+    taken = {(example["image"], example["prompt"]) for example in drawn}
+    others = [example for example in pairs if (example["image"], example["prompt"]) not in taken]
+    if truth is not None:
+        standings = [_standings(truth[example["image"]], example) for example in others]
+    else:
+        others = _draw(others, POOL, seed)
+        judged_others = judge_examples(others, None, model, reward)
+        standings = [_counted(example) for example in judged_others]
+    mended, worst = rank_examples(standings, options.extremes)
+    if truth is not None:
+        chosen = [*drawn, *(others[index] for index in (*mended, *worst))]
+        judged = judge_examples(chosen, truth, model, reward)
+    else:
+        judged = judge_examples(drawn, None, model, reward)
+        judged += [judged_others[index] for index in (*mended, *worst)]
+    groups = [DRAWN] * len(drawn) + [MENDED] * len(mended) + [WORST] * len(worst)
+    return [{"group": group, **example} for group, example in zip(groups, judged, strict=True)]
+
+
+Standing = tuple[int, int]
+"""Distinct sub-sentences of a response that are right, and that are hallucinated: saying one again earns nothing."""
+
+
+def rank_examples(standings: Sequence[Mapping[str, Standing]], count: int) -> tuple[list[int], list[int]]:
+    """Places of the most mended examples and of the worst after alignment, best and worst first, none in both.
+
+    Mended is by what is gained in right less hallucinated sub-sentences; examples that gained nothing are none. Worst
+    are those with most hallucinated sub-sentences after alignment; examples without any are none.
+    """
+
+    def gain(index: int) -> int:
+        before, after = standings[index][BEFORE], standings[index][AFTER]
+        return (after[0] - after[1]) - (before[0] - before[1])
+
+    def wrong(index: int) -> tuple[int, int]:
+        right, hallucinated = standings[index][AFTER]
+        return hallucinated, -right
+
+    places = range(len(standings))
+    worst = [index for index in sorted(places, key=wrong, reverse=True)[:count] if wrong(index)[0]]
+    left = [index for index in places if index not in set(worst) and gain(index) > 0]
+    return sorted(left, key=gain, reverse=True)[:count], worst
+
+
+def _standings(scene: Scene, example: Mapping[str, Any]) -> dict[str, Standing]:
+    found = {}
+    for which in POLICIES:
+        response = example[which]["response"]
+        verdicts = [(response[v.start : v.end], v.labels) for v in judge_segments(scene, response)]
+        found[which] = _standing(verdicts)
+    return found
+
+
+def _counted(example: Mapping[str, Any]) -> dict[str, Standing]:
+    found = {}
+    for which in POLICIES:
+        side = example[which]
+        found[which] = _standing(
+            [(side["response"][one["start"] : one["end"]], verdict_codes(one)) for one in side["segments"]]
+        )
+    return found
+
+
+def _standing(verdicts: Iterable[tuple[str, Mapping[str, int]]]) -> Standing:
+    codes = {text.strip().lower(): max(labels.values()) for text, labels in verdicts}
+    return sum(code == CONSISTENT for code in codes.values()), sum(code == HALLUCINATED for code in codes.values())
+
+
+def verdict_codes(segment: Mapping[str, Any]) -> dict[str, int]:
+    """The verdict on a judged sub-sentence by fact type: the truth's where it is known, else the reward models'."""
+    if segment["labels"] is not None:
+        return dict(segment["labels"])
+    return predicted_codes(segment) or dict.fromkeys(FACT_TYPES, ABSENT)
+
+
+def predicted_codes(segment: Mapping[str, Any]) -> dict[str, int] | None:
+    """The reward models' most probable class by fact type; None where they have not scored the sub-sentence."""
+    probabilities = segment["probabilities"]
+    if probabilities is None:
+        return None
+    return {kind: max(range(3), key=probabilities[kind].__getitem__) for kind in FACT_TYPES}
+
+
+def pair_responses(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was sampled about each image before and after, in the order of the images' names.
+
+    Returns:
+        ``{"image", "prompt", "before": {"response", "finish_reason"}, "after": {...}}``.
     """
     said: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
@@ -41,8 +153,11 @@ def draw_examples(rows: Iterable[Mapping[str, Any]], count: int, seed: int) -> l
             answer = {"response": row["response"], "finish_reason": row["finish_reason"]}
             said.setdefault((row["image"], row["prompt"]), {})[row["which"]] = answer
     pairs = sorted(key for key, sides in said.items() if all(which in sides for which in POLICIES))
-    drawn = random.Random(seed).sample(pairs, min(count, len(pairs)))
-    return [{"image": image, "prompt": prompt, **said[image, prompt]} for image, prompt in drawn]
+    return [{"image": image, "prompt": prompt, **said[image, prompt]} for image, prompt in pairs]
+
+
+def _draw(pairs: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    return random.Random(seed).sample(pairs, min(count, len(pairs)))
 
 
 def judge_examples(
@@ -54,7 +169,7 @@ def judge_examples(
     """Give each sub-sentence the truth's verdict and the reward models' probabilities and rewards.
 
     Args:
-        examples: what ``draw_examples`` returned.
+        examples: some of what ``pair_responses`` returned.
         truth: the scene behind each image, or None.
         model: the reward models of all fact types.
         reward: ``align.reward``: what the verdicts were worth in training.
@@ -67,6 +182,8 @@ def judge_examples(
     Raises:
         UserError: an image cannot be read.
     """
+    if not examples:
+        return []
     images = [load_image(example["image"]) for example in examples]
     places = [(index, which) for index in range(len(examples)) for which in POLICIES]
     spans = {place: split_segments(examples[place[0]][place[1]]["response"]) for place in places}

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fgaif_ray import storage
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.report.charts import Series, format_value, line_chart
+from fgaif_ray.report.charts import Series, format_value, line_chart, swatch
 
 METRICS_FILE: Final = "metrics.jsonl"
 
@@ -28,6 +28,8 @@ class Panel:
     lines: tuple[tuple[str, str, str], ...]
     floor: float | None = None
     """Values below are drawn here."""
+    minor: bool = True
+    """About the health of the optimisation, not about what is learnt."""
 
 
 PANELS: Final = (
@@ -35,20 +37,22 @@ PANELS: Final = (
         "Reward",
         "per response",
         (*((kind, f"reward/{kind}", kind) for kind in FACT_TYPES), ("total", "reward/total", "ink")),
+        minor=False,
     ),
     Panel(
         "Hallucination, by the reward models",
         "share of sub-sentences",
         tuple((kind, f"hallucination/{kind}", kind) for kind in FACT_TYPES),
+        minor=False,
     ),
-    Panel("Facts per response", "by the reward models", (("facts", "facts/per_response", "after"),)),
-    Panel("KL to the backbone", "nats per response", (("KL", "kl/per_response", "after"),)),
+    Panel("Facts per response", "by the reward models", (("facts", "facts/per_response", "after"),), minor=False),
+    Panel("KL to the backbone", "nats per response", (("KL", "kl/per_response", "after"),), minor=False),
     Panel("Length", "tokens", (("mean", "response/length", "after"),)),
     Panel("Stopped by themselves", "share of responses", (("stopped", "response/stopped_share", "after"),)),
     Panel("Entropy", "nats per token", (("entropy", "policy/entropy", "after"),)),
     Panel(
         "Critic: explained variance",
-        "1 is perfect, cut at \u22121",
+        "1 is perfect; drawn from \u22121",
         (("explained", "critic/explained_variance_before", "after"),),
         floor=-1.0,
     ),
@@ -57,10 +61,14 @@ PANELS: Final = (
         "share of tokens",
         (("policy", "policy/clip_share", "after"), ("critic", "critic/clip_share", "before")),
     ),
-    Panel("Engine against learner", "log-probability difference", (("mean", "rollout/log_prob_difference", "after"),)),
     Panel(
-        "Seconds per step",
-        "",
+        "Engine against learner",
+        "mean difference of log-probabilities, nats",
+        (("mean", "rollout/log_prob_difference", "after"),),
+    ),
+    Panel(
+        "Time per step",
+        "seconds",
         (
             ("all", "timing/step", "ink"),
             ("rollout", "timing/rollout", "existence"),
@@ -82,7 +90,7 @@ def read_metrics(folder: str) -> list[dict[str, Any]]:
 
 
 def training_charts(folder: str) -> list[dict[str, Any]]:
-    """The charts of the ``policy/`` folder: ``{title, unit, chart, legend}``; panels without a figure are left out."""
+    """The charts of the ``policy/`` folder: ``{title, unit, minor, chart, legend}``; none without a figure."""
     lines = read_metrics(folder)
     charts = []
     for panel in PANELS:
@@ -90,9 +98,13 @@ def training_charts(folder: str) -> list[dict[str, Any]]:
             Series(name, [line["step"] for line in lines], [_cut(line.get(key), panel.floor) for line in lines], color)
             for name, key, color in panel.lines
         ]
-        chart = line_chart(panel.title, series, zero=True)
+        legend = _legend(series)
+        said = "; ".join(f"{line['name']} {line['ends']}" for line in legend)
+        chart = line_chart(f"{panel.title}, {panel.unit}, over PPO steps: {said}", series, zero=True)
         if chart is not None:
-            charts.append({"title": panel.title, "unit": panel.unit, "chart": chart, "legend": _legend(series)})
+            charts.append(
+                {"title": panel.title, "unit": panel.unit, "minor": panel.minor, "chart": chart, "legend": legend}
+            )
     return charts
 
 
@@ -101,13 +113,13 @@ def _cut(value: float | None, floor: float | None) -> float | None:
 
 
 def _legend(series: Sequence[Series]) -> list[Mapping[str, str | Markup]]:
-    """Name, colour, and mean over the first and the last tenth of each line that has a value."""
+    """Name, look, and mean over the first and the last tenth of each line that has a value."""
     legend: list[Mapping[str, str | Markup]] = []
-    for one in series:
+    for index, one in enumerate(series):
         points = one.points()
         if points:
             tenth = math.ceil(len(points) / 10)
             first, last = (sum(y for _, y in part) / tenth for part in (points[:tenth], points[-tenth:]))
             ends = f"{format_value(first)} \u2192 {format_value(last)}"
-            legend.append({"name": one.name, "color": one.color, "ends": ends})
+            legend.append({"name": one.name, "swatch": swatch(index, one.color), "ends": ends})
     return legend

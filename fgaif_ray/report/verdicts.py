@@ -1,0 +1,145 @@
+"""How good verdicts are: labels against the truth, reward models against labels, and how well these know themselves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from markupsafe import Markup, escape
+
+from fgaif_ray.feedback.canaries import wilson_interval
+from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.report.charts import format_value
+
+_SIDE, _LEFT, _TOP, _BOTTOM, _RIGHT = 250, 54, 12, 46, 26
+WIDTH, HEIGHT = _LEFT + _SIDE + _RIGHT, _TOP + _SIDE + _BOTTOM
+_SMALLEST, _LARGEST = 3.0, 8.0
+
+
+def cards(figures: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+    """One card per fact type with figures in the form of ``Agreement.to_dict``.
+
+    A reward model that judges whole responses stands under all three types and gets one card.
+    """
+    found: list[dict[str, Any]] = []
+    for kind in FACT_TYPES:
+        one = figures.get(kind)
+        if one is None:
+            continue
+        if one.get("granularity") == "response":
+            return [_card("whole response", one)]
+        found.append(_card(kind, one))
+    return found
+
+
+def _card(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    matrix = found["confusion"]
+    raw, scaled = found.get("reliability"), found.get("reliability_scaled")
+    return {
+        "type": name,
+        "color": name if name in FACT_TYPES else "ink",
+        "unit": "responses" if found.get("granularity") == "response" else "sub-sentences",
+        "balanced_accuracy": found["balanced_accuracy"],
+        "accuracy": found["accuracy"],
+        "count": found["count"],
+        "auroc": (found.get("auroc") or {}).get("hallucinated_vs_consistent"),
+        "calibration_errors": [found.get(f"expected_calibration_error{end}") for end in ("", "_scaled")],
+        "likelihoods": [found.get(f"negative_log_likelihood{end}") for end in ("", "_scaled")],
+        "temperature": found.get("temperature"),
+        "diagram": None if not raw else reliability_chart(name, raw, scaled or ()),
+        "epochs": len(found["curve"]) if "curve" in found else None,
+        "seconds": found.get("seconds"),
+        "rows": [
+            {
+                "name": title,
+                "cells": [
+                    {"count": value, "share": value / sum(matrix[row]) if sum(matrix[row]) else 0.0}
+                    for value in matrix[row]
+                ],
+                "precision": found["precision"][title],
+                "recall": found["recall"][title],
+            }
+            for row, title in enumerate(CLASS_NAMES)
+        ],
+    }
+
+
+def reliability_chart(
+    name: str, raw: Sequence[Mapping[str, float]], scaled: Sequence[Mapping[str, float]] = ()
+) -> Markup:
+    """Accuracy over confidence; on the diagonal a model is as often right as it is sure (Guo et al. 2017, figure 1).
+
+    Args:
+        name: of the reward model, for screen readers.
+        raw: ``{"count", "confidence", "accuracy"}`` per bin, as ``reliability_bins`` gives them.
+        scaled: the same after temperature scaling.
+
+    Returns:
+        An ``<svg>`` element; the area of a point grows with its count, and its whisker is the 95 % interval of its
+        accuracy.
+    """
+    said = "; ".join(
+        f"{title}: " + ", ".join(f"sure {_percent(p['confidence'])}, right {_percent(p['accuracy'])}" for p in points)
+        for title, points in (("as trained", raw), ("after temperature scaling", scaled))
+        if points
+    )
+    parts = [_axes()]
+    most = max(point["count"] for point in (*raw, *scaled))
+    for kind, points in (("raw", raw), ("scaled", scaled)):
+        places = [(_x(point["confidence"]), _y(point["accuracy"])) for point in points]
+        for (x, y), point in zip(places, points, strict=True):
+            low, high = (_y(bound) for bound in wilson_interval(point["accuracy"], point["count"]))
+            parts.append(f'<line class="{kind}-whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+            size = _SMALLEST + (_LARGEST - _SMALLEST) * (point["count"] / most) ** 0.5
+            title = (
+                f"{round(point['count'])} verdicts: sure {_percent(point['confidence'])}, "
+                f"right {_percent(point['accuracy'])}"
+            )
+            shape = (
+                f'<circle class="raw-point" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}">'
+                if kind == "raw"
+                else f'<rect class="scaled-point" x="{x - size * 0.8:.1f}" y="{y - size * 0.8:.1f}" '
+                f'width="{1.6 * size:.1f}" height="{1.6 * size:.1f}">'
+            )
+            parts.append(f"{shape}<title>{title}</title></{'circle' if kind == 'raw' else 'rect'}>")
+    label = escape(f"Reliability diagram of the reward model {name}. {said}")
+    body = "".join(parts)
+    return Markup(
+        f'<svg class="reliability" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
+    )
+
+
+def _axes() -> str:
+    parts = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = _x(tick), _y(tick)
+        parts += [
+            f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _SIDE}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_TOP + _SIDE}"/>',
+            f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.0%}</text>',
+            f'<text class="tick" x="{x:.1f}" y="{_TOP + _SIDE + 18}" text-anchor="middle">{tick:.0%}</text>',
+        ]
+    middle = _TOP + _SIDE / 2
+    turn = f"rotate(-90 12 {middle})"
+    return "".join(
+        [
+            *parts,
+            f'<line class="diagonal" x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}"/>',
+            f'<text class="label" x="{_LEFT + _SIDE / 2}" y="{HEIGHT - 6}" text-anchor="middle">how sure</text>',
+            f'<text class="label" x="12" y="{middle}" text-anchor="middle" transform="{turn}">how often right</text>',
+        ]
+    )
+
+
+def _x(value: float) -> float:
+    return _LEFT + value * _SIDE
+
+
+def _y(value: float) -> float:
+    return _TOP + (1 - value) * _SIDE
+
+
+def _percent(value: float) -> str:
+    return f"{format_value(100 * value)}\u2009%"
+
+
+CLASS_SHORT: Final = dict(zip(CLASS_NAMES, ("absent", "consist.", "halluc."), strict=True))
+"""Names that fit above a narrow column."""
