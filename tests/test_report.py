@@ -99,7 +99,7 @@ def test_a_policy_in_the_page_forbids_requests(page):
 def test_the_measured_rates_are_shown(finished_run, page):
     metrics = storage.read_json(f"{finished_run}/evaluation/metrics.json")
     for which in ("before", "after"):
-        assert f"{100 * metrics[which]['hallucination_rate']['overall']:.1f}\u2009%" in page.text
+        assert f"{100 * metrics[which]['hallucination_rate']['overall']:.1f}\u202f%" in page.text
         assert f"{100 * metrics[which]['pope']['f1']:.1f}" in " ".join(page.text)
 
 
@@ -220,7 +220,7 @@ def test_what_got_worse_is_named_where_the_intervals_do_not_touch():
         return {"repetition": value, "intervals": {"repetition": [low, high]}}
 
     assert result.worse({"before": side(0.1, 0.05, 0.15), "after": side(0.3, 0.2, 0.4)}) == [
-        "repeated statements, sampled: 10.0\u2009% \u2192 30.0\u2009%"
+        "repeated statements, sampled: 10.0\u202f% \u2192 30.0\u202f%"
     ]
     assert result.worse({"before": side(0.1, 0.05, 0.25), "after": side(0.3, 0.2, 0.4)}) == []
     assert result.worse({"before": side(0.3, 0.2, 0.4), "after": side(0.1, 0.05, 0.15)}) == []
@@ -250,7 +250,7 @@ def test_the_ledger_is_told_with_its_price(tmp_path):
               "may_be_billed": {"calls": 1}, "money": 1.5, "currency": "EUR"}  # fmt: skip
     storage.write_json(f"{tmp_path}/feedback/ledger.json", ledger)
     found = dict(cost.ledger(str(tmp_path), {}))
-    assert found["price of the answers"] == "1.50\u2009EUR" and found["failed"] == "1"
+    assert found["price of the answers"] == "1.50\u202fEUR" and found["failed"] == "1"
     assert "repeated after a failure" not in found
     assert {"Extraction", "Price"} == {tile["name"] for tile in cost.tiles(str(tmp_path), [], {})}
 

@@ -55,6 +55,11 @@ def test_it_fits_the_screen_with_everything_opened(browser: Browser, tmp_path: P
     browser.prefer(theme)
     browser.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = "[...document.querySelectorAll('.card, .tile, .note, .example, .detail')]"
+    assert (
+        browser.evaluate(f"{boxes}.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.innerText)")
+        == []
+    )
     assert browser.evaluate("[...document.images].filter(one => !(one.complete && one.naturalWidth)).length") == 0
     assert browser.evaluate("document.images.length") > 3
     browser.screenshot(tmp_path / "page.png", whole=True)

@@ -88,7 +88,7 @@ def ledger(run_dir: str, labels: Mapping[str, Any]) -> Pairs:
     if unknown.get("calls"):
         pairs.append(("may be billed besides, calls", show_count(unknown["calls"])))
     if counts.get("money") is not None:
-        pairs.append(("price of the answers", f"{counts['money']:.2f}\u2009{counts['currency']}"))
+        pairs.append(("price of the answers", f"{counts['money']:.2f}\u202f{counts['currency']}"))
     return pairs
 
 
@@ -129,7 +129,7 @@ def tiles(run_dir: str, taken: Sequence[Mapping[str, Any]], labels: Mapping[str,
         found.append(
             {
                 "name": "Peak memory",
-                "value": f"{calls['peak_memory_gib']:.1f}\u2009GiB",
+                "value": f"{calls['peak_memory_gib']:.1f}\u202fGiB",
                 "hint": "all processes of this machine",
             }
         )
@@ -142,6 +142,6 @@ def tiles(run_dir: str, taken: Sequence[Mapping[str, Any]], labels: Mapping[str,
         found.append({"name": "Extraction", "value": f"{show_count(tokens)}", "hint": "tokens"})
     if counts.get("money") is not None:
         found.append(
-            {"name": "Price", "value": f"{counts['money']:.2f}\u2009{counts['currency']}", "hint": "of fact extraction"}
+            {"name": "Price", "value": f"{counts['money']:.2f}\u202f{counts['currency']}", "hint": "of fact extraction"}
         )
     return found

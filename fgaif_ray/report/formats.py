@@ -9,7 +9,7 @@ LOWER_IS_BETTER, HIGHER_IS_BETTER, NEITHER = -1, 1, 0
 
 def show_share(value: float | None, digits: int = 1) -> str:
     """A share as a percentage."""
-    return DASH if value is None else f"{100 * value:.{digits}f}\u2009%"
+    return DASH if value is None else f"{100 * value:.{digits}f}\u202f%"
 
 
 def show_number(value: float | None, digits: int = 2) -> str:
@@ -64,4 +64,4 @@ def show_change(before: float | None, after: float | None, good: int) -> dict[st
     kind = "neutral" if good == NEITHER or difference == 0 else "good" if difference * good > 0 else "bad"
     if before == 0:
         return {"text": DASH if difference == 0 else "from 0", "kind": kind}
-    return {"text": f"{100 * difference / before:+.0f}\u2009%".replace("-", "\u2212"), "kind": kind}
+    return {"text": f"{100 * difference / before:+.0f}\u202f%".replace("-", "\u2212"), "kind": kind}

@@ -119,7 +119,7 @@ def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "title": title,
                 "hint": hint,
                 "ticks": [
-                    {"at": 100 * tick / ticks[-1], "text": f"{format_tick(100 * tick)}\u2009%"} for tick in ticks
+                    {"at": 100 * tick / ticks[-1], "text": f"{format_tick(100 * tick)}\u202f%"} for tick in ticks
                 ],
                 "rows": rows,
             }
@@ -217,4 +217,4 @@ def _bounds(interval: Sequence[float] | None, kind: str) -> str | None:
     if interval is None:
         return None
     low = show_number(100 * interval[0], 1) if kind == "share" else show_number(interval[0])
-    return f"{low}\u2009{DASH}\u2009{show(interval[1], kind)}"
+    return f"{low}\u202f{DASH}\u202f{show(interval[1], kind)}"

@@ -138,7 +138,7 @@ def _y(value: float) -> float:
 
 
 def _percent(value: float) -> str:
-    return f"{format_value(100 * value)}\u2009%"
+    return f"{format_value(100 * value)}\u202f%"
 
 
 CLASS_SHORT: Final = dict(zip(CLASS_NAMES, ("absent", "consist.", "halluc."), strict=True))
