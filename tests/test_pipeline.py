@@ -30,6 +30,7 @@ SMALL = (
     "label.verifier.engine.kv_cache_gib=0.2",
     "rewards.epochs=1",
     "rewards.num_workers=1",
+    "align.num_workers=1",
     "align.steps=2",
     "align.rollout_batch_size=16",
     "align.ppo.minibatch_size=8",
