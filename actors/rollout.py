@@ -15,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine import BAN, image_prompt, reload_weights, start_engine
+from actors.shared_engine import SharedEngine
 from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
@@ -61,7 +62,7 @@ class Rollout:
 
 
 class RolloutWorker:
-    """One engine. Calls are served one after the other."""
+    """One engine. Calls of several learner workers are answered together."""
 
     def __init__(self, config: Config, banned: Sequence[int]) -> None:
         rollout = config.align.rollout
@@ -77,34 +78,35 @@ class RolloutWorker:
         }
         rank = None if self._merged else config.align.lora.rank
         self._engine = start_engine(self._model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1)
-        self._served: PolicyVersion | None = None
+        self._shared = SharedEngine(self._engine, self._load)
         self._adapter: Any = None
         self._slot = 1
 
     def serve(self, version: PolicyVersion) -> float:
         """Serve a version from now on; returns the seconds it took."""
-        from fgaif_ray.models.merging import merged_weights
-
         started = time.monotonic()
-        if version != self._served:
-            folder = storage.local_copy(version.folder)
-            self._served = None  # should loading fail half-way, the next call loads again
-            if self._merged:
-                reload_weights(self._engine, merged_weights(self._model, folder))
-            else:
-                self._load_adapter(Path(version.folder).name, folder)
-            self._served = version
+        self._shared.serve(version)
         return time.monotonic() - started
 
     def generate(self, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout]:
         """Sample one response per request, in order, from the given version."""
         from vllm import SamplingParams
 
-        self.serve(version)
         prompts = [image_prompt(request.prompt_token_ids, decode_image(request.image)) for request in requests]
         parameters = [SamplingParams(seed=request.seed, **self._options) for request in requests]
-        results = self._engine.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
+        results = self._shared.generate(prompts, parameters, version)
         return [_rollout(result.outputs[0], version.number) for result in results]
+
+    def _load(self, version: PolicyVersion) -> Any:
+        """Loads a version; returns its LoRA request, or None where weights are merged."""
+        from fgaif_ray.models.merging import merged_weights
+
+        folder = storage.local_copy(version.folder)
+        if self._merged:
+            reload_weights(self._engine, merged_weights(self._model, folder))
+        else:
+            self._load_adapter(Path(version.folder).name, folder)
+        return self._adapter
 
     def _load_adapter(self, name: str, folder: str) -> None:
         from vllm.lora.request import LoRARequest
@@ -129,6 +131,7 @@ def start_rollout_workers(config: Config, banned: Sequence[int]) -> list[ActorHa
         **resources.rollout_worker(config).options(),
         "max_restarts": MAX_RESTARTS,
         "max_task_retries": MAX_RESTARTS,
+        "max_concurrency": config.align.num_workers + 1,  # a call of each learner worker, and the first one's `serve`
     }
     worker: Any = ray.remote(RolloutWorker)
     return [worker.options(**options).remote(config, tuple(banned)) for _ in range(config.align.rollout.workers)]

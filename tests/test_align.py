@@ -232,6 +232,7 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     """Version after version, in both ways: the engine's log-probabilities are the learner's, and follow its changes."""
     base = load_backbone(CHECKPOINT, "float32")
     config = align_config(tmp_path, sync)
+    config = config.model_copy(update={"align": config.align.model_copy(update={"num_workers": 3})})
     model = PolicyModel(base, config.align.lora)
     [worker] = start_rollout_workers(config, banned_token_ids(base))
     requests = [RolloutRequest(tuple(base.prompt_ids("Describe it.")), picture(shade), shade) for shade in range(6)]
@@ -246,10 +247,11 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
         return torch.tensor([[*one.log_probs, *[0.0] * (width - len(one.log_probs))] for one in rollouts])
 
     previous = None
+    rollouts: list[Rollout] = []
     for number in range(3):
         folder = tmp_path / f"v{number}"
         model.save_policy(folder)
-        rollouts = sample([worker], requests, PolicyVersion(number, str(folder)))
+        before, rollouts = rollouts, sample([worker], requests, PolicyVersion(number, str(folder)))
         mine = learner_log_probs(rollouts)
         assert float((mine - engine_log_probs(rollouts, mine.shape[1])).abs().max()) < 1e-4
         if previous is not None:
@@ -260,8 +262,12 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
         with torch.no_grad():
             for parameter in model.policy_parameters().values():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    again = sample([worker], requests, PolicyVersion(2, str(tmp_path / "v2")))
-    assert [one.token_ids for one in again] == [one.token_ids for one in rollouts]
+    # Three callers at once: two parts of a batch of one version, and one that asks for another in between.
+    versions = [PolicyVersion(number, str(tmp_path / f"v{number}")) for number in range(3)]
+    parts = [(requests[:2], versions[2]), (requests, versions[1]), (requests[2:], versions[2])]
+    first, other, rest = ray.get([worker.generate.remote(part, version) for part, version in parts])
+    assert [one.token_ids for one in first + rest] == [one.token_ids for one in rollouts]
+    assert [one.token_ids for one in other] == [one.token_ids for one in before]
     ray.kill(worker)
 
 
