@@ -5,12 +5,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 from ray.data import DataContext
 
+from actors.lost_nodes import NodeWatch
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 
@@ -49,7 +50,8 @@ def _own_sigterm() -> Iterator[None]:
 def connect(config: Config) -> Iterator[None]:
     """Be connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
 
-    A submitted job, or ``ray.address``, joins that cluster; otherwise Ray starts here, for the time of the block.
+    A submitted job, or ``ray.address``, joins that cluster, and says which of its nodes are lost meanwhile; otherwise
+    Ray starts here, for the time of the block.
 
     Raises:
         UserError: the cluster at ``ray.address`` cannot be reached.
@@ -81,6 +83,7 @@ def connect(config: Config) -> Iterator[None]:
         raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
     _quiet(config)
     try:
-        yield
+        with nullcontext() if address is None else NodeWatch():
+            yield
     finally:
         ray.shutdown()

@@ -10,10 +10,14 @@ without gradients run. With 1 it is one batch ahead: while it learns from the ba
 the batch of step s + 1 is sampled from policy s and scored. That batch's log-probabilities are checked against policy
 s, which is kept, also in checkpoints: a resumed run samples the same batch from the same policy.
 
+When a machine is about to be taken away (a spot notice), a checkpoint is written after every step, and before the
+update of one that is being sampled.
+
 Rank 0 publishes versions, writes checkpoints and logs; the other ranks wait for it where it matters
 (`LearnerGroup.barrier`).
 """
 
+import logging
 import math
 import tempfile
 import time
@@ -54,6 +58,8 @@ from fgaif_ray.rl.step import Estimates, PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trackers import open_trackers
 from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate
 from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
+
+logger = logging.getLogger(__name__)
 
 LOGGED_SAMPLES: Final = 4
 PROBE_ROWS: Final = 16
@@ -124,7 +130,7 @@ class Learner:
             TrainingGuards(GuardConfig()),
             self._previous,
         )
-        self.step = self._restore()
+        self.step = self._saved_step = self._restore()
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
         self._options = RewardOptions(
             weights=dict(align.reward.weights),
@@ -161,6 +167,7 @@ class Learner:
             began = time.monotonic()
             sampled = self._wait(pending if pending is not None else self._start(self.step, newest))
             pending = None
+            self._heed_notice()  # sampling takes longest, and has changed nothing that a checkpoint holds
             if self._previous is not None and self.step + 1 < self._align.steps:
                 pending, pending_since = self._start(self.step + 1, newest), time.monotonic()
             metrics = self._one_step(sampled)
@@ -180,6 +187,8 @@ class Learner:
                 self._state.kl_controller.update(merged["kl/per_response"], self._align.rollout_batch_size)
             if self.step % self._align.checkpoint_every == 0 or self.step == self._align.steps:
                 self._checkpoint()
+            else:
+                self._heed_notice()
         if self._group.rank == 0:
             self._export()
 
@@ -345,6 +354,13 @@ class Learner:
         with checkpoint.as_directory() as folder:
             return self._state.load(folder)
 
+    def _heed_notice(self) -> None:
+        """Checkpoints where a machine of the group is about to be taken away; every rank comes here equally often."""
+        notice = ray.train.get_preemption_info()
+        if notice is not None and self._saved_step != self.step:
+            logger.warning("a node will be taken away: checkpoint of step %d", self.step)
+            self._checkpoint()
+
     def _checkpoint(self) -> None:
         with tempfile.TemporaryDirectory(prefix="fgaif-checkpoint-") as folder:
             checkpoint = None
@@ -352,6 +368,7 @@ class Learner:
                 self._state.save(folder, self.step)
                 checkpoint = Checkpoint.from_directory(folder)
             ray.train.report({"step": self.step}, checkpoint=checkpoint)
+        self._saved_step = self.step
         if self._log is not None:
             self._log.sync()
 

@@ -16,12 +16,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
 from fgaif_ray.models.reward_files import METRICS_FILE
 from fgaif_ray.models.reward_kinds import RewardTask, reward_tasks
 from fgaif_ray.progress import Progress, say
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.5
+MAX_FAILURES: Final = 3
+"""Times that workers may die before the job does."""
 
 
 def train_reward_models(config: Config, feedback: str, partial: str) -> None:
@@ -44,10 +49,13 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
         partial: partial folder of the stage.
 
     Raises:
-        Exception: a worker failed twice, or the feedback or backbone is unusable; the cause is Ray Train's error.
+        UserError: the feedback or backbone is unusable.
+        Exception: workers failed too often; the cause is Ray Train's error.
     """
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # workers keep the driver's folder: relative paths mean the same there
-    messages = Queue(actor_options={"num_cpus": 0})
+    # Beside this process: elsewhere it would be lost with its node, and the job with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     scratch = storage.join(config.run.dir, "rewards.train")
     trainer = TorchTrainer(
         _train_worker,
@@ -61,11 +69,11 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
         run_config=RunConfig(
             name="rewards",
             storage_path=os.path.abspath(scratch) if storage.is_local(scratch) else scratch,
-            failure_config=FailureConfig(max_failures=1),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
     # In the main thread fit() would replace the SIGINT handler, and end the process with status 0 on Ctrl-C.
-    outcome: list[BaseException | None] = []
+    outcome: list[Any] = []
     thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True, name="reward-trainer")
     thread.start()
     display = _Display()
@@ -75,17 +83,17 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
     display.close()
     messages.shutdown()
     storage.remove_folder(scratch)
-    if outcome[0] is not None:
+    if isinstance(outcome[0], BaseException):
         raise outcome[0]
+    if outcome[0].return_value is not None:
+        raise UserError(outcome[0].return_value)
 
 
-def _fit(trainer: TorchTrainer, outcome: list[BaseException | None]) -> None:
+def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
     try:
-        trainer.fit()
+        outcome.append(trainer.fit())
     except BaseException as error:  # handed to the main thread
         outcome.append(error)
-    else:
-        outcome.append(None)
 
 
 class _Display:
@@ -150,14 +158,13 @@ class Reporter:
             self._messages.put_nowait(message)
 
 
-def _train_worker(settings: dict[str, Any]) -> None:
-    """One Ray Train worker."""
+def _train_worker(settings: dict[str, Any]) -> str | None:
+    """One Ray Train worker; returns what a person has to change where no worker can begin."""
     import ray.train
     import torch
     from ray.train.torch import get_device
 
-    from fgaif_ray.models.backbone import load_backbone
-    from fgaif_ray.models.reward_data import from_feedback, prepare_data
+    from fgaif_ray.rl.group import LearnerGroup
 
     config = Config.model_validate(settings["config"])
     rewards, partial = config.rewards, settings["partial"]
@@ -166,11 +173,38 @@ def _train_worker(settings: dict[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     reporter = Reporter(settings["messages"] if first else None)
     if not missing_tasks(config, partial):
-        return
+        return None
+    prepared, problem = None, None
+    try:
+        prepared = _prepare(config, settings["feedback"], reporter)
+    except UserError as error:
+        problem = error
+    group = LearnerGroup(get_device())
+    if int(group.sum(torch.tensor(int(problem is not None)))) == group.size:
+        return str(problem)  # raised, it would be tried again
+    if problem is not None:
+        raise problem  # of this worker alone: it ends the others
+    assert prepared is not None
+    train_missing(config, partial, *prepared, reporter if first else None)
+    return None
+
+
+def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Backbone, RewardData]":
+    """Backbone and examples of one worker.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    from ray.train.torch import get_device
+
+    from fgaif_ray.models.backbone import load_backbone
+    from fgaif_ray.models.reward_data import from_feedback, prepare_data
+
+    rewards = config.rewards
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     backbone.move_to(get_device())
     columns = ["sample_id", "image", "image_sha256", "prompt", "segments"]
-    responses = from_feedback(storage.read_rows(settings["feedback"], columns=columns))
+    responses = from_feedback(storage.read_rows(feedback, columns=columns))
     reporter.send("begin", "read feedback", len(responses), "responses")
     data = prepare_data(backbone, responses, rewards.validation_fraction, config.run.seed, reporter.advance)
     counts = " and ".join(
@@ -178,7 +212,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
         for part, purpose in ((data.counts["train"], "train on"), (data.counts["validation"], "hold out"))
     )
     reporter.send("line", f"reward models: {counts}")
-    train_missing(config, partial, backbone, data, reporter if first else None)
+    return backbone, data
 
 
 def missing_tasks(config: Config, partial: str) -> list[RewardTask]:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 from ray import serve
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 4
 FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 10.0
+PATIENCE_S: Final = 900.0
+"""How long a service that answers nothing at all is asked: a machine in place of a lost one takes minutes to come."""
 
 TRANSIENT: Final = (RayServeException, RayError, TimeoutError)
 """What a call raises while a replica or the gateway dies, is replaced, is slow, or fails: worth another try."""
@@ -46,7 +50,12 @@ class Rewarder:
     """
 
     def __init__(
-        self, app_name: str, timeout_s: float, part_size: int, pause: Callable[[float], None] = time.sleep
+        self,
+        app_name: str,
+        timeout_s: float,
+        part_size: int,
+        pause: Callable[[float], None] = time.sleep,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """Looks nothing up yet.
 
@@ -55,20 +64,25 @@ class Rewarder:
             timeout_s: how long one part may take.
             part_size: items of one call.
             pause: waits between two tries.
+            patience_s: how long to go on while no item at all is answered.
         """
         self._app_name, self._timeout_s, self._part_size, self._pause = app_name, timeout_s, part_size, pause
+        self._patience_s = patience_s
 
     def score(self, items: Sequence[dict[str, Any]]) -> list[Verdicts]:
         """Verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
         verdicts = [Verdicts(failure="not asked") for _ in items]
         missing = list(range(len(items)))
-        for attempt in range(ATTEMPTS):
+        give_up = time.monotonic() + self._patience_s
+        for attempt in count():
             if attempt:
-                self._pause(FIRST_PAUSE_S * 2 ** (attempt - 1))
+                self._pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)))
             for index, answer in zip(missing, self._ask([items[index] for index in missing]), strict=True):
                 verdicts[index] = answer
             missing = [index for index in missing if verdicts[index].failure and not verdicts[index].refused]
-            if not missing:
+            # What fails beside others that are answered may be what ends the replicas.
+            down = len(missing) == len(items) and time.monotonic() < give_up
+            if not missing or (attempt + 1 >= ATTEMPTS and not down):
                 break
         failures = [verdict.failure for verdict in verdicts if verdict.failure is not None]
         if failures:

@@ -20,7 +20,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from jobs.align_export import MODES
-from jobs.cli import main
+from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
@@ -92,10 +92,11 @@ def run(config: Config) -> None:
 def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str) -> tuple[int, int]:
     """Runs rollout workers and the learner to the last step; returns their number and how many an earlier call did."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from actors.learner import LearnerTask, train
+    from actors.lost_nodes import is_loss
     from actors.reward_service import published_reward_folders
     from actors.rollout import start_rollout_workers
     from fgaif_ray.models.backbone import banned_token_ids, load_backbone
@@ -129,6 +130,13 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
     )
     try:
         result, done_before = _fit(trainer, folder, align.steps)
+    except TrainingFailedError as error:
+        if find_user_error(error) is None and is_loss(error):
+            raise UserError(
+                f"PPO lost workers or their nodes more than {MAX_FAILURES} times: see why in the dashboard or with "
+                "`ray list nodes`, then run the same command again, which goes on from the last checkpoint."
+            ) from error
+        raise
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -174,13 +182,18 @@ def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
     thread = threading.Thread(target=fit, name="align trainer", daemon=True)
     thread.start()
     uri = storage.join(folder, METRICS_FILE)
-    shown = done_before = max((row["step"] for row in read_lines(uri)), default=0)
+    previous = shown = done_before = max((row["step"] for row in read_lines(uri)), default=0)
     with Progress("align", steps, "steps", initial=shown, interval=0.0) as progress:
         going = True
         while going:
             thread.join(FOLLOW_EVERY_S)
             going = thread.is_alive()
-            for row in read_lines(uri):
+            rows = read_lines(uri)
+            last = max((row["step"] for row in rows), default=0)
+            if last < previous:
+                say(f"align: the learner has lost its last steps and goes on after step {last}.")
+            previous = last
+            for row in rows:
                 if row["step"] > shown:
                     shown = row["step"]
                     progress.advance(note=progress_note(row))

@@ -8,10 +8,11 @@ epoch. `rewards.kind` trains other models for the same folders: one with three h
 import sys
 
 from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.storage import Stage, join, read_json, require_stage
-from jobs.cli import main
+from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
 STAGE = "rewards"
@@ -45,12 +46,22 @@ def run(config: Config) -> None:
         return
 
     from actors.cluster import connect
-    from actors.reward_trainer import train_reward_models
+    from actors.lost_nodes import is_loss
+    from actors.reward_trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.models.reward_files import METRICS_FILE
 
     stage.begin()
     with connect(config):
-        train_reward_models(config, join(config.run.dir, "feedback"), stage.partial)
+        try:
+            train_reward_models(config, join(config.run.dir, "feedback"), stage.partial)
+        except Exception as error:
+            if find_user_error(error) is None and is_loss(error):
+                raise UserError(
+                    f"Reward training lost workers or their nodes more than {MAX_FAILURES} times: see why in the "
+                    "dashboard or with `ray list nodes`, then run the same command again, which goes on after the last "
+                    "epoch."
+                ) from error
+            raise
     metrics = {name: read_json(join(stage.partial, name, METRICS_FILE)) for name in FACT_TYPES}
     stage.publish({"balanced_accuracy": {name: metrics[name]["balanced_accuracy"] for name in FACT_TYPES}})
     say(f"train_rewards: wrote {stage.folder}")

@@ -280,7 +280,7 @@ class FlakyRewards:
 
     async def score_responses(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
         self.calls += 1
-        if self.calls == 1:
+        if self.calls <= (9 if items[0]["prompt"] == "much later" else 1):
             raise RuntimeError("not yet")
         verdict = {
             "start": 0,
@@ -298,7 +298,11 @@ def test_rewards_are_asked_for_again_and_never_made_up(ray_cluster: dict[str, An
         {"prompt": prompt, "image": b"", "response": None, "response_token_ids": [1]} for prompt in ("a", "lost", "b")
     ]
     verdicts = Rewarder("flaky", 30.0, 2, pause=pauses.append).score(items)
+    waited: list[float] = []
+    late = [items[0] | {"prompt": "much later"}]
+    assert Rewarder("flaky", 30.0, 2, pause=waited.append).score(late)[0].failure is None
     serve.delete("flaky")
+    assert len(waited) > 4 and max(waited) <= 10  # a service that is down is waited for
     assert [verdict.probabilities is None for verdict in verdicts] == [False, True, False]
     assert verdicts[0].response == "ok" and verdicts[0].token_ends == (0,)
     assert verdicts[1].failure is not None and verdicts[1].refused

@@ -100,6 +100,8 @@ class Runs:
         self.engine, self.folder, self.saved = Engine(), folder, {}
         self.checkpoint: Saved | None = None
         self.kill_after: int | None = None
+        self.notice_from: int | None = None
+        self.reported: list[int] = []
         (folder / "images").mkdir()
         self.images = []
         for shade in range(6):
@@ -111,19 +113,26 @@ class Runs:
         monkeypatch.setattr(ray, "get_gpu_ids", list)
         monkeypatch.setattr(ray.train, "get_checkpoint", lambda: self.checkpoint)
         monkeypatch.setattr(ray.train, "report", self.report)
+        monkeypatch.setattr(ray.train, "get_preemption_info", self.notice)
+
+    def notice(self) -> str | None:
+        """What Ray Train says once the node is about to go: from the moment that so many batches are sampled."""
+        noticed = self.notice_from is not None and len(self.engine.sampled) >= self.notice_from
+        return "soon" if noticed else None
 
     def report(self, metrics: dict[str, int], checkpoint: Any) -> None:
+        self.reported.append(metrics["step"])
         target = self.folder / f"checkpoint-{len(list(self.folder.iterdir()))}"
         shutil.copytree(checkpoint.path, target)
         self.checkpoint = Saved(target)
         if metrics["step"] == self.kill_after:
             raise Killed
 
-    def run(self, name: str, staleness: int, kill_after: int | None = None) -> Path:
+    def run(self, name: str, staleness: int, kill_after: int | None = None, every: int = 1) -> Path:
         """One process; after a kill, call it again for the next one."""
         self.kill_after = kill_after
         task = learner.LearnerTask(
-            self.config(name, staleness), tuple(self.images), str(self.folder / name), None, "none", ()
+            self.config(name, staleness, every), tuple(self.images), str(self.folder / name), None, "none", ()
         )
         try:
             one = learner.Learner(task)
@@ -134,7 +143,7 @@ class Runs:
             one.close()
         return self.folder / name
 
-    def config(self, name: str, staleness: int) -> Config:
+    def config(self, name: str, staleness: int, every: int = 1) -> Config:
         settings = {
             "run.dir": self.folder / name,
             "data.prompts": f"['{PROMPT}']",
@@ -152,7 +161,7 @@ class Runs:
             "align.kl.target": 1.0,
             "align.rollout.max_staleness": staleness,
             "align.rollout.log_prob_tolerance": 1e-4,
-            "align.checkpoint_every": 1,
+            "align.checkpoint_every": every,
             "align.threads": 1,
         }
         return load_config("configs/shapes.yaml", [f"{key}={value}" for key, value in settings.items()])
@@ -184,6 +193,23 @@ def test_killed_and_resumed_is_uninterrupted_to_the_bit(runs: Runs, staleness: i
     assert [row["rollout/policy_version"] for row in figures(straight)] == ahead
     assert [row["rollout/staleness"] for row in figures(straight)] == ([0, 1, 1, 1] if staleness else [0, 0, 0, 0])
     assert runs.engine.sampled[before:] == sampled[2:]  # the same weights, by their digest
+    assert figures(killed) == figures(straight)
+    assert (killed / "adapter_model.safetensors").read_bytes() == (straight / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_notice_is_followed_by_a_checkpoint_before_the_update_that_was_sampled_for(
+    runs: Runs, staleness: int
+) -> None:
+    """And that checkpoint is as good as any: a run that goes on from it is the uninterrupted one."""
+    straight = runs.run("straight", staleness, every=STEPS)
+    assert runs.reported == [STEPS]
+    runs.engine.sampled, runs.checkpoint, runs.reported, runs.notice_from = [], None, [], 3
+    killed = runs.run("killed", staleness, kill_after=2, every=STEPS)
+    assert runs.reported == [2]
+    runs.notice_from = None
+    runs.run("killed", staleness, every=STEPS)
+    assert runs.reported == [2, STEPS]
     assert figures(killed) == figures(straight)
     assert (killed / "adapter_model.safetensors").read_bytes() == (straight / "adapter_model.safetensors").read_bytes()
 

@@ -1,0 +1,132 @@
+"""Clusters of several nodes on this machine, jobs that run on them as processes of their own, and lost nodes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from fgaif_ray.config import Config
+
+LONGEST_S = 840.0
+POLL_S = 0.05
+STARTS = 5
+"""Tries to start a node: Ray gives it 30 s, which can be too few on a busy machine."""
+VARIABLES = {
+    # A killed raylet refuses connections, and is found out in about 5 s; one that is only slow is left alone.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+}
+OBJECT_STORE = 100 * 1024**2
+
+
+class LocalNodes:
+    """A head without room for work, and nodes that are added and lost.
+
+    Example: ``with LocalNodes() as nodes: node = nodes.add("data", 2)``
+    """
+
+    def __enter__(self) -> Self:
+        from ray.cluster_utils import Cluster
+
+        os.environ.update(VARIABLES)
+        self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Unix sockets lie below it
+        self._cluster = Cluster()
+        self._start(num_cpus=0, include_dashboard=False, temp_dir=self._folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cluster.shutdown()
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def address(self) -> str:
+        address: str = self._cluster.address
+        return address
+
+    def add(self, role: str, cpus: int) -> Any:
+        """Start a node that carries the label that the node types of `cluster.yaml` carry."""
+        return self._start(num_cpus=cpus, labels={"role": role})
+
+    def lose(self, node: Any) -> None:
+        """Kill the raylet; its workers end when they see that it is gone."""
+        node.kill_raylet()
+
+    def notice(self, node: Any, seconds: float) -> None:
+        """Say that a node will be taken away, as a cloud does of a spot machine."""
+        from ray._raylet import GcsClient
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + seconds) * 1000)
+        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "spot", deadline)
+        assert accepted, why
+
+    def _start(self, **arguments: Any) -> Any:
+        for _ in range(STARTS - 1):
+            try:
+                return self._cluster.add_node(object_store_memory=OBJECT_STORE, **arguments)
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+        return self._cluster.add_node(object_store_memory=OBJECT_STORE, **arguments)
+
+
+class NodeJob:
+    """`python -m jobs.NAME` on a cluster; what is left of it is killed when the block ends."""
+
+    def __init__(self, name: str, config: Config, address: str | None, folder: Path, **variables: str) -> None:
+        tree = config.model_dump(mode="json")
+        tree["ray"]["address"] = address
+        (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+        self._log = folder / f"{name}.log"
+        command = [sys.executable, "-m", f"jobs.{name}", "--config", str(folder / "config.yaml")]
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=os.environ | variables, start_new_session=True
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds while the job runs."""
+        deadline = time.monotonic() + LONGEST_S
+        while not condition():
+            assert self.process.poll() is None, self.output[-4000:]
+            assert time.monotonic() < deadline, self.output[-4000:]
+            time.sleep(POLL_S)
+
+    def finish(self) -> str:
+        """Wait for a good end; returns what the job said."""
+        status = self.process.wait(LONGEST_S)
+        assert status == 0, self.output[-4000:]
+        return self.output
