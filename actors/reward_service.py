@@ -44,6 +44,7 @@ READY_TIMEOUT_S: Final = 300.0
 MINIMUM_ONGOING_REQUESTS: Final = 32
 PROXY_MARGIN_S: Final = 30.0
 """The proxy waits this much longer than the gateway, whose time-out has an answer."""
+HEAD_RESOURCE: Final = "node:__internal_head__"
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -150,7 +151,7 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
     if running is not None and running[0] == settings.identity:
         return RewardServiceInfo(running[1], APP_NAME, version)
     url = _start_serve(config)
-    application = _application(config, reward_folders, replace(settings, url=url))
+    application = _application(config, reward_folders, replace(settings, url=url), _head_node())
     try:
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
     except RuntimeError as error:
@@ -243,7 +244,17 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
     )
 
 
-def _application(config: Config, folders: Mapping[str, str], settings: GatewaySettings) -> serve.Application:
+def _head_node() -> str:
+    """Id of the node where the proxy is.
+
+    The gateway goes there too: the proxy answers for a gateway that is lost with its node, in words of Ray's own.
+    """
+    return next(node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"])
+
+
+def _application(
+    config: Config, folders: Mapping[str, str], settings: GatewaySettings, gateway_node: str | None = None
+) -> serve.Application:
     versions = {card.id: card.version for card in settings.models.models}
     size = config.serve.max_batch_size
 
@@ -279,7 +290,7 @@ def _application(config: Config, folders: Mapping[str, str], settings: GatewaySe
     gateway = serve.deployment(
         name="RewardGateway",
         num_replicas=1,
-        ray_actor_options=resources.reward_gateway().options(),
+        ray_actor_options=resources.reward_gateway(gateway_node).options(),
         max_ongoing_requests=1024,  # the gateway turns requests away itself, with an answer of its own shape
         max_constructor_retry_count=1,
         graceful_shutdown_wait_loop_s=0.5,

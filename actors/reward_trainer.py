@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -58,7 +58,7 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
     messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     scratch = storage.join(config.run.dir, "rewards.train")
     trainer = TorchTrainer(
-        _train_worker,
+        cast("Any", _train_worker),  # Ray's annotation does not know that a loop may return
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "feedback": feedback,

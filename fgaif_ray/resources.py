@@ -18,6 +18,8 @@ LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """Adapter ranks that vLLM reserves room for; an adapter of a rank in between takes the next one."""
 LORA_SLOTS: Final = 2
 """Adapters that an engine has room for: requests in flight end on the old version while the new one is loaded."""
+NODE_LABEL: Final = "ray.io/node-id"
+"""Label that Ray gives every node."""
 SERVE_STAGE: Final = "serve_rewards"
 ALIGN_STAGE: Final = "align"
 
@@ -128,8 +130,14 @@ def reward_replica(config: Config, deployment: str) -> ResourceRequest:
     )
 
 
-def reward_gateway() -> ResourceRequest:
-    """Of the gateway before the reward deployments."""
+def reward_gateway(node: str | None = None) -> ResourceRequest:
+    """Of the gateway before the reward deployments.
+
+    Args:
+        node: id of the node that it has to be on, even if that has no CPU to give, as a head; None for any node.
+    """
+    if node is not None:
+        return ResourceRequest("RewardGateway", "serve", 1, 0, label_selector={NODE_LABEL: node})
     return ResourceRequest("RewardGateway", "serve", 1, GATEWAY_CPUS)
 
 

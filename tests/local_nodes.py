@@ -38,8 +38,12 @@ class LocalNodes:
     def __enter__(self) -> Self:
         from ray.cluster_utils import Cluster
 
-        os.environ.update(VARIABLES)
         self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Unix sockets lie below it
+        # Its own folder also for the address that Ray notes, which others on this machine would connect to.
+        variables = VARIABLES | {"RAY_TMPDIR": self._folder}
+        self._before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        (Path(self._folder) / "ray").mkdir()
         self._cluster = Cluster()
         self._start(num_cpus=0, include_dashboard=False, temp_dir=self._folder)
         return self
@@ -48,8 +52,10 @@ class LocalNodes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cluster.shutdown()
-        for name in VARIABLES:
-            os.environ.pop(name, None)
+        for name, value in self._before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property

@@ -287,12 +287,16 @@ def test_a_notice_makes_the_learner_checkpoint_before_its_node_is_lost(nodes: Lo
     config = ppo_config(tmp_path, steps=12, checkpoint_every=100)
     nodes.add("inference", 3)
     node = nodes.add("training", 1)
-    checkpoints = Path(config.run.dir) / "policy.partial" / "train"
+    known = Path(config.run.dir) / "policy.partial" / "train" / "checkpoint_manager_snapshot.json"
+
+    def has_checkpoint() -> bool:
+        return known.exists() and "checkpoint_2" in known.read_text()
+
     with NodeJob("align", config, nodes.address, tmp_path) as job:
         job.wait_for(lambda: last_step(config) >= 1)
-        assert not list(checkpoints.glob("checkpoint_*"))
+        assert not has_checkpoint()
         nodes.notice(node, 300)
-        job.wait_for(lambda: any(checkpoints.glob("checkpoint_*/*.safetensors")))
+        job.wait_for(has_checkpoint)
         nodes.add("training", 1)
         with contextlib.suppress(ProcessLookupError):
             nodes.lose(node)
