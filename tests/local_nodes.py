@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest.mock import patch
 
 import yaml
 
@@ -17,13 +18,14 @@ from fgaif_ray.config import Config
 
 LONGEST_S = 840.0
 POLL_S = 0.05
-STARTS = 5
-"""Tries to start a node: Ray gives it 30 s, which can be too few on a busy machine."""
+START_S = 300.0
+"""For a node to come up; Ray's own 30 s can be too few on a busy machine."""
 VARIABLES = {
     # A killed raylet refuses connections, and is found out in about 5 s; one that is only slow is left alone.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_timeout_ms": "60000",
+    "RAY_agent_register_timeout_ms": "300000",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 OBJECT_STORE = 100 * 1024**2
@@ -82,13 +84,26 @@ class LocalNodes:
         assert accepted, why
 
     def _start(self, **arguments: Any) -> Any:
-        for _ in range(STARTS - 1):
+        from ray._private import services
+
+        with patch.object(services, "get_node", _patient(services.get_node)):
+            return self._cluster.add_node(object_store_memory=OBJECT_STORE, **arguments)
+
+
+def _patient(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+    """The function that finds out that a node is up, with more time."""
+
+    def wait(address: str, node_id: str) -> Any:
+        deadline = time.monotonic() + START_S
+        while True:
             try:
-                return self._cluster.add_node(object_store_memory=OBJECT_STORE, **arguments)
-            except Exception as error:
-                if "timed out during startup" not in str(error):
+                return get_node(address, node_id)
+            except RuntimeError:
+                if time.monotonic() > deadline:
                     raise
-        return self._cluster.add_node(object_store_memory=OBJECT_STORE, **arguments)
+                time.sleep(POLL_S)
+
+    return wait
 
 
 class NodeJob:
