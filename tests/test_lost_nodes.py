@@ -1,10 +1,9 @@
 """Nodes that are lost while a stage works on them: no row comes out twice or is missing, what was begun goes on.
 
-In each test the stage has one node, another one is started beside it, and the first one is lost. So all of the stage's
-actors are lost at once, and there is a place to go on.
+In each test the stage has one node, which is lost, and then another one is started, as the autoscaler would. So all of
+the stage's actors are lost at once.
 """
 
-import contextlib
 import json
 import re
 import threading
@@ -46,10 +45,10 @@ def nodes() -> Iterator[LocalNodes]:
 
 
 def lose_while(nodes: LocalNodes, job: NodeJob, role: str, cpus: int, node: Any, begun: Any) -> None:
-    """Lose a node once the job has begun, with another one in its place."""
+    """Lose a node once the job has begun, and put another one in its place."""
     job.wait_for(begun)
-    nodes.add(role, cpus)
     nodes.lose(node)
+    nodes.add(role, cpus)
 
 
 def parts(folder: str) -> int:
@@ -100,18 +99,18 @@ def test_a_lost_node_costs_no_given_response(nodes: LocalNodes, tmp_path: Path) 
 @pytest.mark.vllm
 def test_a_lost_node_costs_no_sampled_response(nodes: LocalNodes, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    for index in range(34):
+    for index in range(62):
         render(draw_scene("train", index)).save(tmp_path / "images" / f"{index:03d}.png")
     config = make_config(tmp_path / "images", tmp_path / "run")
-    data = config.data.model_copy(update={"sample_images": 32})
-    config = config.model_copy(update={"data": data, "sample": config.sample.model_copy(update={"batch_size": 4})})
+    data = config.data.model_copy(update={"sample_images": 60, "align_images": 1, "evaluate_images": 1})
+    config = config.model_copy(update={"data": data, "sample": config.sample.model_copy(update={"batch_size": 2})})
     node = nodes.add("inference", 1)
     with NodeJob("sample", config, nodes.address, tmp_path) as job:
         partial = storage.join(config.run.dir, "responses.partial")
         lose_while(nodes, job, "inference", 1, node, lambda: parts(partial) >= PARTS_BEFORE)
         check_said(job.finish())
     rows = list(storage.read_rows(storage.join(config.run.dir, "responses")))
-    assert len(rows) == len({row["image"] for row in rows}) == 32
+    assert len(rows) == len({row["image"] for row in rows}) == 60
 
 
 # Labels
@@ -229,8 +228,8 @@ def test_the_reward_service_answers_or_says_why_not_and_comes_back(nodes: LocalN
         caller = Caller(found[1])
         caller.start()
         job.wait_for(lambda: len(caller.good()) >= 5)
-        nodes.add("inference", 2)
         nodes.lose(node)
+        nodes.add("inference", 2)
         job.wait_for(lambda: LOST.search(job.output) is not None)
         before = len(caller.good())
         job.wait_for(lambda: not caller.is_alive() or len(caller.good()) >= before + 10)
@@ -297,9 +296,8 @@ def test_a_notice_makes_the_learner_checkpoint_before_its_node_is_lost(nodes: Lo
         assert not has_checkpoint()
         nodes.notice(node, 300)
         job.wait_for(has_checkpoint)
+        nodes.lose(node)
         nodes.add("training", 1)
-        with contextlib.suppress(ProcessLookupError):
-            nodes.lose(node)
         output = job.finish()
     assert re.search(r"^Node \S+ \(training, \w{8}\) will be taken away in \d+ s\.$", output, re.MULTILINE)
     check_said(output)
