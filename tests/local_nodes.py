@@ -16,7 +16,7 @@ import yaml
 
 from fgaif_ray.config import Config
 
-LONGEST_S = 840.0
+LONGEST_S = 1500.0
 POLL_S = 0.05
 START_S = 300.0
 """For a node to come up; Ray's own 30 s can be too few on a busy machine."""

@@ -3,13 +3,14 @@
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_openai import FakeOpenAI
 from label_helpers import KEY_VARIABLE, answer_by_rule, make_config, write_responses
-from local_autoscaler import LocalAutoscaler
+from local_autoscaler import LONGEST_S, LocalAutoscaler
 from local_nodes import NodeJob
 from reward_helpers import save_reward_models, service_config
 from test_lost_nodes import Caller
@@ -18,7 +19,7 @@ from test_reward_training import feedback_rows, job_config, publish_feedback
 from fgaif_ray.config import Config
 from fgaif_ray.storage import read_manifest
 
-pytestmark = [pytest.mark.proof, pytest.mark.ray]
+pytestmark = [pytest.mark.proof, pytest.mark.ray, pytest.mark.timeout(2 * LONGEST_S)]
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +104,9 @@ def test_a_reward_service_grows_with_its_load(cluster: LocalAutoscaler, seen: Se
         found = re.search(r"at (http://\S+) \(API", job.output)
         assert found is not None
         before = cluster.roles().count("inference")
-        callers = [Caller(found[1]) for _ in range(12)]
-        for caller in callers:
-            caller.start()
-        job.wait_for(lambda: cluster.roles().count("inference") > before)
-        for caller in callers:
-            caller.done.set()
-        for caller in callers:
-            caller.join()
+        with ExitStack() as block:
+            callers = [block.enter_context(Caller(found[1])) for _ in range(12)]
+            job.wait_for(lambda: cluster.roles().count("inference") > before)
     assert before == 2
     assert {status for caller in callers for status, _ in caller.answers} <= {200, 429, 503}
     cluster.wait_for(lambda: cluster.roles() == [])
