@@ -18,8 +18,10 @@ from fgaif_ray.config import Config
 
 LONGEST_S = 1500.0
 POLL_S = 0.05
-START_S = 300.0
+START_S = 90.0
 """For a node to come up; Ray's own 30 s can be too few on a busy machine."""
+STARTS = 4
+"""Tries: a raylet ends itself where its agents take longer than 15 s, which cannot be changed."""
 VARIABLES = {
     # A killed raylet refuses connections, and is found out in about 5 s; one that is only slow is left alone.
     "RAY_health_check_period_ms": "1000",
@@ -87,6 +89,12 @@ class LocalNodes:
         from ray._private import services
 
         with patch.object(services, "get_node", _patient(services.get_node)):
+            for _ in range(STARTS - 1):
+                try:
+                    return self._cluster.add_node(object_store_memory=OBJECT_STORE, **arguments)
+                except Exception as error:
+                    if "timed out during startup" not in str(error):
+                        raise
             return self._cluster.add_node(object_store_memory=OBJECT_STORE, **arguments)
 
 
