@@ -249,7 +249,8 @@ def _head_node() -> str:
 
     The gateway goes there too: the proxy answers for a gateway that is lost with its node, in words of Ray's own.
     """
-    return next(node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"])
+    heads = (node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"])
+    return str(next(heads))
 
 
 def _application(
