@@ -22,6 +22,7 @@ from actors.call_desk import start_call_desk
 from actors.extraction import Endpoint, FactExtraction
 from actors.sampler import Sampler
 from actors.second_verifier import SecondVerifier
+from actors.stage_metrics import count_down
 from actors.verifier import Verification, Verifier
 from fgaif_ray import resources
 from fgaif_ray.config import Config
@@ -47,22 +48,24 @@ def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> It
         compute=ActorPoolStrategy(size=min(config.sample.engines, len(blocks))),
         **resources.sampler(config).options(),
     )
-    yield from dataset.iter_rows()
+    yield from count_down("sample", sum(len(block) for block in blocks), dataset.iter_rows())
 
 
-def verify_again(verification: Verification, parts: list[str]) -> Iterator[dict[str, Any]]:
-    """Have the second verifier go over labelled parts; yields the counts of each finished one."""
+def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """Have the second verifier go over labelled parts, given with their numbers of rows; yields the counts of each
+    finished one.
+    """
     second = verification.config.second_verifier
     assert second is not None
     dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
         SecondVerifier,
-        fn_constructor_kwargs={"verification": verification, "parts": ray.put(parts)},
+        fn_constructor_kwargs={"verification": verification, "parts": ray.put([part for part, _ in parts])},
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
         **resources.verifier(second, second=True).options(),
     )
-    yield from dataset.iter_rows()
+    yield from count_down("second_verifier", sum(rows for _, rows in parts), dataset.iter_rows())
 
 
 def label_responses(
@@ -106,6 +109,6 @@ def label_responses(
         )
     )
     try:
-        yield from dataset.iter_rows()
+        yield from count_down("label", pending.rows, dataset.iter_rows())
     finally:
         ray.kill(desk)

@@ -11,6 +11,7 @@ import ray
 from pydantic import SecretStr
 
 from actors.call_desk import DeskAddress, RemoteCallDesk
+from actors.call_metrics import MeteredCalls
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.answers import Answer, AnswerIndex, cache_folder, model_identity
@@ -108,7 +109,7 @@ class FactExtraction:
         places: "ray.ObjectRef[pa.Table]",
     ) -> None:
         self._calls = CallClient(RemoteCallDesk(desk), config, run, ray.get_runtime_context().get_actor_id())
-        self._extractor = new_extractor(config, endpoint, self._calls, identity)
+        self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity)
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
         self._reading = asyncio.Lock()

@@ -4,6 +4,7 @@ One engine serves both. The aligned policy reaches it the way it reached the rol
 (``align.rollout.sync``): as an adapter beside the base weights, or merged into them, which is faster on CPU.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,8 +13,10 @@ import ray
 from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
+from actors import metrics
 from actors.chat import ImageChat
 from actors.engine import BAN, image_prompt, reload_weights, start_engine
+from actors.stage_metrics import count_down
 from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
@@ -67,6 +70,8 @@ class Generator:
             self._answer(rows, opened)
             storage.write_part(partial, rows, ANSWERS_SCHEMA, name)
         counts = {"answered": len(rows), "rejected": len(rejected), "tokens": sum(row["tokens"] for row in rows)}
+        _record(rows, "answered")
+        _record(rejected, "rejected")
         return pa.Table.from_pylist([counts])
 
     def _answer(self, rows: list[dict[str, Any]], images: Mapping[str, Any]) -> None:
@@ -107,6 +112,13 @@ class Generator:
         return None
 
 
+def _record(rows: list[dict[str, Any]], outcome: str) -> None:
+    for (which, task), count in Counter((row["which"], row["task"]) for row in rows).items():
+        metrics.EVALUATION_ANSWERS.inc(count, policy=which, task=task, outcome=outcome)
+    for row in rows:
+        metrics.EVALUATION_TOKENS.inc(row.get("tokens", 0), policy=row["which"])
+
+
 def _open(path: str) -> Image | UserError:
     try:
         return load_image(path)
@@ -126,4 +138,4 @@ def answer_questions(
         compute=ActorPoolStrategy(size=1),
         **resources.generator(config).options(),
     )
-    yield from dataset.iter_rows()
+    yield from count_down("evaluate", sum(len(block) for block in blocks), dataset.iter_rows())

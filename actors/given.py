@@ -7,6 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 import ray
 
+from actors import metrics
 from actors.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA
 from fgaif_ray import storage
 from fgaif_ray.images import decode_image
@@ -46,6 +47,8 @@ def write_given(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
     if rejected:
         storage.write_part(storage.join(partial, REJECTED_FOLDER), rejected, REJECTED_IMAGES_SCHEMA, name)
     storage.write_part(partial, kept, RESPONSES_SCHEMA, name)
+    metrics.SAMPLED_RESPONSES.inc(len(kept), outcome="given")
+    metrics.SAMPLED_RESPONSES.inc(len(rejected), outcome="rejected")
     return {"kept": len(kept), "rejected": len(rejected)}
 
 

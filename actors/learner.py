@@ -36,6 +36,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint
 from torch import Tensor
 
+from actors import ppo_metrics
 from actors.experience import ExperienceSource, Sampled
 from actors.policy_versions import PolicyVersions
 from actors.rewarder import Rewarder
@@ -95,6 +96,7 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
     try:
         learner.run()
     except (TrainingStopped, RewardUnavailableError) as error:  # every rank comes to the same end
+        learner.record_stop(str(error))
         return {"steps": learner.step, "stopped": str(error)}
     finally:
         learner.close()
@@ -182,7 +184,8 @@ class Learner:
             merged["goodput/tokens_per_second"] = merged["count/tokens"] / merged["timing/step"]
             if self._log is not None:
                 self._log.write_metrics(self.step, merged)
-            self._state.guards.check(watched_by_guards(merged))
+                ppo_metrics.record_step(self.step, self._align.steps, merged)
+            self._check_guards(merged)
             if math.isfinite(merged["kl/per_response"]):
                 self._state.kl_controller.update(merged["kl/per_response"], self._align.rollout_batch_size)
             if self.step % self._align.checkpoint_every == 0 or self.step == self._align.steps:
@@ -192,11 +195,23 @@ class Learner:
         if self._group.rank == 0:
             self._export()
 
+    def record_stop(self, reason: str) -> None:
+        """Export why the run has ended before its last step."""
+        if self._group.rank == 0:
+            ppo_metrics.record_stop(reason)
+
     def close(self) -> None:
         """Release threads and files."""
         self._source.close()
         if self._log is not None:
             self._log.close()
+
+    def _check_guards(self, merged: dict[str, float]) -> None:
+        try:
+            self._state.guards.check(watched_by_guards(merged))
+        finally:
+            if self._group.rank == 0:
+                ppo_metrics.record_guards(self._state.guards.state_dict()["streaks"])
 
     def _start(self, step: int, version: PolicyVersion) -> "Future[Sampled]":
         """Begins to sample this rank's share of a step."""

@@ -15,7 +15,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from transformers import AutoTokenizer
 
+from actors import metrics
 from actors.reward_http import ServiceError, build_app
+from actors.reward_metrics import record_answer, record_items
 from fgaif_ray.errors import ItemError
 from fgaif_ray.remote_reward import label_fields, split_query
 from fgaif_ray.reward_api import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
@@ -85,7 +87,7 @@ class RewardGateway:
         self._ready_until = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self, self._settings.token_digest)
+        return build_app(self, self._settings.token_digest, record_answer)
 
     def describe(self) -> tuple[str, str]:
         """Identity and URL of the application."""
@@ -111,8 +113,17 @@ class RewardGateway:
             response = segment_response(self._tokenizer, item.get("response"), ids)
             return ItemToScore(item["image"], item["prompt"], response)  # the scorers open the image, once
 
-        chosen = await self._in_worker(lambda: [_attempt(opened, item) for item in items])
-        outcomes = await self._score(chosen)
+        began, status = time.monotonic(), 500
+        try:
+            chosen = await self._in_worker(lambda: [_attempt(opened, item) for item in items])
+            outcomes = await self._score(chosen)
+            status = 200
+        except ServiceError as error:
+            status = error.status
+            raise
+        finally:
+            record_answer(metrics.HANDLE, status, None, time.monotonic() - began)
+        record_items(outcomes)
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, ItemError):
                 logger.warning("no reward for item %d of %d: %s: %s", index, len(items), outcome.code, outcome)
@@ -176,7 +187,7 @@ class RewardGateway:
     ) -> list[ScoredResponse]:
         if self._waiting_items + count > MAX_WAITING_ITEMS:
             raise ServiceError(429, "busy", "too many items wait for their rewards: try again later", 1)
-        self._waiting_items += count
+        self._count_waiting(count)
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
                 items = await self._in_worker(prepare)
@@ -185,9 +196,14 @@ class RewardGateway:
         except TimeoutError as error:
             raise ServiceError(504, "timeout", "the rewards were not ready in time: send fewer items", 1) from error
         finally:
-            self._waiting_items -= count
+            self._count_waiting(-count)
+        record_items(outcomes)
         _raise_first(field, outcomes)
         return [outcome for outcome in outcomes if isinstance(outcome, ScoredResponse)]
+
+    def _count_waiting(self, more: int) -> None:
+        self._waiting_items += more
+        metrics.REWARD_WAITING_ITEMS.set(self._waiting_items)
 
     async def _score(self, items: Sequence[ItemToScore | ItemError]) -> list[ScoredResponse | ItemError]:
         """Have the models score what is no error yet, and compose."""

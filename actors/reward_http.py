@@ -3,17 +3,19 @@
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fgaif_ray.playground import build_playground
 from fgaif_ray.remote_reward import remote_answer
 from fgaif_ray.reward_api import (
     MAX_BODY_BYTES,
@@ -30,8 +32,8 @@ from fgaif_ray.reward_api import (
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS: Final = frozenset({"/live", "/ready", "/docs", "/openapi.json"})
-"""What answers without a token: whether the service is up, and how to use it."""
+OPEN_PATHS: Final = frozenset({"/live", "/ready", "/docs", "/openapi.json", "/playground"})
+"""What answers without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
 
 
 class ServiceError(Exception):
@@ -70,6 +72,10 @@ def token_digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+Observer = Callable[[str, int, str | None, float], None]
+"""Is told of every answer: path, status (0 where there was none), code of the error, seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """ASGI middleware: bearer token, content type and body size, before anything is parsed.
@@ -80,6 +86,7 @@ class Guard:
     app: ASGIApp
     digest: str | None
     """`token_digest` of the wanted token; None lets everyone in."""
+    observe: Observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through or answer it."""
@@ -88,12 +95,13 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = headers["x-request-id"]
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        began, status = time.monotonic(), 0
 
         async def send_noticed(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal status
+            status = message.get("status", status)
             await send(message)
 
         try:
@@ -103,15 +111,17 @@ class Guard:
                 receive = await _bounded_body(headers, receive)
             await self.app(scope, receive, send_noticed)
         except ServiceError as error:
-            await _answer(error, request_id)(scope, receive, send_noticed)
+            await _answer(error, state)(scope, receive, send_noticed)
         except Exception:
             logger.exception("request %s failed", request_id)
-            if started:
+            if status:
                 raise
             failure = ServiceError(
                 500, "internal_error", "the service failed; its log has the cause under the request id"
             )
-            await _answer(failure, request_id)(scope, receive, send_noticed)
+            await _answer(failure, state)(scope, receive, send_noticed)
+        finally:
+            self.observe(scope["path"], status, state.get("error_code"), time.monotonic() - began)
 
     def _authorise(self, headers: dict[str, str]) -> None:
         if self.digest is None:
@@ -150,7 +160,12 @@ async def _bounded_body(headers: dict[str, str], receive: Receive) -> Receive:
     return replay
 
 
-def _answer(error: ServiceError, request_id: str) -> JSONResponse:
+def _answer(error: ServiceError, state: MutableMapping[str, Any]) -> JSONResponse:
+    """The error as an answer to the request with this state, where its code is kept; the log names it by its id."""
+    request_id = state["request_id"]
+    state["error_code"] = error.code
+    level = logging.WARNING if error.status >= 500 else logging.INFO
+    logger.log(level, "request %s: %d %s", request_id, error.status, error.code)
     detail = ErrorDetail(code=error.code, message=str(error), request_id=request_id)
     headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
     if error.status == 401:
@@ -170,12 +185,13 @@ def _validation_message(error: RequestValidationError) -> str:
 Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 
 
-def build_app(backend: RewardBackend, digest: str | None) -> FastAPI:
+def build_app(backend: RewardBackend, digest: str | None, observe: Observer) -> FastAPI:
     """The FastAPI application of the gateway.
 
     Args:
         backend: scores what has passed the checks.
         digest: `token_digest` of the bearer token; None serves without one.
+        observe: is told of every answer.
     """
     app = FastAPI(
         title="FGAIF reward service",
@@ -183,22 +199,22 @@ def build_app(backend: RewardBackend, digest: str | None) -> FastAPI:
         version="1",
         redoc_url=None,
     )
-    app.add_middleware(Guard, digest=digest)
+    app.add_middleware(Guard, digest=digest, observe=observe)
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return _answer(error, request.state.request_id)
+        return _answer(error, request.scope["state"])
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         failure = ServiceError(422, "invalid_request", _validation_message(error))
-        return _answer(failure, request.state.request_id)
+        return _answer(failure, request.scope["state"])
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed"}
         failure = ServiceError(error.status_code, codes.get(error.status_code, "http_error"), error.detail)
-        answer = _answer(failure, request.state.request_id)
+        answer = _answer(failure, request.scope["state"])
         answer.headers.update(error.headers or {})
         return answer
 
@@ -206,6 +222,7 @@ def build_app(backend: RewardBackend, digest: str | None) -> FastAPI:
         return {status: {"model": ErrorResponse} for status in statuses}
 
     bearer = [Security(HTTPBearer(auto_error=False))] if digest is not None else []
+    page = build_playground(token_needed=digest is not None)
     refused = errors(400, 401, 413, 415, 422, 429, 500, 503, 504)
 
     @app.post("/v1/rewards", responses=refused, dependencies=bearer)
@@ -229,6 +246,11 @@ def build_app(backend: RewardBackend, digest: str | None) -> FastAPI:
     async def live() -> Status:
         """Whether the gateway runs."""
         return Status(status="live", model_version=backend.models().model_version)
+
+    @app.get("/playground", include_in_schema=False)
+    async def playground() -> HTMLResponse:
+        """A page on which a person tries the reward models."""
+        return HTMLResponse(page.html, headers=page.headers)
 
     @app.get("/ready", responses=errors(503))
     async def ready() -> Status:

@@ -29,6 +29,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from actors.reward_gateway import GatewaySettings, RewardGateway
 from actors.reward_http import token_digest
+from actors.reward_metrics import record_batch
 from fgaif_ray import resources, storage
 from fgaif_ray.client import RewardClient
 from fgaif_ray.config import Config
@@ -104,7 +105,13 @@ class RewardScorer:
     @serve.batch(batch_size_fn=lambda batches: sum(len(batch) for batch in batches))
     async def _score_merged(self, batches: list[ScoringBatch]) -> list[list[Outcome]]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, score_batches, self._model, tuple(self._versions), batches)
+        return await loop.run_in_executor(self._worker, self._score_now, batches)
+
+    def _score_now(self, batches: list[ScoringBatch]) -> list[list[Outcome]]:
+        began = time.monotonic()
+        outcomes = score_batches(self._model, tuple(self._versions), batches)
+        record_batch(tuple(self._versions), outcomes, time.monotonic() - began)
+        return outcomes
 
 
 def published_reward_folders(config: Config) -> dict[str, str]:

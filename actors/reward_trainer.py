@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors import metrics as exported
 from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
@@ -241,14 +242,22 @@ def train_missing(
     model, features, rewards = RewardModel(backbone), ImageFeatures(backbone), config.rewards
     tasks = reward_tasks(rewards.kind)
     reporter, first = reporter or Reporter(None), reporter is not None
+
+    def advance(count: int, note: str = "") -> None:
+        if first:
+            exported.REWARD_TRAINING_RESPONSES.inc(count, model=task.name)
+        reporter.advance(count, note)
+
     for task in missing_tasks(config, partial):
         reporter.send("begin", f"reward model {task.name}", len(data.train) * rewards.epochs, "responses")
         seed = config.run.seed + tasks.index(task)
         checkpoint = TrainingCheckpoint(partial, task.name)
-        metrics = train_reward_model(model, task, data, features, rewards, seed, reporter.advance, checkpoint)
+        metrics = train_reward_model(model, task, data, features, rewards, seed, advance, checkpoint)
         if first:
             for name in task.fact_types:
                 _save(model, task, metrics[name], config, partial)
+                exported.REWARD_TRAINING_ACCURACY.set(metrics[name]["balanced_accuracy"], fact_type=name)
+                exported.REWARD_TRAINING_CALIBRATION.set(metrics[name]["expected_calibration_error"], fact_type=name)
             checkpoint.remove()
         for name in task.heads:
             figures = metrics[name if name in metrics else task.fact_types[0]]

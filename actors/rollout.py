@@ -14,6 +14,7 @@ from typing import Any, Final
 import ray
 from ray.actor import ActorHandle
 
+from actors import metrics
 from actors.engine import BAN, image_prompt, reload_weights, start_engine
 from actors.shared_engine import SharedEngine
 from fgaif_ray import resources, storage
@@ -94,18 +95,26 @@ class RolloutWorker:
 
         prompts = [image_prompt(request.prompt_token_ids, decode_image(request.image)) for request in requests]
         parameters = [SamplingParams(seed=request.seed, **self._options) for request in requests]
+        began = time.monotonic()
         results = self._shared.generate(prompts, parameters, version)
-        return [_rollout(result.outputs[0], version.number) for result in results]
+        rollouts = [_rollout(result.outputs[0], version.number) for result in results]
+        metrics.ROLLOUT_DURATION.observe(time.monotonic() - began)
+        metrics.ROLLOUT_RESPONSES.inc(len(rollouts))
+        metrics.ROLLOUT_TOKENS.inc(sum(len(rollout.token_ids) for rollout in rollouts))
+        return rollouts
 
     def _load(self, version: PolicyVersion) -> Any:
         """Loads a version; returns its LoRA request, or None where weights are merged."""
         from fgaif_ray.models.merging import merged_weights
 
+        started = time.monotonic()
         folder = storage.local_copy(version.folder)
         if self._merged:
             reload_weights(self._engine, merged_weights(self._model, folder))
         else:
             self._load_adapter(Path(version.folder).name, folder)
+        metrics.ROLLOUT_POLICY_VERSION.set(version.number)
+        metrics.ROLLOUT_SYNC_DURATION.observe(time.monotonic() - started)
         return self._adapter
 
     def _load_adapter(self, name: str, folder: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from actors import metrics
 from actors.chat import ImageChat
 from actors.engine import BAN, image_prompt, start_engine
 from fgaif_ray import storage
@@ -73,6 +74,9 @@ class Sampler:
             "rejected": len(rejected),
             "tokens": sum(len(row["token_ids"]) for row in rows),
         }
+        metrics.SAMPLED_RESPONSES.inc(counts["sampled"], outcome="sampled")
+        metrics.SAMPLED_RESPONSES.inc(counts["rejected"], outcome="rejected")
+        metrics.SAMPLED_TOKENS.inc(counts["tokens"])
         return pa.Table.from_pylist([counts])
 
     def _row(self, task: dict[str, Any], image_sha256: str) -> dict[str, Any]:

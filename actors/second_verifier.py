@@ -14,6 +14,7 @@ import ray
 from PIL.Image import Image
 
 from actors.fact_checker import FactChecker, Question
+from actors.stage_metrics import record_prompt_tokens, record_verified_again
 from actors.verifier import CHECKS_FOLDER, CHECKS_SCHEMA, COUNTS_SCHEMA, Verification, checks_of
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
@@ -68,10 +69,13 @@ class SecondVerifier:
                 for fact in segment["facts"]:
                     answer = found.answers.get((row["image_sha256"], fact["text"]))
                     fact["second_p_consistent"] = None if answer is None else answer.p_yes
+        record_prompt_tokens("second", found)
         name = part.rsplit("/", 1)[-1].removeprefix("part-").removesuffix(".parquet")
         checks = [checks_of(True, found, questions)]
         storage.write_part(storage.join(self._partial, CHECKS_FOLDER), checks, CHECKS_SCHEMA, f"second-{name}")
-        storage.write_part(self._partial, [self._labeller.label(row) for row in rows], FEEDBACK_SCHEMA, name)
+        labelled = [self._labeller.label(row) for row in rows]
+        record_verified_again(labelled)
+        storage.write_part(self._partial, labelled, FEEDBACK_SCHEMA, name)
         counts = {"labelled": len(rows), "rejected": 0}
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 

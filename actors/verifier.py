@@ -10,6 +10,7 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from actors.fact_checker import FactChecker, Findings, Question
+from actors.stage_metrics import record_canaries, record_labelled, record_prompt_tokens
 from fgaif_ray import storage
 from fgaif_ray.config import LabelConfig
 from fgaif_ray.errors import UserError
@@ -109,6 +110,7 @@ class Verifier:
         self._partial = verification.partial
         self._rejected_partial = verification.rejected_partial
         self._canaries = verification.canaries
+        self._thresholds = verification.thresholds
         self._labeller = verification.labeller(both=False)
         self._checker = FactChecker(verification.config.verifier)
 
@@ -136,6 +138,9 @@ class Verifier:
                 )
         labelled = [self._label(row, found) for row in rows if row["reason"] is None]
         rejected = {row["sample_id"]: row for row in rows if row["reason"] is not None}
+        record_prompt_tokens("first", found)
+        record_canaries(found, canaries, self._thresholds)
+        record_labelled(labelled, list(rejected.values()))
         for kept in self._labelled_before(name, rejected):
             del rejected[kept["sample_id"]]
             labelled.append(kept)

@@ -18,3 +18,7 @@ class ItemError(ValueError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class NonFiniteScoreError(ItemError):
+    """The reward model's score of a response is NaN or infinite: never a reward."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from fgaif_ray.errors import ItemError
+from fgaif_ray.errors import ItemError, NonFiniteScoreError
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.reward_api import MAX_IMAGE_BYTES, ScoredResponse, SegmentReward
@@ -291,6 +291,8 @@ def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringI
         if isinstance(error, ValueError):
             return [ItemError("not_scorable", str(error))]
         logger.exception("the reward model failed on an item")
+        if isinstance(error, ArithmeticError):
+            return [NonFiniteScoreError("scoring_failed", "the reward model gave this item a score that is no number")]
         return [ItemError("scoring_failed", "the reward model failed on this item")]
     return [{fact_type: scores[fact_type][index] for fact_type in fact_types} for index in range(len(items))]
 

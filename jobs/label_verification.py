@@ -75,7 +75,7 @@ def verify_again(config: Config, verification: "Verification") -> None:
         from actors.annotators import verify_again as plan
 
         try:
-            for counts in plan(verification, [part for part, _ in left]):
+            for counts in plan(verification, left):
                 progress.advance(counts["labelled"])
         except Exception as error:
             raise (find_user_error(error) or error) from error

@@ -139,10 +139,17 @@ class Browser:
             case "Page.javascriptDialogOpening":
                 self.problems.append(f"dialog: {parameters['message']}")
 
-    def open(self, page: Path) -> None:
-        """Open a local file and wait until it is loaded."""
-        self.call("Page.navigate", url=page.as_uri())
-        self.wait_for(f"document.readyState === 'complete' && location.href === {json.dumps(page.as_uri())}")
+    def open(self, page: Path | str) -> None:
+        """Open a local file or a URL and wait until it is loaded."""
+        url = page.as_uri() if isinstance(page, Path) else page
+        self.call("Page.navigate", url=url)
+        self.wait_for(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
+
+    def choose_file(self, selector: str, file: Path) -> None:
+        """Give a file input a file, as its dialogue does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(file)], nodeId=node)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""

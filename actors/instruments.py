@@ -1,0 +1,134 @@
+"""Counters, gauges and histograms on top of Ray's: declared once, with the label values that they can have.
+
+Ray exports what a process records, from each node, under the name with ``ray_`` before it. Ray's own object is made
+when a process first records: a declaration costs nothing, and may be imported anywhere. Without Ray nothing is exported
+and nothing fails. A gauge is exported while its process lives, and not while it is NaN; the ``_sum`` of a histogram is
+made of the middles of its buckets, so that quantiles say more than means.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from ray.util import metrics as ray_metrics
+
+EXPORTED_PREFIX: Final = "ray_"
+OTHER: Final = "other"
+"""Label value for what a metric does not list; only where the metric lists it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instrument:
+    """A declared metric.
+
+    Example: ``Counter(name="fgaif_verified_facts_total", unit="facts", description="...",
+    labels={"verifier": ("first", "second")}).inc(3, verifier="first")``
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    """By Prometheus' conventions: a base unit as suffix, ``_total`` for counters."""
+    unit: str
+    """What is counted or measured, in the plural."""
+    description: str
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The values that each label can have; all of them are needed to record."""
+
+    @property
+    def exported_names(self) -> tuple[str, ...]:
+        """The names of its series in Prometheus."""
+        return (EXPORTED_PREFIX + self.name,)
+
+    def _labels(self, given: Mapping[str, str]) -> dict[str, str]:
+        """The labels of a record.
+
+        Raises:
+            ValueError: a label is missing or not declared, or has a value that the metric does not list.
+        """
+        if set(given) != set(self.labels):
+            raise ValueError(f"{self.name} has the labels {sorted(self.labels)}, not {sorted(given)}")
+        found = {}
+        for label, value in given.items():
+            values = self.labels[label]
+            if value not in values and OTHER not in values:
+                raise ValueError(f"{self.name} has no {label} {value!r}")
+            found[label] = value if value in values else OTHER
+        return found
+
+    def _ray(self) -> Any:
+        """Ray's object of this process."""
+        if self.name not in _RAY:
+            _RAY[self.name] = self._create()
+        return _RAY[self.name]
+
+    def _create(self) -> Any:
+        raise NotImplementedError
+
+
+_RAY: dict[str, Any] = {}
+
+
+class Counter(Instrument):
+    """Only goes up."""
+
+    kind = "counter"
+
+    def inc(self, value: float = 1, **labels: str) -> None:
+        """Add to it; nothing where the value is 0.
+
+        Raises:
+            ValueError: the value is negative or not finite, or the labels are not the declared ones.
+        """
+        checked = self._labels(labels)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{self.name} cannot grow by {value}")
+        if value:
+            self._ray().inc(value, tags=checked)
+
+    def _create(self) -> ray_metrics.Counter:
+        return ray_metrics.Counter(self.name, self.description, tuple(self.labels))
+
+
+class Gauge(Instrument):
+    """Holds its last value as long as the process lives."""
+
+    kind = "gauge"
+
+    def set(self, value: float, **labels: str) -> None:
+        """Replace the value; NaN stands for nothing to show, and is not exported.
+
+        Raises:
+            ValueError: the labels are not the declared ones.
+        """
+        self._ray().set(float(value), tags=self._labels(labels))
+
+    def _create(self) -> ray_metrics.Gauge:
+        return ray_metrics.Gauge(self.name, self.description, tuple(self.labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram(Instrument):
+    """Counts values by bucket."""
+
+    kind: ClassVar[str] = "histogram"
+
+    boundaries: tuple[float, ...]
+    """Upper ends of the buckets, rising; one more holds what is larger."""
+
+    @property
+    def exported_names(self) -> tuple[str, ...]:
+        """Buckets, sum and count."""
+        return tuple(f"{EXPORTED_PREFIX}{self.name}_{part}" for part in ("bucket", "sum", "count"))
+
+    def observe(self, value: float, **labels: str) -> None:
+        """Count a value.
+
+        Raises:
+            ValueError: the labels are not the declared ones.
+        """
+        self._ray().observe(float(value), tags=self._labels(labels))
+
+    def _create(self) -> ray_metrics.Histogram:
+        return ray_metrics.Histogram(self.name, self.description, list(self.boundaries), tuple(self.labels))

@@ -1,0 +1,1 @@
+"""Tools of this repository, for developers; not installed."""
