@@ -4,7 +4,7 @@ import re
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import ray
 
@@ -27,11 +27,20 @@ def scrape() -> Samples:
     return found
 
 
-def scrape_until(names: Iterable[str]) -> Samples:
-    """The samples once all of these names are there; processes tell them every ten seconds."""
+def of_workers(samples: Samples, workers: Collection[str]) -> Samples:
+    """The samples of some processes: counters of all that have ever run in a cluster stay."""
+    own = {
+        name: [(labels, value) for labels, value in found if labels.get("WorkerId") in workers]
+        for name, found in samples.items()
+    }
+    return {name: found for name, found in own.items() if found}
+
+
+def scrape_until(names: Iterable[str], workers: Collection[str]) -> Samples:
+    """The samples of these processes once all names are among them; processes tell them every ten seconds."""
     wanted, until = set(names), time.monotonic() + PATIENCE_S
     while True:
-        found = scrape()
+        found = of_workers(scrape(), workers)
         if wanted <= set(found):
             return found
         assert time.monotonic() < until, f"not exported: {sorted(wanted - set(found))}"
