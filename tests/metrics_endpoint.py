@@ -36,11 +36,11 @@ def of_workers(samples: Samples, workers: Collection[str]) -> Samples:
     return {name: found for name, found in own.items() if found}
 
 
-def scrape_until(names: Iterable[str], workers: Collection[str]) -> Samples:
-    """The samples of these processes once all names are among them; processes tell them every ten seconds."""
+def scrape_until(names: Iterable[str], workers: Collection[str] | None = None) -> Samples:
+    """The samples of these processes, or of all, once all names are among them; they are told every ten seconds."""
     wanted, until = set(names), time.monotonic() + PATIENCE_S
     while True:
-        found = of_workers(scrape(), workers)
+        found = scrape() if workers is None else of_workers(scrape(), workers)
         if wanted <= set(found):
             return found
         assert time.monotonic() < until, f"not exported: {sorted(wanted - set(found))}"

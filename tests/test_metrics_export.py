@@ -14,21 +14,19 @@ from fake_openai import FakeOpenAI, Misbehaving
 from label_helpers import PRICE, answer_by_rule, make_config, write_responses
 from local_gateway import TOKEN, WEIGHTS, LocalScorer, local_gateway, served
 from metrics_endpoint import PATIENCE_S, Samples, scrape, scrape_until, total
-from reward_helpers import CHECKPOINT, PROMPT, RESPONSE, picture, save_reward_models
+from reward_helpers import PROMPT, RESPONSE, picture
 
 from actors import metrics
 from actors.call_desk import start_call_desk
 from actors.extraction import Endpoint, FactExtraction
 from actors.given import GIVEN_SCHEMA, write_given_blocks
 from actors.ppo_metrics import record_guards, record_step, record_stop
-from actors.reward_service import RewardScorer, ScorerSettings
 from actors.stage_metrics import count_down
 from fgaif_ray.client import RewardClient, RewardServiceError, reward_item
 from fgaif_ray.feedback.ledger import read_ledger
 from fgaif_ray.feedback.pending import digests, find_pending
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.rewards import RewardOptions
-from fgaif_ray.scoring import probe_batch
 
 pytestmark = pytest.mark.ray
 IMAGES = 4
@@ -88,25 +86,6 @@ def extract_facts(folder: Path, endpoint: FakeOpenAI) -> str:
     return worker
 
 
-def score_in_a_replica(folder: Path) -> str:
-    """One batch of a reward deployment's own class; returns the id of its process."""
-    folders = save_reward_models(folder)
-    settings = ScorerSettings(
-        backbone=CHECKPOINT,
-        dtype="float32",
-        quantisation="none",
-        temperature_scaling=False,
-        folders={"existence": folders["existence"]},
-        max_batch_size=4,
-        batch_wait_timeout_s=0.0,
-        threads=1,
-        versions={"existence": "1"},
-    )
-    verdicts, worker = in_a_process(lambda: RewardScorer(settings), lambda scorer: scorer.score(probe_batch()))
-    assert len(verdicts.outcomes) == 1
-    return worker
-
-
 def ask_the_gateway(folder: Path) -> None:
     """One request that is answered and one that is refused, over HTTP, and one from inside."""
     gateway = local_gateway(LocalScorer(folder), RewardOptions(weights=WEIGHTS))
@@ -132,19 +111,18 @@ def step_of_ppo() -> None:
 class Run:
     folder: str
     workers: tuple[str, ...]
-    """Of the driver, the replica and the extraction."""
+    """Of the driver and the extraction."""
 
 
 @pytest.fixture(scope="module")
 def run(ray_cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("run")
     take_given_responses(folder)
-    replica = score_in_a_replica(folder / "replica")
     ask_the_gateway(folder / "gateway")
     step_of_ppo()
     with FakeOpenAI(Misbehaving(answer_by_rule, failing=0.3)) as endpoint:
         extraction = extract_facts(folder, endpoint)
-    yield Run(str(folder), (ray.get_runtime_context().get_worker_id(), replica, extraction))
+    yield Run(str(folder), (ray.get_runtime_context().get_worker_id(), extraction))
     KEPT.clear()
 
 
@@ -154,7 +132,7 @@ def samples(run: Run) -> Samples:
         metrics.STAGE_PENDING_ROWS, metrics.EXTRACTION_CALLS, metrics.EXTRACTION_TOKENS,
         metrics.EXTRACTION_COST, metrics.EXTRACTION_DURATION, metrics.EXTRACTION_FAILURES, metrics.EXTRACTION_WAIT,
         metrics.REWARD_REQUESTS, metrics.REWARD_REQUEST_DURATION, metrics.REWARD_REJECTIONS, metrics.REWARD_ITEMS,
-        metrics.REWARD_WAITING_ITEMS, metrics.REWARD_BATCH_ITEMS, metrics.REWARD_FORWARD_DURATION,
+        metrics.REWARD_WAITING_ITEMS,
         metrics.PPO_STEP, metrics.PPO_REWARD, metrics.PPO_TOKENS, metrics.PPO_PHASE_DURATION, metrics.PPO_GUARD_STREAK,
         metrics.PPO_GUARD_TRIPS,
     ]  # fmt: skip
@@ -193,12 +171,6 @@ def test_requests_to_the_gateway_are_counted_by_route_and_status(samples: Sample
     assert total(samples, name, route="handle", status="200") >= 1
     assert total(samples, "ray_fgaif_reward_rejections_total", code="invalid_image") >= 1
     assert total(samples, "ray_fgaif_reward_items_total", outcome="scored") >= 4
-
-
-def test_batches_of_a_replica_are_measured_by_model(samples: Samples) -> None:
-    for name in ("ray_fgaif_reward_batch_items_count", "ray_fgaif_reward_forward_duration_seconds_count"):
-        assert total(samples, name, model="existence") >= 1
-    assert "ray_fgaif_reward_non_finite_items_total" not in samples
 
 
 def test_a_step_is_shown_and_what_could_not_be_measured_is_not(samples: Samples) -> None:

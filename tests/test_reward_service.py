@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import yaml
 from adapter_calls import easyr1_call, openrlhf_call, skyrl_call, trl_call
+from metrics_endpoint import scrape_until, total
 from ray import serve
 from reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models, service_config
 from reward_service_helpers import TOKEN, TOKENIZER, Service, assert_scores, error_of, handle_items
 
-from actors import reward_service
+from actors import metrics, reward_service
 from fgaif_ray.adapters import common, easyr1
 from fgaif_ray.adapters.openrlhf import OpenRLHFRewards
 from fgaif_ray.adapters.skyrl import DenseRewards
@@ -317,6 +318,15 @@ def test_models_are_listed_with_their_versions(service: Service) -> None:
     ]
     assert listed.model_version == service.info.model_version == scored.model_version
     assert str(Path(CHECKPOINT).parent) not in listed.model_dump_json()
+
+
+def test_requests_and_batches_of_each_model_are_exported_for_prometheus(service: Service) -> None:
+    assert service.post(json={"items": [wire_item()]}).status_code == 200
+    recorded = (metrics.REWARD_REQUESTS, metrics.REWARD_BATCH_ITEMS, metrics.REWARD_FORWARD_DURATION)
+    samples = scrape_until(name for metric in recorded for name in metric.exported_names)
+    assert total(samples, "ray_fgaif_reward_requests_total", route="/v1/rewards", status="200") >= 1
+    for name in ("ray_fgaif_reward_batch_items_count", "ray_fgaif_reward_forward_duration_seconds_count"):
+        assert all(total(samples, name, model=fact_type) >= 1 for fact_type in FACT_TYPES)
 
 
 # The job
