@@ -1,7 +1,7 @@
 """What the stages that go through rows export: how many are left, and what was found in them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from actors import metrics
@@ -14,7 +14,7 @@ ENDS: Final = ("sampled", "labelled", "answered", "rejected")
 """What becomes of a row, as blocks count it."""
 
 
-def count_down(stage: str, rows: int, blocks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def count_down(stage: str, rows: int, blocks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Pass on the counts of finished blocks, and export how many of so many rows are left."""
     left = rows
     metrics.STAGE_PENDING_ROWS.set(left, stage=stage)
