@@ -93,7 +93,8 @@ class SharedEngine:
             except Exception as error:  # of this call, whoever's turn it is
                 call.error = error
             else:
-                self._under_way |= {name: (call, index) for index, name in enumerate(names)}
+                # Inside the engine a random suffix follows the number by which outputs are named.
+                self._under_way |= {name.partition("-")[0]: (call, index) for index, name in enumerate(names)}
 
     def _step(self) -> None:
         if not self._under_way:
