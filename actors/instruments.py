@@ -9,9 +9,10 @@ made of the middles of its buckets, so that quantiles say more than means.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ray.util import metrics as ray_metrics
+if TYPE_CHECKING:
+    from ray.util import metrics as ray_metrics
 
 EXPORTED_PREFIX: Final = "ray_"
 OTHER: Final = "other"
@@ -87,7 +88,9 @@ class Counter(Instrument):
         if value:
             self._ray().inc(value, tags=checked)
 
-    def _create(self) -> ray_metrics.Counter:
+    def _create(self) -> "ray_metrics.Counter":
+        from ray.util import metrics as ray_metrics  # here: whoever declares or imports a metric need not load Ray
+
         return ray_metrics.Counter(self.name, self.description, tuple(self.labels))
 
 
@@ -104,7 +107,9 @@ class Gauge(Instrument):
         """
         self._ray().set(float(value), tags=self._labels(labels))
 
-    def _create(self) -> ray_metrics.Gauge:
+    def _create(self) -> "ray_metrics.Gauge":
+        from ray.util import metrics as ray_metrics  # here: whoever declares or imports a metric need not load Ray
+
         return ray_metrics.Gauge(self.name, self.description, tuple(self.labels))
 
 
@@ -130,5 +135,7 @@ class Histogram(Instrument):
         """
         self._ray().observe(float(value), tags=self._labels(labels))
 
-    def _create(self) -> ray_metrics.Histogram:
+    def _create(self) -> "ray_metrics.Histogram":
+        from ray.util import metrics as ray_metrics  # here: whoever declares or imports a metric need not load Ray
+
         return ray_metrics.Histogram(self.name, self.description, list(self.boundaries), tuple(self.labels))

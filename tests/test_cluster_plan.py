@@ -54,7 +54,7 @@ def test_gpu_actors_go_to_nodes_with_gpus_and_the_others_to_nodes_without() -> N
 def test_labels_send_stages_to_their_own_node_types() -> None:
     labelled = shapes("align.label_selector.role=training", "sample.engine.label_selector.role=inference")
     found = placed(labelled, cluster(DATA, INFERENCE, TRAINING))
-    assert (found["Learner"], found["Sampler"], found["Generator"]) == ({"training": 1}, {"inference": 1}, {"data": 1})
+    assert (found["Learner"], found["Sampler"], found["Generator"]) == ({"training": 2}, {"inference": 1}, {"data": 1})
 
 
 def test_an_actor_that_no_node_type_can_take_is_named_with_what_it_asks_for() -> None:

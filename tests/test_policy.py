@@ -143,7 +143,7 @@ def test_logits_in_pieces_give_the_same_gradients(
     whole = gradients(rows)
     monkeypatch.setattr(policy_module, "LOGITS_PER_CHUNK", 5 * 487)
     pieces = gradients(rows)
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(whole, pieces, strict=True))
+    assert all((a - b).norm() < 1e-5 * a.norm() for a, b in zip(whole, pieces, strict=True))  # the rest is rounding
 
 
 def test_the_temperature_divides_the_logits(images: list[Image.Image]) -> None:
