@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config, load_config
@@ -42,9 +43,10 @@ def publish_policy(config: Config) -> None:
     stage = storage.Stage(config.run.dir, "policy", "adapter-of-the-test")
     stage.begin()
     backbone = load_backbone(config.policy.model)
+    torch.manual_seed(0)
     lora = LoraConfig(
         r=16,
-        lora_alpha=48,
+        lora_alpha=96,
         target_modules=r".*language_model\..*\.(?:q_proj|v_proj|down_proj)",
         init_lora_weights=False,
         base_model_name_or_path=config.policy.model,
