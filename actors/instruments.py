@@ -7,6 +7,7 @@ made of the middles of its buckets, so that quantiles say more than means.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -20,7 +21,7 @@ OTHER: Final = "other"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instrument:
+class Instrument(ABC):
     """A declared metric.
 
     Example: ``Counter(name="fgaif_verified_facts_total", unit="facts", description="...",
@@ -64,8 +65,9 @@ class Instrument:
             _RAY[self.name] = self._create()
         return _RAY[self.name]
 
+    @abstractmethod
     def _create(self) -> Any:
-        raise NotImplementedError
+        """A new object of Ray's for this metric."""
 
 
 _RAY: dict[str, Any] = {}
