@@ -46,8 +46,16 @@ def _is_given(value: Any) -> bool:
     return value is not None and value is not False  # 0 is a value
 
 
+class _Interruption(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM.
+
+    A class of its own: once a plain KeyboardInterrupt has left code that Python runs from text (every dataclass and
+    named tuple that an import defines), `python -m` ends by SIGINT whatever status the job has chosen.
+    """
+
+
 def _interrupt(_signal_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise _Interruption
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
@@ -108,6 +116,8 @@ def main(
             if _is_given(getattr(options, _name(flag))) and not _is_given(getattr(options, mode.name)):
                 parser.error(f"{flag} goes with {mode.flag}")
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started the job ignores Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         config = load_config(options.config, options.set)
         for mode in modes:

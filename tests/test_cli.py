@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,22 @@ def test_a_termination_signal_is_an_interruption() -> None:
         assert main("example", None, run, ARGUMENTS) == 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_an_interruption_while_a_class_is_defined_keeps_its_status(tmp_path: Path, repository: Path) -> None:
+    # Where Python runs code from text, as dataclass() does, a plain KeyboardInterrupt decides on the status itself.
+    (tmp_path / "example_job.py").write_text(
+        "import sys\nfrom jobs.cli import main\n"
+        "def run(config):\n    exec('import signal; signal.raise_signal(signal.SIGINT)')\n"
+        f"sys.exit(main('example', None, run, {ARGUMENTS}))\n"
+    )
+    code = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    (tmp_path / "with_ctrl_c.py").write_text(code + "runpy.run_module('example_job', run_name='__main__')\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{repository}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "with_ctrl_c"], cwd=repository, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 130
 
 
 @pytest.mark.parametrize("job", JOBS)
