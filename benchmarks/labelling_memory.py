@@ -53,7 +53,7 @@ def peak_rss_mib(run: Path, rows: int, endpoint: str) -> float:
         "data": {"path": str(run)},
         "policy": {"model": "policy"},
         "label": {
-            "extractor": {"base_url": endpoint, "model": "m", "prompt": "extract-short-v1"},
+            "extractor": {"base_url": endpoint, "model": "m", "prompt": "extract-short-v2"},
             "verifier": {"model": str(ANNOTATOR), "engine": engine},
         },
         "rewards": {"backbone": str(ANNOTATOR)},

@@ -103,7 +103,7 @@ def _configure(run: Path, rows: int, seed: int) -> Config:
                 "batch_size": BLOCK,
                 "canaries": {"per_block": 0},
                 # Every answer is known: nothing is called.
-                "extractor": {"base_url": "http://127.0.0.1:9/v1", "model": "m", "prompt": "extract-short-v1"},
+                "extractor": {"base_url": "http://127.0.0.1:9/v1", "model": "m", "prompt": "extract-short-v2"},
                 "verifier": {"model": str(ANNOTATOR), "engine": ENGINE},
             },
             "rewards": {"backbone": str(ANNOTATOR)},

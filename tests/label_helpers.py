@@ -18,7 +18,6 @@ from fgaif_ray.config import Config
 from fgaif_ray.feedback import ledger
 from fgaif_ray.line_log import read_lines
 from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA, sample_identity
-from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.oracle import read_claims
 from fgaif_ray.sources import load_truth, prepare_images
@@ -52,7 +51,7 @@ def make_config(run: Path, base_url: str, images: int = ROWS, **extractor: Any) 
                 "extractor": {
                     "base_url": base_url,
                     "model": "rules",
-                    "prompt": "extract-short-v1",
+                    "prompt": "extract-short-v2",
                     "concurrency": 8,
                     "api_key_env": KEY_VARIABLE,
                     "workers": 2,
@@ -106,18 +105,18 @@ def write_responses(config: Config, per_image: int = 1, poison: Sequence[bytes] 
 
 
 def asked(body: Request) -> tuple[str, str]:
-    """Response and sub-sentence that a request of ``extract-short-v1`` is about."""
+    """Text up to the sub-sentence's end, and the sub-sentence, that a request of ``extract-short-v2`` is about."""
     prompt = body["messages"][0]["content"]
     found = re.fullmatch(r"Description: (.*)\nSub-sentence: (.*)\nFacts:", prompt, re.DOTALL)
     assert found is not None
     return found[1], found[2]
 
 
-def facts_of(response: str, segment: str) -> dict[str, list[str]]:
-    """The facts that the rules see in a sub-sentence."""
-    spans = [(span.start, span.end) for span in split_segments(response)]
-    index = next(i for i, (start, end) in enumerate(spans) if response[start:end].strip() == segment)
-    claims = read_claims(response, spans)[index]
+def facts_of(context: str, segment: str) -> dict[str, list[str]]:
+    """The facts that the rules see in the sub-sentence that ends a text."""
+    end = len(context)
+    spans = [(0, end - len(segment)), (end - len(segment), end)]
+    claims = read_claims(context, spans)[1]
     return {name: [claim.statement() for claim in claims if claim.type == name] for name in FACT_TYPES}
 
 
@@ -163,7 +162,7 @@ class Rules:
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, str]] = Counter()
         self.malformed: set[str] = set()
-        """Responses about which it never says anything usable."""
+        """Responses about whose last sub-sentence it never says anything usable."""
         self.quota: int | None = None
         """Answers that are left; None for any number."""
         self.refused = 0

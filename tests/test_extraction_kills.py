@@ -25,7 +25,7 @@ async def work(url, run, questions, concurrency):
     config = ExtractorConfig.model_validate({"base_url": url, "model": "m"})
     client = CallClient(CallDesk(config, run), config, run)
     extractor = FactExtractor(
-        url, None, "m", load_prompt("extract-short-v1"), concurrency=concurrency, max_retries=8, calls=client
+        url, None, "m", load_prompt("extract-short-v2"), concurrency=concurrency, max_retries=8, calls=client
     )
     texts = [f"Dog number {number}." for number in range(questions)]
     await asyncio.gather(*(extractor.extract(text, [text]) for text in texts), return_exceptions=True)

@@ -30,11 +30,20 @@ answers = st.fixed_dictionaries(
 
 
 def test_one_sub_sentence_is_asked_with_its_context() -> None:
-    (message,) = build_messages(load_prompt("extract-short-v1"), RESPONSE, SEGMENTS, 1)
+    (message,) = build_messages(load_prompt("extract-short-v2"), RESPONSE, SEGMENTS, 1)
     assert message == {
         "role": "user",
         "content": f"Description: {RESPONSE}\nSub-sentence: It wears a collar.\nFacts:",
     }
+
+
+def test_the_context_of_a_small_model_ends_with_the_sub_sentence() -> None:
+    again = [*SEGMENTS, "A cat. ", "It wears a collar."]
+    contents = [
+        build_messages(load_prompt("extract-short-v2"), "".join(again), again, index)[0]["content"] for index in (1, 3)
+    ]
+    assert contents[0].startswith(f"Description: {RESPONSE}\n")  # "it" is the dog, in the other one the cat
+    assert contents[1].startswith(f"Description: {''.join(again)}\n")
 
 
 def test_all_sub_sentences_are_asked_as_data() -> None:
@@ -53,8 +62,8 @@ def test_a_response_cannot_break_out_of_its_quotes() -> None:
 
 
 def test_a_prompt_for_one_sub_sentence_cannot_ask_for_all() -> None:
-    with pytest.raises(ValueError, match="extract-short-v1 does not support the mode 'response'"):
-        build_messages(load_prompt("extract-short-v1"), RESPONSE, SEGMENTS, None)
+    with pytest.raises(ValueError, match="extract-short-v2 does not support the mode 'response'"):
+        build_messages(load_prompt("extract-short-v2"), RESPONSE, SEGMENTS, None)
 
 
 def test_the_schemas_are_strict_with_the_kinds_in_order() -> None:

@@ -40,7 +40,7 @@ def quick_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_extractor(endpoint: FakeOpenAI, **options: Any) -> FactExtractor:
     settings: dict[str, Any] = {
         "api_key": "key",
-        "prompt": load_prompt("extract-short-v1"),
+        "prompt": load_prompt("extract-short-v2"),
         "max_retries": 2,
         "timeout_s": 30,
     }
@@ -245,7 +245,7 @@ def test_nothing_listens(endpoint: FakeOpenAI) -> None:
 
 
 def test_a_prompt_that_does_not_fit_the_mode_is_refused(endpoint: FakeOpenAI) -> None:
-    with pytest.raises(UserError, match=r"extract-short-v1 cannot be used with mode 'response'"):
+    with pytest.raises(UserError, match=r"extract-short-v2 cannot be used with mode 'response'"):
         make_extractor(endpoint, mode="response")
 
 

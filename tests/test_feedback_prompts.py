@@ -9,9 +9,9 @@ from fgaif_ray.feedback.prompts import known_prompts, load_prompt
 
 
 def test_the_short_extraction_prompt_is_the_text_the_small_annotator_is_trained_on() -> None:
-    prompt = load_prompt("extract-short-v1")
+    prompt = load_prompt("extract-short-v2")
     assert prompt.system is None
-    assert prompt.render(response="A. B.", segment="B.") == "Description: A. B.\nSub-sentence: B.\nFacts:"
+    assert prompt.render(context="A. B.", segment="B.") == "Description: A. B.\nSub-sentence: B.\nFacts:"
 
 
 def test_the_verification_prompt_asks_one_yes_no_question() -> None:
@@ -37,25 +37,25 @@ def test_values_are_inserted_as_they_are(statement: str) -> None:
 
 
 def test_a_field_named_in_another_value_is_not_replaced() -> None:
-    rendered = load_prompt("extract-short-v1").render(response="{segment}", segment="{response}")
-    assert rendered == "Description: {segment}\nSub-sentence: {response}\nFacts:"
+    rendered = load_prompt("extract-short-v2").render(context="{segment}", segment="{context}")
+    assert rendered == "Description: {segment}\nSub-sentence: {context}\nFacts:"
 
 
 def test_a_missing_value_is_named() -> None:
-    with pytest.raises(ValueError, match="extract-short-v1 needs a value for segment"):
-        load_prompt("extract-short-v1").render(response="A.")
+    with pytest.raises(ValueError, match="extract-short-v2 needs a value for segment"):
+        load_prompt("extract-short-v2").render(context="A.")
 
 
 @pytest.mark.parametrize("name", ["extract-v9", "", "../errors", "__init__"])
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(UserError, match="use one of extract-short-v1, extract-v1, verify-v1"):
+    with pytest.raises(UserError, match="use one of extract-short-v2, extract-v1, verify-v1"):
         load_prompt(name)
 
 
 def test_every_prompt_loads_with_the_fields_it_may_use() -> None:
     fields = {name: load_prompt(name).fields for name in known_prompts()}
     assert fields == {
-        "extract-short-v1": {"response", "segment"},
+        "extract-short-v2": {"context", "segment"},
         "extract-v1": {"response_json", "segments_json", "answer_format"},
         "verify-v1": {"statement"},
     }

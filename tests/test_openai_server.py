@@ -35,7 +35,7 @@ def test_own_server_answers_the_client_and_is_gone_after_stop(tmp_path: Path) ->
     log = str(tmp_path / "server.log")
     server = start_openai_server(str(EXTRACTOR), "extractor", ENGINE, log, compact_json=False)
     said = "A star is visible. It is red."
-    question = load_prompt("extract-short-v1").render(response=said, segment="It is red.")
+    question = load_prompt("extract-short-v2").render(context=said, segment="It is red.")
     try:
         server.wait_ready(240)
         with openai.OpenAI(base_url=server.base_url, api_key=server.api_key, max_retries=0) as client:

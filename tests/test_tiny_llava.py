@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fgaif_ray.shapes import packing, pretraining, tiny_llava
+from fgaif_ray.shapes.probes import measure_extraction
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene, draw_scenes
 from fgaif_ray.shapes.turns import Turn, describe, name
@@ -52,6 +53,12 @@ def test_shipped_checkpoints_name_no_place_of_their_making(folder: Path) -> None
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
 def test_shipped_checkpoints_stay_small(folder: Path) -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) < 9_000_000
+
+
+def test_the_shipped_extractor_knows_what_pronouns_stand_for() -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(CHECKPOINTS[2])
+    found = measure_extraction(model, AutoProcessor.from_pretrained(CHECKPOINTS[2]), 20)
+    assert found["sub-sentences that begin with a pronoun extracted exactly"] >= 0.9
 
 
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)

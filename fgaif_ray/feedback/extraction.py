@@ -75,7 +75,9 @@ def build_messages(prompt: Prompt, response: str, segments: Sequence[str], index
     """Chat messages that ask for the facts of one sub-sentence, or of all of them.
 
     The response and the sub-sentences are somebody else's text. Prompts for general models take them as JSON
-    (``{response_json}``, ``{segments_json}``), so that no text in them can pass for a part of the prompt.
+    (``{response_json}``, ``{segments_json}``), so that no text in them can pass for a part of the prompt. Prompts for
+    small models take the response up to the end of the sub-sentence (``{context}``): what its pronouns stand for is
+    the nearest there, and of two equal sub-sentences ("It is red.") it is clear which one is meant.
 
     Args:
         prompt: an extraction prompt.
@@ -103,6 +105,7 @@ def build_messages(prompt: Prompt, response: str, segments: Sequence[str], index
     else:
         fields["answer_format"] = f"{_SEGMENT_ANSWER}."
         fields["segment"] = segments[index].strip()
+        fields["context"] = "".join(segments[: index + 1]).strip()
     user = {"role": "user", "content": prompt.render(**fields)}
     return [user] if prompt.system is None else [{"role": "system", "content": prompt.system}, user]
 

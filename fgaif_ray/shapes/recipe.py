@@ -106,7 +106,8 @@ PHASES: Final = {
     "text_name_more": _text("text_name", ((turns.name, 24), _EXTRACT_LESS), 500, 1e-2),
     "text_answer": _text("text_name_more", ((turns.name, 4), (turns.answer, 12), _EXTRACT_LESS), 1400, 1e-2),
     "text_describe": _text("text_answer", ((turns.name, 3), (turns.describe, 12), _EXTRACT_LESS), 1200, 6e-3),
-    "extractor": Phase("text_describe", ((turns.extract_only, 12),), 400, 4e-3, weight_decay=0.1),
+    "text_extract": Phase("text_describe", ((turns.extract_only, 12),), 400, 4e-3, weight_decay=0.1),
+    "extractor": Phase("text_extract", ((turns.extract_references, 12),), 500, 4e-3, weight_decay=0.1),
 }
 
 
@@ -161,7 +162,7 @@ def train_phase(
     streams = [
         pretraining.batches(
             pool,
-            packing.Packer(processor, make_turns is not turns.extract_only, phase.heavy),
+            packing.Packer(processor, make_turns not in turns.TEXT_ONLY, phase.heavy),
             make_turns,
             batch_size,
             seed + 10 * list(PHASES).index(name) + position,

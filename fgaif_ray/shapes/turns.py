@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from fgaif_ray.feedback.extraction import build_messages
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.segments import split_segments
@@ -73,18 +74,25 @@ def check_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn
 
 def extraction_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn]:
     """Fact extraction from sub-sentences of a caption that may be wrong (text only: the image must not matter)."""
-    prompt = load_prompt("extract-short-v1")
     text = write_caption(scene, POSSIBLE_ERRORS, generator)
+    turns = extraction_turns_of(text)
+    return [turn for turn, _ in generator.sample(turns, min(count, len(turns)))]
+
+
+def extraction_turns_of(text: str) -> list[tuple[Turn, bool]]:
+    """Fact extraction from every sub-sentence of a text, and whether its subject is said before it alone."""
+    prompt = load_prompt("extract-short-v2")
     spans = [(span.start, span.end) for span in split_segments(text)]
     claims = read_claims(text, spans)
+    segments = [text[start:end] for start, end in spans]
     turns = []
-    for index in generator.sample(range(len(spans)), min(count, len(spans))):
-        start, end = spans[index]
+    for index, segment in enumerate(segments):
         facts: dict[str, list[str]] = {kind: [] for kind in FACT_TYPES}
         for claim in claims[index]:
             facts[claim.type].append(claim.statement())
-        question = prompt.render(response=text, segment=text[start:end].strip())
-        turns.append(Turn(question, facts_json(facts)))
+        (message,) = build_messages(prompt, text, segments, index)
+        refers = segment.split(maxsplit=1)[0].lower() in ("it", "which")
+        turns.append((Turn(message["content"], facts_json(facts)), refers))
     return turns
 
 
@@ -148,3 +156,21 @@ def verify(scene: Scene, generator: random.Random) -> list[Turn]:
 def extract_only(scene: Scene, generator: random.Random) -> list[Turn]:
     """Phase 3, extractor: facts of three sub-sentences."""
     return extraction_turns(scene, 3, generator)
+
+
+def extract_references(scene: Scene, generator: random.Random) -> list[Turn]:
+    """Phase 4, extractor: three sub-sentences of a longer text, in half of the texts those that begin with a pronoun.
+
+    What a pronoun stands for is one word of an answer in twenty, and most sub-sentences have none: without this phase
+    every second "which is above the ring" got the wrong subject.
+    """
+    text = " ".join(write_caption(scene, POSSIBLE_ERRORS, generator) for _ in range(generator.choice((1, 1, 2))))
+    turns = extraction_turns_of(text)
+    generator.shuffle(turns)
+    if generator.random() < 0.5:  # else openings, whose context is shortest, would hardly be seen
+        turns.sort(key=lambda found: not found[1])
+    return [turn for turn, _ in turns[:3]]
+
+
+TEXT_ONLY: Final[tuple[TurnMaker, ...]] = (extract_only, extract_references)
+"""Makers of conversations without an image."""
