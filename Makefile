@@ -9,7 +9,7 @@ CONFIG ?= configs/shapes.yaml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast proofs bench-labelling bench-gpu lint format lock pretrain-shapes clean
+.PHONY: help setup demo test test-fast proofs bench-labelling bench-rewards bench-gpu lint format lock pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ proofs: setup ## run the proofs that take many minutes
 
 bench-labelling: setup ## measure the speed of labelling, e.g. with ARGS="--only extract" or ARGS=--quick
 	$(VENV_PYTHON) -m benchmarks.labelling $(ARGS)
+
+bench-rewards: setup ## measure the reward service against bare models (ARGS=--quick is short)
+	$(VENV_PYTHON) -m benchmarks.rewards $(ARGS)
 
 bench-gpu: setup ## measure PPO update and reward scoring of a 7B shape on a GPU (ARGS="--size tiny" runs anywhere)
 	$(VENV_PYTHON) -m benchmarks.gpu $(ARGS)
