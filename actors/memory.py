@@ -17,7 +17,7 @@ class PeakMemory:
     """
 
     def __init__(self, interval_s: float = 2.0) -> None:
-        self._interval, self._peak = interval_s, 0
+        self._interval, self._peak, self._lap = interval_s, 0, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peak-memory")
 
@@ -25,6 +25,11 @@ class PeakMemory:
     def peak_gib(self) -> float:
         """The highest figure seen so far, GiB."""
         return self._peak / GIB
+
+    def take_lap_gib(self) -> float:
+        """The highest figure since the last call of this, GiB; 0 where none was taken since."""
+        lap, self._lap = self._lap, 0
+        return lap / GIB
 
     def _watch(self) -> None:
         this = psutil.Process()
@@ -35,7 +40,7 @@ class PeakMemory:
                     total += process.memory_full_info().pss
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
-            self._peak = max(self._peak, total)
+            self._peak, self._lap = max(self._peak, total), max(self._lap, total)
             if self._stop.wait(self._interval):
                 return
 

@@ -1,4 +1,5 @@
-"""The reward service: three reward deployments behind one gateway, as the Serve application `rewards`.
+"""The reward service: three reward deployments behind one gateway, as the Serve application `rewards`
+(`serve.app_name`).
 
     HTTP client --> proxy --> RewardGateway --+--> ExistenceReward  (replicas)
     PPO learner --> handle -->                +--> AttributeReward  (replicas)
@@ -154,17 +155,19 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
     """
     settings = _gateway_settings(config, reward_folders)
     version = settings.models.model_version
-    running = _running()
+    name = config.serve.app_name
+    running = _running(name)
     if running is not None and running[0] == settings.identity:
-        return RewardServiceInfo(running[1], APP_NAME, version)
-    url = _start_serve(config)
+        return RewardServiceInfo(running[1], name, version)
+    prefix = "" if name == APP_NAME else f"/{name}"
+    url = _start_serve(config) + prefix
     application = _application(config, reward_folders, replace(settings, url=url), _head_node())
     try:
-        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
+        serve.run(application, name=name, route_prefix=prefix or "/", logging_config=QUIET)
     except RuntimeError as error:
-        raise _deployment_error() from error
+        raise _deployment_error(name) from error
     _wait_until_ready(url)
-    return RewardServiceInfo(url, APP_NAME, version)
+    return RewardServiceInfo(url, name, version)
 
 
 def build_application(config: Config, reward_folders: Mapping[str, str], url: str) -> serve.Application:
@@ -223,13 +226,13 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
     )
 
 
-def shutdown() -> None:
-    """Take the reward service down; does nothing where there is none.
+def shutdown(app_name: str = APP_NAME) -> None:
+    """Take the reward service of this name down; does nothing where there is none.
 
     Serve itself, without an application an idle proxy, ends with Ray: a service deployed again finds it running.
     """
-    if APP_NAME in serve.status().applications:
-        serve.delete(APP_NAME)
+    if app_name in serve.status().applications:
+        serve.delete(app_name)
 
 
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
@@ -313,12 +316,12 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _running() -> tuple[str, str] | None:
+def _running(app_name: str) -> tuple[str, str] | None:
     """Identity and URL of the application that runs, or None."""
-    application = serve.status().applications.get(APP_NAME)
+    application = serve.status().applications.get(app_name)
     if application is None or application.status != ApplicationStatus.RUNNING:
         return None
-    described: tuple[str, str] = serve.get_app_handle(APP_NAME).describe.remote().result(timeout_s=READY_TIMEOUT_S)
+    described: tuple[str, str] = serve.get_app_handle(app_name).describe.remote().result(timeout_s=READY_TIMEOUT_S)
     return described
 
 
@@ -331,7 +334,7 @@ def _start_serve(config: Config) -> str:
         listens = client.http_config.host, client.http_config.port
         if listens[0] == host and port in (0, listens[1]):
             return _url(*listens)
-        if set(serve.status().applications) - {APP_NAME}:
+        if set(serve.status().applications) - {config.serve.app_name}:
             message = (
                 f"Serve already runs other applications on {listens[0]}:{listens[1]}: set serve.host and serve.port"
             )
@@ -365,11 +368,11 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _deployment_error() -> Exception:
+def _deployment_error(app_name: str) -> Exception:
     """Why the application did not start, as its replicas said; takes it down."""
-    deployments = serve.status().applications[APP_NAME].deployments.values()
+    deployments = serve.status().applications[app_name].deployments.values()
     messages = "\n".join(deployment.message for deployment in deployments if deployment.message)
-    serve.delete(APP_NAME)
+    serve.delete(app_name)
     for_the_user = re.search(rf"{UserError.__name__}: (.+)", messages)
     return (
         UserError(for_the_user[1]) if for_the_user else RuntimeError(f"the reward service did not start:\n{messages}")

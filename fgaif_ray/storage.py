@@ -69,6 +69,15 @@ def list_files(folder: str) -> dict[str, str]:
     return {name: join(folder, name) for name in sorted(entry[start:] for entry in filesystem.find(path))}
 
 
+def list_folders(folder: str) -> list[str]:
+    """The names of the folders in a folder, sorted; none where it does not exist."""
+    filesystem, path = _filesystem(folder)
+    if not filesystem.isdir(path):
+        return []
+    entries = filesystem.ls(path, detail=True)
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
 def file_key(uri: str) -> str:
     """A digest of what a file system knows about a file without reading it; it changes when the file is written."""
     filesystem, path = _filesystem(uri)
@@ -222,6 +231,25 @@ class Stage:
             filesystem.copy(partial.rstrip("/") + "/", folder, recursive=True)
             filesystem.rm(partial, recursive=True)
             write_json(join(self.folder, MANIFEST), manifest)
+
+
+def copy_stage(source: str, target: str, name: str) -> None:
+    """Publish a copy of a stage of one run, manifest included, in another run, replacing what that has.
+
+    Raises:
+        ValueError: the source run has not published the stage.
+    """
+    manifest = read_manifest(source, name)
+    if manifest is None:
+        raise ValueError(f"{join(source, name)} is not there")
+    stage = Stage(target, name, manifest.pop("fingerprint"))
+    remove_folder(stage.partial)
+    stage.begin()
+    for relative, uri in list_files(join(source, name)).items():
+        if relative != MANIFEST:
+            write_bytes(join(stage.partial, *relative.split("/")), read_bytes(uri))
+    del manifest["stage"]
+    stage.publish(manifest)
 
 
 def read_manifest(run: str, name: str) -> dict[str, Any] | None:

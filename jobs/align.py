@@ -156,13 +156,13 @@ def _reward_app(config: Config) -> Iterator[str]:
 
     from actors import reward_service
 
-    there = reward_service.APP_NAME in serve.status().applications
+    there = config.serve.app_name in serve.status().applications
     info = reward_service.deploy(config, reward_service.published_reward_folders(config))
     try:
         yield info.app_name
     finally:
         if not there:
-            reward_service.shutdown()
+            reward_service.shutdown(config.serve.app_name)
 
 
 def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:

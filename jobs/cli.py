@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgaif_ray.config import Config, load_config
+from fgaif_ray.config import load_config
 from fgaif_ray.errors import UserError
 
 EXIT_FAILED = 1
@@ -78,18 +78,21 @@ def find_user_error(error: BaseException | None) -> UserError | None:
 def main(
     name: str,
     description: str | None,
-    run: Callable[[Config], None],
+    run: Callable[..., None],
     arguments: Sequence[str] | None = None,
     modes: Sequence[Mode] = (),
+    extra: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> int:
     """Parse the command line, run the job and turn its end into an exit status.
 
     Args:
         name: of the job.
         description: shown by ``--help``.
-        run: what the job does.
+        run: what the job does, called with the configuration.
         arguments: the command line; None takes the process's own.
         modes: options that make the job do something else instead; at most one of them may be given.
+        extra: arguments of this job alone, e.g. ``{"--seeds": {"default": "0"}}``; ``run`` and modes are given their
+            values by name.
 
     Returns:
         0 done; 1 failed (with a traceback); 2 the input has to be changed (one sentence says how); 130 interrupted.
@@ -105,6 +108,8 @@ def main(
         metavar="SECTION.KEY=VALUE",
         help="change one key of the configuration; may be given several times",
     )
+    for flag, argument in (extra or {}).items():
+        parser.add_argument(flag, **argument)
     group = parser.add_mutually_exclusive_group() if modes else parser  # argparse cannot show an empty group
     for mode in modes:
         group.add_argument(mode.flag, **mode.argument)
@@ -115,6 +120,7 @@ def main(
         for flag in mode.companions:
             if _is_given(getattr(options, _name(flag))) and not _is_given(getattr(options, mode.name)):
                 parser.error(f"{flag} goes with {mode.flag}")
+    values = {_name(flag): getattr(options, _name(flag)) for flag in extra or {}}
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started the job ignores Ctrl-C
         signal.signal(signal.SIGINT, _interrupt)
@@ -122,9 +128,10 @@ def main(
         config = load_config(options.config, options.set)
         for mode in modes:
             if _is_given(value := getattr(options, mode.name)):
-                mode.run(config, value, **{_name(flag): getattr(options, _name(flag)) for flag in mode.companions})
+                companions = {_name(flag): getattr(options, _name(flag)) for flag in mode.companions}
+                mode.run(config, value, **companions, **values)
                 return 0
-        run(config)
+        run(config, **values)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; run the same command again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED

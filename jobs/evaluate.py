@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation import GREEDY, POLICIES, POPE, SAMPLED
-from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
+from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
+from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from jobs import evaluate_benchmarks, evaluate_serve
@@ -31,11 +31,26 @@ STAGE: Final = "evaluation"
 METRICS_FILE: Final = "metrics.json"
 POPE_MAX_TOKENS: Final = 8
 """The official rule reads no further than the first full stop."""
+KEPT_PART: Final = "before-kept"
+"""Name of the part with answers that were taken from an earlier evaluation."""
 NO_TRUTH_NOTE: Final = (
     "The truth of these images is not known: only responses and their lengths are here, no rates and no POPE figures."
 )
 
 Truth = dict[str, "Scene"]
+
+
+def before_key(config: Config, sets: "ImageSets") -> str:
+    """Equal for evaluations whose answers of the policy before alignment are equal."""
+    return fingerprint(
+        "before-1",
+        config.run.seed,
+        config.evaluate.model_dump(include={"max_tokens", "pope_questions_per_image"}),
+        [config.policy.model, config.evaluate.engine.dtype],
+        config.data.source,
+        sets.prompts_of(sets.evaluate, config.data.prompts),
+        sets.evaluate,
+    )
 
 
 def stage_of(config: Config, sets: "ImageSets", policy: dict[str, Any]) -> storage.Stage:
@@ -76,7 +91,9 @@ def run(config: Config) -> None:
     truth = load_truth(config)
     splits = _pope_splits(config, images, truth) if truth is not None else {}
     questions = _questions(config, sets, splits)
+    before = before_key(config, sets)
     stage.begin()
+    _keep_before(stage, before)
     _answer(config, stage, questions)
     rows = list(storage.read_rows(stage.partial))
     rejected = {row["image"]: row["reason"] for row in storage.read_rows(_rejected(stage), ["image", "reason"])}
@@ -89,7 +106,8 @@ def run(config: Config) -> None:
     metrics["rejected_images"] = len(rejected)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
-    stage.publish({"images": len(kept), "rows": len(rows), "rejected_images": len(rejected)})
+    counts = {"images": len(kept), "rows": len(rows), "rejected_images": len(rejected)}
+    stage.publish(counts | {"before": before})
     say(f"evaluate: {len(rows)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
 
 
@@ -135,8 +153,26 @@ def _rejected(stage: storage.Stage) -> str:
     return storage.join(stage.partial, REJECTED_FOLDER)
 
 
+def _keep_before(stage: storage.Stage, key: str) -> None:
+    """Take over what the policy before alignment answered in the published stage, where another one was aligned."""
+    published = storage.read_manifest(stage.run, stage.name)
+    if published is None or published.get("before") != key:
+        return
+    done = _done(stage)
+    rows = storage.read_rows(stage.folder)
+    kept = [row for row in rows if row["which"] == BEFORE and row["id"] not in done]
+    if kept:
+        storage.write_part(stage.partial, kept, ANSWERS_SCHEMA, KEPT_PART)
+        say(f"evaluate: {len(kept)} answers of the policy before alignment are taken from {stage.folder}.")
+
+
+def _done(stage: storage.Stage) -> set[str]:
+    """Identities of the questions that are answered, or whose image was rejected."""
+    return {row["id"] for folder in (stage.partial, _rejected(stage)) for row in storage.read_rows(folder, ["id"])}
+
+
 def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]]) -> None:
-    done = {row["id"] for folder in (stage.partial, _rejected(stage)) for row in storage.read_rows(folder, ["id"])}
+    done = _done(stage)
     pending = [row for row in questions if row["id"] not in done]
     if not pending:
         return

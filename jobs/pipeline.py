@@ -6,18 +6,22 @@ Finished stages are skipped in seconds, so the same command goes on after an int
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fgaif_ray.config import Config, dump_config
 from fgaif_ray.progress import say
 from jobs.cli import main
 from jobs.plan import plan_mode
 
+if TYPE_CHECKING:
+    from actors.memory import PeakMemory
+
 
 class _Stages:
     """The stages of one call of the pipeline."""
 
-    def __init__(self, run_dir: str) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: str, memory: "PeakMemory") -> None:
+        self._run_dir, self._memory = run_dir, memory
         self.worked = False
         """Whether a stage had something to do."""
 
@@ -30,11 +34,12 @@ class _Stages:
     def __call__(self, name: str, folder: str, work: Callable[[], object]) -> None:
         """Run a job and record its wall time, unless it found its folder finished and returned at once."""
         from fgaif_ray.storage import read_manifest
-        from fgaif_ray.summary import record_timing
+        from fgaif_ray.summary import record_memory, record_timing
 
         say(f"== {name}")
         before, started = read_manifest(self._run_dir, folder), time.monotonic()
         worked_before, self.worked = self.worked, True  # also where it ends in an error
+        self._memory.take_lap_gib()
         work()
         seconds = time.monotonic() - started
         if before is not None and read_manifest(self._run_dir, folder) == before:
@@ -42,6 +47,8 @@ class _Stages:
             say(f"== {name}: done before")
             return
         record_timing(self._run_dir, name, seconds)
+        if (peak := self._memory.take_lap_gib()) > 0:
+            record_memory(self._run_dir, name, peak)
         say(f"== {name}: {seconds:.0f} s")
 
 
@@ -70,7 +77,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
                 stage("serve_rewards", "service", lambda: reward_service.deploy(config, folders))
             stage("align", "policy", lambda: align.run(config))
         finally:
-            reward_service.shutdown()
+            reward_service.shutdown(config.serve.app_name)
         stage("evaluate", "evaluation", lambda: evaluate.run(config))
 
 
@@ -82,9 +89,9 @@ def run(config: Config) -> None:
 
     run_dir = config.run.dir
     storage.write_bytes(storage.join(run_dir, "config.yaml"), dump_config(config).encode())
-    stage = _Stages(run_dir)
     started = time.monotonic()
     with PeakMemory() as memory:
+        stage = _Stages(run_dir, memory)
         try:
             _run_stages(config, stage)
         finally:

@@ -42,7 +42,7 @@ def run(config: Config) -> None:
         finally:
             for number in before:
                 signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-            reward_service.shutdown()
+            reward_service.shutdown(config.serve.app_name)
             for number, handler in before.items():
                 signal.signal(number, handler)
     say("serve_rewards: stopped")

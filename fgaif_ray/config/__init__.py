@@ -26,7 +26,7 @@ from fgaif_ray.config.benchmarks import (
     PopeConfig,
 )
 from fgaif_ray.config.calls import CallsConfig, PriceConfig
-from fgaif_ray.config.data import ColumnNames, DataConfig, SampleConfig
+from fgaif_ray.config.data import ColumnNames, DataConfig, SampleConfig, ShapesConfig
 from fgaif_ray.config.label import (
     CalibrationConfig,
     CanaryConfig,
@@ -40,7 +40,7 @@ from fgaif_ray.config.label import (
     VerifierConfig,
 )
 from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
-from fgaif_ray.config.tree import Config, EvaluateConfig, ReportConfig, dump_config, load_config
+from fgaif_ray.config.tree import Config, EvaluateConfig, ReportConfig, change_config, dump_config, load_config
 
 __all__ = [
     "AlignConfig",
@@ -81,10 +81,12 @@ __all__ = [
     "SampleConfig",
     "Section",
     "ServeConfig",
+    "ShapesConfig",
     "ThresholdsConfig",
     "TrackingConfig",
     "VerifierConfig",
     "WandbConfig",
+    "change_config",
     "dump_config",
     "load_config",
 ]

@@ -17,6 +17,16 @@ class ColumnNames(Section):
     """Responses that are labelled as they are; the column may be missing. None: every row is sampled."""
 
 
+class ShapesConfig(Section):
+    """What the embedded world draws (``data.source: shapes``)."""
+
+    evaluate_split: Literal["heldout", "unseen_pairs", "fog"] = "heldout"
+    """Scenes that evaluation asks about: like those of training, with shape-colour pairs that occur in no other scene,
+    or with fog."""
+    augmented: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training images (to label and for PPO) with another brightness and contrast, and noise."""
+
+
 class DataConfig(Section):
     """The images and prompts that the policy answers."""
 
@@ -26,12 +36,14 @@ class DataConfig(Section):
     Face dataset. ``shapes``: the embedded world draws its own."""
     path: str | None = None
     """Image folder (``folder``, ``coco``), file or folder of files (``rows``), folder or name (``dataset``); a local
-    path, or a URI that fsspec knows, e.g. ``s3://bucket/images``."""
+    path, or a URI that fsspec knows, e.g. ``s3://bucket/images``. With ``shapes`` the folder that scenes are drawn
+    into, which runs can share; None is the run's own."""
     annotations: str | None = None
     """COCO file with the list of images, e.g. ``instances_train2014.json``."""
     split: str | None = None
     """Split of a dataset, e.g. ``train``; None takes the only one."""
     columns: ColumnNames = ColumnNames()
+    shapes: ShapesConfig = ShapesConfig()
     sample_images: int = Field(default=3500, ge=1)
     """Images whose responses are labelled to train the reward models (FGAIF section 4.1: 3,500)."""
     align_images: int = Field(default=14000, ge=1)
@@ -56,6 +68,8 @@ class DataConfig(Section):
                 if self.source == "coco"
                 else f"data.annotations is not read with data.source={self.source}: leave it out, or set coco"
             )
+        if self.shapes != ShapesConfig() and self.source != "shapes":
+            raise ValueError(f"data.shapes is not read with data.source={self.source}: leave it out")
         if self.split is not None and self.source != "dataset":
             raise ValueError(f"data.split is not read with data.source={self.source}: leave it out, or set dataset")
         return self

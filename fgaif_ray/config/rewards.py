@@ -51,6 +51,9 @@ class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     """HTTP port of the gateway; 0 takes a free one."""
+    app_name: str = Field(default="rewards", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Of the Serve application. With another name it is reached below ``/<name>``: runs on one cluster can have a
+    service each."""
     placement: Literal["separate", "shared"] = "separate"
     """Three deployments, or one replica that holds the backbone once and scores the three adapters."""
     max_batch_size: int = Field(default=32, ge=1)

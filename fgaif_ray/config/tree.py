@@ -135,6 +135,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(_describe(error, str(path))) from error
 
 
+def change_config(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with ``section.key=value`` overrides on top, validated as a whole.
+
+    Raises:
+        UserError: a key is unknown or out of range; the message names it.
+    """
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        _assign(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_describe(error, ", ".join(overrides))) from error
+
+
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; ``load_config`` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,66 +1,91 @@
-"""The embedded world as a source: it draws its own images, and knows the truth about them."""
+"""The embedded world as a source: it draws its own images, and knows the truth about them.
+
+Scenes of training and evaluation are one stage folder. Augmented training images, and scenes of other splits to
+evaluate on, are stages beside it: what they have in common with another run keeps its paths.
+"""
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import fingerprint
+from fgaif_ray.shapes.augmentation import augment
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import Scene, Split, draw_scene
 from fgaif_ray.sources.sets import STAGE, ImageSets
 
 TRUTH_FILE: Final = "scenes.jsonl"
+_HELDOUT: Final = "heldout"
 
 
-def _plan(config: Config) -> list[tuple[str, Split, int]]:
-    data = config.data
-    train = data.sample_images + data.align_images
-    plan: list[tuple[str, Split, int]] = [(f"train-{i:06d}.png", "train", i) for i in range(train)]
-    return plan + [(f"heldout-{i:06d}.png", "heldout", i) for i in range(data.evaluate_images)]
+def _stages(config: Config) -> list[tuple[storage.Stage, list[tuple[str, Split, int]], float]]:
+    """The stages that these images take, what is in them, and the share of their images that are augmented."""
+    data, seed = config.data, config.run.seed
+    home = data.path or config.run.dir
+    count = data.sample_images + data.align_images
+    train: list[tuple[str, Split, int]] = [(f"train-{i:06d}.png", "train", i) for i in range(count)]
+    heldout: list[tuple[str, Split, int]] = [
+        (f"{_HELDOUT}-{i:06d}.png", "heldout", i) for i in range(data.evaluate_images)
+    ]
+    counts = (data.sample_images, data.align_images, data.evaluate_images)
+    stages = [(storage.Stage(home, STAGE, fingerprint("shapes-1", seed, *counts)), train + heldout, 0.0)]
+    if data.shapes.augmented:
+        key = fingerprint("shapes-augmented-1", seed, count, data.shapes.augmented)
+        stages.append((storage.Stage(home, f"{STAGE}_augmented", key), train, data.shapes.augmented))
+    split = data.shapes.evaluate_split
+    if split != _HELDOUT:
+        scenes: list[tuple[str, Split, int]] = [(f"{split}-{i:06d}.png", split, i) for i in range(data.evaluate_images)]
+        key = fingerprint("shapes-split-1", seed, split, data.evaluate_images)
+        stages.append((storage.Stage(home, f"{STAGE}_{split}", key), scenes, 0.0))
+    return stages
 
 
-def _draw(config: Config) -> str:
-    data = config.data
-    stage = storage.Stage(
-        config.run.dir,
-        STAGE,
-        fingerprint("shapes-1", config.run.seed, data.sample_images, data.align_images, data.evaluate_images),
-    )
+def _draw(stage: storage.Stage, plan: Sequence[tuple[str, Split, int]], augmented: float, seed: int) -> None:
     if stage.is_complete():
-        return stage.folder
+        return
     stage.begin()
-    plan = _plan(config)
     truth: list[str] = []
     with Progress("draw scenes", len(plan), "images") as progress:
         for name, split, index in plan:
-            scene = draw_scene(split, index, config.run.seed)
+            scene = draw_scene(split, index, seed)
+            image = render(scene)
+            if augmented:
+                image = augment(image, f"{seed}/{name}", augmented)
             buffer = io.BytesIO()
-            render(scene).save(buffer, format="PNG")
+            image.save(buffer, format="PNG")
             storage.write_image(storage.join(stage.partial, name), buffer.getvalue())
             truth.append(json.dumps({"image": name, "split": split, "scene": scene.to_dict()}))
             progress.advance()
     storage.write_bytes(storage.join(stage.partial, TRUTH_FILE), ("\n".join(truth) + "\n").encode())
     stage.publish({"images": len(plan)})
-    return stage.folder
 
 
 def prepare_shapes(config: Config) -> ImageSets:
     """Scenes for the three sets; evaluation has its own, held out from training."""
-    folder = _draw(config)
-    paths = [storage.join(folder, name) for name, _, _ in _plan(config)]
+    paths: dict[str, list[str]] = {}
+    for stage, plan, augmented in _stages(config):
+        _draw(stage, plan, augmented, config.run.seed)
+        of_stage: dict[str, list[str]] = {}
+        for name, split, _ in plan:
+            of_stage.setdefault(split, []).append(storage.join(stage.folder, name))
+        paths |= of_stage  # augmented training images stand in place of the plain ones
+    train = paths["train"]
     sampled = config.data.sample_images
-    train = sampled + config.data.align_images
-    return ImageSets(paths[:sampled], paths[sampled:train], paths[train:])
+    return ImageSets(train[:sampled], train[sampled:], paths[config.data.shapes.evaluate_split])
 
 
 def load_truth(config: Config) -> dict[str, Scene] | None:
     """The scene behind each image path, or None for images whose truth is not known."""
     if config.data.source != "shapes":
         return None
-    folder = _draw(config)
-    lines = storage.read_bytes(storage.join(folder, TRUTH_FILE)).decode().splitlines()
-    entries = [json.loads(line) for line in lines]
-    return {storage.join(folder, entry["image"]): Scene.from_dict(entry["scene"]) for entry in entries}
+    truth: dict[str, Scene] = {}
+    for stage, plan, augmented in _stages(config):
+        _draw(stage, plan, augmented, config.run.seed)
+        lines = storage.read_bytes(storage.join(stage.folder, TRUTH_FILE)).decode().splitlines()
+        for entry in map(json.loads, lines):
+            truth[storage.join(stage.folder, entry["image"])] = Scene.from_dict(entry["scene"])
+    return truth

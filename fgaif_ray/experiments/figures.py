@@ -1,0 +1,173 @@
+"""The figures of a finished run, read from what its stages measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.evaluation import AFTER, BEFORE
+from fgaif_ray.models.reward_kinds import COARSE
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.summary import MEMORY_FILE, TIMING_FILE
+
+LOWER, HIGHER, NEITHER = -1, 1, 0
+"""Which change of a figure is good."""
+REWARD_ACCURACY_FILE: Final = "reward-accuracy.json"
+"""What ``reward_accuracy`` found out about a run's reward models."""
+PAID_JOBS: Final = ("label", "train_rewards", "align")
+"""The jobs that fine-grained and coarse feedback pay differently for."""
+_PER_POINT: Final = ("calls", "tokens", "seconds", "money")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure of a run.
+
+    Example: ``Metric("coverage", "coverage", "said", HIGHER, "share")``
+    """
+
+    name: str
+    title: str
+    group: str
+    good: int
+    kind: str
+    """``share``, ``number``, ``count``, ``seconds``, ``gib`` or ``money``."""
+
+
+METRICS: Final = (
+    *(Metric(f"hallucination.{kind}", kind, "hallucination", LOWER, "share") for kind in ("overall", *FACT_TYPES)),
+    Metric("hallucination.before", "overall, before alignment", "hallucination", NEITHER, "share"),
+    Metric("removed", "removed, overall", "hallucination", HIGHER, "share"),
+    Metric("coverage", "coverage of the truth", "said", HIGHER, "share"),
+    Metric("facts_per_response", "facts per response", "said", NEITHER, "number"),
+    Metric("words_per_response", "words per response", "said", NEITHER, "number"),
+    Metric("pope.f1", "F1", "pope", HIGHER, "share"),
+    Metric("pope.accuracy", "accuracy", "pope", HIGHER, "share"),
+    *(Metric(f"labels.{kind}", kind, "labels", HIGHER, "share") for kind in FACT_TYPES),
+    *(Metric(f"rewards.{kind}", kind, "rewards", HIGHER, "share") for kind in (*FACT_TYPES, "mean")),
+    Metric("rewards.response", "one verdict per response", "rewards", HIGHER, "share"),
+    *(
+        Metric(f"seconds.{job}", job, "seconds", LOWER, "seconds")
+        for job in ("label", "train_rewards", "align", "total")
+    ),
+    *(Metric(f"memory.{job}", job, "memory", LOWER, "gib") for job in ("train_rewards", "serve_rewards", "align")),
+    Metric("calls.extraction", "extraction calls", "cost", LOWER, "count"),
+    Metric("tokens.extraction", "extraction tokens", "cost", LOWER, "count"),
+    Metric("calls.verification", "facts verified", "cost", LOWER, "count"),
+    Metric("tokens.verification", "verification prompt tokens", "cost", LOWER, "count"),
+    Metric("tokens.align", "tokens sampled in PPO", "cost", LOWER, "count"),
+    Metric("money", "money for extraction", "cost", LOWER, "money"),
+    Metric("per_point.calls", "calls", "per point", LOWER, "number"),
+    Metric("per_point.tokens", "tokens", "per point", LOWER, "count"),
+    Metric("per_point.seconds", "seconds", "per point", LOWER, "seconds"),
+    Metric("per_point.money", "money", "per point", LOWER, "money"),
+)
+GROUP_TITLES: Final = {
+    "hallucination": "Hallucinated sub-sentences",
+    "said": "What is said",
+    "pope": "POPE",
+    "labels": "Labels that were trained on: balanced accuracy against the truth",
+    "rewards": "Reward models: balanced accuracy against the truth, on the images of the evaluation",
+    "seconds": "Wall time",
+    "memory": "Peak memory",
+    "cost": "What labelling and PPO took",
+    "per point": "Per percentage point of hallucination removed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A value, and its interval over images where the evaluation has one."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+def read_figures(run_dir: str) -> dict[str, Figure]:
+    """The figures of a finished run by the names of METRICS; what nobody measured is left out.
+
+    Raises:
+        FileNotFoundError: the run has not been evaluated.
+    """
+    evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
+    found: dict[str, Figure] = {}
+    after, before = evaluation[AFTER], evaluation[BEFORE]
+    for kind in ("overall", *FACT_TYPES):
+        _add(found, f"hallucination.{kind}", after, ("hallucination_rate", kind))
+    _add(found, "hallucination.before", before, ("hallucination_rate", "overall"))
+    for name in ("coverage", "facts_per_response", "words_per_response"):
+        _add(found, name, after, (name,))
+    for name in ("f1", "accuracy"):
+        _add(found, f"pope.{name}", after, ("pope", name))
+    if "hallucination.overall" in found and "hallucination.before" in found:
+        found["removed"] = Figure(found["hallucination.before"].value - found["hallucination.overall"].value)
+    labels = _optional(run_dir, "feedback", "metrics.json")
+    for kind in FACT_TYPES:
+        _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
+    found |= _reward_figures(_optional(run_dir, REWARD_ACCURACY_FILE))
+    timing = _optional(run_dir, TIMING_FILE)
+    for job in PAID_JOBS:
+        _add(found, f"seconds.{job}", timing, (job,))
+    if timing:
+        found["seconds.total"] = Figure(sum(timing.values()))
+    memory = _optional(run_dir, MEMORY_FILE)
+    for job in ("train_rewards", "serve_rewards", "align"):
+        _add(found, f"memory.{job}", memory, (job,))
+    return found | _cost_figures(run_dir, labels, found)
+
+
+def _reward_figures(accuracy: Mapping[str, Any]) -> dict[str, Figure]:
+    found: dict[str, Figure] = {}
+    if COARSE in accuracy:
+        _add(found, "rewards.response", accuracy, (COARSE, "balanced_accuracy"))
+        return found
+    for kind in FACT_TYPES:
+        _add(found, f"rewards.{kind}", accuracy, (kind, "balanced_accuracy"))
+    if len(found) == len(FACT_TYPES):
+        found["rewards.mean"] = Figure(sum(figure.value for figure in found.values()) / len(FACT_TYPES))
+    return found
+
+
+def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Calls, tokens and money, and what of them a point of hallucination removed takes."""
+    found: dict[str, Figure] = {}
+    asked = labels.get("extraction") or {}
+    if "calls" in asked:
+        found["calls.extraction"] = Figure(asked["calls"])
+        found["tokens.extraction"] = Figure(asked["prompt_tokens"] + asked["completion_tokens"])
+    if labels.get("facts"):
+        found["calls.verification"] = Figure(sum(labels["facts"].values()))
+    _add(found, "tokens.verification", labels, ("prefix_cache", "prompt_tokens"))
+    _add(found, "money", _optional(run_dir, "feedback", "ledger.json"), ("money",))
+    uri = storage.join(run_dir, "policy", "metrics.jsonl")
+    if storage.exists(uri):
+        from fgaif_ray.rl.run_log import read_lines
+
+        found["tokens.align"] = Figure(sum(line.get("count/tokens") or 0 for line in read_lines(uri)))
+    points = 100 * known["removed"].value if "removed" in known else 0.0
+    if points > 0:
+        sums = {
+            "calls": [found[name].value for name in ("calls.extraction", "calls.verification") if name in found],
+            "tokens": [figure.value for name, figure in found.items() if name.startswith("tokens.")],
+            "seconds": [known[name].value for name in (f"seconds.{job}" for job in PAID_JOBS) if name in known],
+            "money": [found["money"].value] if "money" in found else [],
+        }
+        found |= {f"per_point.{name}": Figure(sum(sums[name]) / points) for name in _PER_POINT if sums[name]}
+    return found
+
+
+def _optional(run_dir: str, *names: str) -> dict[str, Any]:
+    uri = storage.join(run_dir, *names)
+    return dict(storage.read_json(uri)) if storage.exists(uri) else {}
+
+
+def _look(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _add(found: dict[str, Figure], name: str, tree: Mapping[str, Any], path: Sequence[str]) -> None:
+    value, interval = _look(tree, path), _look(tree, ("intervals", *path))
+    if isinstance(value, int | float):
+        found[name] = Figure(float(value), None if interval is None else (float(interval[0]), float(interval[1])))

@@ -1,0 +1,139 @@
+"""What the runs of an experiment have in common, told from their configurations alone.
+
+Each stage has a key over the sections that determine it and the keys of the stages that it reads. Runs whose keys are
+equal do the stage once. The keys serve to plan and to order; a run takes a finished stage from another one only where
+the fingerprint that its own job expects is that of the stage (``jobs.experiment_runs``).
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fgaif_ray.config import Config
+from fgaif_ray.experiments.variants import Run
+from fgaif_ray.records import fingerprint
+
+RESPONSES, VERDICTS, FEEDBACK, REWARDS, POLICY, BEFORE, EVALUATION = (
+    "responses", "verdicts", "feedback", "rewards", "policy", "before", "evaluation",
+)  # fmt: skip
+STAGES: Final = (RESPONSES, VERDICTS, FEEDBACK, REWARDS, POLICY, BEFORE, EVALUATION)
+"""In the order in which a run has them. ``verdicts``: what models say of facts, of which labels are made.
+``before``: the answers of the policy before alignment."""
+JOB_OF: Final = {
+    RESPONSES: "sample",
+    VERDICTS: "label",
+    FEEDBACK: "label anew",
+    REWARDS: "train_rewards",
+    POLICY: "align",
+    BEFORE: "evaluate before",
+    EVALUATION: "evaluate",
+}
+
+
+def stage_keys(config: Config) -> dict[str, str]:
+    """The key of each of STAGES; equal where runs have the stage in common."""
+    data, seed, policy = config.data, config.run.seed, config.policy.model_dump(mode="json")
+    images = _dump(data, exclude={"prompts": True, "shapes": {"evaluate_split"}})
+    asked = [images, list(data.prompts), seed]
+    label = config.label
+    models = [_models(label.extractor), _models(label.verifier, exclude={"threshold": True, "calibration": True})]
+    keys = {RESPONSES: fingerprint(RESPONSES, asked, policy, _dump(config.sample))}
+    keys[VERDICTS] = fingerprint(VERDICTS, keys[RESPONSES], models)
+    keys[FEEDBACK] = fingerprint(
+        FEEDBACK, keys[VERDICTS], _dump(label, exclude={"extractor": True, "batch_size": True})
+    )
+    keys[REWARDS] = fingerprint(REWARDS, keys[FEEDBACK], _dump(config.rewards), seed)
+    keys[POLICY] = fingerprint(POLICY, keys[REWARDS], asked, policy, _dump(config.align))
+    evaluated = _dump(data, {"shapes": {"augmented"}})
+    keys[BEFORE] = fingerprint(BEFORE, evaluated, seed, policy, _dump(config.evaluate))
+    keys[EVALUATION] = fingerprint(EVALUATION, keys[POLICY], keys[BEFORE])
+    return keys
+
+
+def _dump(section: Any, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    dumped: dict[str, Any] = section.model_dump(mode="json", exclude=exclude)
+    return dumped
+
+
+def _models(section: Any, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return _dump(section, {"workers": True, "engines": True, "label_selector": True, **(exclude or {})})
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """What a run does itself and what it takes from earlier ones, where nothing is there yet."""
+
+    run: Run
+    own: tuple[str, ...]
+    """Names of STAGES."""
+    shared: Mapping[str, str]
+    """Stage -> name of the run that does it."""
+
+
+def plan_runs(runs: Sequence[Run], known: Mapping[str, str] | None = None) -> list[PlannedRun]:
+    """Who does what when the runs go one after another.
+
+    Args:
+        runs: in their order.
+        known: key of a stage -> the run of another experiment that has it.
+    """
+    owners = dict(known or {})
+    planned = []
+    for run in runs:
+        own, shared = [], {}
+        for stage, key in stage_keys(run.config).items():
+            if stage == FEEDBACK and VERDICTS in own:
+                owners[key] = run.name
+                continue  # labels come with the verdicts
+            if key in owners:
+                shared[stage] = owners[key]
+            else:
+                owners[key] = run.name
+                own.append(stage)
+        planned.append(PlannedRun(run, tuple(own), shared))
+    return planned
+
+
+def plan_lines(planned: Sequence[PlannedRun], timing: Mapping[str, float] | None, finished: Sequence[str]) -> list[str]:
+    """The plan for people: a line per run, then the work.
+
+    Args:
+        planned: what ``plan_runs`` returned.
+        timing: seconds of jobs in an earlier run of this configuration; without them nothing is estimated.
+        finished: names of the runs that are done.
+    """
+    width = max(len(one.run.name) for one in planned)
+    lines = []
+    work: Counter[str] = Counter()
+    for one in planned:
+        if one.run.name in finished:
+            lines.append(f"{one.run.name:<{width}}  done")
+            continue
+        work.update(one.own)
+        own = ", ".join(JOB_OF[stage] for stage in one.own) or "nothing"
+        by_owner: dict[str, list[str]] = {}
+        for stage, owner in one.shared.items():
+            by_owner.setdefault(owner, []).append(stage)
+        shared = "; ".join(f"{', '.join(stages)} of {owner}" for owner, stages in by_owner.items())
+        lines.append(f"{one.run.name:<{width}}  runs {own}" + (f"; takes {shared}" if shared else ""))
+    lines.append("")
+    amounts = [f"{JOB_OF[stage]} {work[stage]} x" for stage in STAGES if work[stage]]
+    lines.append(f"Work: {', '.join(amounts) or 'none'}")
+    if timing and work:
+        seconds = sum(count * _seconds(stage, timing) for stage, count in work.items())
+        lines.append(f"About {seconds / 3600:.1f} h one after another, by the times of an earlier run.")
+    elif work:
+        lines.append("No run of this configuration has been timed yet: how long that takes is not known.")
+    return lines
+
+
+def _seconds(stage: str, timing: Mapping[str, float]) -> float:
+    """Seconds of a stage; evaluation before and after share theirs, and labelling anew takes next to nothing."""
+    if stage == FEEDBACK:
+        return 0.0
+    if stage in (BEFORE, EVALUATION):
+        return timing.get("evaluate", 0.0) / 2
+    if stage == POLICY:
+        return timing.get("align", 0.0) + timing.get("serve_rewards", 0.0)
+    return timing.get(JOB_OF[stage], 0.0)

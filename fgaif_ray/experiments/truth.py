@@ -1,0 +1,107 @@
+"""What the truth of the images is asked for in experiments: labels in the place of people's, and how often reward
+models are right.
+
+A reward model's own figures are about the labels that it was trained on, noise and mistakes included. Here its
+verdicts on what the policy said about the evaluation's images, before alignment, are held against the truth.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from fgaif_ray.evaluation import BEFORE, SAMPLED
+from fgaif_ray.evaluation.hallucination import judge_segments
+from fgaif_ray.feedback.agreement import agreement
+from fgaif_ray.feedback.human import ANSWERS_FORMAT, ANSWERS_VERSION
+from fgaif_ray.models.reward_kinds import COARSE, response_label
+from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.shapes.scenes import Scene
+
+if TYPE_CHECKING:
+    from fgaif_ray.models.reward_model import RewardModel
+
+BLOCK: Final = 64
+"""Responses scored at once."""
+
+
+def truth_answers(responses: Iterable[Mapping[str, Any]], truth: Mapping[str, Scene], audit: str) -> bytes:
+    """The truth's labels of all sub-sentences in the form of an audit's answers (see ``feedback.human``), as JSON.
+
+    Args:
+        responses: rows of ``responses/``.
+        truth: the scene behind each image; responses to other images get no answers.
+        audit: identity of the answers.
+    """
+    answers = []
+    for row in responses:
+        if row["image"] not in truth:
+            continue
+        for index, verdict in enumerate(judge_segments(truth[row["image"]], row["response"])):
+            labels = {kind: CLASS_NAMES[code] for kind, code in verdict.labels.items()}
+            text = row["response"][verdict.start : verdict.end]
+            answers.append(
+                {"sample_id": row["sample_id"], "segment": index, "text": text, "facts": [], "labels": labels}
+            )
+    content = {"format": ANSWERS_FORMAT, "version": ANSWERS_VERSION, "audit": audit, "annotator": "truth"}
+    return json.dumps(content | {"answers": answers}, ensure_ascii=False).encode()
+
+
+def reward_accuracy(
+    rows: Iterable[Mapping[str, Any]], truth: Mapping[str, Scene], model: "RewardModel", coarse: bool
+) -> dict[str, Any]:
+    """Agreement of reward models with the truth on responses that they were not trained on.
+
+    Args:
+        rows: of ``evaluation/``; the responses sampled before alignment are taken.
+        truth: the scene behind each image.
+        model: the reward models of all fact types.
+        coarse: whether they give one verdict per response.
+
+    Returns:
+        Figures of ``Agreement.to_dict`` by fact type, or under ``coarse``.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else FACT_TYPES)}
+    predicted: dict[str, list[int]] = {kind: [] for kind in true_codes}
+    taken = [row for row in rows if row["which"] == BEFORE and row["task"] == SAMPLED and row["image"] in truth]
+    for start in range(0, len(taken), BLOCK):
+        _score(taken[start : start + BLOCK], truth, model, true_codes, predicted)
+    return {kind: agreement(codes, predicted[kind]).to_dict() for kind, codes in true_codes.items()}
+
+
+def _score(
+    rows: Sequence[Mapping[str, Any]],
+    truth: Mapping[str, Scene],
+    model: "RewardModel",
+    true_codes: dict[str, list[int]],
+    predicted: dict[str, list[int]],
+) -> None:
+    """Add the verdicts on a block of responses."""
+    from fgaif_ray.images import load_image
+    from fgaif_ray.models.reward_model import ScoringItem
+
+    verdicts = [judge_segments(truth[row["image"]], row["response"]) for row in rows]
+    kept = [index for index, of_one in enumerate(verdicts) if of_one]
+    items = [
+        ScoringItem(
+            load_image(rows[index]["image"]),
+            rows[index]["prompt"],
+            [rows[index]["response"][verdict.start : verdict.end] for verdict in verdicts[index]],
+        )
+        for index in kept
+    ]
+    if COARSE in true_codes:
+        (scores,) = model.score_types(FACT_TYPES[:1], items).values()
+        for index, of_response in zip(kept, scores, strict=True):
+            labels = {kind: tuple(verdict.labels[kind] for verdict in verdicts[index]) for kind in FACT_TYPES}
+            true_codes[COARSE].append(response_label(labels))
+            predicted[COARSE].append(int(np.argmax(of_response[-1])))
+        return
+    for kind, of_kind in model.score_types(FACT_TYPES, items).items():
+        for index, of_response in zip(kept, of_kind, strict=True):
+            true_codes[kind] += [verdict.labels[kind] for verdict in verdicts[index]]
+            predicted[kind] += of_response.argmax(axis=1).tolist()

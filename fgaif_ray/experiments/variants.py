@@ -1,0 +1,265 @@
+"""The experiments and their variants: what the paper ablates, and the questions that it leaves open."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config, change_config
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES, fingerprint
+
+IMAGES_FOLDER: Final = "experiment-images"
+"""Beside the runs of all experiments of a configuration, which share it."""
+TRUTH_ANSWERS_FILE: Final = "truth-answers.json"
+NOISE_LEVELS: Final = (0.1, 0.2, 0.4)
+DIRECTIONS: Final = ("to_hallucinated", "to_consistent")
+AUGMENTED: Final = 0.5
+"""Share of the training images that the augmented variants of ``ood`` change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A change of the base configuration that is compared with others.
+
+    Example: ``Variant("wo-object", "w/o-Obj", ("align.reward.weights.existence=0",))``
+    """
+
+    name: str
+    """Of its folder."""
+    title: str
+    """What tables call it."""
+    overrides: tuple[str, ...] = ()
+    """``section.key=value``, on top of the base configuration."""
+    truth_labels: bool = False
+    """Whether the truth of the images takes the place of people who label; a step between sampling and labelling."""
+    compared_with: str | None = None
+    """The variant that it is paired with; None is the experiment's reference."""
+    family: str | None = None
+    """Variants of one line of a plot over ``level``."""
+    level: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A question and the variants that answer it; the first one is the reference."""
+
+    name: str
+    question: str
+    variants: tuple[Variant, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know about this set-up."""
+    groups: tuple[str, ...] = ("hallucination", "said", "pope")
+    """Groups of figures that the page shows first, by the names of ``figures.METRICS``."""
+
+    @property
+    def reference(self) -> Variant:
+        """What the others are compared with."""
+        return self.variants[0]
+
+    def partner(self, variant: Variant) -> str | None:
+        """Name of the variant that this one is paired with, None for the reference."""
+        return None if variant == self.reference else variant.compared_with or self.reference.name
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One variant with one seed, and everything that it takes."""
+
+    variant: Variant
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Its folder, relative to the experiment's."""
+        return f"{self.variant.name}/seed-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Its run folder."""
+        return self.config.run.dir
+
+
+def _ablation(base: Config) -> Experiment:
+    ai = () if base.label.human is None else ("label.human=null",)
+    variants = [Variant("full", "full", ai)]
+    for name, short, kind in zip(("wo-object", "wo-attribute", "wo-relation"), ("Obj", "Att", "Rel"), FACT_TYPES):
+        variants.append(Variant(name, f"w/o-{short}", (*ai, f"align.reward.weights.{kind}=0")))
+    variants.append(Variant("coarse", "w-Coarse", (*ai, "rewards.kind=coarse")))
+    variants.append(Variant("coarse-sum", "w-Coarse, summed verdicts", (*ai, "align.reward.granularity=response")))
+    coarse = (
+        "w-Coarse trains one reward model with one verdict per response; w-Coarse, summed verdicts keeps the three "
+        "reward models and pays their sum once, at the last token."
+    )
+    notes = [coarse]
+    if base.label.human is not None:
+        variants.append(Variant("human", "human labels"))
+    elif base.data.source == "shapes":
+        variants.append(Variant("human", "human labels (the truth)", truth_labels=True))
+        notes.append("The truth of the embedded world plays the people who label: their labels are without mistakes.")
+    else:
+        notes.append("Human labels are left out: label.human names none, and the truth of the images is not known.")
+    return Experiment(
+        "ablation",
+        "What does each part of the reward contribute, and what would human labels add?",
+        tuple(variants),
+        tuple(notes),
+        ("hallucination", "said", "pope", "labels", "rewards"),
+    )
+
+
+def _noise(_base: Config) -> Experiment:
+    variants = [Variant("none", "no noise")]
+    families = {"all": (FACT_TYPES, DIRECTIONS)}
+    families |= {direction.replace("_", "-"): (FACT_TYPES, (direction,)) for direction in DIRECTIONS}
+    families |= {kind: ((kind,), DIRECTIONS) for kind in FACT_TYPES}
+    for family, (types, directions) in families.items():
+        for level in NOISE_LEVELS:
+            overrides = tuple(f"label.noise.{kind}.{direction}={level}" for kind in types for direction in directions)
+            title = f"{family.replace('-', ' ')}, {level:.0%}"
+            variants.append(Variant(f"{family}-{round(100 * level)}", title, overrides, family=family, level=level))
+    note = (
+        "all: labels of every type are turned around, both ways; to-hallucinated and to-consistent: of every type, one "
+        "way; existence, attribute, relation: of that type alone, both ways. Labels of absent facts stay."
+    )
+    return Experiment(
+        "noise",
+        "How does label quality move the reward models and the final result?",
+        tuple(variants),
+        (note,),
+        ("hallucination", "said", "labels", "rewards"),
+    )
+
+
+def _ood(base: Config) -> Experiment:
+    if base.data.source != "shapes":
+        raise UserError("The experiment ood needs images whose truth is known: run it with configs/shapes.yaml.")
+    splits = (("heldout", "like training"), ("unseen_pairs", "unseen pairs"), ("fog", "fog"))
+    variants = []
+    for training, share in (("plain", 0.0), ("augmented", AUGMENTED)):
+        for split, title in splits:
+            name = split.replace("_", "-")
+            overrides = (f"data.shapes.evaluate_split={split}", f"data.shapes.augmented={share}")
+            partner = f"plain-{name}" if share else None
+            variants.append(Variant(f"{training}-{name}", f"{training}: {title}", overrides, compared_with=partner))
+    note = (
+        f"Augmented: {AUGMENTED:.0%} of the images to label and of PPO have another brightness, contrast and noise. "
+        "Each augmented variant is compared with the plain one on the same images; plain ones on other scenes with "
+        "plain: like training."
+    )
+    return Experiment(
+        "ood",
+        "Does the aligned policy hold out of distribution, and does augmentation of the training images help?",
+        tuple(variants),
+        (note,),
+        ("hallucination", "said", "pope", "labels", "rewards"),
+    )
+
+
+def _unified(_base: Config) -> Experiment:
+    return Experiment(
+        "unified",
+        "Three reward models, one with three heads, or one verdict per response: quality and cost side by side.",
+        (
+            Variant("separate", "three models", ("rewards.kind=separate",)),
+            Variant("multitask", "one model, three heads", ("rewards.kind=multitask",)),
+            Variant("coarse", "one verdict per response", ("rewards.kind=coarse",)),
+        ),
+        ("Memory is the peak of all processes of a run on this machine while the stage ran.",),
+        ("hallucination", "said", "rewards", "seconds", "memory"),
+    )
+
+
+def _cost(base: Config) -> Experiment:
+    coarse = ["rewards.kind=coarse"]
+    if base.data.source == "shapes":
+        note = (
+            "The extractor of the embedded world reads one sub-sentence at a time, so labels cost the coarse path the "
+            "same here; with another extractor it asks once per response (label.extractor.mode=response)."
+        )
+    else:
+        coarse.append("label.extractor.mode=response")
+        note = "The coarse path extracts facts with one call per response."
+    return Experiment(
+        "cost",
+        "What does a point of hallucination removed cost, fine-grained and coarse?",
+        (Variant("fine", "fine-grained"), Variant("coarse", "coarse", tuple(coarse))),
+        (note, "A point is a percentage point of hallucinated sub-sentences, before less after alignment."),
+        ("hallucination", "said", "cost", "seconds", "per point"),
+    )
+
+
+_BUILDERS: Final[dict[str, Callable[[Config], Experiment]]] = {
+    "ablation": _ablation,
+    "noise": _noise,
+    "ood": _ood,
+    "unified": _unified,
+    "cost": _cost,
+}
+NAMES: Final = tuple(_BUILDERS)
+
+
+def build_experiment(name: str, base: Config, chosen: Sequence[str] = ()) -> Experiment:
+    """An experiment on top of a configuration.
+
+    Args:
+        name: one of NAMES.
+        base: the configuration.
+        chosen: names or patterns (``all-*``) of the variants to take; none takes all. The reference, and what a chosen
+            variant is compared with, always come along.
+
+    Raises:
+        UserError: the experiment needs something else of the configuration, or a pattern names no variant.
+        ValueError: there is no such experiment.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"there is no experiment {name!r}")
+    experiment = _BUILDERS[name](base)
+    if not chosen:
+        return experiment
+    names = [variant.name for variant in experiment.variants]
+    wanted = {experiment.reference.name}
+    for pattern in chosen:
+        found = [variant for variant in experiment.variants if fnmatchcase(variant.name, pattern)]
+        if not found:
+            raise UserError(f"{name} has no variant {pattern}: choose among {', '.join(names)}.")
+        wanted |= {variant.name for variant in found}
+        wanted |= {variant.compared_with for variant in found if variant.compared_with is not None}
+    kept = tuple(variant for variant in experiment.variants if variant.name in wanted)
+    return Experiment(experiment.name, experiment.question, kept, experiment.notes, experiment.groups)
+
+
+def experiment_folder(base: Config, name: str) -> str:
+    """Where an experiment's page, results and run folders are: below the base run's folder."""
+    return storage.join(base.run.dir, name)
+
+
+def build_runs(experiment: Experiment, base: Config, seeds: Sequence[int]) -> list[Run]:
+    """The runs of an experiment: seed by seed, in the order of the variants, so that a reference comes first.
+
+    Raises:
+        UserError: a variant does not go with the base configuration.
+    """
+    root = experiment_folder(base, experiment.name)
+    pairs = [(seed, variant) for seed in seeds for variant in experiment.variants]
+    return [Run(variant, seed, _run_config(base, variant, seed, root)) for seed, variant in pairs]
+
+
+def _run_config(base: Config, variant: Variant, seed: int, root: str) -> Config:
+    folder = storage.join(root, variant.name, f"seed-{seed}")
+    # Nobody else asks a run's reward service: any port will do, and parallel runs must not want the same one.
+    overrides = [_set("run.dir", folder), _set("run.seed", seed), "serve.port=0", *variant.overrides]
+    if base.data.source == "shapes" and base.data.path is None:
+        data = base.data
+        key = fingerprint(data.sample_images, data.align_images, data.evaluate_images)
+        overrides.append(_set("data.path", storage.join(base.run.dir, IMAGES_FOLDER, f"seed-{seed}-{key}")))
+    if variant.truth_labels:
+        overrides.append(_set("label.human", {"path": storage.join(folder, TRUTH_ANSWERS_FILE)}))
+    return change_config(base, overrides)
+
+
+def _set(key: str, value: str | int | dict[str, str]) -> str:
+    return f"{key}={json.dumps(value)}"  # JSON is YAML, whatever a path holds

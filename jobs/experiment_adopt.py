@@ -1,0 +1,185 @@
+"""What a run of an experiment takes from other runs, and how a finished one is told.
+
+A stage is taken by a copy, only where its fingerprint is the one that the run's own job expects. What labels and
+evaluation reuse (verdicts, answers of the policy before alignment) is put where these jobs look for it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, POLICY, RESPONSES, REWARDS, VERDICTS, stage_keys
+from fgaif_ray.experiments.variants import NAMES, TRUTH_ANSWERS_FILE, Run
+from fgaif_ray.progress import say
+from fgaif_ray.summary import MEMORY_FILE, TIMING_FILE
+
+if TYPE_CHECKING:
+    from fgaif_ray.sources import ImageSets
+
+MARKER_FILE: Final = "experiment-run.json"
+"""In the folder of a finished run: the keys of its stages, and the fingerprint of its evaluation."""
+REJECTED: Final = "feedback_rejected"
+TIMED_JOBS: Final = {
+    RESPONSES: ("sample",),
+    FEEDBACK: ("label",),
+    REWARDS: ("train_rewards",),
+    POLICY: ("serve_rewards", "align"),
+    EVALUATION: ("evaluate",),
+}
+
+
+def other_folders(base: Config) -> list[str]:
+    """The run folders of all experiments of a base configuration that are there."""
+    roots = [storage.join(base.run.dir, name) for name in NAMES]
+    variants = [storage.join(root, name) for root in roots for name in storage.list_folders(root)]
+    return [
+        storage.join(variant, name)
+        for variant in variants
+        for name in storage.list_folders(variant)
+        if name.startswith("seed-")
+    ]
+
+
+def read_marker(folder: str) -> dict[str, Any] | None:
+    """The marker of a finished run, None for one that is not."""
+    uri = storage.join(folder, MARKER_FILE)
+    if not storage.exists(uri):
+        return None
+    marker: dict[str, Any] = storage.read_json(uri)
+    manifest = storage.read_manifest(folder, EVALUATION)
+    return marker if manifest is not None and manifest["fingerprint"] == marker[EVALUATION] else None
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run is done with its present configuration."""
+    marker = read_marker(run.folder)
+    return marker is not None and marker["keys"] == stage_keys(run.config)
+
+
+def mark_finished(run: Run) -> None:
+    """Leave the marker in the folder of a run that is done."""
+    manifest = storage.require_stage(run.folder, EVALUATION, "evaluate")
+    marker = {"keys": stage_keys(run.config), EVALUATION: manifest["fingerprint"]}
+    storage.write_json(storage.join(run.folder, MARKER_FILE), marker)
+
+
+def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
+    """Copy what other runs have finished into a run; what the run itself has stays.
+
+    Args:
+        run: the run.
+        donors: run folders to take from.
+        sets: the run's images.
+
+    Returns:
+        The first of ``sharing.STAGES`` that the run has to do itself, or None.
+
+    Raises:
+        UserError: a file that the configuration names cannot be used.
+    """
+    from jobs.label_reuse import manifest_entries
+
+    donors = [folder for folder in donors if folder != run.folder]
+    _adopt_answers_before(run, donors, sets)
+    for name, stage in _expected_stages(run, sets):
+        if stage.is_complete():
+            continue
+        donor = _find(donors, name, "fingerprint", stage.fingerprint)
+        if donor is not None:
+            if name == FEEDBACK:
+                storage.copy_stage(donor, run.folder, REJECTED)
+            storage.copy_stage(donor, run.folder, name)
+            _adopt_figures(run, donor, name)
+            say(f"{run.name}: {name} of {donor}")
+            continue
+        if name != FEEDBACK:
+            return name
+        verdicts = manifest_entries(run.config)["verdicts"]
+        if _find([run.folder], FEEDBACK, "verdicts", verdicts) is None:
+            donor = _find(donors, FEEDBACK, "verdicts", verdicts)
+            if donor is None:
+                return VERDICTS
+            for folder in (REJECTED, FEEDBACK):
+                storage.copy_stage(donor, run.folder, folder)
+            say(f"{run.name}: verdicts of {donor}, to be labelled anew")
+        return FEEDBACK
+    return None
+
+
+def _expected_stages(run: Run, sets: "ImageSets") -> Iterator[tuple[str, storage.Stage]]:
+    """The stages of a run in order; the one after a stage that is not complete is not known."""
+    from jobs import align, evaluate, label, sample, train_rewards
+
+    config = run.config
+    stage = sample.stage_of(config, sets)
+    yield RESPONSES, stage
+    if not stage.is_complete():
+        return
+    if run.variant.truth_labels:
+        _write_truth_answers(run, stage.fingerprint)
+    stage, _ = label.stages_of(config)
+    yield FEEDBACK, stage
+    if not stage.is_complete():
+        return
+    stage = train_rewards.stage_of(config)
+    yield REWARDS, stage
+    if not stage.is_complete():
+        return
+    stage = align.stage_of(config, sets)
+    yield POLICY, stage
+    if stage.is_complete():
+        yield EVALUATION, evaluate.stage_of(config, sets, storage.require_stage(run.folder, POLICY, "align"))
+
+
+def _find(folders: Sequence[str], stage: str, entry: str, value: str) -> str | None:
+    """The first run folder whose published stage has this entry in its manifest."""
+    for folder in folders:
+        manifest = storage.read_manifest(folder, stage)
+        if manifest is not None and manifest.get(entry) == value:
+            return folder
+    return None
+
+
+def _adopt_answers_before(run: Run, donors: Sequence[str], sets: "ImageSets") -> None:
+    """Put an evaluation of another aligned policy where ``jobs.evaluate`` finds the answers of the one before."""
+    from jobs.evaluate import before_key
+
+    key = before_key(run.config, sets)
+    begun = storage.exists(storage.join(run.folder, f"{EVALUATION}.partial"))
+    if begun or _find([run.folder], EVALUATION, "before", key) is not None:
+        return
+    donor = _find(donors, EVALUATION, "before", key)
+    if donor is not None:
+        storage.copy_stage(donor, run.folder, EVALUATION)
+
+
+def _adopt_figures(run: Run, donor: str, stage: str) -> None:
+    """What a stage took where it was done."""
+    for file in (TIMING_FILE, MEMORY_FILE):
+        theirs, ours = (_read_figures(folder, file) for folder in (donor, run.folder))
+        found = {job: theirs[job] for job in TIMED_JOBS[stage] if job in theirs}
+        if found:
+            storage.write_json(storage.join(run.folder, file), {**ours, **found})
+
+
+def _read_figures(folder: str, file: str) -> dict[str, float]:
+    uri = storage.join(folder, file)
+    return dict(storage.read_json(uri)) if storage.exists(uri) else {}
+
+
+def _write_truth_answers(run: Run, responses: str) -> None:
+    """Write the labels that the truth gives these responses, unless they are there."""
+    from fgaif_ray.experiments.truth import truth_answers
+    from fgaif_ray.sources import load_truth
+
+    uri = storage.join(run.folder, TRUTH_ANSWERS_FILE)
+    audit = f"truth-{responses}"
+    if storage.exists(uri) and storage.read_json(uri)["audit"] == audit:
+        return
+    truth = load_truth(run.config)
+    if truth is None:
+        raise UserError("The truth cannot label these images: leave the variant out with --variants.")
+    rows = storage.read_rows(storage.join(run.folder, RESPONSES), ["sample_id", "image", "response"])
+    storage.write_bytes(uri, truth_answers(rows, truth, audit))

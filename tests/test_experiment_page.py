@@ -1,0 +1,97 @@
+"""The page of an experiment: complete, by itself, and safe against hostile text."""
+
+import base64
+import re
+from typing import Any
+
+import pytest
+
+from fgaif_ray.config import load_config
+from fgaif_ray.experiments.figures import Figure
+from fgaif_ray.experiments.page import build_page, describe_intervals
+from fgaif_ray.experiments.results import DONE, FAILED, PENDING, RunOutcome, build_results
+from fgaif_ray.experiments.variants import Experiment, Variant, build_experiment
+
+HOSTILE = "</pre><script>alert(1)</script>"
+
+
+def results(name: str = "ablation", seeds: int = 3, error: str = "out of memory") -> dict[str, Any]:
+    experiment = build_experiment(name, load_config("configs/shapes.yaml"))
+    outcomes = []
+    for place, variant in enumerate(experiment.variants):
+        for seed in range(seeds):
+            value = 0.2 + place / 20 + seed / 200
+            figures = {
+                "hallucination.overall": Figure(value, (value - 0.02, value + 0.02)),
+                "hallucination.before": Figure(0.5),
+                "coverage": Figure(1 - value, (0.9 - value, 1.1 - value)),
+                "rewards.mean": Figure(0.9 - place / 50),
+            }
+            outcomes.append(RunOutcome(variant.name, seed, f"runs/{variant.name}", DONE, figures))
+    last = experiment.variants[-1].name
+    outcomes[-1] = RunOutcome(last, seeds - 1, f"runs/{last}", FAILED, {}, error)
+    return build_results(experiment, outcomes)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return build_page(results(error=HOSTILE), f"python -m jobs.experiment ablation --config {HOSTILE}")
+
+
+def test_text_from_outside_is_escaped(page: str) -> None:
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)") == 2
+
+
+def test_the_page_loads_nothing(page: str) -> None:
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*', page) == []
+    assert "default-src 'none'" in page
+
+
+def test_every_variant_has_a_row_in_every_table(page: str) -> None:
+    for title in ("full", "w/o-Obj", "w/o-Att", "w/o-Rel", "w-Coarse", "human labels (the truth)"):
+        assert page.count(f'<th scope="row">{title}</th>') >= 3  # two tables of figures, and the runs
+
+
+def test_a_failed_run_is_shown_with_its_words() -> None:
+    html = build_page(results(error="out of memory"), "command")
+    assert "20 of 21 runs done, 1 failed" in html
+    assert "<pre>out of memory</pre>" in html
+
+
+def test_a_clear_difference_is_coloured_and_an_unclear_one_is_not(page: str) -> None:
+    # w/o-Obj is 5 points worse in every seed; of one seed only, a difference has no interval.
+    assert '<span class="change bad">+5.0 [+5.0, +5.0]</span>' in page
+    single = build_page(results(seeds=1), "command")
+    assert '<span class="change neutral">+5.0</span>' in single
+
+
+def test_the_page_says_what_its_intervals_are() -> None:
+    assert "t interval of their mean over seeds" in describe_intervals(results())
+    assert "over the images of the evaluation" in describe_intervals(results(seeds=1))
+
+
+def plots(html: str) -> list[str]:
+    return [base64.b64decode(code).decode() for code in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)]
+
+
+def test_noise_is_plotted_over_its_level() -> None:
+    assert len(plots(build_page(results("noise"), "command"))) == 3
+
+
+def test_equal_results_give_equal_pages() -> None:
+    assert build_page(results(), "command") == build_page(results(), "command")
+
+
+def test_a_hostile_name_stays_inside_the_plot() -> None:
+    experiment = Experiment("x", "?", (Variant("a", "$\\frac{$<script>--><script>"), Variant("b", "b")))
+    figures = {"hallucination.overall": Figure(0.2), "coverage": Figure(0.5)}
+    html = build_page(build_results(experiment, [RunOutcome("a", 0, "runs/a", DONE, figures)]), "command")
+    assert "<script>" not in html
+    assert all("<script>" not in plot for plot in plots(html))
+
+
+def test_before_the_first_run_the_page_says_so() -> None:
+    experiment = build_experiment("cost", load_config("configs/shapes.yaml"))
+    outcomes = [RunOutcome("fine", 0, "runs/fine", PENDING, {})]
+    assert "No run is done yet." in build_page(build_results(experiment, outcomes), "command")
