@@ -13,7 +13,7 @@ from fgaif_ray.errors import UserError
 from jobs.cli import find_user_error, main
 
 ARGUMENTS = ["--config", "configs/shapes.yaml"]
-JOBS = ["sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report", "pipeline"]
+JOBS = ["sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report", "pipeline", "experiment"]
 
 
 def ends_with(error: BaseException) -> int:

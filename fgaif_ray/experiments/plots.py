@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLORS: Final = ("#0b7285", "#d97706", "#8b5cf6", "#2f6fd0", "#c02b3c", "#117a4f", "#98a3b3")
 _INK: Final = "#7a8699"
 """Readable on a light and on a dark page."""
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "fgaif",  # equal figures give equal files
     "svg.fonttype": "path",
     "font.size": 9,

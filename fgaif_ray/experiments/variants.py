@@ -113,7 +113,7 @@ def _ablation(base: Config) -> Experiment:
 
 def _noise(_base: Config) -> Experiment:
     variants = [Variant("none", "no noise")]
-    families = {"all": (FACT_TYPES, DIRECTIONS)}
+    families: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {"all": (FACT_TYPES, DIRECTIONS)}
     families |= {direction.replace("_", "-"): (FACT_TYPES, (direction,)) for direction in DIRECTIONS}
     families |= {kind: ((kind,), DIRECTIONS) for kind in FACT_TYPES}
     for family, (types, directions) in families.items():
