@@ -78,9 +78,9 @@ class Process:
         return "\n".join(self.tail)
 
     def stop(self) -> None:
-        """Interrupt it as Ctrl-C does."""
+        """Interrupt it; SIGTERM means to a job what Ctrl-C does, and is not ignored below nohup."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
 
     def wait_stopped(self) -> None:
         """Wait for its end; a process that does not end is killed with all that it started."""
