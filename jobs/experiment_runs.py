@@ -1,7 +1,7 @@
 """The runs of an experiment: what each takes from others, and the processes that do the rest.
 
-    for each run:  adopt finished stages of other runs -> jobs.sample (truth as labels) -> jobs.pipeline
-                   -> jobs.reward_accuracy (where the truth is known) -> marker
+    for each run:  adopt finished stages of other runs -> jobs.sample (truth as labels) -> jobs.pipeline, or jobs.report
+                   where all stages are there -> jobs.reward_accuracy (where the truth is known) -> marker
 
 A run is a run folder like any other, and its processes are those that a person would start: they skip what is there,
 and go on where they were interrupted.
@@ -26,6 +26,7 @@ from fgaif_ray.experiments.figures import REWARD_ACCURACY_FILE
 from fgaif_ray.experiments.sharing import RESPONSES, stage_keys
 from fgaif_ray.experiments.variants import Run
 from fgaif_ray.progress import say
+from fgaif_ray.summary import build_summary
 from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ def _log_path(run: Run) -> Path:
     return Path("logs") / f"{run.name.replace('/', '-')}-{LOG_FILE}"
 
 
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def _read(stream: IO[str], log_path: Path, tail: deque[str], echo: bool) -> None:
     with open(log_path, "a", encoding="utf-8") as log:
         for line in stream:
@@ -165,15 +170,17 @@ class RunQueue:
         for run in list(waiting):
             try:
                 missing = adopt(run, other_folders(self.base), self._images(run))
-            except UserError as error:
+            except Exception as error:  # whatever is wrong with this run, the others go on
                 waiting.remove(run)
-                self._end(run, str(error))
+                self._end(run, _words(error))
                 continue
             keys = stage_keys(run.config)
             if missing is not None and any(stage_keys(at.run.config)[missing] == keys[missing] for at in running):
                 continue
             waiting.remove(run)
             job = "sample" if run.variant.truth_labels and missing == RESPONSES else "pipeline"
+            if missing is None:  # for this neither Ray nor an engine has to start
+                job = "report"
             say(f"== {run.name}: {'from ' + missing if missing is not None else 'all stages are there'}")
             return self._start(run, job)
         return None
@@ -200,11 +207,15 @@ class RunQueue:
         if process.job == "sample":
             try:
                 adopt(run, other_folders(self.base), self._images(run))
-            except UserError as error:
-                self._end(run, str(error))
+            except Exception as error:
+                self._end(run, _words(error))
                 return None
             return self._start(run, "pipeline")
-        if process.job == "pipeline" and run.config.data.source == "shapes" and not self._adopt_accuracy(run):
+        if process.job == "report":
+            storage.write_bytes(storage.join(run.folder, "config.yaml"), dump_config(run.config).encode())
+            build_summary(run.folder)
+        known = process.job == "reward_accuracy" or run.config.data.source != "shapes"
+        if not known and not self._adopt_accuracy(run):
             return self._start(run, "reward_accuracy")
         mark_finished(run)
         self._end(run, None)
