@@ -10,7 +10,7 @@ from fgaif_ray import __version__
 from fgaif_ray.experiments.figures import GROUP_TITLES, METRICS, NEITHER, Metric
 from fgaif_ray.experiments.plots import draw_plots
 from fgaif_ray.experiments.results import DONE, FAILED, OVER_IMAGES, OVER_SEEDS
-from fgaif_ray.report.page import show_clock, show_count, show_share
+from fgaif_ray.report.formats import show_clock, show_count, show_share
 
 _DASH: Final = "\u2013"
 
