@@ -32,7 +32,7 @@ import psutil
 from PIL import Image
 
 from fgaif_ray.client import AsyncRewardClient, reward_item
-from fgaif_ray.config import Config, load_config
+from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.records import FACT_TYPES
 
 if TYPE_CHECKING:
@@ -178,12 +178,8 @@ def measure(config: Config, count: int, rounds: int, folder: Path) -> dict[str, 
     from fgaif_ray.models.reward_model import load_reward_model
 
     load = make_load(count)
-    kinds: tuple[str, ...] = ("separate", "multitask")
-    by_kind = {kind: config.model_copy(deep=True) for kind in kinds}
-    folders = {}
-    for kind, changed in by_kind.items():
-        changed.rewards = changed.rewards.model_copy(update={"kind": kind})
-        folders[kind] = make_models(changed, folder / kind)
+    kinds = ("separate", "multitask")
+    folders = {kind: make_models(change_config(config, [f"rewards.kind={kind}"]), folder / kind) for kind in kinds}
     torch.set_num_threads(os.cpu_count() or 1)
     model = load_reward_model(load_backbone(config.rewards.backbone, config.rewards.dtype), folders["separate"])
     bare, bare_p99 = in_process(model, load.items, rounds)
@@ -195,8 +191,7 @@ def measure(config: Config, count: int, rounds: int, folder: Path) -> dict[str, 
             ("shared", "separate", "shared"),
             ("multitask", "multitask", "shared"),
         ):
-            changed = by_kind[kind]
-            changed.serve = changed.serve.model_copy(update={"placement": placement})
+            changed = change_config(config, [f"rewards.kind={kind}", f"serve.placement={placement}"])
             found[name] = served(changed, folders[kind], load, rounds)
             print(
                 f"{name}: {found[name].per_second:.0f} responses/s through HTTP, p99 {1e3 * found[name].p99_s:.0f} ms "
