@@ -53,7 +53,7 @@ format: setup ## format the code and fix what ruff can fix
 lock: ## write requirements/cpu.lock from what is installed in .venv
 	$(VENV_PYTHON) scripts/lock.py
 
-pretrain-shapes: setup ## train the two small models of the embedded world from nothing
+pretrain-shapes: setup ## train the three small models of the embedded world from nothing
 	$(VENV_PYTHON) -m jobs.pretrain_shapes $(ARGS)
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
