@@ -49,8 +49,12 @@ class LineLog:
         if not self._has_folder:
             os.makedirs(self._folder, exist_ok=True)
             self._has_folder = True
-        with open(path, "ab", buffering=0) as file:
-            file.write(line.encode())
+        # Closed each time: network file systems hand a file over when it is closed. `os.open` takes a third of `open`.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
 
     def flush(self) -> None:
         """Write the lines that wait."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgaif_ray.feedback.answers import Answer, AnswerIndex, AnswerWriter, call_key, model_identity
+from fgaif_ray.feedback.answers import Answer, AnswerIndex, AnswerWriter, CallKeys, call_key, model_identity
 from fgaif_ray.feedback.extraction import Fact
 
 DOG = Answer([[Fact("existence", "There is a dog.")]], None, None, "", 10, 4)
@@ -19,6 +19,13 @@ def test_equal_contents_and_no_others_have_equal_keys(content: dict[str, str], c
     assert call_key(content=content) != call_key(content=content | {"changed": change + "."}) or content.get(
         "changed"
     ) == (change + ".")
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_keys_with_a_shared_part_are_those_of_the_whole(text: str, model: str) -> None:
+    messages, options = [{"role": "user", "content": text}], {"n": 1}
+    keys = CallKeys(options=options, model=model)
+    assert keys(messages) == call_key(messages=messages, model=model, options=options)
 
 
 def test_usable_and_unusable_answers_are_found_again(tmp_path: Path) -> None:

@@ -215,6 +215,20 @@ def test_a_batch_that_fails_fails_everyone_who_waits() -> None:
     assert [type(result) for result in asyncio.run(work())] == [OSError] * 3
 
 
+def test_an_error_of_what_was_told_shows_when_the_batcher_is_drained() -> None:
+    async def send(questions: list[int]) -> Sequence[int]:
+        raise OSError("gone")
+
+    async def work() -> None:
+        batcher = Batcher[int, int](send)
+        batcher.tell(1)
+        with pytest.raises(OSError, match="gone"):
+            await batcher.drain()
+        await batcher.drain()
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize("settings", [{"budget": 1.0}, {"requests_per_minute": 0}, {"price": {"input_per_million": 1}}])
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

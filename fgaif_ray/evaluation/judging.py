@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
-from openai.types.chat import ChatCompletion
-
 from fgaif_ray.config import JudgeConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks.base import JudgeQuestion, Review
@@ -14,6 +12,7 @@ from fgaif_ray.feedback.call_client import CallClient
 from fgaif_ray.feedback.call_desk import CallDesk
 from fgaif_ray.feedback.calls import Calls
 from fgaif_ray.feedback.chat_caller import Chat, ChatCaller
+from fgaif_ray.feedback.chat_connection import Completion
 from fgaif_ray.feedback.extraction import ExtractionError
 from fgaif_ray.feedback.tokens import CallSize, estimate_prompt
 
@@ -129,8 +128,8 @@ def collect_reviews(
     return {place: result for place, result in zip(questions, results, strict=True) if isinstance(result, Review)}
 
 
-def _read(completion: ChatCompletion, tokens: tuple[int, int]) -> Answer:
-    content = (completion.choices[0].message.content or "").strip() if completion.choices else ""
+def _read(completion: Completion, tokens: tuple[int, int]) -> Answer:
+    content = (completion.content or "").strip()
     if not content:
         return Answer(None, "empty", "the answer was empty", "", *tokens)
     return Answer(None, None, None, content, *tokens)

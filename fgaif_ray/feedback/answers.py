@@ -60,8 +60,32 @@ class Answer:
 
 def call_key(**content: Any) -> str:
     """The key of a call: sha256, in hex, of everything JSON-serialisable that its answer depends on."""
-    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+class CallKeys:
+    """``call_key`` for many calls that differ in their messages alone: what they share is written down once.
+
+    Example: ``CallKeys(model="m", options={})(messages) == call_key(model="m", options={}, messages=messages)``
+    """
+
+    def __init__(self, **shared: Any) -> None:
+        """Take what the calls share.
+
+        Raises:
+            ValueError: a name that does not come after "messages" in the alphabet.
+        """
+        if min(shared, default="messages") <= "messages":
+            raise ValueError(f"what calls share needs names after 'messages', not {min(shared, default=None)!r}")
+        self._rest = b", " + _canonical(shared)[1:]
+
+    def __call__(self, messages: Any) -> str:
+        """The key of one call."""
+        return hashlib.sha256(b'{"messages": ' + _canonical(messages) + self._rest).hexdigest()
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
 
 
 def model_identity(model: str, serve_model: str | None) -> str:

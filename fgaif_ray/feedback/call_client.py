@@ -49,17 +49,32 @@ class Batcher(Generic[Question, Result]):
         send: gives results for the first questions of a batch; the others are sent again.
         """
         self._send = send
-        self._waiting: list[tuple[Question, asyncio.Future[Result]]] = []
+        self._waiting: list[tuple[Question, asyncio.Future[Result] | None]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
 
     async def ask(self, question: Question) -> Result:
         """The result for one question."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._add(question, future)
+        return await future
+
+    def tell(self, question: Question) -> None:
+        """Send what nobody waits for; an error waits for ``drain``."""
+        self._add(question, None)
+
+    async def drain(self) -> None:
+        """Return when everything is sent; raises the error of something told."""
+        while self._sender is not None:
+            await asyncio.shield(self._sender)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _add(self, question: Question, future: asyncio.Future[Result] | None) -> None:
         self._waiting.append((question, future))
         if self._sender is None:
-            self._sender = loop.create_task(self._run())
-        return await future
+            self._sender = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         try:
@@ -67,12 +82,14 @@ class Batcher(Generic[Question, Result]):
                 results = await self._send([question for question, _ in self._waiting])
                 answered, self._waiting = self._waiting[: len(results)], self._waiting[len(results) :]
                 for (_, future), result in zip(answered, results, strict=True):
-                    if not future.done():
+                    if future is not None and not future.done():
                         future.set_result(result)
         except Exception as error:
             waiting, self._waiting = self._waiting, []
             for _, future in waiting:
-                if not future.done():
+                if future is None:
+                    self._error = error
+                elif not future.done():
                     future.set_exception(error)
         finally:
             self._sender = None
@@ -169,6 +186,7 @@ class CallClient:
 
     async def flush(self) -> None:
         """Return when everything is written and told: call it before the results of the calls are given away."""
+        await self._ends.drain()
         if self._reports:
             await asyncio.gather(*self._reports)
         for log in (self._answers, self._ledger):
@@ -202,7 +220,7 @@ class CallClient:
         return [None] * len(ends)
 
     def _report(self, end: CallEnd | KeyEnd) -> None:
-        self._run(self._ends.ask(end))
+        self._ends.tell(end)
 
     def _run(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -1,6 +1,6 @@
 """Calls of a chat model behind an OpenAI-compatible endpoint, each paid once.
 
-One retry layer: the SDK's own retries are off. What belongs to the endpoint (down, wrong key, unknown model,
+One retry layer: ``chat_connection.py`` makes none of its own. What belongs to the endpoint (down, wrong key, unknown model,
 out of quota, overloaded for long) stops the job with a ``UserError``; what belongs to one call is an
 ``ExtractionError``, so that its row is rejected and the others go on. A call that is under way is always waited for,
 since it is paid: its answer is kept whatever has become of its row.
@@ -13,21 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import httpx2
 import openai
-from openai.types.chat import ChatCompletion
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.answers import Answer
 from fgaif_ray.feedback.calls import Call, Calls, FreeCalls
+from fgaif_ray.feedback.chat_connection import ChatConnection, Completion
 from fgaif_ray.feedback.endpoint_errors import endpoint_failure, failure_reason, may_be_billed, may_pass, retry_after_s
 from fgaif_ray.feedback.extraction import ExtractionError
 from fgaif_ray.feedback.tokens import CallSize
 
-PATH: Final = "/chat/completions"
-NO_LIMITS: Final = httpx2.Limits(max_connections=None)
-"""Of connections: the slots limit calls."""
 CHECK_TIMEOUT_S: Final = 30.0
+AHEAD: Final = 2
+"""Calls that are prepared or under way, for one that may be under way."""
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
 """Bound of the drawn back-off; a ``Retry-After`` may ask for more."""
@@ -40,7 +38,7 @@ _NO_KEY: Final = "none"  # the SDK wants a key; servers without authentication i
 _PAUSING: Final = frozenset({429, 503})
 """With ``Retry-After`` they speak to everybody who calls."""
 
-ReadCompletion = Callable[[ChatCompletion, tuple[int, int]], Answer]
+ReadCompletion = Callable[[Completion, tuple[int, int]], Answer]
 """Makes an answer of a completion and its prompt and completion tokens."""
 
 
@@ -118,9 +116,19 @@ class ChatCaller:
         self._max_retries = max_retries
         self._calls: Calls = FreeCalls() if calls is None else calls
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: openai.AsyncOpenAI | None = None
-        self._slots: asyncio.Semaphore | None = None
+        self._client: ChatConnection | None = None
+        self._slots = asyncio.Semaphore(concurrency)
+        self._ahead = asyncio.Semaphore(AHEAD * concurrency)
         self._stopped: UserError | None = None
+
+    @property
+    def ahead(self) -> asyncio.Semaphore:
+        """Held by whoever prepares and makes a call, so that a block's first calls leave before its last are prepared.
+
+        It lets in more than there are slots: those that wait for an answer that somebody else asks for need none.
+        """
+        self._bind()
+        return self._ahead
 
     async def answer(self, chat: Chat, failures: Sequence[ExtractionError] = ()) -> Answer:
         """The answer to a question: a known one, or that of a call.
@@ -147,18 +155,17 @@ class ChatCaller:
         if self._client is not None:
             await self._client.close()
         self._client = None
-        self._slots = None
         self._loop = None
         self._stopped = None
 
     async def _call(self, chat: Chat, failures: Sequence[ExtractionError]) -> Answer:
         """One chat completion, tried again after failures that may pass."""
-        client, slots = self._connection()
-        # Not `chat.completions.create`: that would walk through messages and schema at every call, to find nothing to
-        # change, for longer than all the rest of a call takes.
+        self._bind()
+        if self._client is None:
+            self._client = ChatConnection(self._base_url, self._api_key, self._timeout_s)
         body = {**self._options, "messages": chat.messages}
         self._check(failures)
-        async with slots:
+        async with self._slots:
             for attempt in range(self._max_retries + 1):
                 self._check(failures)
                 try:
@@ -169,7 +176,7 @@ class ChatCaller:
                 self.usage.retries += attempt > 0
                 self.usage.repairs += chat.is_repair and attempt == 0
                 try:
-                    completion = await client.post(PATH, body=body, cast_to=ChatCompletion)
+                    completion = await self._client.post(body)
                 except openai.APIError as error:
                     self._calls.failed(call, failure_reason(error), may_be_billed=may_be_billed(error))
                     asked_for = retry_after_s(error)
@@ -207,9 +214,8 @@ class ChatCaller:
         if failures:
             raise failures[0]
 
-    def _read(self, call: Call, completion: object, chat: Chat) -> Answer:
-        # The SDK hands through the text of an answer that is not JSON, such as a web page.
-        if not isinstance(completion, ChatCompletion):
+    def _read(self, call: Call, completion: Completion | None, chat: Chat) -> Answer:
+        if completion is None:
             self._calls.failed(call, "no completion", may_be_billed=False)
             raise self._stop(
                 UserError(
@@ -217,7 +223,7 @@ class ChatCaller:
                     f"{self._section}.base_url, which usually ends in /v1."
                 )
             )
-        tokens = _tokens(completion)
+        tokens = completion.tokens
         if tokens is not None:
             self.usage.prompt_tokens += tokens[0]
             self.usage.completion_tokens += tokens[1]
@@ -227,21 +233,14 @@ class ChatCaller:
         self._calls.answered(call, tokens, answer.reason)
         return answer
 
-    def _connection(self) -> tuple[openai.AsyncOpenAI, asyncio.Semaphore]:
-        """Client and slots of the running event loop: both are bound to the loop that first uses them."""
+    def _bind(self) -> None:
+        """Turn to the running event loop: connections and semaphores are bound to the loop that first uses them."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._slots is None or self._loop is not loop:
+        if self._loop is not loop:
             self._loop = loop
+            self._client = None
             self._slots = asyncio.Semaphore(self._concurrency)
-            self._client = openai.AsyncOpenAI(
-                base_url=self._base_url,
-                api_key=self._api_key or _NO_KEY,
-                timeout=self._timeout_s,
-                max_retries=0,
-                # The SDK's other client looks at all its connections for every request.
-                http_client=openai.DefaultAioHttpClient(timeout=self._timeout_s, limits=NO_LIMITS),
-            )
-        return self._client, self._slots
+            self._ahead = asyncio.Semaphore(AHEAD * self._concurrency)
 
     def _failure(self, error: openai.APIError) -> UserError | ExtractionError:
         """What the error of a call means: the endpoint cannot be used, or this row is rejected."""
@@ -255,13 +254,6 @@ class ChatCaller:
             timeout_s=self._timeout_s,
         )
         return self._stop(failure) if isinstance(failure, UserError) else failure
-
-
-def _tokens(completion: ChatCompletion) -> tuple[int, int] | None:
-    """Prompt and completion tokens where the endpoint counts them."""
-    usage = completion.usage
-    counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-    return counts if all(isinstance(count, int) for count in counts) else None  # type: ignore[return-value]
 
 
 def check_address(base_url: str | None, api_key: str | None, *, section: str, purpose: str, api_key_env: str) -> None:

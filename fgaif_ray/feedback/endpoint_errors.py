@@ -6,6 +6,7 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import Final
 
+import aiohttp
 import openai
 
 from fgaif_ray.errors import UserError
@@ -14,13 +15,8 @@ from fgaif_ray.feedback.extraction import ExtractionError
 EXCERPT: Final = 300
 """Characters of the endpoint's own words in a rejected row."""
 
-_CLIENT_PACKAGES: Final = ("aiohttp", "httpcore", "httpx")
-_NOT_SENT: Final = frozenset(
-    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"}
-)
-"""The HTTP client's errors from before a request was sent; by name, since the SDK chooses the client's package."""
-_LOST: Final = frozenset({"ServerDisconnectedError", "ClientOSError"})
-"""Connections that broke; the SDK takes them for time-outs."""
+_NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+"""The HTTP client's errors from before a request was sent."""
 _OVERLOADED: Final = frozenset({429, 502, 503, 504})
 _SCHEMA_WORDS: Final = re.compile(r"response_format|json_schema|structured[ _]output|guided[ _](json|decoding)", re.I)
 
@@ -34,26 +30,14 @@ def may_pass(error: openai.APIError) -> bool:
 
 def may_be_billed(error: openai.APIError) -> bool:
     """Whether the endpoint may have worked on the call: it got the request and its answer did not arrive."""
-    return isinstance(error, openai.APIConnectionError) and not _names(error) & _NOT_SENT
-
-
-def _timed_out(error: openai.APIError) -> bool:
-    return isinstance(error, openai.APITimeoutError) and not _names(error) & _LOST
-
-
-def _names(error: openai.APIError) -> set[str]:
-    """The kinds of the first error, as the HTTP client below the SDK names them."""
-    cause, first = error.__cause__, None
-    while cause is not None and type(cause).__module__.startswith(_CLIENT_PACKAGES):
-        cause, first = cause.__cause__, cause
-    return set() if first is None else {kind.__name__ for kind in type(first).__mro__}
+    return isinstance(error, openai.APIConnectionError) and not isinstance(error.__cause__, _NOT_SENT)
 
 
 def failure_reason(error: openai.APIError) -> str:
     """The kind of a failed call, for the ledger."""
     if isinstance(error, openai.APIStatusError):
         return f"status {error.status_code}"
-    if _timed_out(error):
+    if isinstance(error, openai.APITimeoutError):
         return "timeout"
     return "connection" if isinstance(error, openai.APIConnectionError) else "response"
 
@@ -92,7 +76,7 @@ def endpoint_failure(
     Returns:
         A ``UserError`` where the endpoint cannot be used, an ``ExtractionError`` where this row is rejected.
     """
-    if _timed_out(error):
+    if isinstance(error, openai.APITimeoutError):
         return ExtractionError("timeout", f"no answer within {timeout_s:g} s")
     if isinstance(error, openai.APIConnectionError):
         return UserError(f"{where} cannot be reached: start it or correct {section}.base_url.")

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from openai.types.chat import ChatCompletion
-
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.answers import Answer, call_key
+from fgaif_ray.feedback.answers import Answer, CallKeys
 from fgaif_ray.feedback.calls import Calls
 from fgaif_ray.feedback.chat_caller import CallUsage, Chat, ChatCaller
+from fgaif_ray.feedback.chat_connection import Completion
 from fgaif_ray.feedback.extraction import (
     ExtractionError,
     Fact,
@@ -117,7 +116,6 @@ class FactExtractor:
                 "set label.extractor.mode to 'segment' or choose another label.extractor.prompt."
             )
         self._prompt = prompt
-        self._identity = model if identity is None else identity
         self._mode: Mode = mode
         self._max_tokens = max_tokens
         self._options: dict[str, Any] = {
@@ -127,6 +125,12 @@ class FactExtractor:
         }
         if temperature is not None:
             self._options["temperature"] = temperature
+        self._keys = CallKeys(
+            model=model if identity is None else identity,
+            prompt=[prompt.name, prompt.system, prompt.user],
+            mode=mode,
+            options=self._options,
+        )
         self._caller = ChatCaller(
             base_url,
             api_key,
@@ -159,10 +163,7 @@ class FactExtractor:
 
     def key(self, question: Question) -> str:
         """The content address of a call: sha256 over everything that its answer depends on."""
-        prompt = [self._prompt.name, self._prompt.system, self._prompt.user]
-        return call_key(
-            model=self._identity, prompt=prompt, mode=self._mode, options=self._options, messages=question.messages
-        )
+        return self._keys(question.messages)
 
     def size(self, question: Question) -> CallSize:
         """Tokens of a call, estimated from its characters."""
@@ -208,9 +209,10 @@ class FactExtractor:
     async def _ask(self, question: Question, failures: list[ExtractionError]) -> list[list[Fact]]:
         """One question, with one repair try that shows the model its answer and what is wrong with it."""
         try:
-            answer = await self._answer(question, failures)
-            if answer.facts is None:
-                answer = await self._answer(question.repair(answer), failures)
+            async with self._caller.ahead:
+                answer = await self._answer(question, failures)
+                if answer.facts is None:
+                    answer = await self._answer(question.repair(answer), failures)
             if answer.facts is None:
                 raise answer.error()
         except ExtractionError as error:
@@ -221,32 +223,24 @@ class FactExtractor:
     async def _answer(self, question: Question, failures: Sequence[ExtractionError]) -> Answer:
         """The answer to a question: a known one, or that of a call."""
 
-        def read(completion: ChatCompletion, tokens: tuple[int, int]) -> Answer:
+        def read(completion: Completion, tokens: tuple[int, int]) -> Answer:
             try:
                 return Answer(_parse(completion, question), None, None, "", *tokens)
             except ExtractionError as error:
-                content = (_content(completion)[0] or "").strip()
+                content = (completion.content or "").strip()
                 return Answer(None, error.reason, error.detail, content[:REPAIR_EXCERPT], *tokens)
 
         chat = Chat(question.messages, self.key(question), self.size(question), read, question.is_repair)
         return await self._caller.answer(chat, failures)
 
 
-def _parse(completion: ChatCompletion, question: Question) -> list[list[Fact]]:
-    content, finish_reason, refusal = _content(completion)
-    facts = parse_extraction(content, finish_reason, segment_count=question.segment_count, refusal=refusal)
+def _parse(completion: Completion, question: Question) -> list[list[Fact]]:
+    facts = parse_extraction(
+        completion.content,
+        completion.finish_reason,
+        segment_count=question.segment_count,
+        refusal=completion.refusal,
+    )
     if is_foreign(" ".join(fact.text for segment in facts for fact in segment), question.response):
         raise ExtractionError("language", "the facts are in another language than the description")
     return facts
-
-
-def _content(completion: ChatCompletion) -> tuple[str | None, str | None, str | None]:
-    """Content, finish reason and refusal; the SDK checks nothing, so any of the fields may be missing or another."""
-    choice = next(iter(getattr(completion, "choices", None) or ()), None)
-    message = getattr(choice, "message", None)
-    return _text(message, "content"), _text(choice, "finish_reason"), _text(message, "refusal")
-
-
-def _text(owner: object, name: str) -> str | None:
-    value = getattr(owner, name, None)
-    return value if isinstance(value, str) else None
