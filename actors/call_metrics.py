@@ -33,11 +33,20 @@ class MeteredCalls:
     def release(self, key: str) -> None:
         self._calls.release(key)
 
-    async def enter(self, size: CallSize, *, retry: bool, repair: bool) -> Call:
+    async def enter(self, size: CallSize) -> int | None:
         asked = time.monotonic()
-        call = await self._calls.enter(size, retry=retry, repair=repair)
-        self._sent[call.number] = entered = time.monotonic()
-        metrics.EXTRACTION_WAIT.inc(entered - asked)
+        ticket = await self._calls.enter(size)
+        metrics.EXTRACTION_WAIT.inc(time.monotonic() - asked)
+        return ticket
+
+    def leave(self, ticket: int | None) -> None:
+        self._calls.leave(ticket)
+
+    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:
+        asked = time.monotonic()
+        call = await self._calls.send(size, ticket, retry=retry, repair=repair)
+        self._sent[call.number] = sent = time.monotonic()
+        metrics.EXTRACTION_WAIT.inc(sent - asked)
         metrics.EXTRACTION_CALLS.inc(kind="retry" if retry else "repair" if repair else "first")
         return call
 

@@ -9,7 +9,9 @@ import json
 import subprocess
 import sys
 from types import TracebackType
-from typing import Final
+from typing import Final, cast
+
+import uvloop
 
 ANSWER: Final = json.dumps({"existence": ["There is a dog."], "attribute": ["The dog is brown."], "relation": []})
 COMPLETION: Final = {
@@ -43,8 +45,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -108,7 +109,8 @@ def main() -> None:
     """Serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency", type=float, required=True, help="seconds")
-    asyncio.run(_serve(parser.parse_args().latency))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(parser.parse_args().latency))
 
 
 if __name__ == "__main__":

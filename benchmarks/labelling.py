@@ -37,7 +37,7 @@ ENVIRONMENT: Final = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
 }
-CALLS_OF_ONE_WORKER: Final = 64
+CALLS_OF_ONE_WORKER: Final = 32
 """In flight, of a latency of 100 ms: about what one process can keep up with."""
 RESPONSES: Final = 2000
 ROUNDS: Final = 3

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+import uvloop
+
 from benchmarks.endpoint import HEAD_END, Endpoint
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.feedback.call_client import CallClient
@@ -145,4 +147,6 @@ async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         concurrency, calls, rounds = map(int, sys.argv[2:5])
-        asyncio.run(_work(sys.argv[1], concurrency, calls, rounds, folder))
+        # The event loop of an asynchronous Ray actor.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_work(sys.argv[1], concurrency, calls, rounds, folder))

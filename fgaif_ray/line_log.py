@@ -41,7 +41,11 @@ class LineLog:
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Add one line."""
-        line = json.dumps(value, separators=(",", ":")) + "\n"
+        self.append_json(json.dumps(value, separators=(",", ":")))
+
+    def append_json(self, text: str) -> None:
+        """Add one line that is JSON already."""
+        line = f"{text}\n"
         if self.is_buffered:
             self._lines.append(line)
             return

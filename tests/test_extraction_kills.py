@@ -9,6 +9,8 @@ from pathlib import Path
 from fake_openai import FakeOpenAI, Misbehaving, Reply, Request
 from label_helpers import check_account
 
+from fgaif_ray.feedback.chat_caller import on_deck
+
 QUESTIONS = 200
 CONCURRENCY = 8
 KILLS = 4
@@ -53,6 +55,6 @@ def test_what_has_arrived_is_never_asked_again_however_often_the_process_is_kill
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
         subprocess.run(command, check=True)
-        check_account(str(tmp_path), endpoint, may_be_lost=KILLS * CONCURRENCY)
+        check_account(str(tmp_path), endpoint, may_be_lost=KILLS * on_deck(CONCURRENCY))
         asked = {body["messages"][0]["content"] for body in endpoint.requests}
     assert len(asked) == QUESTIONS

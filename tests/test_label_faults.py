@@ -31,6 +31,7 @@ from test_images import claimed_png, encoded
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
+from fgaif_ray.feedback.chat_caller import on_deck
 from fgaif_ray.segments import has_words, split_segments
 
 WORKERS, CONCURRENCY = 2, 4
@@ -208,7 +209,7 @@ def test_a_killed_worker_and_a_killed_job_lose_nothing_and_pay_once(
     second = start_job(config)
     assert second.wait() == 0, second.log.read_text()[-2000:]
     check_rows(config, responses, without_image=1 + len(POISON))
-    check_account(config.run.dir, endpoint, may_be_lost=CONCURRENCY * (1 + WORKERS))
+    check_account(config.run.dir, endpoint, may_be_lost=on_deck(CONCURRENCY) * (1 + WORKERS))
 
 
 @pytest.mark.proof
@@ -233,4 +234,4 @@ def test_two_thousand_rows_survive_everything_at_once(
         killed += killer.killed
     print(f"{len(responses)} rows; killed: {dict(killed)}, and the job three times")
     check_rows(config, responses, without_image=1)
-    check_account(config.run.dir, endpoint, may_be_lost=CONCURRENCY * (killed[EXTRACTION] + 3 * WORKERS))
+    check_account(config.run.dir, endpoint, may_be_lost=on_deck(CONCURRENCY) * (killed[EXTRACTION] + 3 * WORKERS))

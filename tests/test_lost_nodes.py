@@ -27,6 +27,7 @@ from actors.lost_nodes import NodeWatch, is_loss
 from fgaif_ray import storage
 from fgaif_ray.client import reward_item
 from fgaif_ray.config import Config
+from fgaif_ray.feedback.chat_caller import on_deck
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.run_log import read_lines
 from fgaif_ray.shapes.render import render
@@ -134,7 +135,7 @@ def test_a_lost_node_costs_no_label_and_pays_no_call_twice(
         lose_while(nodes, job, "data", 3, node, lambda: len(endpoint.billed) >= begun)
         check_said(job.finish())
     check_rows(config, responses, without_image=1)
-    check_account(config.run.dir, endpoint, may_be_lost=CONCURRENCY * WORKERS)
+    check_account(config.run.dir, endpoint, may_be_lost=on_deck(CONCURRENCY) * WORKERS)
 
 
 def labels_of(config: Config) -> dict[str, Any]:

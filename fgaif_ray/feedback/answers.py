@@ -122,9 +122,11 @@ class AnswerWriter:
         """Whether answers wait for ``flush``."""
         return self._log.is_buffered
 
-    def keep(self, key: str, answer: Answer) -> None:
-        """Add an answer."""
-        self._log.append({"key": key, "answer": answer.to_json()})
+    def keep(self, key: str, answer: Answer) -> str:
+        """Add an answer; returns it as JSON."""
+        text = json.dumps(answer.to_json())
+        self._log.append_json(f'{{"key": "{key}", "answer": {text}}}')
+        return text
 
     def flush(self) -> None:
         """Write what waits; on object stores, an interruption before this repeats the calls."""

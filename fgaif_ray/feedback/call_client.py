@@ -145,22 +145,26 @@ class CallClient:
         return answer
 
     def keep(self, key: str, answer: Answer) -> None:
-        self._answers.keep(key, answer)
-        self._report(KeyEnd(key, json.dumps(answer.to_json())))
+        self._report(KeyEnd(key, self._answers.keep(key, answer)))
         self._resolve(key, answer)
 
     def release(self, key: str) -> None:
         self._report(KeyEnd(key, None))
         self._resolve(key, None)
 
-    async def enter(self, size: CallSize, *, retry: bool, repair: bool) -> Call:
+    async def enter(self, size: CallSize) -> int | None:
         self._start_listening()
-        ticket = await self._entries.ask(size) if self._limited else None
-        while not self._limited and self.stopped is None and (wait := self._paused_until - time.monotonic()) > 0:
+        return await self._entries.ask(size) if self._limited else None
+
+    def leave(self, ticket: int | None) -> None:
+        if ticket is not None:
+            self._report(CallEnd(ticket, (0, 0)))
+
+    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:
+        while self.stopped is None and (wait := self._paused_until - time.monotonic()) > 0:
             await asyncio.sleep(min(wait, PAUSE_POLL_S))
         if self.stopped is not None:
-            if ticket is not None:
-                self._report(CallEnd(ticket, (0, 0)))
+            self.leave(ticket)
             raise UserError(self.stopped)
         return Call(size, self._ledger.sent(size, retry=retry, repair=repair), ticket)
 

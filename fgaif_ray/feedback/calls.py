@@ -9,7 +9,7 @@ from fgaif_ray.feedback.tokens import CallSize
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that may be made."""
+    """A call that is sent."""
 
     size: CallSize
     number: int
@@ -19,9 +19,9 @@ class Call:
 
 
 class Calls(Protocol):
-    """The extractor's side. A call goes ``find``, ``enter``, then ``keep`` and ``answered``, or ``failed``.
+    """The extractor's side. A call goes ``find``, ``enter``, ``send``, then ``keep`` and ``answered``, or ``failed``.
 
-    Who gets None from ``find`` owes the key a ``keep`` or a ``release``, every ``enter`` is owed an ``answered`` or a
+    Who gets None from ``find`` owes the key a ``keep`` or a ``release``, every ``send`` is owed an ``answered`` or a
     ``failed``.
     """
 
@@ -37,11 +37,25 @@ class Calls(Protocol):
         """Leave a call to others: it brought no answer."""
         ...
 
-    async def enter(self, size: CallSize, *, retry: bool, repair: bool) -> Call:
-        """Wait until a call may be made.
+    async def enter(self, size: CallSize) -> int | None:
+        """Wait until a call may be made; returns its ticket, or None where nothing is limited.
+
+        A ticket is owed a ``send`` or a ``leave``, soon: limits count it as sent.
 
         Raises:
             UserError: the budget is used up, or another worker has stopped.
+        """
+        ...
+
+    def leave(self, ticket: int | None) -> None:
+        """Give a ticket back unused."""
+        ...
+
+    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:
+        """Account for a call that is about to be sent, after a pause that is under way.
+
+        Raises:
+            UserError: another worker has stopped; the ticket is given back.
         """
         ...
 
@@ -74,8 +88,14 @@ class FreeCalls:
     def release(self, key: str) -> None:
         pass
 
-    async def enter(self, size: CallSize, *, retry: bool, repair: bool) -> Call:  # noqa: ARG002
-        return Call(size, 0, None)
+    async def enter(self, size: CallSize) -> int | None:  # noqa: ARG002
+        return None
+
+    def leave(self, ticket: int | None) -> None:
+        pass
+
+    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:  # noqa: ARG002
+        return Call(size, 0, ticket)
 
     def answered(self, call: Call, tokens: tuple[int, int] | None, unusable: str | None) -> None:
         pass

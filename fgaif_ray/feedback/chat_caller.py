@@ -1,9 +1,9 @@
 """Calls of a chat model behind an OpenAI-compatible endpoint, each paid once.
 
-One retry layer: ``chat_connection.py`` makes none of its own. What belongs to the endpoint (down, wrong key, unknown model,
-out of quota, overloaded for long) stops the job with a ``UserError``; what belongs to one call is an
-``ExtractionError``, so that its row is rejected and the others go on. A call that is under way is always waited for,
-since it is paid: its answer is kept whatever has become of its row.
+One retry layer: ``chat_connection.py`` tries once. What belongs to the endpoint (down, wrong key, unknown model, out of
+quota, overloaded for long) stops the job with a ``UserError``; what belongs to one call is an ``ExtractionError``, so
+that its row is rejected and the others go on. A call that is under way is always waited for, since it is paid: its
+answer is kept whatever has become of its row.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import openai
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.answers import Answer
 from fgaif_ray.feedback.calls import Call, Calls, FreeCalls
-from fgaif_ray.feedback.chat_connection import ChatConnection, Completion
+from fgaif_ray.feedback.chat_connection import Bodies, ChatConnection, Completion
 from fgaif_ray.feedback.endpoint_errors import endpoint_failure, failure_reason, may_be_billed, may_pass, retry_after_s
 from fgaif_ray.feedback.extraction import ExtractionError
 from fgaif_ray.feedback.tokens import CallSize
@@ -26,6 +26,8 @@ from fgaif_ray.feedback.tokens import CallSize
 CHECK_TIMEOUT_S: Final = 30.0
 AHEAD: Final = 2
 """Calls that are prepared or under way, for one that may be under way."""
+TURNS: Final = 2
+"""Of the event loop that an answer waits before it is read: the call that gets its slot leaves in them."""
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
 """Bound of the drawn back-off; a ``Retry-After`` may ask for more."""
@@ -68,6 +70,14 @@ class Chat:
     is_repair: bool = False
 
 
+def on_deck(concurrency: int) -> int:
+    """Calls that are under way, or have permission and wait for a slot, or are answered and wait to be read.
+
+    It bounds what a worker that is killed may have paid in vain.
+    """
+    return concurrency + max(1, concurrency // 8)
+
+
 class ChatCaller:
     """Makes calls with limited concurrency, retries and an account.
 
@@ -107,8 +117,8 @@ class ChatCaller:
         self._base_url = base_url
         self._api_key = api_key
         self._model = model
-        self._options = {**options, **options.get("extra_body", {}), "model": model}
-        self._options.pop("extra_body", None)
+        plain = {name: value for name, value in options.items() if name != "extra_body"}
+        self._bodies = Bodies({**plain, **options.get("extra_body", {}), "model": model})
         self._section = section
         self._where = f"The {purpose} endpoint {base_url or 'https://api.openai.com/v1'}"
         self._concurrency = concurrency
@@ -118,6 +128,7 @@ class ChatCaller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: ChatConnection | None = None
         self._slots = asyncio.Semaphore(concurrency)
+        self._deck = asyncio.Semaphore(on_deck(concurrency))
         self._ahead = asyncio.Semaphore(AHEAD * concurrency)
         self._stopped: UserError | None = None
 
@@ -161,38 +172,75 @@ class ChatCaller:
     async def _call(self, chat: Chat, failures: Sequence[ExtractionError]) -> Answer:
         """One chat completion, tried again after failures that may pass."""
         self._bind()
+        body = self._bodies(chat.messages)
+        async with self._deck:
+            # Permission comes before the slot, which would stay idle while the desk is asked.
+            ticket = await self._permission(chat, failures)
+            try:
+                await self._slots.acquire()
+            except BaseException:
+                self._calls.leave(ticket)
+                raise
+            try:
+                call, completion = await self._tried(chat, body, ticket, failures)
+            finally:
+                self._slots.release()
+            try:
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
+            finally:
+                answer = self._read(call, completion, chat)
+            return answer
+
+    async def _permission(self, chat: Chat, failures: Sequence[ExtractionError]) -> int | None:
+        self._check(failures)
+        try:
+            return await self._calls.enter(chat.size)
+        except UserError as error:
+            raise self._stop(error) from None
+
+    async def _tried(
+        self, chat: Chat, body: bytes, ticket: int | None, failures: Sequence[ExtractionError]
+    ) -> tuple[Call, Completion | None]:
+        """The answer of the first try that has one; the slot is held between tries too."""
         if self._client is None:
             self._client = ChatConnection(self._base_url, self._api_key, self._timeout_s)
-        body = {**self._options, "messages": chat.messages}
-        self._check(failures)
-        async with self._slots:
-            for attempt in range(self._max_retries + 1):
-                self._check(failures)
-                try:
-                    call = await self._calls.enter(chat.size, retry=attempt > 0, repair=chat.is_repair)
-                except UserError as error:
-                    raise self._stop(error) from None
-                self.usage.calls += 1
-                self.usage.retries += attempt > 0
-                self.usage.repairs += chat.is_repair and attempt == 0
-                try:
-                    completion = await self._client.post(body)
-                except openai.APIError as error:
-                    self._calls.failed(call, failure_reason(error), may_be_billed=may_be_billed(error))
-                    asked_for = retry_after_s(error)
-                    if not may_pass(error) or attempt == self._max_retries or asked_for > LONGEST_RETRY_AFTER_S:
-                        raise self._failure(error) from error
-                    if asked_for and isinstance(error, openai.APIStatusError) and error.status_code in _PAUSING:
-                        self._calls.pause(asked_for)
-                    # Exponential back-off with full jitter, after what the endpoint asks for.
-                    drawn = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
-                    await self._rest(asked_for + drawn, failures)
-                except BaseException:
-                    self._calls.failed(call, "cancelled", may_be_billed=True)
-                    raise
-                else:
-                    return self._read(call, completion, chat)
+        for attempt in range(self._max_retries + 1):
+            if attempt > 0:
+                ticket = await self._permission(chat, failures)
+            call = await self._sent(chat, ticket, attempt, failures)
+            try:
+                return call, await self._client.post(body)
+            except openai.APIError as error:
+                self._calls.failed(call, failure_reason(error), may_be_billed=may_be_billed(error))
+                asked_for = retry_after_s(error)
+                if not may_pass(error) or attempt == self._max_retries or asked_for > LONGEST_RETRY_AFTER_S:
+                    raise self._failure(error) from error
+                if asked_for and isinstance(error, openai.APIStatusError) and error.status_code in _PAUSING:
+                    self._calls.pause(asked_for)
+                # Exponential back-off with full jitter, after what the endpoint asks for.
+                drawn = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
+                await self._rest(asked_for + drawn, failures)
+            except BaseException:
+                self._calls.failed(call, "cancelled", may_be_billed=True)
+                raise
         raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _sent(self, chat: Chat, ticket: int | None, attempt: int, failures: Sequence[ExtractionError]) -> Call:
+        """Account for a try that is about to be made."""
+        try:
+            self._check(failures)
+        except BaseException:
+            self._calls.leave(ticket)
+            raise
+        try:
+            call = await self._calls.send(chat.size, ticket, retry=attempt > 0, repair=chat.is_repair)
+        except UserError as error:
+            raise self._stop(error) from None
+        self.usage.calls += 1
+        self.usage.retries += attempt > 0
+        self.usage.repairs += chat.is_repair and attempt == 0
+        return call
 
     async def _rest(self, seconds: float, failures: Sequence[ExtractionError]) -> None:
         """Wait before the next try, as long as it makes sense."""
@@ -240,6 +288,7 @@ class ChatCaller:
             self._loop = loop
             self._client = None
             self._slots = asyncio.Semaphore(self._concurrency)
+            self._deck = asyncio.Semaphore(on_deck(self._concurrency))
             self._ahead = asyncio.Semaphore(AHEAD * self._concurrency)
 
     def _failure(self, error: openai.APIError) -> UserError | ExtractionError:

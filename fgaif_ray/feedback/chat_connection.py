@@ -6,7 +6,7 @@ so that one process could not keep a hundred calls of 100 ms in flight.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from urllib.request import getproxies, proxy_bypass
@@ -61,6 +61,21 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+class Bodies:
+    """The bodies of requests that differ in their messages alone: what they share is written down once.
+
+    Example: ``Bodies({"model": "m"})([{"role": "user", "content": "Hello."}])``
+    """
+
+    def __init__(self, shared: Mapping[str, Any]) -> None:
+        """Take what the requests share, JSON-serialisable."""
+        self._rest = b", " + json.dumps(dict(shared)).encode()[1:]
+
+    def __call__(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+        """The body of one request."""
+        return b'{"messages": ' + json.dumps(messages).encode() + self._rest
+
+
 def _proxy(url: httpx2.URL) -> str | None:
     """The proxy that the environment names for a URL."""
     return None if proxy_bypass(url.host) else getproxies().get(url.scheme)
@@ -69,7 +84,7 @@ def _proxy(url: httpx2.URL) -> str | None:
 class ChatConnection:
     """Connections to one endpoint; belongs to the event loop in which it was made.
 
-    Example: ``await ChatConnection(url, None, timeout_s=60).post({"model": "m", "messages": [...]})``
+    Example: ``await ChatConnection(url, None, timeout_s=60).post(Bodies({"model": "m"})(messages))``
     """
 
     def __init__(self, base_url: str | None, api_key: str | None, timeout_s: float) -> None:
@@ -93,11 +108,11 @@ class ChatConnection:
             proxy=_proxy(client.base_url),
         )
 
-    async def post(self, body: Mapping[str, Any]) -> Completion | None:
+    async def post(self, body: bytes) -> Completion | None:
         """Ask for a completion, once.
 
         Args:
-            body: of the request, JSON-serialisable.
+            body: of the request, from ``Bodies``.
 
         Returns:
             The completion; None where the answer is no JSON object, such as a web page.
@@ -105,15 +120,14 @@ class ChatConnection:
         Raises:
             openai.APIError: the call failed; its cause is aiohttp's error where there was no answer.
         """
-        data = json.dumps(body).encode()
         try:
-            async with self._session.post(self._url, data=data) as response:
+            async with self._session.post(self._url, data=body) as response:
                 content = await response.read()
         except TimeoutError as error:
             raise openai.APITimeoutError(self._request()) from error
         except (aiohttp.ClientError, OSError) as error:
             raise openai.APIConnectionError(request=self._request()) from error
-        if response.status >= 400:  # noqa: PLR2004
+        if response.status >= 400:
             raise self._status_error(response, content)
         try:
             answer = json.loads(content)
@@ -140,5 +154,5 @@ class ChatConnection:
         details = body.get("error", body) if isinstance(body, Mapping) else body
         message = details.get("message") if isinstance(details, Mapping) else None
         words = f"Error code: {response.status}" + (f" - {message}" if isinstance(message, str) and message else "")
-        kind = openai.InternalServerError if response.status >= 500 else _STATUS_ERRORS.get(response.status)  # noqa: PLR2004
+        kind = openai.InternalServerError if response.status >= 500 else _STATUS_ERRORS.get(response.status)
         return (kind or openai.APIStatusError)(words, response=answer, body=details)

@@ -151,15 +151,20 @@ class FactExtractor:
 
     def questions(self, response: str, segments: Sequence[str]) -> list[Question]:
         """The calls that a response takes, without repair tries; a sub-sentence without a word takes none."""
+        return [self._question(response, segments, index) for index in self._asked(segments)]
+
+    def _asked(self, segments: Sequence[str]) -> list[int | None]:
+        """Indices of the sub-sentences to ask about; None is all in one call."""
         wordy = [index for index, segment in enumerate(segments) if has_words(segment)]
         if self._mode == "segment":
-            return [
-                Question(build_messages(self._prompt, response, segments, index), [segments[index]], None, response)
-                for index in wordy
-            ]
-        if not wordy:
-            return []
-        return [Question(build_messages(self._prompt, response, segments, None), segments, len(segments), response)]
+            return list(wordy)
+        return [None] if wordy else []
+
+    def _question(self, response: str, segments: Sequence[str], index: int | None) -> Question:
+        messages = build_messages(self._prompt, response, segments, index)
+        if index is None:
+            return Question(messages, segments, len(segments), response)
+        return Question(messages, [segments[index]], None, response)
 
     def key(self, question: Question) -> str:
         """The content address of a call: sha256 over everything that its answer depends on."""
@@ -187,10 +192,10 @@ class FactExtractor:
             ExtractionError: this response has no usable facts; reject its row.
             UserError: the endpoint cannot be used; stop.
         """
-        questions = self.questions(response, segments)
+        asked = self._asked(segments)
         failures: list[ExtractionError] = []
         results = await asyncio.gather(
-            *(self._ask(question, failures) for question in questions), return_exceptions=True
+            *(self._ask(response, segments, index, failures) for index in asked), return_exceptions=True
         )
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
@@ -199,17 +204,20 @@ class FactExtractor:
         answers = [cast("list[list[Fact]]", result) for result in results]
         if self._mode == "response" and answers:
             return answers[0]
-        found = iter(answers)
-        return [next(found)[0] if has_words(segment) else [] for segment in segments]
+        found = {index: facts for index, (facts,) in zip(asked, answers, strict=True)}
+        return [found.get(index, []) for index in range(len(segments))]
 
     async def close(self) -> None:
         """Close the connections; a later call opens new ones."""
         await self._caller.close()
 
-    async def _ask(self, question: Question, failures: list[ExtractionError]) -> list[list[Fact]]:
+    async def _ask(
+        self, response: str, segments: Sequence[str], index: int | None, failures: list[ExtractionError]
+    ) -> list[list[Fact]]:
         """One question, with one repair try that shows the model its answer and what is wrong with it."""
         try:
             async with self._caller.ahead:
+                question = self._question(response, segments, index)
                 answer = await self._answer(question, failures)
                 if answer.facts is None:
                     answer = await self._answer(question.repair(answer), failures)
