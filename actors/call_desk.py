@@ -24,10 +24,14 @@ class CallDeskActor:
     """``CallDesk`` on the cluster; after a restart it reads its state from the run's files again."""
 
     def __init__(self, config: CallsConfig, run: str) -> None:
-        self._desk = CallDesk(config, run)
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._desk = CallDesk(config, run, again=bool(again))
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
         return await self._desk.claim(worker, keys)
+
+    async def resume(self, worker: str, keys: Sequence[str]) -> None:
+        await self._desk.resume(worker, keys)
 
     async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
         return await self._desk.enter(worker, sizes)
@@ -80,6 +84,9 @@ class RemoteCallDesk:
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
         answers: list[str] = await _result(self._actor.claim.remote(worker, keys))
         return answers
+
+    async def resume(self, worker: str, keys: Sequence[str]) -> None:
+        await _result(self._actor.resume.remote(worker, keys))
 
     async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
         tickets: list[int] | str = await _result(self._actor.enter.remote(worker, sizes))

@@ -21,15 +21,16 @@ class LineLog:
     Example: ``LineLog("runs/a/extraction-cache", "answers").append({"key": "0f3a...", "answer": {}})``
     """
 
-    def __init__(self, folder: str, prefix: str) -> None:
+    def __init__(self, folder: str, prefix: str, writer: str | None = None) -> None:
         """Nothing is written yet.
 
         Args:
             folder: local path or URI; made at the first line.
             prefix: of the file names.
+            writer: the rest of them, which no other writer has; None draws one.
         """
         self._folder = folder.removeprefix("file://") if storage.is_local(folder) else folder
-        self._name = f"{prefix}-{uuid.uuid4().hex}"
+        self._name = f"{prefix}-{writer or uuid.uuid4().hex}"
         self._lines: list[str] = []
         self._flushes = 0
         self._has_folder = False
@@ -69,10 +70,16 @@ class LineLog:
             storage.write_bytes(storage.join(self._folder, name), "".join(lines).encode())
 
 
-def read_lines(folder: str, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The file and the value of every line of a log, one after the other; lines that were cut short are left out."""
+def read_lines(folder: str, prefix: str, writer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The file and the value of every line of a log, one after the other; lines that were cut short are left out.
+
+    Args:
+        folder: local path or URI; it need not be there.
+        prefix: of the file names.
+        writer: whose lines; everybody's if left out.
+    """
     filesystem, path = fsspec.core.url_to_fs(folder)
-    for name in sorted(filesystem.glob(f"{path.rstrip('/')}/{prefix}-*.jsonl")):
+    for name in sorted(filesystem.glob(f"{path.rstrip('/')}/{prefix}-{writer}*.jsonl")):
         with filesystem.open(name, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):

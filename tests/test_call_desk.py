@@ -88,6 +88,33 @@ def test_calls_of_a_worker_that_fell_silent_are_left_to_others(tmp_path: Path, m
     assert asyncio.run(work()) == [MINE]
 
 
+def test_what_a_lost_worker_kept_and_could_not_tell_is_not_asked_again(tmp_path: Path) -> None:
+    async def work() -> list[list[str]]:
+        desk = CallDesk(config(), str(tmp_path))
+        claims = [await desk.claim("a/1", [KEY])]
+        AnswerWriter(cache_folder(str(tmp_path), None), "1").keep(KEY, DOG)
+        return [*claims, await desk.claim("a/2", [KEY]), await desk.claim("b/1", [KEY])]
+
+    (first,), *later = asyncio.run(work())
+    assert first == MINE
+    assert [Answer.from_json(json.loads(claim)) for (claim,) in later] == [DOG, DOG]
+
+
+def test_a_desk_that_starts_again_hears_what_is_under_way_before_anybody_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgaif_ray.feedback.call_desk.RESUME_S", 0.2)
+
+    async def work() -> list[str]:
+        desk = CallDesk(config(), str(tmp_path), again=True)
+        claimed = asyncio.create_task(desk.claim("b/1", [KEY]))
+        await asyncio.sleep(0)
+        await desk.resume("a/1", [KEY])
+        return await claimed
+
+    assert asyncio.run(work()) == [ELSEWHERE]
+
+
 def test_a_worker_that_was_started_again_has_what_it_claimed_at_once(tmp_path: Path) -> None:
     async def work() -> list[list[str]]:
         desk = CallDesk(config(), str(tmp_path))

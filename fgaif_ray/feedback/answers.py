@@ -114,8 +114,8 @@ def cache_folder(run: str, cache: str | None, purpose: str = "extraction") -> st
 class AnswerWriter:
     """One worker's file in a cache folder."""
 
-    def __init__(self, folder: str) -> None:
-        self._log = LineLog(folder, PREFIX)
+    def __init__(self, folder: str, writer: str | None = None) -> None:
+        self._log = LineLog(folder, PREFIX, writer)
 
     @property
     def is_buffered(self) -> bool:
@@ -142,8 +142,13 @@ class AnswerIndex:
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID")
+        self._folder = folder
+        self.read()
+
+    def read(self, writer: str = "") -> None:
+        """Take in what is kept in the folder, or what one writer has kept there."""
         self._database.execute("BEGIN")
-        for _, line in read_lines(folder, PREFIX):
+        for _, line in read_lines(self._folder, PREFIX, writer):
             if isinstance(line.get("key"), str) and isinstance(line.get("answer"), dict):
                 self.add(line["key"], json.dumps(line["answer"]))
         self._database.execute("COMMIT")

@@ -30,6 +30,8 @@ class Desk(Protocol):
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]: ...
 
+    async def resume(self, worker: str, keys: Sequence[str]) -> None: ...
+
     async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str: ...
 
     async def settle(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None: ...
@@ -108,9 +110,10 @@ class CallClient:
             name: of the worker; one that was killed and started again has the same. None draws one.
         """
         self._desk = desk
-        self._worker = f"{name or uuid.uuid4().hex}{LIFE}{uuid.uuid4().hex}"
+        life = uuid.uuid4().hex
+        self._worker = f"{name or uuid.uuid4().hex}{LIFE}{life}"
         self._limited = (config.requests_per_minute, config.tokens_per_minute, config.budget) != (None, None, None)
-        self._answers = AnswerWriter(cache_folder(run, config.cache, config.purpose))
+        self._answers = AnswerWriter(cache_folder(run, config.cache, config.purpose), life)
         self._ledger = CallLedger(run, config.purpose)
         self._claims = Batcher[str, str](lambda keys: desk.claim(self._worker, keys))
         self._entries = Batcher[CallSize, int](self._enter)
@@ -233,7 +236,7 @@ class CallClient:
 
     async def _introduce(self) -> None:
         """Tell a desk that was started again, and has read the files, what is under way."""
-        await self._desk.claim(self._worker, list(self._claimed))
+        await self._desk.resume(self._worker, list(self._claimed))
         if self.stopped is not None:
             await self._desk.stop(self.stopped)
 

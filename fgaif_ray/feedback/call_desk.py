@@ -1,8 +1,11 @@
 """The desk that all extraction workers of a cluster share: rate limits, budget, and who asks what.
 
 One event loop, no threads. Workers ask in batches; each of them is known by a name, which stays when it is killed and
-started again, and a mark of this life of it, joined by ``LIFE``.
+started again, and a mark of this life of it, joined by ``LIFE``; that mark names its file of answers too. What a worker
+had under way is free for others when it is lost, after its file was read: it may have kept an answer that it could not
+tell any more. After a desk was started again, workers tell it what they have under way before anybody claims.
 
+    resume  -> nothing; what a worker has under way
     claim   -> the answer, or "yours to ask", or "another worker is asking"
     enter   -> tickets for the calls that may start now, at least one; or why there are no more
     settle  -> what calls used and what they brought
@@ -31,6 +34,8 @@ LISTEN_S: Final = 5.0
 LOST_S: Final = 30.0
 """Silence after which a worker is taken for dead: others may make its calls."""
 POLL_S: Final = 1.0
+RESUME_S: Final = 3.0
+"""Time for the workers to tell a desk that was started again what they have under way: they hear of it at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +84,22 @@ class CallDesk:
     Example: ``desk = CallDesk(config.label.extractor, "runs/a")``; a Ray actor wraps it for a cluster.
     """
 
-    def __init__(self, config: CallsConfig, run: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: CallsConfig, run: str, clock: Callable[[], float] = time.monotonic, *, again: bool = False
+    ) -> None:
         """Read the answers and the account of earlier attempts.
 
         Args:
             config: limits, price and budget.
             run: folder of the run.
             clock: seconds, never going back.
+            again: whether workers may have calls under way that another desk knew of.
         """
         self._price = config.price
         self._budget = config.budget
         self._purpose, self._section = config.purpose, config.section
         self._clock = clock
+        self._claims_from = clock() + (RESUME_S if again else 0.0)
         self._limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute, clock)
         self._answers = AnswerIndex(cache_folder(run, config.cache, config.purpose))
         totals = read_ledger(run, config.purpose)
@@ -113,7 +122,15 @@ class CallDesk:
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
         """For each key the answer as JSON, ``MINE`` for a call the worker now has to make, or ``ELSEWHERE``."""
         self._hear(worker)
+        while (wait := self._claims_from - self._clock()) > 0:
+            await asyncio.sleep(wait)
         return [self._claim(worker, key) for key in keys]
+
+    async def resume(self, worker: str, keys: Sequence[str]) -> None:
+        """Take note of what a worker has claimed of another desk."""
+        self._hear(worker)
+        for key in keys:
+            self._claims.setdefault(key, worker)
 
     def _claim(self, worker: str, key: str) -> str:
         answer = self._answers.find(key)
@@ -218,6 +235,9 @@ class CallDesk:
     def _forget(self, lost: set[str]) -> None:
         for worker in lost:
             self._last_heard.pop(worker, None)
+        for worker in lost:
+            if life := worker.partition(LIFE)[2]:
+                self._answers.read(life)
         if lost:
             self._claims = {key: worker for key, worker in self._claims.items() if worker not in lost}
             for ticket in [ticket for ticket, call in self._calls.items() if call.worker in lost]:
