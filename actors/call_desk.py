@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,7 +25,9 @@ class CallDeskActor:
     """``CallDesk`` on the cluster; after a restart it reads its state from the run's files again."""
 
     def __init__(self, config: CallsConfig, run: str) -> None:
-        again = ray.get_runtime_context().was_current_actor_reconstructed
+        with warnings.catch_warnings():  # Ray's own use of a property that it has deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            again = ray.get_runtime_context().was_current_actor_reconstructed
         self._desk = CallDesk(config, run, again=bool(again))
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
