@@ -125,7 +125,8 @@ class Bench:
             generator = torch.Generator().manual_seed(options.seed)
             metrics.update(updater.update(experience, 0, generator, 1))
 
-        bare = BareUpdate(model, rows, micro_batch=options.micro_batch, passes=passes, epochs=options.epochs)
+        micro_batches = rows.chunks(options.micro_batch)
+        bare = BareUpdate(model, rows, micro_batches=micro_batches, passes=rows.chunks(passes), epochs=options.epochs)
         times = self._times(ours, bare.run)
         if metrics["update/skipped"]:
             raise ArithmeticError("an optimiser step was skipped: a gradient was not finite")

@@ -5,7 +5,7 @@ the image merged in, the places that are read, pixels on the device. They know n
 optimiser.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,23 +43,31 @@ class BareUpdate:
     Both train whichever adapter is active; what is computed is the same for either.
     """
 
-    def __init__(self, model: PolicyModel, rows: EncodedRows, *, micro_batch: int, passes: int, epochs: int) -> None:
+    def __init__(
+        self,
+        model: PolicyModel,
+        rows: EncodedRows,
+        *,
+        micro_batches: Iterable[Tensor],
+        passes: Iterable[Tensor],
+        epochs: int,
+    ) -> None:
         """Prepares the batches.
 
         Args:
             model: as `PPOUpdater` trains it.
             rows: the responses.
-            micro_batch: rows of a forward and backward pass.
-            passes: rows of a pass without gradients.
-            epochs: times that each row is trained on.
+            micro_batches: ``[rows]`` int64 indices of each forward and backward pass of an epoch.
+            passes: likewise of each pass without gradients; none leaves them out.
+            epochs: times that the micro-batches are gone through.
         """
         backbone = model.backbone
         self._decoder, self._value_head, self._epochs = backbone.language_model, model.value_head, epochs
         self._vocabulary_head = backbone.model.get_output_embeddings()
         self._layers = adapted_layers(backbone)
         self._parameters = list(model.parameters())
-        self._with_gradients = [_batch(backbone, rows.select(chunk)) for chunk in rows.chunks(micro_batch)]
-        self._without = [_batch(backbone, rows.select(chunk)) for chunk in rows.chunks(passes)]
+        self._with_gradients = [_batch(backbone, rows.select(chunk)) for chunk in micro_batches]
+        self._without = [_batch(backbone, rows.select(chunk)) for chunk in passes]
 
     def run(self) -> None:
         """Policy, reference and critic without gradients, then policy and critic forward and backward."""
