@@ -1,0 +1,96 @@
+"""Sampled tokens per second of a rollout worker, over bare `vllm.LLM.generate`.
+
+Both sides have an engine with the options of `align.rollout.engine` and one thread, that serves the same policy in the
+way of `align.rollout.sync`: weights merged into the running engine, or an adapter named by each request. A round is a
+PPO step's batch of questions, the same for both, with the same sampling parameters (a seed each, banned tokens,
+log-probabilities of the sampled tokens) and therefore the same responses. Each round has scenes of its own: nothing of
+it is in a cache. Loading the policy is in neither side.
+
+* Ours is `RolloutWorker.generate`, from image files and token ids to token ids and log-probabilities.
+* Theirs is one call of `generate` with decoded images and ready sampling parameters, whose outputs stay as they are.
+"""
+
+import tempfile
+from typing import Any
+
+from actors.engine import BAN, image_prompt, reload_weights, start_engine
+from actors.rollout import PolicyVersion, RolloutRequest, RolloutWorker
+from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy, take_turns
+from fgaif_ray.config import Config, change_config
+from fgaif_ray.images import decode_image
+from fgaif_ray.models.backbone import Backbone, banned_token_ids
+from fgaif_ray.models.merging import merged_weights
+
+THREADS = 1
+
+
+def measure(config: Config, rounds: int) -> Rounds:
+    """Tokens per second of both."""
+    config = change_config(config, [f"align.rollout.engine.threads={THREADS}"])
+    model = load_policy(config)
+    backbone, size = model.backbone, config.align.rollout_batch_size
+    questions = [draw_questions(config.data.prompts, number * size, size) for number in range(rounds + 1)]
+    banned = banned_token_ids(backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_policy(folder)
+        version = PolicyVersion(1, folder)
+        worker = RolloutWorker(config, banned)
+        worker.serve(version)
+        requests = [
+            [RolloutRequest(tuple(backbone.prompt_ids(one.prompt)), one.image, one.seed) for one in batch]
+            for batch in questions
+        ]
+        bare = _Bare(config, banned, folder)
+        prompts = [_prompts(backbone, batch) for batch in questions]
+        parameters = [bare.parameters(batch) for batch in questions]
+
+        def ours(number: int) -> int:
+            return sum(len(rollout.token_ids) for rollout in worker.generate(requests[number], version))
+
+        def theirs(number: int) -> int:
+            return bare.generate(prompts[number], parameters[number])
+
+        found = take_turns(ours, theirs, rounds)
+    tokens = ours(0) / size
+    print(f"rollout: {size} responses a round, {tokens:.1f} tokens each, sync {config.align.rollout.sync}")
+    return found
+
+
+class _Bare:
+    """An engine that serves the policy, and nothing around it."""
+
+    def __init__(self, config: Config, banned: list[int], folder: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        rollout = config.align.rollout
+        merged = rollout.sync == "merged"
+        rank = None if merged else config.align.lora.rank
+        self._engine = start_engine(
+            config.policy.model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1
+        )
+        self._adapter = None if merged else LoRARequest("policy", 1, folder)
+        if merged:
+            reload_weights(self._engine, merged_weights(config.policy.model, folder))
+        self._options: dict[str, Any] = {
+            "temperature": rollout.temperature,
+            "top_p": 1.0,
+            "max_tokens": rollout.max_tokens,
+            "logprobs": 0,
+            "logit_bias": dict.fromkeys(banned, BAN),
+            "detokenize": False,
+        }
+
+    def parameters(self, questions: list[Question]) -> list[Any]:
+        """Of each question's sampling."""
+        from vllm import SamplingParams
+
+        return [SamplingParams(seed=question.seed, **self._options) for question in questions]
+
+    def generate(self, prompts: list[Any], parameters: list[Any]) -> int:
+        """Samples, and counts the tokens."""
+        results = self._engine.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
+        return sum(len(result.outputs[0].token_ids) for result in results)
+
+
+def _prompts(backbone: Backbone, questions: list[Question]) -> list[Any]:
+    return [image_prompt(backbone.prompt_ids(one.prompt), decode_image(one.image)) for one in questions]
