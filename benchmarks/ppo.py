@@ -95,15 +95,17 @@ def _in_own_process(part: str, options: argparse.Namespace) -> Figures:
     command = [sys.executable, "-m", "benchmarks.ppo", "--only", part, "--config", options.config]
     command += ["--quick"] if options.quick else []
     command += [word for override in options.set for word in ("--set", override)]
-    line = "{}"
+    found = "{}"
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if not line.startswith("{"):
+            if line.startswith("{"):
+                found = line
+            else:
                 print(line, end="", flush=True)
     if process.returncode:
         raise SystemExit(process.returncode)
-    figures: Figures = json.loads(line)
+    figures: Figures = json.loads(found)
     return {key: value for key, value in figures.items() if value is not None}
 
 

@@ -223,14 +223,14 @@ def _turns(trainer: Any, updates: int, ours: Callable[[int], None]) -> list[tupl
 
     turns: list[tuple[float, float]] = []
 
-    class Turns(TrainerCallback):  # type: ignore[misc]
+    class Turns(TrainerCallback):
         began = 0.0
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
 
-        def on_step_end(self, _arguments: Any, state: Any, *_: Any, **__: Any) -> None:
-            if state.global_step % updates == 0:
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if trainer.state.global_step % updates == 0:
                 ended = time.perf_counter()
                 ours(len(turns))
                 turns.append((time.perf_counter() - ended, ended - self.began))
