@@ -113,9 +113,10 @@ class Learner:
             torch.set_num_threads(align.threads)
         self._task, self._config, self._align = task, config, align
         backbone = load_backbone(config.policy.model, config.policy.dtype)
-        if ray.get_gpu_ids():
-            backbone.model.to("cuda")
-        self._group = LearnerGroup(backbone.device)
+        on_gpu = bool(ray.get_gpu_ids())
+        self._group = LearnerGroup(torch.device("cuda", torch.cuda.current_device()) if on_gpu else backbone.device)
+        if align.sharding == "none":
+            backbone.move_to(self._group.device)
         self._model = PolicyModel(
             backbone,
             align.lora,
@@ -123,6 +124,7 @@ class Learner:
             temperature=align.rollout.temperature,
             seed=config.run.seed,
             activation_checkpointing=align.activation_checkpointing,
+            sharded_over=self._group if align.sharding == "full" else None,
         )
         self._previous = PreviousPolicy(self._model) if align.rollout.max_staleness else None
         self._state = LearnerState(

@@ -15,6 +15,7 @@ from fgaif_ray.model_sizes import ITEM_BYTES, ModelSize, model_size
 from fgaif_ray.pass_memory import (
     FLOAT32,
     Adapter,
+    gathered_weights,
     image_features,
     image_pass,
     kept_states,
@@ -135,10 +136,10 @@ def _runtime() -> Part:
     return Part("CUDA context and libraries, about", RUNTIME)
 
 
-def _weights(size: ModelSize, dtype: str, quantisation: str = "none") -> Part:
+def _weights(size: ModelSize, dtype: str, quantisation: str = "none", shards: int = 1) -> Part:
     held = "4 bits" if quantisation == "4bit" else dtype
-    text = f"weights of {size.name}: {size.parameters:,} in {held}"
-    return Part(text, size.weight_bytes(dtype, quantisation), weights=True)
+    text = f"weights of {size.name}: {size.parameters:,} in {held}" + (f", 1/{shards} of them" if shards > 1 else "")
+    return Part(text, size.weight_bytes(dtype, quantisation, shards), weights=True)
 
 
 def _learner(config: Config) -> Footprint:
@@ -179,8 +180,11 @@ def _learner(config: Config) -> Footprint:
     rows = min(most, ppo.micro_batch_size if budget is None else max(1, budget // longest))
     checkpointing = align.activation_checkpointing
     batch = image_features(size, dtype, images) + share * (8 * longest + BATCH_TENSORS * FLOAT32 * longest)
+    shards = align.num_workers if align.sharding == "full" else 1
+    gathered = gathered_weights(size, dtype)
     parts = [
-        _weights(size, dtype),
+        _weights(size, dtype, shards=shards),
+        *([Part("layers of it that are together in a pass", gathered)] if shards > 1 else []),
         Part(f"policy and critic: adapters of rank {align.lora.rank}, value head, float32", trained),
         Part("their gradients, float32", trained),
         Part("their AdamW states, float32", 2 * trained + FLOAT32 * tensors),
@@ -196,11 +200,19 @@ def _learner(config: Config) -> Footprint:
     ]
 
     def remedy(room: int) -> str | None:
-        def fitting(checkpointed: bool) -> int:
-            possible = range(rows, 0, -1)
-            return next(
-                (one for one in possible if fixed + kept(one, checkpointed) + working(one, checkpointed) <= room), 0
-            )
+        def fitting(checkpointed: bool, saved: int) -> int:
+            left, possible = room - fixed + saved, range(rows, 0, -1)
+            return next((one for one in possible if kept(one, checkpointed) + working(one, checkpointed) <= left), 0)
+
+        def found(*settings: str, saved: int = 0) -> list[str]:
+            choices = [(checkpointing, settings)]
+            if not checkpointing:
+                choices.append((True, (*settings, "align.activation_checkpointing=true")))
+            return [
+                " with ".join(filter(None, [*chosen, sized(count)]))
+                for checkpointed, chosen in choices
+                if (count := fitting(checkpointed, saved))
+            ]
 
         def sized(count: int) -> str:
             if count == rows:
@@ -209,13 +221,11 @@ def _learner(config: Config) -> Footprint:
                 return f"align.ppo.micro_batch_tokens={count * longest}"
             return f"align.ppo.micro_batch_size={count}"
 
-        found = []
-        if fitting(checkpointing):
-            found.append(sized(fitting(checkpointing)))
-        if not checkpointing and fitting(True):
-            settings = ["align.activation_checkpointing=true", sized(fitting(True))]
-            found.append(" with ".join(filter(None, settings)))
-        return ", or ".join(found) or None
+        settings = found()
+        if not settings and shards == 1 and align.num_workers > 1:
+            saved = size.weight_bytes(dtype) - size.weight_bytes(dtype, shards=align.num_workers) - gathered
+            settings = found("align.sharding=full", saved=saved)
+        return ", or ".join(settings) or None
 
     return Footprint(tuple(parts), remedy)
 

@@ -126,10 +126,13 @@ class MemoryPlan:
         for load in self.loads:
             if load.gpu is not None and load.weights > load.gpu:
                 first = load.holdings[0][0]
+                settings = "".join(
+                    f"set {found}, " for one, count in load.holdings if (found := _remedy(load, one, count))
+                )
                 raise UserError(
                     f"{first.stage}: the weights alone of {load.actors} take {_gib(load.weights)} GiB, more than the "
-                    f"{_gib(load.gpu)} GiB of a GPU of {first.node_type}: take a node type with larger GPUs, a smaller "
-                    "model" + (", or let fewer actors share a GPU." if _is_shared(load) else ".")
+                    f"{_gib(load.gpu)} GiB of a GPU of {first.node_type}: {settings}take a node type with larger GPUs, "
+                    "a smaller model" + (", or let fewer actors share a GPU." if _is_shared(load) else ".")
                 )
 
 

@@ -5,6 +5,7 @@ is counted, whatever the architecture.
 """
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,11 +78,14 @@ class ModelSize:
         own = self.dtype if self.dtype in ("float16", "bfloat16") else "bfloat16"
         return own if dtype == "auto" else dtype
 
-    def weight_bytes(self, dtype: str, quantisation: str = "none") -> int:
-        """Of all weights in a dtype; under ``4bit`` the decoder's linear layers are in NF4."""
+    def weight_bytes(self, dtype: str, quantisation: str = "none", shards: int = 1) -> int:
+        """Of all weights in a dtype; under ``4bit`` the decoder's linear layers are in NF4.
+
+        Cut up over several processes, what one of them holds: its shard of the parameters, and all buffers.
+        """
         packed = self.linear_parameters if quantisation == "4bit" else 0
         plain = (self.parameters - packed) * ITEM_BYTES[dtype]
-        return int(plain + packed * NF4_BYTES) + self.buffer_bytes
+        return math.ceil(int(plain + packed * NF4_BYTES) / shards) + self.buffer_bytes
 
     @property
     def linear_parameters(self) -> int:

@@ -64,6 +64,17 @@ def _per_token(model: ModelSize, adapter: Adapter, item: int) -> int:
     return norms + attention + 4 * tower.intermediate * item + adapted * adapter.rank * item
 
 
+def gathered_weights(model: ModelSize, dtype: str) -> int:
+    """What a pass through a sharded backbone (``fgaif_ray.models.sharding``) has of it beside its part.
+
+    A layer that computes, the message it came in, and that of the next; or vocabulary head or embeddings with theirs,
+    and a layer's message.
+    """
+    item = ITEM_BYTES[dtype]
+    layer = model.linear_parameters // model.decoder.layers * item
+    return max(3 * layer, 2 * model.vocabulary * model.decoder.hidden * item + layer)
+
+
 def working_states(tower: Tower, item: int, tokens: int) -> int:
     """What is alive at once inside one layer, in a pass without gradients or as the gradients of a backward pass: three
     tensors of the intermediate width and four of the layer's.
@@ -77,13 +88,13 @@ def working_states(tower: Tower, item: int, tokens: int) -> int:
 
 
 def logit_chunk(model: ModelSize, responses: int) -> int:
-    """Logits of the positions that the vocabulary head scores at once (see ``PolicyModel``).
+    """Logits of the positions that the vocabulary head scores at once (see ``VocabularyScores``).
 
     Args:
         model: the policy.
         responses: response tokens of the pass.
     """
-    from fgaif_ray.models.policy import LOGITS_PER_CHUNK
+    from fgaif_ray.models.passes import LOGITS_PER_CHUNK
 
     positions = min(responses, max(1, LOGITS_PER_CHUNK // model.vocabulary))
     return LOGIT_COPIES * FLOAT32 * positions * model.vocabulary

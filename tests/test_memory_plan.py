@@ -255,6 +255,23 @@ def test_a_learner_that_does_not_fit_is_told_settings_that_do(large: Config) -> 
     assert [load.actors for load in planned(four, node, stage="align").loads if not load.fits] == ["Learner"]
 
 
+def test_a_sharded_backbone_is_counted_in_parts_and_advised_where_it_does_not_fit(large: Config) -> None:
+    four = changed(large, num_workers=4)
+    size = model_size(large.policy.model)
+    weights, gathered, *_ = sizes(changed(four, sharding="full"), learner(four)).values()
+    assert weights == -(-size.parameters * 2 // 4) + size.buffer_bytes
+    assert gathered == 3 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    whole = footprint(four, learner(four), None)
+    assert whole is not None
+    advised = whole.remedy(16 * GIB)
+    assert advised == "align.sharding=full with align.activation_checkpointing=true"
+    one = changed(large, num_workers=1)
+    alone = footprint(one, learner(one), None)
+    assert alone is not None and alone.remedy(16 * GIB) is None  # no workers to cut it up over
+    roomy = whole.remedy(40 * GIB)
+    assert roomy is not None and "sharding" not in roomy
+
+
 def test_fractions_share_a_gpu_and_its_memory(large: Config) -> None:
     serve = large.serve.model_copy(update={"placement": "separate", "num_gpus": 0.3})
     config = large.model_copy(update={"serve": serve})

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
+from fgaif_ray.models import passes
 from fgaif_ray.models import policy as policy_module
 from fgaif_ray.models.backbone import Backbone, banned_token_ids, load_backbone
 from fgaif_ray.models.merging import merged_weights
@@ -141,7 +142,7 @@ def test_logits_in_pieces_give_the_same_gradients(
 
     rows = model.encode(PROMPTS, images, RESPONSES)
     whole = gradients(rows)
-    monkeypatch.setattr(policy_module, "LOGITS_PER_CHUNK", 5 * 487)
+    monkeypatch.setattr(passes, "LOGITS_PER_CHUNK", 5 * 487)
     pieces = gradients(rows)
     assert all((a - b).norm() < 1e-5 * a.norm() for a, b in zip(whole, pieces, strict=True))  # the rest is rounding
 

@@ -136,6 +136,9 @@ class AlignConfig(Section):
     activation_checkpointing: bool = False
     """Keep only the input of each decoder layer for the backward pass and compute the rest again: the same gradients,
     about a third more computation, room for larger micro-batches."""
+    sharding: Literal["none", "full"] = "none"
+    """``full`` cuts the frozen backbone up over the learner's workers (FSDP2) and puts one layer at a time together in
+    each pass: the same results, for a backbone that one GPU cannot hold. Adapters stay whole in every worker."""
     label_selector: LabelSelector = {}
     """Labels of the nodes that the learner's workers may run on."""
     threads: int | None = Field(default=None, ge=1)
@@ -152,5 +155,14 @@ class AlignConfig(Section):
             raise ValueError(
                 f"{prompts} prompts a step do not go round {self.num_workers} learner workers: raise "
                 "align.rollout_batch_size or lower align.num_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_has_shards(self) -> Self:
+        if self.sharding == "full" and self.num_workers == 1:
+            raise ValueError(
+                "align.sharding=full cuts the backbone up over the learner's workers, and there is one: raise "
+                "align.num_workers, or set align.sharding to none"
             )
         return self

@@ -18,20 +18,19 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
-from fgaif_ray.models.backbone import Backbone, banned_token_ids
+from fgaif_ray.models.backbone import Backbone
 from fgaif_ray.models.lora import with_own_layers
-from fgaif_ray.rl.losses import entropy_from_logits
+from fgaif_ray.models.passes import DecoderPass, ImagePass, VocabularyScores
+from fgaif_ray.models.sharding import shard_backbone
+from fgaif_ray.rl.group import LearnerGroup
 
 POLICY: Final = "policy"
 CRITIC: Final = "critic"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 
-# Logits that are alive at once: with 32,000 tokens of vocabulary, float32 logits of 1,048 positions (134 MB).
-LOGITS_PER_CHUNK: Final = 1 << 25
 IMAGES_PER_PASS: Final = 64
 """Images that go through the vision tower together."""
 
@@ -114,6 +113,7 @@ class PolicyModel(nn.Module):
         temperature: float = 1.0,
         seed: int = 0,
         activation_checkpointing: bool = False,
+        sharded_over: LearnerGroup | None = None,
     ) -> None:
         """Injects the adapters into ``backbone.model``; both start as doing nothing, and the value head at zero.
 
@@ -126,6 +126,9 @@ class PolicyModel(nn.Module):
             seed: of the adapters' first factors (the second are zero).
             activation_checkpointing: keep only the input of each decoder layer for the backward pass and compute the
                 rest again there: the same gradients, a third more computation, a small part of the memory.
+            sharded_over: the processes that cut the backbone up among them (see ``fgaif_ray.models.sharding``), all of
+                which make the same calls; the backbone may be on the CPU, and comes to the group's device. None leaves
+                it whole and where it is.
 
         Raises:
             UserError: the adapter of ``critic_from`` belongs to another model.
@@ -140,11 +143,16 @@ class PolicyModel(nn.Module):
                 self._peft.add_adapter(CRITIC, _lora_config(backbone, lora))
             else:
                 _load_critic(self._peft, critic_from)
+        self._images = ImagePass(backbone)
+        self._decoder = DecoderPass(backbone)
+        self._vocabulary = VocabularyScores(backbone, temperature)
+        self._sharded_over = sharded_over if sharded_over is not None and sharded_over.size > 1 else None
+        if self._sharded_over is not None:
+            adapters = {*self._adapter_parameters(POLICY).values(), *self._adapter_parameters(CRITIC).values()}
+            shard_backbone(self._images, self._decoder, self._vocabulary, adapters, self._sharded_over)
         self.value_head = nn.Linear(backbone.hidden_size, 1, device=backbone.device)  # float32 whatever the backbone
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        banned = torch.tensor(banned_token_ids(backbone), dtype=torch.int64, device=backbone.device)
-        self.register_buffer("_banned", banned, persistent=False)
         self.eval()  # no dropout anywhere: rollouts and updates see the same network
         if activation_checkpointing:
             decoder: Any = backbone.language_model
@@ -156,6 +164,13 @@ class PolicyModel(nn.Module):
     def device(self) -> torch.device:
         """Where the backbone is."""
         return self.backbone.device
+
+    def passes_of_all(self, own: int) -> int:
+        """How many passes this process has to make where it needs ``own``.
+
+        A pass through a sharded backbone takes all processes: each makes as many as the one that needs most.
+        """
+        return own if self._sharded_over is None else self._sharded_over.largest(own)
 
     def policy_parameters(self) -> dict[str, nn.Parameter]:
         """The policy's trainable parameters by name."""
@@ -213,7 +228,7 @@ class PolicyModel(nn.Module):
         else:
             self._activate(POLICY)
             hidden = self._states(rows)[row_of, positions]  # [response_tokens_of_all_rows, hidden]
-        log_probs, entropies = self._score(hidden, targets, with_entropy)
+        log_probs, entropies = self._vocabulary(hidden, targets, with_entropy)
         return TokenLogProbs(_scatter(log_probs, mask), None if entropies is None else _scatter(entropies, mask))
 
     def values(self, rows: EncodedRows) -> Tensor:
@@ -259,38 +274,18 @@ class PolicyModel(nn.Module):
         return {name: value for name, value in self._peft.named_parameters() if f".{adapter}." in name}
 
     def _image_features(self, images: Sequence[Image], batch: int = IMAGES_PER_PASS) -> Tensor:
-        parts = [
-            self.backbone.image_features(self.backbone.pixel_values(images[start : start + batch]))
-            for start in range(0, len(images), batch)
-        ]
+        parts = []
+        for index in range(self.passes_of_all(-(-len(images) // batch))):
+            own = images[index * batch : (index + 1) * batch]
+            features = self._images(self.backbone.pixel_values(own or images[:1]))
+            if own:
+                parts.append(features)
         return torch.cat(parts)  # [images, image_tokens, hidden]
 
     def _states(self, rows: EncodedRows) -> Tensor:
         """The decoder's last states, ``[rows, tokens, hidden]``."""
-        embeddings = self.backbone.input_embeddings(rows.input_ids, rows.image_features[rows.image_index])
-        states: Tensor = self.backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        states: Tensor = self._decoder(rows.input_ids, rows.image_features[rows.image_index])
         return states
-
-    def _score(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        head = self.backbone.model.get_output_embeddings()
-        size = max(1, LOGITS_PER_CHUNK // int(head.weight.shape[0]))
-        parts = []
-        for states, ids in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-            if len(hidden) > size and torch.is_grad_enabled():
-                arguments = (head, states, ids, with_entropy)
-                parts.append(checkpoint(self._score_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
-            else:
-                parts.append(self._score_chunk(head, states, ids, with_entropy))
-        log_probs = torch.cat([part[0] for part in parts])
-        return log_probs, torch.cat([part[1] for part in parts]) if with_entropy else None
-
-    def _score_chunk(
-        self, head: nn.Module, states: Tensor, ids: Tensor, with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        logits = head(states).float() / self.temperature  # [chunk, vocabulary]
-        logits = logits.index_fill(1, self._banned, float("-inf"))
-        log_probs = -nn.functional.cross_entropy(logits, ids, reduction="none")  # [chunk]
-        return log_probs, entropy_from_logits(logits) if with_entropy else None
 
 
 def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:

@@ -23,6 +23,11 @@ class LearnerGroup:
         self._distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     @property
+    def device(self) -> torch.device:
+        """Where the group's tensors are."""
+        return self._device
+
+    @property
     def size(self) -> int:
         """Number of processes."""
         return dist.get_world_size() if self._distributed else 1
@@ -39,6 +44,10 @@ class LearnerGroup:
         total = tensor.detach().clone().to(self._device)
         dist.all_reduce(total)
         return total
+
+    def largest(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        return int(self.gather(torch.tensor(number)).max())
 
     def barrier(self) -> None:
         """Waits until every process has come here."""

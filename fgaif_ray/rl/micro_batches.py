@@ -1,15 +1,42 @@
 """Which rows go through a pass together: a number of rows, or as many as fit a budget of tokens."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from fgaif_ray.models.policy import EncodedRows
+from fgaif_ray.models.policy import EncodedRows, PolicyModel
 
 ESTIMATE_FACTOR: Final = 4
 """Rows or tokens of a pass without gradients, as a multiple of those of a micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Rows that go through a model together."""
+
+    rows: Tensor
+    """``[rows]`` int64 indices."""
+    counts: bool
+    """False where the pass is made for other processes' sake: what it computes must have no effect."""
+
+
+def passes(model: PolicyModel, rows: EncodedRows, places: Tensor, size: int, tokens: int | None = None) -> list[Pass]:
+    """The passes of some rows, as ``micro_batches`` cuts them, and as many more of one short row as the model needs to
+    keep step with other processes (``PolicyModel.passes_of_all``).
+
+    Args:
+        model: that they go through.
+        rows: at least one.
+        places: ``[some]`` int64 indices of the rows that are wanted; may be empty.
+        size: rows of a pass.
+        tokens: tokens of a pass, padding included, in place of ``size``.
+    """
+    own = [Pass(places[chunk], True) for chunk in micro_batches(rows.select(places), size, tokens)]
+    missing = model.passes_of_all(len(own)) - len(own)
+    return own + [Pass(rows.lengths.argmin()[None], False)] * missing
 
 
 def micro_batches(rows: EncodedRows, size: int, tokens: int | None = None) -> Iterator[Tensor]:

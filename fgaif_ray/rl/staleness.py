@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fgaif_ray.models.policy import EncodedRows, PolicyModel
-from fgaif_ray.rl.micro_batches import micro_batches
+from fgaif_ray.rl.micro_batches import passes
 
 
 class PreviousPolicy:
@@ -77,6 +77,8 @@ def policy_log_probs(model: PolicyModel, rows: EncodedRows, size: int, tokens: i
     ``micro_batches`` cuts them.
     """
     log_probs = torch.zeros(len(rows), rows.response_width, device=model.device)
-    for indices in micro_batches(rows, size, tokens):
-        log_probs[indices] = model.log_probs(rows.select(indices)).log_probs
+    for one in passes(model, rows, torch.arange(len(rows), device=model.device), size, tokens):
+        scored = model.log_probs(rows.select(one.rows)).log_probs
+        if one.counts:
+            log_probs[one.rows] = scored
     return log_probs

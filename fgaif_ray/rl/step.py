@@ -37,7 +37,7 @@ from fgaif_ray.rl.losses import (
     policy_loss,
     value_loss,
 )
-from fgaif_ray.rl.micro_batches import micro_batches
+from fgaif_ray.rl.micro_batches import passes
 from fgaif_ray.rl.schedule import learning_rate_scale
 from fgaif_ray.rl.trajectories import TrajectoryBatch
 
@@ -99,15 +99,21 @@ def estimate(model: PolicyModel, rows: EncodedRows, batch_size: int, *, batch_to
     log_probs, entropies, reference, values = (
         torch.zeros(shape, device=model.device) for _ in range(4)
     )  # [batch, response_tokens]
-    chunks = [(indices, rows.select(indices)) for indices in micro_batches(rows, batch_size, batch_tokens)]
-    for indices, part in chunks:
+    places = torch.arange(len(rows), device=model.device)
+    chunks = [(one, rows.select(one.rows)) for one in passes(model, rows, places, batch_size, batch_tokens)]
+    for one, part in chunks:
         scored = model.log_probs(part, with_entropy=True)
         assert scored.entropies is not None
-        log_probs[indices], entropies[indices] = scored.log_probs, scored.entropies
-    for indices, part in chunks:
-        reference[indices] = model.log_probs(part, "reference").log_probs
-    for indices, part in chunks:
-        values[indices] = model.values(part)
+        if one.counts:
+            log_probs[one.rows], entropies[one.rows] = scored.log_probs, scored.entropies
+    for one, part in chunks:
+        scored = model.log_probs(part, "reference")
+        if one.counts:
+            reference[one.rows] = scored.log_probs
+    for one, part in chunks:
+        expected = model.values(part)
+        if one.counts:
+            values[one.rows] = expected
     return Estimates(log_probs=log_probs, entropies=entropies, reference_log_probs=reference, values=values)
 
 
@@ -262,10 +268,10 @@ class PPOUpdater:
         tokens = self._group.sum(experience.mask[indices].sum().float())  # of the whole group
         if not tokens > 0:
             return False
-        rows = experience.rows.select(indices)
-        for chunk in micro_batches(rows, config.micro_batch_size, config.micro_batch_tokens):
-            part, at = rows.select(chunk), indices[chunk]
-            mask = experience.mask[at]
+        rows = experience.rows
+        for one in passes(model, rows, indices, config.micro_batch_size, config.micro_batch_tokens):
+            part, at = rows.select(one.rows), one.rows
+            mask = experience.mask[at] & one.counts
             scored = model.log_probs(part, with_entropy=config.entropy_coefficient > 0)
             loss, policy = policy_loss(
                 scored.log_probs,
