@@ -48,7 +48,7 @@ from fgaif_ray.models.backbone import load_backbone
 from fgaif_ray.models.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.group import LearnerGroup
-from fgaif_ray.rl.guards import GuardConfig, TrainingGuards, TrainingStopped
+from fgaif_ray.rl.guards import TrainingGuards, TrainingStopped
 from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLController
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.plan import PromptPlan, share_of
@@ -131,20 +131,12 @@ class Learner:
             self._model,
             PPOUpdater(self._model, align.ppo, self._group, align.steps),
             _kl_controller(config),
-            TrainingGuards(GuardConfig()),
+            TrainingGuards(align.guards),
             self._previous,
         )
         self.step = self._saved_step = self._restore()
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
-        self._options = RewardOptions(
-            weights=dict(align.reward.weights),
-            value=align.reward.value,
-            granularity=align.reward.granularity,
-            normalise_by_segments=align.reward.normalise_by_segments,
-            missing_eos_penalty=align.reward.missing_eos_penalty,
-            length_penalty=align.reward.length_penalty,
-            length_target=align.reward.length_target,
-        )
+        self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
         self._log = self._open_log()
         rewarder = Rewarder(task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size)
         self._source = ExperienceSource(backbone, task.rollout_workers, rewarder)

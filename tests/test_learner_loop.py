@@ -102,6 +102,7 @@ class Runs:
         self.kill_after: int | None = None
         self.notice_from: int | None = None
         self.reported: list[int] = []
+        self.settings: dict[str, Any] = {}
         (folder / "images").mkdir()
         self.images = []
         for shade in range(6):
@@ -163,7 +164,7 @@ class Runs:
             "align.rollout.log_prob_tolerance": 1e-4,
             "align.checkpoint_every": every,
             "align.threads": 1,
-        }
+        } | self.settings
         return load_config("configs/shapes.yaml", [f"{key}={value}" for key, value in settings.items()])
 
 
@@ -224,3 +225,12 @@ def test_a_sampler_that_differs_from_its_version_stops_a_run_that_samples_ahead(
     runs.engine.error = 0.01
     with pytest.raises(TrainingStopped, match="log-probability mismatch: on the tokens of policy version 0"):
         runs.run("differs", 1)
+
+
+def test_a_guard_fires_at_the_threshold_of_the_configuration(runs: Runs) -> None:
+    runs.settings = {"align.guards.min_entropy": 1000, "align.guards.patience": 2}
+    with pytest.raises(
+        TrainingStopped, match=r"^entropy collapse: .* less than 1000 for 2 steps .*guards\.min_entropy$"
+    ):
+        runs.run("strict", 0)
+    assert len(figures(runs.folder / "strict")) == 2

@@ -14,7 +14,8 @@ import pytest
 from actors.call_metrics import failure_kind
 from actors.instruments import OTHER, Counter, Gauge, Histogram
 from actors.metrics import METRICS
-from fgaif_ray.rl.guards import GuardConfig, StepMetrics, TrainingGuards, TrainingStopped
+from fgaif_ray.config import GuardConfig
+from fgaif_ray.rl.guards import StepMetrics, TrainingGuards, TrainingStopped
 from scripts.grafana_dashboard import PATH, content
 
 BASE_UNITS = ("seconds", "ratio", "nats", "bytes")

@@ -20,10 +20,10 @@ from test_ppo_step import (
 )
 from torch import Tensor
 
-from fgaif_ray.config import AlignConfig, KLConfig
+from fgaif_ray.config import AlignConfig, GuardConfig, KLConfig
 from fgaif_ray.models.policy import PolicyModel
 from fgaif_ray.rl.checkpoint import LearnerState
-from fgaif_ray.rl.guards import GuardConfig, TrainingGuards
+from fgaif_ray.rl.guards import TrainingGuards
 from fgaif_ray.rl.kl import FixedKLController
 from fgaif_ray.rl.plan import PromptPlan, share_of
 from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from fgaif_ray.config import KLConfig, LoRAOptions, PPOConfig
+from fgaif_ray.config import GuardConfig, KLConfig, LoRAOptions, PPOConfig
 from fgaif_ray.models.backbone import load_backbone
 from fgaif_ray.models.policy import PolicyModel
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.group import LearnerGroup
-from fgaif_ray.rl.guards import GuardConfig, TrainingGuards
+from fgaif_ray.rl.guards import TrainingGuards
 from fgaif_ray.rl.kl import AdaptiveKLController
 from fgaif_ray.rl.plan import PromptPlan
 from fgaif_ray.rl.run_log import RunLog, read_lines

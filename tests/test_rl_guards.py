@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from fgaif_ray.config import GuardConfig
 from fgaif_ray.rl.guards import (
-    GuardConfig,
     StepMetrics,
     TrainingGuards,
     TrainingStopped,

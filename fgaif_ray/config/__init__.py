@@ -6,6 +6,7 @@ imported.
 
 from fgaif_ray.config.align import (
     AlignConfig,
+    GuardConfig,
     KLConfig,
     MLflowConfig,
     PPOConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtractorConfig",
     "FactType",
+    "GuardConfig",
     "HumanLabelsConfig",
     "JudgeConfig",
     "KLConfig",

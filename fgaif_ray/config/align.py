@@ -68,6 +68,32 @@ class KLConfig(Section):
     horizon: int = Field(default=10000, ge=1)
 
 
+class GuardConfig(Section):
+    """When PPO stops by itself (see ``fgaif_ray.rl.guards``); null switches a guard off.
+
+    A guard fires after ``patience`` steps in a row beyond its own.
+    """
+
+    patience: int = Field(default=3, ge=1)
+    """Steps in a row beyond a threshold before the run stops."""
+    baseline_steps: int = Field(default=5, ge=1)
+    """First steps whose mean the length and coverage guards compare with; they cannot fire before."""
+    max_kl: float | None = Field(default=2.0, gt=0)
+    """KL explosion: mean KL to the reference, nats per token."""
+    min_entropy: float | None = Field(default=0.01, ge=0)
+    """Entropy collapse: mean entropy of the policy, nats per token."""
+    min_length_share: float | None = Field(default=0.4, gt=0, lt=1)
+    """Length collapse: mean response length as a share of the baseline's."""
+    min_coverage_share: float | None = Field(default=0.4, gt=0, lt=1)
+    """Coverage collapse: facts per response as a share of the baseline's."""
+    max_identical_share: float | None = Field(default=0.9, gt=0, lt=1)
+    """Identical responses: share of a step's responses that are the most common one."""
+    max_missing_reward_share: float | None = Field(default=0.5, gt=0, lt=1)
+    """Missing rewards: share of a step's responses whose reward could not be had."""
+    max_non_finite_streak: int | None = Field(default=3, ge=1)
+    """Non-finite streak: this many steps in a row with a loss, gradient or metric that is not finite."""
+
+
 class RolloutConfig(Section):
     """The group of vLLM rollout workers."""
 
@@ -123,6 +149,7 @@ class AlignConfig(Section):
     ppo: PPOConfig = PPOConfig()
     reward: RewardComposition = RewardComposition()
     kl: KLConfig = KLConfig()
+    guards: GuardConfig = GuardConfig()
     rollout: RolloutConfig = RolloutConfig()
     critic_from_reward: Literal["existence", "attribute", "relation"] | None = None
     """Start the critic's adapter from this reward model (FGAIF section 4.1: the object one)."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from fgaif_ray.config import GuardConfig
 
 
 class TrainingStopped(RuntimeError):
@@ -19,31 +19,6 @@ class TrainingStopped(RuntimeError):
     def reason(self) -> str:
         """Guard name, what was seen, and what to change."""
         return str(self.args[0])
-
-
-class GuardConfig(BaseModel):
-    """Thresholds; null switches a guard off. A guard fires after `patience` steps in a row beyond its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    patience: int = Field(default=3, ge=1)
-    """Steps in a row beyond a threshold before the run stops."""
-    baseline_steps: int = Field(default=5, ge=1)
-    """First steps whose mean the length and coverage guards compare with; they cannot fire before."""
-    max_kl: float | None = Field(default=2.0, gt=0)
-    """KL explosion: mean KL to the reference, nats per token."""
-    min_entropy: float | None = Field(default=0.01, ge=0)
-    """Entropy collapse: mean entropy of the policy, nats per token."""
-    min_length_share: float | None = Field(default=0.4, gt=0, lt=1)
-    """Length collapse: mean response length as a share of the baseline's."""
-    min_coverage_share: float | None = Field(default=0.4, gt=0, lt=1)
-    """Coverage collapse: facts per response as a share of the baseline's."""
-    max_identical_share: float | None = Field(default=0.9, gt=0, lt=1)
-    """Identical responses: share of a step's responses that are the most common one."""
-    max_missing_reward_share: float | None = Field(default=0.5, gt=0, lt=1)
-    """Missing rewards: share of a step's responses whose reward could not be had."""
-    max_non_finite_streak: int | None = Field(default=3, ge=1)
-    """Non-finite streak: this many steps in a row with a loss, gradient or metric that is not finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +65,7 @@ class TrainingGuards:
         self._above(
             "missing rewards",
             metrics.missing_reward_share,
-            config.max_missing_reward_share,
+            "max_missing_reward_share",
             "of the rewards could not be had",
             "look at the reward service",
         )
@@ -100,7 +75,8 @@ class TrainingGuards:
         if self._beyond("non-finite streak", non_finite, config.max_non_finite_streak):
             raise TrainingStopped(
                 f"non-finite streak: {config.max_non_finite_streak} steps in a row had a loss, gradient or "
-                "metric that is not finite; lower the learning rate or look for broken inputs"
+                "metric that is not finite; lower the learning rate, look for broken inputs, or change "
+                "align.guards.max_non_finite_streak"
             )
         if non_finite:
             return
@@ -109,35 +85,35 @@ class TrainingGuards:
         self._above(
             "KL explosion",
             metrics.kl,
-            config.max_kl,
+            "max_kl",
             "nats per token to the reference",
             "raise the KL weight",
         )
         self._above(
             "identical responses",
             metrics.identical_share,
-            config.max_identical_share,
+            "max_identical_share",
             "of the responses are the same",
             "raise the KL weight or lower the learning rate",
         )
         self._below(
             "entropy collapse",
             metrics.entropy,
-            config.min_entropy,
+            "min_entropy",
             "nats per token",
             "raise the entropy or KL weight or lower the learning rate",
         )
         self._below(
             "length collapse",
             length_share,
-            config.min_length_share,
+            "min_length_share",
             "of the responses' first length is left",
             "raise the KL weight or look at what the rewards pay for",
         )
         self._below(
             "coverage collapse",
             coverage_share,
-            config.min_coverage_share,
+            "min_coverage_share",
             "of the first facts per response are left",
             "the policy learns to say less: raise the KL weight or what true facts earn",
         )
@@ -164,16 +140,21 @@ class TrainingGuards:
         mean = sum(baseline) / len(baseline)
         return figure / mean if mean > 0 else 1.0
 
-    def _above(self, guard: str, figure: float, threshold: float | None, seen: str, advice: str) -> None:
+    def _above(self, guard: str, figure: float, key: str, seen: str, advice: str) -> None:
+        threshold: float | None = getattr(self._config, key)
         if threshold is not None and self._beyond(guard, figure > threshold, self._config.patience):
-            raise TrainingStopped(self._message(guard, figure, f"more than {threshold:g}", seen, advice))
+            raise TrainingStopped(self._message(guard, figure, f"more than {threshold:g}", key, seen, advice))
 
-    def _below(self, guard: str, figure: float, threshold: float | None, seen: str, advice: str) -> None:
+    def _below(self, guard: str, figure: float, key: str, seen: str, advice: str) -> None:
+        threshold: float | None = getattr(self._config, key)
         if threshold is not None and self._beyond(guard, figure < threshold, self._config.patience):
-            raise TrainingStopped(self._message(guard, figure, f"less than {threshold:g}", seen, advice))
+            raise TrainingStopped(self._message(guard, figure, f"less than {threshold:g}", key, seen, advice))
 
-    def _message(self, guard: str, figure: float, bound: str, seen: str, advice: str) -> str:
-        return f"{guard}: {figure:.4g} {seen}, {bound} for {self._config.patience} steps in a row; {advice}"
+    def _message(self, guard: str, figure: float, bound: str, key: str, seen: str, advice: str) -> str:
+        steps = self._config.patience
+        return (
+            f"{guard}: {figure:.4g} {seen}, {bound} for {steps} steps in a row; {advice}, or change align.guards.{key}"
+        )
 
     def _beyond(self, guard: str, beyond: bool, patience: int | None) -> bool:
         self._streaks[guard] = self._streaks[guard] + 1 if beyond else 0
