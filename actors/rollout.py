@@ -6,7 +6,8 @@ own inside the engine: the prefix cache tells adapters apart by name, so no vers
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from ray.actor import ActorHandle
 
 from actors import metrics
 from actors.engine import BAN, image_prompt, reload_weights, start_engine
+from actors.placement import spread
 from actors.shared_engine import SharedEngine
 from fgaif_ray import resources, storage
 from fgaif_ray.config import Config
@@ -129,21 +131,27 @@ class RolloutWorker:
             self._engine.llm_engine.remove_lora(previous.lora_int_id)
 
 
-def start_rollout_workers(config: Config, banned: Sequence[int]) -> list[ActorHandle[Any]]:
-    """Start the group; Ray restarts a worker that dies and repeats the call it died in.
+@contextmanager
+def rollout_workers(config: Config, banned: Sequence[int]) -> Iterator[list[ActorHandle[Any]]]:
+    """The group, for the time of the block; Ray restarts a worker that dies and repeats the call it died in.
 
     Args:
         config: `align.rollout` and `policy`.
         banned: token ids that must never be sampled.
     """
     options = {
-        **resources.rollout_worker(config).options(),
         "max_restarts": MAX_RESTARTS,
         "max_task_retries": MAX_RESTARTS,
         "max_concurrency": config.align.num_workers + 1,  # a call of each learner worker, and the first one's `serve`
     }
-    worker: Any = ray.remote(RolloutWorker)
-    return [worker.options(**options).remote(config, tuple(banned)) for _ in range(config.align.rollout.workers)]
+    with spread(resources.rollout_worker(config)) as places:
+        worker: Any = ray.remote(RolloutWorker)
+        workers = [worker.options(**options, **place).remote(config, tuple(banned)) for place in places]
+        try:
+            yield workers
+        finally:
+            for one in workers:
+                ray.kill(one)
 
 
 def sample(

@@ -24,8 +24,6 @@ from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-
     from fgaif_ray.sources import ImageSets
 
 STAGE: Final = "policy"
@@ -41,7 +39,7 @@ def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     from actors.reward_service import model_version, published_reward_folders
 
     placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "sharding"}
-    placed |= {"checkpoint_every", "log_samples_every", "tracking"}
+    placed |= {"checkpoint_every", "log_samples_every", "tracking", "guards"}  # a run that was stopped goes on
     align = config.align.model_dump(exclude=placed | {"rollout"})
     rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
     scaled = config.rewards.temperature_scaling
@@ -91,55 +89,49 @@ def run(config: Config) -> None:
 
 def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str) -> tuple[int, int]:
     """Runs rollout workers and the learner to the last step; returns their number and how many an earlier call did."""
-    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from actors.learner import LearnerTask, train
     from actors.lost_nodes import is_loss
     from actors.reward_service import published_reward_folders
-    from actors.rollout import start_rollout_workers
+    from actors.rollout import rollout_workers
     from fgaif_ray.models.backbone import banned_token_ids, load_backbone
 
     align = config.align
     critic = align.critic_from_reward
     folder = stage.partial if not storage.is_local(stage.partial) else os.path.abspath(stage.partial)
-    workers: list[ActorHandle[Any]] = start_rollout_workers(
-        config, banned_token_ids(load_backbone(config.policy.model))
-    )
-    task = LearnerTask(
-        config=config,
-        images=tuple(sets.align),
-        folder=folder,
-        critic_from=published_reward_folders(config)[critic] if critic is not None else None,
-        reward_app=app_name,
-        rollout_workers=tuple(workers),
-        own_prompts=None if sets.prompts is None else {image: sets.prompts[image] for image in sets.align},
-    )
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
-    trainer = TorchTrainer(
-        cast("Any", train),  # Ray's annotation does not know that a loop may return
-        train_loop_config={"task": task},
-        scaling_config=ScalingConfig(**resources.learner(config).scaling()),
-        run_config=RunConfig(
-            name=TRAIN_FOLDER,
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
-        result, done_before = _fit(trainer, folder, align.steps)
-    except TrainingFailedError as error:
-        if find_user_error(error) is None and is_loss(error):
-            raise UserError(
-                f"PPO lost workers or their nodes more than {MAX_FAILURES} times: see why in the dashboard or with "
-                "`ray list nodes`, then run the same command again, which goes on from the last checkpoint."
-            ) from error
-        raise
-    finally:
-        for worker in workers:
-            ray.kill(worker)
+    with rollout_workers(config, banned_token_ids(load_backbone(config.policy.model))) as workers:
+        task = LearnerTask(
+            config=config,
+            images=tuple(sets.align),
+            folder=folder,
+            critic_from=published_reward_folders(config)[critic] if critic is not None else None,
+            reward_app=app_name,
+            rollout_workers=tuple(workers),
+            own_prompts=None if sets.prompts is None else {image: sets.prompts[image] for image in sets.align},
+        )
+        trainer = TorchTrainer(
+            cast("Any", train),  # Ray's annotation does not know that a loop may return
+            train_loop_config={"task": task},
+            scaling_config=ScalingConfig(**resources.learner(config).scaling()),
+            run_config=RunConfig(
+                name=TRAIN_FOLDER,
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            result, done_before = _fit(trainer, folder, align.steps)
+        except TrainingFailedError as error:
+            if find_user_error(error) is None and is_loss(error):
+                raise UserError(
+                    f"PPO lost workers or their nodes more than {MAX_FAILURES} times: see why in the dashboard or with "
+                    "`ray list nodes`, then run the same command again, which goes on from the last checkpoint."
+                ) from error
+            raise
     outcome: dict[str, Any] = result.return_value
     if outcome["stopped"] is not None:
         kept = f" The last good checkpoint is in {result.checkpoint.path}." if result.checkpoint is not None else ""

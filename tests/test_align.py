@@ -15,11 +15,12 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from ray import serve
+from ray.util.placement_group import placement_group_table
 from reward_helpers import CHECKPOINT, picture, save_reward_models, service_config
 from safetensors.torch import load_file
 
 from actors.rewarder import Rewarder
-from actors.rollout import PolicyVersion, Rollout, RolloutRequest, sample, start_rollout_workers
+from actors.rollout import PolicyVersion, Rollout, RolloutRequest, rollout_workers, sample
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image
@@ -235,7 +236,6 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     config = align_config(tmp_path, sync)
     config = config.model_copy(update={"align": config.align.model_copy(update={"num_workers": 3})})
     model = PolicyModel(base, config.align.lora)
-    [worker] = start_rollout_workers(config, banned_token_ids(base))
     requests = [RolloutRequest(tuple(base.prompt_ids("Describe it.")), picture(shade), shade) for shade in range(6)]
     images = [decode_image(request.image) for request in requests]
 
@@ -247,29 +247,31 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     def engine_log_probs(rollouts: list[Rollout], width: int) -> torch.Tensor:
         return torch.tensor([[*one.log_probs, *[0.0] * (width - len(one.log_probs))] for one in rollouts])
 
-    previous = None
-    rollouts: list[Rollout] = []
-    for number in range(3):
-        folder = tmp_path / f"v{number}"
-        model.save_policy(folder)
-        before, rollouts = rollouts, sample([worker], requests, PolicyVersion(number, str(folder)))
-        mine = learner_log_probs(rollouts)
-        assert float((mine - engine_log_probs(rollouts, mine.shape[1])).abs().max()) < 1e-4
-        if previous is not None:
-            assert mine.shape != previous.shape or float((mine - previous).abs().max()) > 1e-2
-        assert {one.policy_version for one in rollouts} == {number}
-        assert all((one.token_ids[-1] == base.eos_token_id) == (one.finish_reason == "stop") for one in rollouts)
-        previous = mine
-        with torch.no_grad():
-            for parameter in model.policy_parameters().values():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    # Three callers at once: two parts of a batch of one version, and one that asks for another in between.
-    versions = [PolicyVersion(number, str(tmp_path / f"v{number}")) for number in range(3)]
-    parts = [(requests[:2], versions[2]), (requests, versions[1]), (requests[2:], versions[2])]
-    first, other, rest = ray.get([worker.generate.remote(part, version) for part, version in parts])
-    assert [one.token_ids for one in first + rest] == [one.token_ids for one in rollouts]
-    assert [one.token_ids for one in other] == [one.token_ids for one in before]
-    ray.kill(worker)
+    with rollout_workers(config, banned_token_ids(base)) as workers:
+        [worker] = workers
+        previous = None
+        rollouts: list[Rollout] = []
+        for number in range(3):
+            folder = tmp_path / f"v{number}"
+            model.save_policy(folder)
+            before, rollouts = rollouts, sample([worker], requests, PolicyVersion(number, str(folder)))
+            mine = learner_log_probs(rollouts)
+            assert float((mine - engine_log_probs(rollouts, mine.shape[1])).abs().max()) < 1e-4
+            if previous is not None:
+                assert mine.shape != previous.shape or float((mine - previous).abs().max()) > 1e-2
+            assert {one.policy_version for one in rollouts} == {number}
+            assert all((one.token_ids[-1] == base.eos_token_id) == (one.finish_reason == "stop") for one in rollouts)
+            previous = mine
+            with torch.no_grad():
+                for parameter in model.policy_parameters().values():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        # Three callers at once: two parts of a batch of one version, and one that asks for another in between.
+        versions = [PolicyVersion(number, str(tmp_path / f"v{number}")) for number in range(3)]
+        parts = [(requests[:2], versions[2]), (requests, versions[1]), (requests[2:], versions[2])]
+        first, other, rest = ray.get([worker.generate.remote(part, version) for part, version in parts])
+        assert [one.token_ids for one in first + rest] == [one.token_ids for one in rollouts]
+        assert [one.token_ids for one in other] == [one.token_ids for one in before]
+    assert {one["state"] for one in placement_group_table().values()} == {"REMOVED"}
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1})

@@ -83,7 +83,8 @@ class Peak:
     def __init__(self, model: PolicyModel) -> None:
         self.bytes = 0
         self._model = model
-        for layer in model.backbone.language_model.layers:  # type: ignore[union-attr]
+        layers: Any = model.backbone.language_model.layers
+        for layer in layers:
             layer.mlp.register_forward_hook(self._look)
 
     def _look(self, *_: Any) -> None:
@@ -156,7 +157,7 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor], prefix: str, b
     names = [name for name in first if name.startswith(prefix)]
     off = sum(float((first[name] - second[name]).square().sum()) for name in names)
     own = [first[name] - (0 if base is None else first[base + name]) for name in names]
-    return (off / sum(float(tensor.square().sum()) for tensor in own)) ** 0.5
+    return float((off / sum(float(tensor.square().sum()) for tensor in own)) ** 0.5)
 
 
 @pytest.mark.slow
@@ -176,7 +177,8 @@ def test_uneven_shares_of_a_step_give_what_they_give_unsharded(learnt: Path) -> 
 @pytest.mark.slow
 def test_a_process_holds_half_of_the_backbone_and_a_layer_more_while_it_computes(learnt: Path) -> None:
     model = new_model()
-    layer = sum(held_bytes(one) for one in model.backbone.language_model.layers[0].parameters())  # type: ignore[index]
+    layers: Any = model.backbone.language_model.layers
+    layer = sum(held_bytes(one) for one in layers[0].parameters())
     for rank in range(2):
         whole, sharded = (figures(learnt, rank)[name] for name in ("whole", "sharded"))
         assert whole["before"] == whole["after"] == whole["peak"]

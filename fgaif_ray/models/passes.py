@@ -65,7 +65,7 @@ class VocabularyScores(nn.Module):
         super().__init__()
         self.head: nn.Module = backbone.model.get_output_embeddings()
         self.temperature = temperature
-        self._vocabulary = int(self.head.weight.shape[0])  # type: ignore[union-attr, operator]
+        self._vocabulary = int(self.head.weight.shape[0])
         banned = torch.tensor(banned_token_ids(backbone), dtype=torch.int64, device=backbone.device)
         self.register_buffer("_banned", banned, persistent=False)
 
@@ -90,6 +90,6 @@ class VocabularyScores(nn.Module):
 
     def _chunk(self, states: Tensor, ids: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         logits = self.head(states).float() / self.temperature  # [chunk, vocabulary]
-        logits = logits.index_fill(1, self._banned, float("-inf"))  # type: ignore[arg-type]
+        logits = logits.index_fill(1, self._banned, float("-inf"))
         log_probs = -nn.functional.cross_entropy(logits, ids, reduction="none")  # [chunk]
         return log_probs, entropy_from_logits(logits) if with_entropy else None
