@@ -123,6 +123,7 @@ class CallClient:
         self._claimed: set[str] = set()
         self._paused_until = float("-inf")
         self._listener: asyncio.Task[None] | None = None
+        self._is_closed = False
         self.stopped: str | None = None
         """Why no worker may call any more."""
 
@@ -206,9 +207,11 @@ class CallClient:
         """Flush and stop listening."""
         await self.flush()
         if self._listener is not None:
+            # The mark, because `asyncio.wait_for` of Python 3.11 may take in a cancellation that comes with its result.
+            self._is_closed = True
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-            self._listener = None
+            self._listener, self._is_closed = None, False
 
     def _resolve(self, key: str, answer: Answer | None) -> None:
         self._claimed.discard(key)
@@ -246,7 +249,7 @@ class CallClient:
 
     async def _listen(self) -> None:
         number, desk = 0, None
-        while True:
+        while not self._is_closed:
             try:
                 news = await self._desk.listen(self._worker, number)
             except Exception:  # the desk is being restarted; where it stays away, the next question fails

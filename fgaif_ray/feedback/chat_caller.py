@@ -201,7 +201,7 @@ class ChatCaller:
 
     async def _tried(
         self, chat: Chat, body: bytes, ticket: int | None, failures: Sequence[ExtractionError]
-    ) -> tuple[Call, Completion | None]:
+    ) -> tuple[Call, Completion]:
         """The answer of the first try that has one; the slot is held between tries too."""
         if self._client is None:
             self._client = ChatConnection(self._base_url, self._api_key, self._timeout_s)
@@ -210,7 +210,7 @@ class ChatCaller:
                 ticket = await self._permission(chat, failures)
             call = await self._sent(chat, ticket, attempt, failures)
             try:
-                return call, await self._client.post(body)
+                completion = await self._client.post(body)
             except openai.APIError as error:
                 self._calls.failed(call, failure_reason(error), may_be_billed=may_be_billed(error))
                 asked_for = retry_after_s(error)
@@ -221,9 +221,19 @@ class ChatCaller:
                 # Exponential back-off with full jitter, after what the endpoint asks for.
                 drawn = random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
                 await self._rest(asked_for + drawn, failures)
+                continue
             except BaseException:
                 self._calls.failed(call, "cancelled", may_be_billed=True)
                 raise
+            if completion is None:
+                self._calls.failed(call, "no completion", may_be_billed=False)
+                raise self._stop(
+                    UserError(
+                        f"{self._where} does not answer as an OpenAI-compatible one does: correct "
+                        f"{self._section}.base_url, which usually ends in /v1."
+                    )
+                )
+            return call, completion
         raise AssertionError("unreachable: the last try returns or raises")
 
     async def _sent(self, chat: Chat, ticket: int | None, attempt: int, failures: Sequence[ExtractionError]) -> Call:
@@ -262,15 +272,7 @@ class ChatCaller:
         if failures:
             raise failures[0]
 
-    def _read(self, call: Call, completion: Completion | None, chat: Chat) -> Answer:
-        if completion is None:
-            self._calls.failed(call, "no completion", may_be_billed=False)
-            raise self._stop(
-                UserError(
-                    f"{self._where} does not answer as an OpenAI-compatible one does: correct "
-                    f"{self._section}.base_url, which usually ends in /v1."
-                )
-            )
+    def _read(self, call: Call, completion: Completion, chat: Chat) -> Answer:
         tokens = completion.tokens
         if tokens is not None:
             self.usage.prompt_tokens += tokens[0]
