@@ -30,13 +30,11 @@ def spread(request: ResourceRequest) -> Iterator[list[dict[str, Any]]]:
         return
     selectors = [dict(request.label_selector)] * request.count if request.label_selector else None
     group = placement_group([bundle] * request.count, strategy="SPREAD", bundle_label_selector=selectors)
+    # The labels are the bundles'.
+    amounts = {name: value for name, value in request.options().items() if name != "label_selector"}
     try:
         yield [
-            {
-                "num_cpus": request.num_cpus,
-                "num_gpus": request.num_gpus,
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, index),
-            }
+            {**amounts, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
             for index in range(request.count)
         ]
     finally:
