@@ -20,7 +20,7 @@ from actors.engine import BAN, image_prompt, reload_weights, start_engine
 from actors.placement import spread
 from actors.shared_engine import SharedEngine
 from fgaif_ray import resources, storage
-from fgaif_ray.config import Config
+from fgaif_ray.config import Config, RolloutConfig
 from fgaif_ray.images import decode_image
 
 MAX_RESTARTS: Final = 5
@@ -64,6 +64,23 @@ class Rollout:
     policy_version: int
 
 
+def sampling_options(rollout: RolloutConfig, banned: Sequence[int]) -> dict[str, Any]:
+    """What ``vllm.SamplingParams`` gets for every response: all but its seed.
+
+    Args:
+        rollout: temperature and length.
+        banned: token ids that must never be sampled.
+    """
+    return {
+        "temperature": rollout.temperature,
+        "top_p": 1.0,
+        "max_tokens": rollout.max_tokens,
+        "logprobs": 0,
+        "logit_bias": dict.fromkeys(banned, BAN),
+        "detokenize": False,
+    }
+
+
 class RolloutWorker:
     """One engine. Calls of several learner workers are answered together."""
 
@@ -71,14 +88,7 @@ class RolloutWorker:
         rollout = config.align.rollout
         self._merged = rollout.sync == "merged"
         self._model = config.policy.model
-        self._options: dict[str, Any] = {
-            "temperature": rollout.temperature,
-            "top_p": 1.0,
-            "max_tokens": rollout.max_tokens,
-            "logprobs": 0,
-            "logit_bias": dict.fromkeys(banned, BAN),
-            "detokenize": False,
-        }
+        self._options = sampling_options(rollout, banned)
         rank = None if self._merged else config.align.lora.rank
         self._engine = start_engine(self._model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1)
         self._shared = SharedEngine(self._engine, self._load)

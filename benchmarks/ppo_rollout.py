@@ -13,8 +13,8 @@ it is in a cache. Loading the policy is in neither side.
 import tempfile
 from typing import Any
 
-from actors.engine import BAN, image_prompt, reload_weights, start_engine
-from actors.rollout import PolicyVersion, RolloutRequest, RolloutWorker
+from actors.engine import image_prompt, reload_weights, start_engine
+from actors.rollout import PolicyVersion, RolloutRequest, RolloutWorker, sampling_options
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.images import decode_image
@@ -71,14 +71,7 @@ class _Bare:
         self._adapter = None if merged else LoRARequest("policy", 1, folder)
         if merged:
             reload_weights(self._engine, merged_weights(config.policy.model, folder))
-        self._options: dict[str, Any] = {
-            "temperature": rollout.temperature,
-            "top_p": 1.0,
-            "max_tokens": rollout.max_tokens,
-            "logprobs": 0,
-            "logit_bias": dict.fromkeys(banned, BAN),
-            "detokenize": False,
-        }
+        self._options = sampling_options(rollout, banned)
 
     def parameters(self, questions: list[Question]) -> list[Any]:
         """Of each question's sampling."""
