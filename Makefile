@@ -9,7 +9,7 @@ CONFIG ?= configs/shapes.yaml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast proofs bench-labelling bench-rewards bench-ppo bench-gpu lint format lock pretrain-shapes clean
+.PHONY: help setup demo test test-fast proofs bench-labelling bench-rewards bench-ppo bench-scale bench-gpu lint format lock pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench-rewards: setup ## measure the reward service against bare models (ARGS=--q
 
 bench-ppo: setup ## measure PPO against bare vLLM, torch and TRL, e.g. with ARGS="--only rollout" or ARGS=--quick
 	$(VENV_PYTHON) -m benchmarks.ppo $(ARGS)
+
+bench-scale: setup ## measure how labelling grows with local nodes (ARGS="--nodes 2 --blocks 4" is short)
+	$(VENV_PYTHON) -m benchmarks.scale $(ARGS)
 
 bench-gpu: setup ## measure PPO update and reward scoring of a 7B shape on a GPU (ARGS="--size tiny" runs anywhere)
 	$(VENV_PYTHON) -m benchmarks.gpu $(ARGS)

@@ -40,8 +40,6 @@ from fgaif_ray.scoring import (
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-MAX_WAITING_ITEMS: Final = 2048
-"""Items of HTTP requests that are being scored or wait for it; more are turned away at once."""
 READY_FOR_S: Final = 5.0
 """How long one forward pass vouches for the models."""
 PROBE_TIMEOUT_S: Final = 10.0
@@ -61,6 +59,7 @@ class GatewaySettings:
     """Checkpoint of the policy, whose sampled ids come in."""
     options: RewardOptions
     max_batch_size: int
+    max_waiting_items: int
     request_timeout_s: float
     token_digest: str | None
 
@@ -185,7 +184,8 @@ class RewardGateway:
     async def _score_http(
         self, field: str, count: int, prepare: Callable[[], list[ItemToScore | ItemError]]
     ) -> list[ScoredResponse]:
-        if self._waiting_items + count > MAX_WAITING_ITEMS:
+        # A request that is larger than the queue has to find it empty; it would never get in otherwise.
+        if self._waiting_items and self._waiting_items + count > self._settings.max_waiting_items:
             raise ServiceError(429, "busy", "too many items wait for their rewards: try again later", 1)
         self._count_waiting(count)
         try:

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS: Final = frozenset({"/live", "/ready", "/docs", "/openapi.json", "/playground"})
 """What answers without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
 
+BODY_PATHS: Final = frozenset({"/v1/rewards", "/get_reward"})
+"""What takes a body. Elsewhere a POST is refused for its method or path, whatever it carries."""
+
 
 class ServiceError(Exception):
     """An answer that is not a reward: HTTP status, stable code, message, seconds until a new try makes sense."""
@@ -97,6 +100,8 @@ class Guard:
         request_id = headers["x-request-id"]
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        # An application that is not at the root gets its prefix in both.
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         began, status = time.monotonic(), 0
 
         async def send_noticed(message: Message) -> None:
@@ -105,9 +110,9 @@ class Guard:
             await send(message)
 
         try:
-            if scope["path"] not in OPEN_PATHS:
+            if path not in OPEN_PATHS:
                 self._authorise(headers)
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and path in BODY_PATHS:
                 receive = await _bounded_body(headers, receive)
             await self.app(scope, receive, send_noticed)
         except ServiceError as error:
@@ -121,7 +126,7 @@ class Guard:
             )
             await _answer(failure, state)(scope, receive, send_noticed)
         finally:
-            self.observe(scope["path"], status, state.get("error_code"), time.monotonic() - began)
+            self.observe(path, status, state.get("error_code"), time.monotonic() - began)
 
     def _authorise(self, headers: dict[str, str]) -> None:
         if self.digest is None:

@@ -221,6 +221,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
             normalise_by_segments=config.align.reward.normalise_by_segments,
         ),
         max_batch_size=config.serve.max_batch_size,
+        max_waiting_items=config.serve.max_waiting_items,
         request_timeout_s=config.serve.request_timeout_s,
         token_digest=digest,
     )

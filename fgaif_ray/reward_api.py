@@ -17,6 +17,14 @@ MAX_RESPONSE_TOKENS: Final = 8_192
 MAX_IMAGE_BYTES: Final = 10 << 20
 MAX_BODY_BYTES: Final = 64 << 20
 
+EXAMPLE_IMAGE: Final = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEX////cHh7/Hx2WAAAAFElEQVR42mNgQAL8H5gYGDARMgAAI20BDofI/jkA"
+    "AAAASUVORK5CYII="
+)
+"""A red square on white, 16 x 16 pixels: the examples of the interface can be sent as they are."""
+EXAMPLE_PROMPT: Final = "Describe this image."
+EXAMPLE_RESPONSE: Final = "There is a red square. It is above a green circle."
+
 Probabilities = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 """P(absent), P(consistent), P(hallucinated)."""
 
@@ -59,6 +67,14 @@ class RewardItem(Request):
 
 class RewardRequest(Request):
     """Body of `POST /v1/rewards`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"items": [{"image": EXAMPLE_IMAGE, "prompt": EXAMPLE_PROMPT, "response": EXAMPLE_RESPONSE}]},
+            ]
+        }
+    )
 
     items: Annotated[list[RewardItem], Field(max_length=MAX_ITEMS)]
 
@@ -135,7 +151,19 @@ class RemoteRewardRequest(BaseModel):
     field for images.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "query": [f"USER: <image>\n{EXAMPLE_PROMPT} ASSISTANT: {EXAMPLE_RESPONSE}</s>"],
+                    "prompts": [f"USER: <image>\n{EXAMPLE_PROMPT} ASSISTANT:"],
+                    "labels": [{"image": EXAMPLE_IMAGE, "prompt": EXAMPLE_PROMPT}],
+                }
+            ]
+        },
+    )
 
     query: Annotated[list[str], Field(max_length=MAX_ITEMS)]
     """Prompt and response as decoded ids, special tokens and expanded image tokens included."""

@@ -42,7 +42,9 @@ class LocalScorer:
         return Verdicts(VERSIONS, outcomes)
 
 
-def local_gateway(scorer: LocalScorer, options: RewardOptions, token: str | None = TOKEN) -> RewardGateway:
+def local_gateway(
+    scorer: LocalScorer, options: RewardOptions, token: str | None = TOKEN, timeout_s: float = 60.0
+) -> RewardGateway:
     models = ModelList(
         models=[RewardModelCard(id=name, version=version) for name, version in VERSIONS.items()],
         model_version=combined_version(VERSIONS),
@@ -61,7 +63,8 @@ def local_gateway(scorer: LocalScorer, options: RewardOptions, token: str | None
         tokenizer=CHECKPOINT,
         options=options,
         max_batch_size=16,
-        request_timeout_s=60.0,
+        max_waiting_items=2048,
+        request_timeout_s=timeout_s,
         token_digest=None if token is None else token_digest(token),
     )
     return RewardGateway(settings, [scorer])
@@ -69,12 +72,18 @@ def local_gateway(scorer: LocalScorer, options: RewardOptions, token: str | None
 
 @contextmanager
 def served(gateway: RewardGateway) -> Iterator[str]:
-    """The URL at which the gateway answers; requests get their id here, as they do from Serve's proxy."""
+    """The URL at which the gateway answers; requests and answers get their id here, as they do from Serve's proxy."""
     app = gateway.__serve_build_asgi_app__()
 
     async def with_request_id(scope: Any, receive: Any, send: Any) -> None:
         request_id = (b"x-request-id", uuid4().hex.encode())
-        await app({**scope, "headers": [*scope["headers"], request_id]}, receive, send)
+
+        async def send_with_it(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], request_id]}
+            await send(message)
+
+        await app({**scope, "headers": [*scope["headers"], request_id]}, receive, send_with_it)
 
     config = uvicorn.Config(with_request_id, port=0, log_level="error", lifespan="off", ws="none")
     server = uvicorn.Server(config)

@@ -43,9 +43,14 @@ class Service:
         return handle.score_responses.remote(items).result(timeout_s=60)
 
     def offline(self, data: bytes, text: str) -> dict[str, np.ndarray]:
-        segments = [text[span.start : span.end] for span in split_segments(text)]
-        item = ScoringItem(Image.open(io.BytesIO(data)).convert("RGB"), PROMPT, segments)
-        return {fact_type: self.model.score(fact_type, [item])[0] for fact_type in FACT_TYPES}
+        return offline_scores(self.model, data, text)
+
+
+def offline_scores(model: RewardModel, data: bytes, text: str) -> dict[str, np.ndarray]:
+    """Probabilities of each type, `[segments, 3]`."""
+    segments = [text[span.start : span.end] for span in split_segments(text)]
+    item = ScoringItem(Image.open(io.BytesIO(data)).convert("RGB"), PROMPT, segments)
+    return {fact_type: model.score(fact_type, [item])[0] for fact_type in FACT_TYPES}
 
 
 def handle_items(texts: list[str], with_ids: bool = True) -> list[dict[str, Any]]:
@@ -68,7 +73,7 @@ def error_of(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, body["error"]["code"]
 
 
-def assert_scores(scored: ScoredResponse, expected: dict[str, np.ndarray]) -> None:
+def assert_scores(scored: ScoredResponse, expected: dict[str, np.ndarray], atol: float = 1e-5) -> None:
     for fact_type in FACT_TYPES:
         triples = np.array([getattr(segment, fact_type) for segment in scored.segments]).reshape(-1, 3)
-        np.testing.assert_allclose(triples, expected[fact_type], atol=1e-5)
+        np.testing.assert_allclose(triples, expected[fact_type], atol=atol)

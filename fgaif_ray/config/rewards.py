@@ -65,4 +65,6 @@ class ServeConfig(Section):
     label_selector: LabelSelector = {}
     """Labels of the nodes that the replicas may run on."""
     threads: int | None = Field(default=None, ge=1)
+    max_waiting_items: int = Field(default=2048, ge=1)
+    """Responses of HTTP requests that are being scored or wait for it; a request that does not fit gets 429."""
     request_timeout_s: float = Field(default=60, gt=0)
