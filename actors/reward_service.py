@@ -306,6 +306,8 @@ def _application(
         max_ongoing_requests=1024,  # the gateway turns requests away itself, with an answer of its own shape
         max_constructor_retry_count=1,
         graceful_shutdown_wait_loop_s=0.5,
+        # What it has taken in waits for the models, also for those of another version that start meanwhile.
+        graceful_shutdown_timeout_s=config.serve.request_timeout_s + PROXY_MARGIN_S,
     )
     return gateway(serve.ingress()(RewardGateway)).bind(settings, scorers)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from local_head import DEADLINE_S, Head, free_ports, started_head
-from reward_helpers import PROMPT, RESPONSE, offline_model, picture, save_reward_models
+from reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models
 from reward_service_helpers import TOKEN, assert_scores, offline_scores
 
 from fgaif_ray.client import RewardClient, RewardServiceError, reward_item
@@ -66,7 +66,12 @@ def test_a_run_is_served_and_another_one_takes_its_place(repository: Path, tmp_p
     def write(run: str) -> None:
         options = application_of(repository)
         options["http_options"]["port"] = port
-        changed = {"run.dir": str(tmp_path / run), "serve.port": port, "serve.max_replicas": 1}
+        changed = {
+            "run.dir": str(tmp_path / run),
+            "rewards.backbone": CHECKPOINT,
+            "serve.port": port,
+            "serve.max_replicas": 1,
+        }
         kept = [entry for entry in options["applications"][0]["args"]["set"] if entry.partition("=")[0] not in changed]
         options["applications"][0]["args"]["set"] = [*kept, *(f"{name}={value}" for name, value in changed.items())]
         file.write_text(yaml.safe_dump(options))
