@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.block_numbers import block_numbers
 from actors.call_desk import start_call_desk
 from actors.extraction import Endpoint, FactExtraction
 from actors.sampler import Sampler
@@ -57,13 +58,14 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
     """
     second = verification.config.second_verifier
     assert second is not None
-    dataset = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
+    request = resources.verifier(second, second=True)
+    dataset = block_numbers(len(parts), request).map_batches(
         SecondVerifier,
         fn_constructor_kwargs={"verification": verification, "parts": ray.put([part for part, _ in parts])},
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
-        **resources.verifier(second, second=True).options(),
+        **request.options(),
     )
     yield from count_down("second_verifier", sum(rows for _, rows in parts), dataset.iter_rows())
 
@@ -86,9 +88,10 @@ def label_responses(
         "places": ray.put(pending.places),
         "identity": model_identity(extractor.model, extractor.serve_model),
     }
+    request = resources.fact_extraction(config)
     dataset = (
         # Numbers of blocks: a driver that handed out the places themselves would hold an object for each.
-        ray.data.range(pending.blocks, override_num_blocks=pending.blocks)
+        block_numbers(pending.blocks, request)
         .map_batches(
             FactExtraction,
             fn_constructor_kwargs=extraction,
@@ -97,7 +100,7 @@ def label_responses(
             compute=ActorPoolStrategy(
                 size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=EXTRACTION_BLOCKS
             ),
-            **resources.fact_extraction(config).options(),
+            **request.options(),
         )
         .map_batches(
             Verifier,

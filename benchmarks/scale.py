@@ -177,7 +177,7 @@ def rate_of(blocks: Sequence[Block]) -> float:
 
 @contextmanager
 def local_nodes(count: int) -> Iterator[str]:
-    """A head without work, and nodes that each have room for an extraction worker, a verifier and Ray Data's reader;
+    """A head without work, and nodes that each have room for an extraction worker and a verifier, and no CPU to spare;
     gives the address.
     """
     from ray.cluster_utils import Cluster
@@ -187,7 +187,7 @@ def local_nodes(count: int) -> Iterator[str]:
         try:
             cluster.add_node(num_cpus=0, include_dashboard=False, object_store_memory=OBJECT_STORE, temp_dir=folder)
             for _ in range(count):
-                cluster.add_node(num_cpus=3, object_store_memory=OBJECT_STORE)
+                cluster.add_node(num_cpus=2, object_store_memory=OBJECT_STORE)
             cluster.wait_for_nodes()
             yield cluster.address
         finally:

@@ -5,7 +5,7 @@ A stage's actors are started with ``ResourceRequest.options()``, and ``stage_req
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fgaif_ray.config import Config, EngineConfig, VerifierConfig
@@ -87,6 +87,13 @@ def fact_extraction(config: Config) -> ResourceRequest:
     )
 
 
+def block_numbers(consumer: ResourceRequest) -> ResourceRequest:
+    """Of the tasks that make numbers of blocks for ``consumer`` (`actors.block_numbers`): they go where it is, and
+    leave it all of the node.
+    """
+    return replace(consumer, actor="BlockNumbers", num_cpus=0, num_gpus=0)
+
+
 def verifier(verifier: VerifierConfig, second: bool = False) -> ResourceRequest:
     """Of `actors.verifier`, `actors.calibration` and, with ``second``, `actors.second_verifier`."""
     actor, section = ("SecondVerifier", "label.second_verifier") if second else ("Verifier", "label.verifier")
@@ -164,7 +171,7 @@ def stage_requests(config: Config) -> dict[str, list[ResourceRequest]]:
     """What the stages of the pipeline ask for, in the order in which they run.
 
     The requests of a stage are there at the same time, and so are those of ``serve_rewards`` and ``align``. Tasks that
-    read a block or copy given responses ask for one CPU each; the driver and what Ray starts for itself ask for none.
+    copy given responses ask for one CPU each; the driver and what Ray starts for itself ask for none.
     """
     second = config.label.second_verifier
     return {

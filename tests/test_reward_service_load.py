@@ -205,7 +205,6 @@ def is_close(scored: ScoredResponse, fact_type: str, expected: np.ndarray) -> bo
     return bool(np.allclose(triples, expected, atol=1e-5))
 
 
-@pytest.mark.proof
 def test_deploying_another_version_fails_no_request(service: Service, tmp_path: Path) -> None:
     folders = save_reward_models(tmp_path / "rewards", seed=3)
     with Load(service.info.url, NO_RETRIES) as load:
