@@ -13,6 +13,7 @@ tears none.
 
 import asyncio
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -31,6 +32,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from actors.reward_gateway import GatewaySettings, RewardGateway
 from actors.reward_http import token_digest
 from actors.reward_metrics import record_batch
+from actors.room import has_room
 from fgaif_ray import resources, storage
 from fgaif_ray.client import RewardClient
 from fgaif_ray.config import Config
@@ -48,6 +50,7 @@ PROXY_MARGIN_S: Final = 30.0
 """The proxy waits this much longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,9 @@ def _served_version(files: RewardModelFiles, temperature_scaling: bool) -> str:
 def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
     """Start the reward service on the connected Ray and wait until it has made a forward pass.
 
-    A service that runs with the same models and settings stays as it is; with others it is replaced.
+    A service that runs with the same models and settings stays as it is; with others it is replaced: its replicas go
+    when the new ones are ready, so that callers do not notice. Where the cluster has no room for both, the old ones go
+    first, and requests wait for the new ones, for up to ``serve.request_timeout_s``.
 
     Args:
         config: sections `serve`, `rewards` (backbone), `policy` (tokenizer) and `align.reward` (composition) matter.
@@ -161,7 +166,16 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
         return RewardServiceInfo(running[1], name, version)
     prefix = "" if name == APP_NAME else f"/{name}"
     url = _start_serve(config) + prefix
-    application = _application(config, reward_folders, replace(settings, url=url), _head_node())
+    # Room for one more of each is enough: the one that it replaces makes room for the next.
+    replicas = [resources.reward_replica(config, scorer) for scorer in resources.reward_scorers(config)]
+    surge = running is not None and has_room(replace(replica, count=1) for replica in replicas)
+    if running is not None and not surge:
+        logger.warning(
+            "no room for the new reward models beside those that are served: "
+            "requests wait up to %g s (serve.request_timeout_s) while they are replaced",
+            config.serve.request_timeout_s,
+        )
+    application = _application(config, reward_folders, replace(settings, url=url), _head_node(), surge)
     try:
         serve.run(application, name=name, route_prefix=prefix or "/", logging_config=QUIET)
     except RuntimeError as error:
@@ -265,7 +279,11 @@ def _head_node() -> str:
 
 
 def _application(
-    config: Config, folders: Mapping[str, str], settings: GatewaySettings, gateway_node: str | None = None
+    config: Config,
+    folders: Mapping[str, str],
+    settings: GatewaySettings,
+    gateway_node: str | None = None,
+    surge: bool = False,
 ) -> serve.Application:
     versions = {card.id: card.version for card in settings.models.models}
     size = config.serve.max_batch_size
@@ -283,6 +301,8 @@ def _application(
             max_ongoing_requests=max(size, MINIMUM_ONGOING_REQUESTS),  # Serve fills batches of no more than this
             max_constructor_retry_count=1,
             graceful_shutdown_wait_loop_s=0.5,
+            graceful_shutdown_timeout_s=config.serve.request_timeout_s,
+            max_surge_percent=100 if surge else 0,  # without room, Serve would wait for it for ever
         )
         return deployment(RewardScorer).bind(
             ScorerSettings(
@@ -308,6 +328,7 @@ def _application(
         graceful_shutdown_wait_loop_s=0.5,
         # What it has taken in waits for the models, also for those of another version that start meanwhile.
         graceful_shutdown_timeout_s=config.serve.request_timeout_s + PROXY_MARGIN_S,
+        max_surge_percent=100,  # it asks for next to nothing
     )
     return gateway(serve.ingress()(RewardGateway)).bind(settings, scorers)
 
