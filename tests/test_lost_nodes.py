@@ -263,7 +263,13 @@ def test_the_reward_service_answers_or_says_why_not_and_comes_back(nodes: LocalN
 def ppo_config(folder: Path, steps: int, checkpoint_every: int) -> Config:
     save_reward_models(folder / "rewards")
     config = align_config(folder)
-    update = {"steps": steps, "checkpoint_every": checkpoint_every, "label_selector": {"role": "training"}}
+    guards = config.align.guards.model_copy(update={"max_identical_share": 1.0})  # two responses are soon the same
+    update = {
+        "steps": steps,
+        "checkpoint_every": checkpoint_every,
+        "label_selector": {"role": "training"},
+        "guards": guards,
+    }
     return config.model_copy(update={"align": config.align.model_copy(update=update)})
 
 
