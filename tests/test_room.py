@@ -1,53 +1,42 @@
-"""Whether a cluster has room for more actors, asked of a real one."""
+"""Whether a cluster has room for more actors."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group
 
-from actors.room import has_room
+from actors.room import fit, has_room
 from fgaif_ray.resources import ResourceRequest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+FREE = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0, "GPU": 1.0}}
+LABELS = {"a": {"role": "rewards"}, "b": {"role": "learner"}}
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head without CPUs, a node of 3 CPUs of which 1 is in use, and a node of 2 CPUs for learners."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        cluster.add_node(num_cpus=3, labels={"role": "rewards"})
-        cluster.add_node(num_cpus=2, labels={"role": "learner"})
-        ray.init(address=cluster.address)
-        cluster.wait_for_nodes()
-        in_use = placement_group([{"CPU": 1}], bundle_label_selector=[{"role": "rewards"}])
-        ray.get(in_use.ready())
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def replicas(count: int, num_cpus: float, **selector: str) -> ResourceRequest:
-    return ResourceRequest("Replica", "serve", count, num_cpus, label_selector=selector)
+def replicas(count: int, num_cpus: float, num_gpus: float = 0, **selector: str) -> ResourceRequest:
+    return ResourceRequest("Replica", "serve", count, num_cpus, num_gpus, label_selector=selector)
 
 
 @pytest.mark.parametrize(
     ("requests", "room"),
     [
+        ([], True),
         ([replicas(2, 2)], True),
-        ([replicas(1, 3)], False),  # 1 of the 3 is in use
+        ([replicas(1, 3)], False),  # there are 4, but not on one node
         ([replicas(3, 2)], False),
         ([replicas(2, 1), replicas(1, 2)], True),  # only if the large one comes first
+        ([replicas(2, 0.5, 0.5)], True),
+        ([replicas(3, 0.5, 0.5)], False),
         ([replicas(1, 2, role="rewards")], True),
         ([replicas(2, 2, role="rewards")], False),
         ([replicas(1, 0, role="nobody")], False),
-        ([], True),
     ],
 )
-def test_what_is_free_on_nodes_with_the_labels_counts(
-    cluster: Cluster, requests: list[ResourceRequest], room: bool
-) -> None:
-    assert has_room(requests) is room
+def test_actors_go_where_labels_and_free_resources_allow(requests: list[ResourceRequest], room: bool) -> None:
+    assert fit(requests, FREE, LABELS) is room
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_real_cluster_is_asked(ray_cluster: dict[str, Any]) -> None:
+    assert has_room([replicas(1, 0.1)])
+    assert not has_room([replicas(1, 9)])  # of eight
+    assert not has_room([replicas(1, 0.1, role="nobody")])
