@@ -17,6 +17,9 @@ import psutil
 import yaml
 
 HEAD_ID = "f" * 51 + "00000"
+# As Ray's provider of local nodes calls the head, whatever the file calls it; a type that it does not know stops the
+# autoscaler in every round (a KeyError in monitor.log) and no node ever starts.
+HEAD_TYPE = "ray.head.default"
 IDLE_MINUTES = 0.1
 LONGEST_S = 1500.0
 VARIABLES = {
@@ -96,6 +99,7 @@ class LocalAutoscaler:
             kept = {key: node_type[key] for key in ("min_workers", "max_workers", "labels") if key in node_type}
             resources = dict(node_type["resources"])
             if name == self._tree["head_node_type"]:
+                name = HEAD_TYPE
                 kept["max_workers"] = 0
             else:
                 resources["object_store_memory"] = OBJECT_STORE
@@ -113,7 +117,8 @@ class LocalAutoscaler:
         }
         lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
         return {
-            **{key: self._tree[key] for key in ("cluster_name", "max_workers", "upscaling_speed", "head_node_type")},
+            **{key: self._tree[key] for key in ("cluster_name", "max_workers", "upscaling_speed")},
+            "head_node_type": HEAD_TYPE,
             "provider": provider,
             "available_node_types": types,
             "idle_timeout_minutes": IDLE_MINUTES,
