@@ -41,11 +41,12 @@ def has_room(requests: Iterable[ResourceRequest]) -> bool:
 
 
 def fit(requests: Iterable[ResourceRequest], nodes: Iterable[NodeRoom]) -> bool:
-    """Whether all actors of these requests are sure to fit on nodes.
+    """Whether all actors of these requests fit on nodes.
 
     The largest are placed first, each on the first node that has room: nodes that are only just large enough may be
     said to be too small. Ray tells how much of a node's GPUs is free together, not how much of each: a fraction of one
-    is sure to fit where the GPUs have as much free on average, whole ones where that many are free in all.
+    is sure to fit where the GPUs have as much free on average. Whole ones are taken to fit where that many are free in
+    all, which is wrong where others hold fractions of several GPUs.
 
     Args:
         requests: each for ``count`` actors.

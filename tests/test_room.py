@@ -42,7 +42,7 @@ def test_actors_go_where_labels_and_free_resources_allow(requests: list[Resource
     [
         ([replicas(1, 0, 0.2)], True),  # wherever the 0.4 are, one has 0.2
         ([replicas(1, 0, 0.3)], False),  # 0.2 on each would do for none
-        ([replicas(2, 0, 0.15)], False),  # the second might find 0.05 and 0.2, or 0.125 twice
+        ([replicas(2, 0, 0.15)], False),  # the second might find 0.125 on each
         ([replicas(2, 0, 0.1)], True),
         ([replicas(1, 0, 1)], False),
     ],
