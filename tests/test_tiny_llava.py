@@ -1,5 +1,6 @@
 """The tiny LLaVAs: the layout of the published models, and the shipped checkpoints."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -11,10 +12,11 @@ from safetensors import safe_open
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fgaif_ray.shapes import packing, pretraining, tiny_llava
+from fgaif_ray.shapes.oracle import read_claims
 from fgaif_ray.shapes.probes import measure_extraction
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene, draw_scenes
-from fgaif_ray.shapes.turns import Turn, describe, name
+from fgaif_ray.shapes.turns import Turn, describe, name, proofreading_turn
 from jobs import pretrain_shapes
 
 CHECKPOINTS = [Path("fgaif_ray/shapes/checkpoints") / name for name in ("policy", "annotator", "extractor")]
@@ -81,6 +83,26 @@ def test_packed_conversations_equal_single_ones(processor: object) -> None:
         alone = [packing.language_loss(model, packer.pack([[turn]], images)) for turn in turns]
         sizes = torch.tensor([float((packer.pack([[turn]], images).labels != -100).sum()) for turn in turns])
     assert packed.item() == pytest.approx((torch.stack(alone) * sizes).sum().item() / sizes.sum().item(), abs=1e-4)
+
+
+def test_of_a_text_that_is_judged_as_it_is_read_the_marks_alone_are_learnt(processor: object) -> None:
+    packer = packing.Packer(processor)  # type: ignore[arg-type]
+    turn = Turn("Check it.", "Yes No", ("A red circle,", " which is large."))
+    batch = packer.pack([[turn]], np.asarray(render(draw_scene("pretrain", 1)))[None])
+    learnt = (batch.labels[0] != packing.IGNORE).nonzero().squeeze(1)
+    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    assert tokenizer.decode(batch.input_ids[0]).endswith("A red circle,Yes which is large.No")
+    assert [tokenizer.decode(batch.input_ids[0, : place + 1])[-6:] for place in learnt] == ["ircle,", "large."]
+    assert [tokenizer.decode(batch.labels[0, place]) for place in learnt] == ["Yes", "No"]
+
+
+def test_marks_of_a_text_tell_the_truth_about_its_statements() -> None:
+    for scene in draw_scenes("pretrain", range(40)):
+        turn = proofreading_turn(scene, random.Random(3))
+        text = "".join(turn.statements)
+        ends = list(itertools.accumulate(map(len, turn.statements)))
+        claims = read_claims(text, list(zip([0, *ends], ends, strict=False)))
+        assert turn.answer.split() == ["Yes" if all(claim.holds(scene) for claim in of) else "No" for of in claims]
 
 
 def test_rescaling_the_tower_changes_its_scale_only(processor: object) -> None:

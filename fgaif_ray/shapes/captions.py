@@ -37,6 +37,9 @@ class ErrorRates:
     random_color: float = 0.0
     random_size: float = 0.0
     random_relation: float = 0.0
+    any_relation: float = 0.0
+    """A relation is said that is drawn without looking: also one of two objects that are level, or of an object with
+    itself."""
 
 
 NO_ERRORS: Final = ErrorRates()
@@ -56,6 +59,8 @@ OBJECT_SAID: Final = 0.95
 COLOR_SAID: Final = 0.85
 SIZE_SAID: Final = 0.5
 RELATION_SAID: Final = 0.75
+ITSELF: Final = 0.2
+"""Share of the relations drawn without looking that are of an object with itself."""
 
 
 @dataclass(slots=True)
@@ -96,6 +101,9 @@ def _say_relation(
         value = "left"
     elif generator.random() < rates.random_relation:
         value = OPPOSITE[value]
+    if rates.any_relation and generator.random() < rates.any_relation:
+        value = generator.choice(list(RELATIONS))
+        other = subject if generator.random() < ITSELF else other
     return subject.shape, value, other.shape
 
 

@@ -92,22 +92,27 @@ class Packer:
 
     def pack(self, conversations: Sequence[Sequence[Turn]], images: np.ndarray | None) -> Batch:
         """Pack the conversations of each image behind its prefix."""
-        questions = [turn.question + self._suffix for turns in conversations for turn in turns]
-        answers = [turn.answer for turns in conversations for turn in turns]
         encode = self._tokenizer
-        question_ids = iter(encode(questions, add_special_tokens=False)["input_ids"])
-        answer_ids = iter(encode(answers, add_special_tokens=False)["input_ids"])
+        every = [turn for turns in conversations for turn in turns]
+        texts = [text for turn in every for text in (turn.question + self._suffix, turn.answer, *turn.statements)]
+        encoded = iter(encode(texts, add_special_tokens=False)["input_ids"])
         prefix = len(self._prefix_ids)
         rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
         for turns in conversations:
             ids, positions, branches = list(self._prefix_ids), list(range(prefix)), [0] * prefix
             labels = [IGNORE] * prefix
-            for branch in range(1, len(turns) + 1):
-                asked, answered = next(question_ids), [*next(answer_ids), encode.eos_token_id]
-                ids += asked + answered
-                positions += range(prefix, prefix + len(asked) + len(answered))
-                branches += [branch] * (len(asked) + len(answered))
-                labels += [IGNORE] * (len(asked) - 1) + answered + [IGNORE]
+            for branch, turn in enumerate(turns, start=1):
+                asked, answered = next(encoded), next(encoded)
+                if turn.statements:
+                    pieces = [next(encoded) for _ in turn.statements]
+                    told, learnt = _marked(asked, pieces, [self.word_id(word) for word in turn.answer.split()])
+                else:
+                    told = [*asked, *answered, encode.eos_token_id]
+                    learnt = [*[IGNORE] * (len(asked) - 1), *answered, encode.eos_token_id, IGNORE]
+                ids += told
+                positions += range(prefix, prefix + len(told))
+                branches += [branch] * len(told)
+                labels += learnt
             rows.append((ids, positions, branches, labels))
         length = max(len(row[0]) for row in rows)
 
@@ -118,6 +123,15 @@ class Packer:
         labels_of_rows = padded(3, IGNORE)
         weights = torch.where(torch.isin(labels_of_rows, self._heavy_ids), HEAVY_WEIGHT, 1.0)
         return Batch(padded(0, encode.pad_token_id), padded(1, 0), padded(2, -1), labels_of_rows, weights, pixel_values)
+
+
+def _marked(asked: list[int], pieces: Sequence[list[int]], marks: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation in which every given piece is followed by its mark, which alone is learnt."""
+    ids, labels = list(asked), [IGNORE] * len(asked)
+    for piece, mark in zip(pieces, marks, strict=True):
+        ids += [*piece, mark]
+        labels += [*[IGNORE] * (len(piece) - 1), mark, IGNORE]
+    return ids, labels
 
 
 def hidden_states(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from fgaif_ray.shapes.captions import CAPTION_PROMPTS, write_caption
 from fgaif_ray.shapes.claims import draw_claim
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.render import render
-from fgaif_ray.shapes.scenes import Split, draw_scenes
-from fgaif_ray.shapes.turns import POSSIBLE_ERRORS, Turn, claim_turn, extraction_turns_of
+from fgaif_ray.shapes.scenes import Scene, Split, draw_scenes
+from fgaif_ray.shapes.turns import POSSIBLE_ERRORS, Turn, claim_turn, extraction_turns_of, proofreading_turn
 
 
 @torch.no_grad()
@@ -25,10 +26,8 @@ def measure_answers(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int, split: Split = "heldout"
 ) -> dict[str, float]:
     """Accuracy of yes/no answers per fact type, on four questions a scene, half of them to be answered yes."""
-    packer, generator = packing.Packer(processor), random.Random(5)
+    generator = random.Random(5)
     scenes = draw_scenes(split, range(count))
-    images = np.stack([np.asarray(render(scene)) for scene in scenes])
-    yes, no = (processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
     figures = {}
     for kind in FACT_TYPES:
         conversations = []
@@ -39,13 +38,34 @@ def measure_answers(
                 claim = draw_claim(scene, kind, truth, generator)
                 turns.append(claim_turn(claim, truth, as_statement=number >= 2))
             conversations.append(turns)
-        batch = packer.pack(conversations, images)
-        hidden = packing.hidden_states(model, batch)  # [count, T, hidden]
-        answered = (batch.labels == yes) | (batch.labels == no)
-        logits = model.lm_head(hidden[answered])  # [4 * count, vocabulary]
-        right = (logits[:, yes] > logits[:, no]) == (batch.labels[answered] == yes)
-        figures[f"answers right, {kind}"] = right.float().mean().item()
+        figures[f"answers right, {kind}"] = _share_right(model, processor, scenes, conversations)
     return figures
+
+
+@torch.no_grad()
+def measure_marks(model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int) -> dict[str, float]:
+    """Share of the sub-sentences of running texts, one a scene, that the model judges right as it reads them."""
+    generator = random.Random(7)
+    scenes = draw_scenes("heldout", range(count))
+    conversations = [[proofreading_turn(scene, generator)] for scene in scenes]
+    return {"sub-sentences of running texts judged right": _share_right(model, processor, scenes, conversations)}
+
+
+def _share_right(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    scenes: Sequence[Scene],
+    conversations: Sequence[Sequence[Turn]],
+) -> float:
+    """Share of the answers yes or no in conversations about scenes that are the more probable ones."""
+    images = np.stack([np.asarray(render(scene)) for scene in scenes])
+    yes, no = (processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
+    batch = packing.Packer(processor).pack(conversations, images)
+    hidden = packing.hidden_states(model, batch)  # [count, T, hidden]
+    answered = (batch.labels == yes) | (batch.labels == no)
+    logits = model.lm_head(hidden[answered])  # [answers, vocabulary]
+    right = (logits[:, yes] > logits[:, no]) == (batch.labels[answered] == yes)
+    return right.float().mean().item()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 
 from fgaif_ray.progress import say
 from fgaif_ray.shapes import packing, pretraining, tiny_llava, turns
-from fgaif_ray.shapes.probes import measure_answers, measure_captions, measure_extraction
+from fgaif_ray.shapes.probes import measure_answers, measure_captions, measure_extraction, measure_marks
 from fgaif_ray.shapes.scenes import draw_scene
 
 CORPUS_SCENES: Final = 3000
@@ -35,7 +35,9 @@ _PURPOSES = {
         "It sees and describes correctly first and is then taught captions with planted errors: objects that usually "
         "come together, default colours, a favoured side, and random slips. Alignment starts from it."
     ),
-    "annotator": "It says whether a statement about the image is right.",
+    "annotator": (
+        "It says whether a statement about the image is right, and judges the statements of a running text one by one."
+    ),
     "extractor": "It splits sub-sentences into atomic facts (JSON); it is asked about text alone.",
 }
 
@@ -101,13 +103,15 @@ PHASES: Final = {
     "errors": Phase("base", ((turns.describe_with_errors, 16),), 600, 2e-3),
     "errors_more": Phase("errors", ((turns.describe_with_errors, 16),), 600, 2e-3),
     "policy": Phase("errors_more", ((turns.describe_with_errors, 16),), 600, 2e-3),
-    "annotator": Phase("describe", ((turns.verify, 12),), 2000, 8e-3),
+    "verify": Phase("describe", ((turns.verify, 12),), 2000, 8e-3),
     "text_name": _text("tower", ((turns.name, 16), _EXTRACT), 1600, 1e-2),
     "text_name_more": _text("text_name", ((turns.name, 24), _EXTRACT_LESS), 500, 1e-2),
     "text_answer": _text("text_name_more", ((turns.name, 4), (turns.answer, 12), _EXTRACT_LESS), 1400, 1e-2),
     "text_describe": _text("text_answer", ((turns.name, 3), (turns.describe, 12), _EXTRACT_LESS), 1200, 6e-3),
     "text_extract": Phase("text_describe", ((turns.extract_only, 12),), 400, 4e-3, weight_decay=0.1),
     "extractor": Phase("text_extract", ((turns.extract_references, 12),), 500, 4e-3, weight_decay=0.1),
+    "verify_more": Phase("verify", ((turns.verify_more, 12),), 2000, 5e-3),
+    "annotator": Phase("verify_more", ((turns.proofread, 12),), 1200, 5e-3),
 }
 
 
@@ -119,10 +123,16 @@ def _policy_figures(model: LlavaForConditionalGeneration, processor: LlavaProces
     }
 
 
+def _annotator_figures(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, probes: int
+) -> dict[str, float]:
+    return {**measure_answers(model, processor, probes), **measure_marks(model, processor, probes)}
+
+
 _Measure = Callable[[LlavaForConditionalGeneration, LlavaProcessor, int], dict[str, float]]
 _FIGURES: Final[dict[str, _Measure]] = {
     "policy": _policy_figures,
-    "annotator": measure_answers,
+    "annotator": _annotator_figures,
     "extractor": measure_extraction,
 }
 

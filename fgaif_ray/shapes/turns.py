@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fgaif_ray.feedback.extraction import build_messages
@@ -19,6 +19,8 @@ ROWS: Final = ("above", "level", "below")
 COLUMNS: Final = ("left", "aligned", "right")
 POSSIBLE_ERRORS: Final = ErrorRates(0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 0.3)
 """Error rates of the texts from which facts are extracted, and of those that are checked: any claim may be wrong."""
+EVERY_ERROR: Final = replace(POSSIBLE_ERRORS, any_relation=0.4)
+"""Those, and relations that no describer who looks would think of, but one who guesses does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Turn:
 
     question: str
     answer: str
+    statements: tuple[str, ...] = ()
+    """Where there are any, each is given and followed by a word of the answer; these words alone are learnt."""
 
 
 TurnMaker = Callable[[Scene, random.Random], list[Turn]]
@@ -48,14 +52,27 @@ def claim_turn(claim: Claim, truth: bool, as_statement: bool) -> Turn:
     return Turn(question, "Yes" if truth else "No")
 
 
-def question_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn]:
-    """Yes/no questions, 40 % of them in POPE's form and 60 % in the form of the verification prompt."""
+def question_turns(
+    scene: Scene,
+    count: int,
+    generator: random.Random,
+    kinds: tuple[float, float, float] = (0.2, 0.35, 0.45),
+    in_popes_form: float = 0.4,
+) -> list[Turn]:
+    """Yes/no questions.
+
+    Args:
+        scene: what they are about.
+        count: how many.
+        generator: draws them.
+        kinds: share of each fact type, in the order of ``FACT_TYPES``.
+        in_popes_form: share in the form of POPE; the others have that of the verification prompt.
+    """
     turns = []
-    kinds = generator.choices(FACT_TYPES, weights=(0.2, 0.35, 0.45), k=count)
-    for kind in kinds:
+    for kind in generator.choices(FACT_TYPES, weights=kinds, k=count):
         truth = generator.random() < 0.5
         claim = draw_claim(scene, kind, truth, generator)
-        turns.append(claim_turn(claim, truth, as_statement=generator.random() >= 0.4))
+        turns.append(claim_turn(claim, truth, as_statement=generator.random() >= in_popes_form))
     return turns
 
 
@@ -70,6 +87,19 @@ def check_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn
         question = f"{text[: spans[index][1]].strip()}\nIs the last statement right?"
         turns.append(Turn(question, "Yes" if right else "No"))
     return turns
+
+
+def proofreading_turn(scene: Scene, generator: random.Random) -> Turn:
+    """A running text whose every sub-sentence is followed by whether all of it is right; any claim may be wrong."""
+    text = write_caption(scene, EVERY_ERROR, generator)
+    spans = [(span.start, span.end) for span in split_segments(text)]
+    right = [all(claim.holds(scene) for claim in claims) for claims in read_claims(text, spans)]
+    statements = [text[start:end].strip() for start, end in spans]
+    return Turn(
+        f"{generator.choice(CAPTION_PROMPTS)} Check each statement.",
+        " ".join("Yes" if one else "No" for one in right),
+        (statements[0], *(f" {statement}" for statement in statements[1:])),
+    )
 
 
 def extraction_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn]:
@@ -151,6 +181,17 @@ def describe_with_errors(scene: Scene, generator: random.Random) -> list[Turn]:
 def verify(scene: Scene, generator: random.Random) -> list[Turn]:
     """Phase 3, annotator: a correct caption, questions about statements and about sub-sentences of a text."""
     return [*_captions(scene, 1, generator), *question_turns(scene, 4, generator), *check_turns(scene, 3, generator)]
+
+
+def verify_more(scene: Scene, generator: random.Random) -> list[Turn]:
+    """Phase 4, annotator: questions and sub-sentences alone, most about attributes, which it is worst at."""
+    return [*question_turns(scene, 7, generator, (0.15, 0.5, 0.35), 0.3), *check_turns(scene, 3, generator)]
+
+
+def proofread(scene: Scene, generator: random.Random) -> list[Turn]:
+    """Phase 5, annotator: running texts to be judged as they are read, and what it could do before."""
+    texts = [proofreading_turn(scene, generator) for _ in range(2)]
+    return [*texts, *question_turns(scene, 4, generator, (0.15, 0.5, 0.35), 0.3)]
 
 
 def extract_only(scene: Scene, generator: random.Random) -> list[Turn]:
