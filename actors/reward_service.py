@@ -229,7 +229,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         models=card,
         tokenizer=config.policy.model,
         options=RewardOptions(
-            weights=dict(config.align.reward.weights),
+            weights=config.align.reward.weights.model_dump(),
             value=config.align.reward.value,
             granularity=config.align.reward.granularity,
             normalise_by_segments=config.align.reward.normalise_by_segments,
@@ -262,7 +262,7 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
         placement=config.serve.placement,
         kind=kind_of(files),
         temperature_scaling=scaled,
-        weights=dict(config.align.reward.weights),
+        weights=config.align.reward.weights.model_dump(),
         value=config.align.reward.value,
         granularity=config.align.reward.granularity,
         normalise_by_segments=config.align.reward.normalise_by_segments,

@@ -28,6 +28,11 @@ def test_an_override_changes_one_key() -> None:
     assert config.align.steps == load_config("configs/shapes.yaml").align.steps
 
 
+def test_the_weight_of_one_fact_type_leaves_the_others() -> None:
+    weights = load_config("configs/shapes.yaml", ["align.reward.weights.relation=2"]).align.reward.weights
+    assert weights.model_dump() == {"existence": 1, "attribute": 1, "relation": 2}
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -37,6 +42,7 @@ def test_an_override_changes_one_key() -> None:
         ("run.dir.x=1", "dir is a value"),
         ("nonsense", "section.key=value"),
         ("data.source=folder", "data.path"),
+        ("align.reward.weights.object=0", "align.reward.weights.object"),
         ("label.extractor.base_url=http://127.0.0.1:1", "exactly one of"),
     ],
 )

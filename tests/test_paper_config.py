@@ -10,7 +10,7 @@ from official_llava import config_7b, config_13b, write_config
 
 from fgaif_ray.accelerators import MEMORY_MIB, MIB
 from fgaif_ray.cluster_plan import plan_cluster
-from fgaif_ray.config import Config, load_config
+from fgaif_ray.config import Config, RewardWeights, load_config
 from fgaif_ray.memory_plan import plan_memory
 from fgaif_ray.node_types import ClusterFile, NodeType
 
@@ -43,7 +43,7 @@ PAPER: dict[str, Any] = {
     "align.ppo.gamma": 1.0,
     "align.ppo.lambda_": 1.0,
     "align.reward.value": "argmax",
-    "align.reward.weights": {"existence": 1.0, "attribute": 1.0, "relation": 1.0},
+    "align.reward.weights": RewardWeights(existence=1.0, attribute=1.0, relation=1.0),
     "align.reward.granularity": "segment",
     "align.kl.coefficient": 0.1,
     "align.kl.estimator": "k1",

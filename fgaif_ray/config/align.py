@@ -39,11 +39,19 @@ class PPOConfig(Section):
     """Truncation of the importance weights between the rollout engine's and the learner's log-probabilities."""
 
 
+class RewardWeights(Section):
+    """What a verdict of each fact type counts; 0 leaves the type out of the reward."""
+
+    existence: float = 1.0
+    attribute: float = 1.0
+    relation: float = 1.0
+
+
 class RewardComposition(Section):
     """How verdicts become token rewards."""
 
     value: Literal["expected", "argmax"] = "expected"
-    weights: dict[str, float] = Field(default={"existence": 1.0, "attribute": 1.0, "relation": 1.0})
+    weights: RewardWeights = RewardWeights()
     granularity: Literal["segment", "response"] = "segment"
     """``response`` is the w-Coarse ablation: one reward per response."""
     normalise_by_segments: bool = False

@@ -236,7 +236,7 @@ def _scores(
 ) -> list[tuple[dict[str, list[float]], dict[str, float]]]:
     """Per sub-sentence the class probabilities and the weighted reward by fact type."""
     classes = torch.stack([torch.from_numpy(outcome[kind]) for kind in FACT_TYPES], dim=1)  # [segments, types, classes]
-    earned = segment_rewards(classes, reward.weights, reward.value)  # [segments, types]
+    earned = segment_rewards(classes, reward.weights.model_dump(), reward.value)  # [segments, types]
     return [
         (dict(zip(FACT_TYPES, triples, strict=True)), dict(zip(FACT_TYPES, rewards, strict=True)))
         for triples, rewards in zip(classes.tolist(), earned.tolist(), strict=True)

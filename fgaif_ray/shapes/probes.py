@@ -65,7 +65,7 @@ def _share_right(
     answered = (batch.labels == yes) | (batch.labels == no)
     logits = model.lm_head(hidden[answered])  # [answers, vocabulary]
     right = (logits[:, yes] > logits[:, no]) == (batch.labels[answered] == yes)
-    return right.float().mean().item()
+    return float(right.float().mean())
 
 
 @torch.no_grad()
