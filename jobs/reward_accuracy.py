@@ -1,8 +1,8 @@
 """Hold the reward models of a run against the truth of the evaluation's images, where it is known.
 
-Reads `rewards/` and `evaluation/` (the responses sampled before alignment), writes `reward-accuracy.json`: balanced
-accuracy and confusion by fact type. The reward models' own metrics are about the labels they were trained on, with
-their mistakes; these are not.
+Reads `rewards/` and `evaluation/` (the responses sampled before and after alignment), writes `reward-accuracy.json`:
+balanced accuracy and confusion by fact type. The reward models' own metrics are about the labels they were trained on,
+with their mistakes; these are not. Accuracy that is lost after alignment tells what the policy gets away with.
 """
 
 import sys
@@ -23,7 +23,7 @@ def accuracy_key(config: Config) -> str:
     """
     rewards = storage.require_stage(config.run.dir, "rewards", "train_rewards")
     evaluation = storage.require_stage(config.run.dir, "evaluation", "evaluate")
-    return fingerprint("reward-accuracy-1", rewards["fingerprint"], evaluation.get("before", evaluation["fingerprint"]))
+    return fingerprint("reward-accuracy-2", rewards["fingerprint"], evaluation["fingerprint"])
 
 
 def is_measured(run_dir: str, key: str) -> bool:
@@ -60,9 +60,11 @@ def run(config: Config) -> None:
     rows = storage.read_rows(storage.join(run_dir, "evaluation"))
     figures = reward_accuracy(rows, truth, model, coarse)
     storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
-    for kind, found in figures.items():
-        value = found["balanced_accuracy"]
-        say(f"reward_accuracy: {kind} {'-' if value is None else f'{value:.3f}'} of {found['count']} verdicts")
+    for which, by_kind in figures.items():
+        for kind, found in by_kind.items():
+            value = found["balanced_accuracy"]
+            share = "-" if value is None else f"{value:.3f}"
+            say(f"reward_accuracy: {which} alignment, {kind} {share} of {found['count']} verdicts")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
@@ -26,9 +29,11 @@ from fgaif_ray.experiments.sharing import (
     stage_keys,
 )
 from fgaif_ray.experiments.statistics import mean_interval, paired_difference, student_t_cdf, student_t_quantile
-from fgaif_ray.experiments.truth import truth_answers
+from fgaif_ray.experiments.truth import reward_accuracy, truth_answers
 from fgaif_ray.experiments.variants import NAMES, build_experiment, build_runs
 from fgaif_ray.feedback.human import majority_labels, read_answers
+from fgaif_ray.models.reward_model import ScoringItem
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
 RUN = "runs/x"
@@ -243,6 +248,10 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
             "prefix_cache": {"prompt_tokens": 500},
         },
         "feedback/ledger.json": {"money": 0.5},
+        "reward-accuracy.json": {
+            which: {kind: {"balanced_accuracy": value} for kind in FACT_TYPES}
+            for which, value in (("before", 0.9), ("after", 0.6))
+        },
         "timing.json": {"label": 30.0, "train_rewards": 20.0, "align": 50.0, "evaluate": 7.0},
     }
     for name, content in files.items():
@@ -251,9 +260,30 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
     figures = read_figures(str(tmp_path))
     assert figures["coverage"] == Figure(0.7, (0.6, 0.8))
     assert "hallucination.relation" not in figures
+    assert (figures["rewards.mean"].value, figures["rewards_after.mean"].value) == pytest.approx((0.9, 0.6))
     per_point = {name: figures[f"per_point.{name}"].value for name in ("calls", "tokens", "seconds", "money")}
     # 20 points: 200 calls, 1500 tokens, 100 s and half a unit of money.
     assert per_point == pytest.approx({"calls": 10, "tokens": 75, "seconds": 5, "money": 0.025})
+
+
+class Credulous:
+    """Reward models that take every sub-sentence for consistent, whatever it says."""
+
+    def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> dict[str, list[np.ndarray]]:
+        return {kind: [np.array([[0.0, 1.0, 0.0]] * len(item.segments)) for item in items] for kind in kinds}
+
+
+def test_reward_models_are_held_against_the_truth_before_and_after(tmp_path: Path) -> None:
+    image = str(tmp_path / "one.png")
+    Image.new("RGB", (60, 60)).save(image)
+    scene = Scene((SceneObject("circle", "red", "large", 0, 0),), fog=0.0, seed=1)
+    row = {"image": image, "prompt": "Describe this image.", "task": "sampled"}
+    before = row | {"which": "before", "response": "There is a red circle."}
+    after = row | {"which": "after", "response": "There is a red circle. There is a blue star."}
+    others = [before | {"task": "greedy", "response": "There is a star."}, before | {"image": "unknown.png"}]
+    found = reward_accuracy([before, after, *others], {image: scene}, Credulous(), coarse=False)  # type: ignore[arg-type]
+    shares = {which: found[which]["attribute"]["accuracy"] for which in found}
+    assert shares == {"before": 1.0, "after": 0.5}
 
 
 def test_the_truth_answers_like_a_person(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ METRICS: Final = (
     *(Metric(f"labels.{kind}", kind, "labels", HIGHER, "share") for kind in FACT_TYPES),
     *(Metric(f"rewards.{kind}", kind, "rewards", HIGHER, "share") for kind in (*FACT_TYPES, "mean")),
     Metric("rewards.response", "one verdict per response", "rewards", HIGHER, "share"),
+    *(Metric(f"rewards_after.{kind}", kind, "rewards after", HIGHER, "share") for kind in (*FACT_TYPES, "mean")),
+    Metric("rewards_after.response", "one verdict per response", "rewards after", HIGHER, "share"),
     *(
         Metric(f"seconds.{job}", job, "seconds", LOWER, "seconds")
         for job in ("label", "train_rewards", "align", "total")
@@ -68,6 +70,7 @@ GROUP_TITLES: Final = {
     "pope": "POPE",
     "labels": "Labels that were trained on: balanced accuracy against the truth",
     "rewards": "Reward models: balanced accuracy against the truth, on the images of the evaluation",
+    "rewards after": "Reward models: the same on what the aligned policy says, lower where it deceives them",
     "seconds": "Wall time",
     "memory": "Peak memory",
     "cost": "What labelling and PPO took",
@@ -104,7 +107,9 @@ def read_figures(run_dir: str) -> dict[str, Figure]:
     labels = _optional(run_dir, "feedback", "metrics.json")
     for kind in FACT_TYPES:
         _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
-    found |= _reward_figures(_optional(run_dir, REWARD_ACCURACY_FILE))
+    accuracy = _optional(run_dir, REWARD_ACCURACY_FILE)
+    found |= _reward_figures("rewards", accuracy.get(BEFORE, {}))
+    found |= _reward_figures("rewards_after", accuracy.get(AFTER, {}))
     timing = _optional(run_dir, TIMING_FILE)
     for job in PAID_JOBS:
         _add(found, f"seconds.{job}", timing, (job,))
@@ -116,15 +121,15 @@ def read_figures(run_dir: str) -> dict[str, Figure]:
     return found | _cost_figures(run_dir, labels, found)
 
 
-def _reward_figures(accuracy: Mapping[str, Any]) -> dict[str, Figure]:
+def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     if COARSE in accuracy:
-        _add(found, "rewards.response", accuracy, (COARSE, "balanced_accuracy"))
+        _add(found, f"{name}.response", accuracy, (COARSE, "balanced_accuracy"))
         return found
     for kind in FACT_TYPES:
-        _add(found, f"rewards.{kind}", accuracy, (kind, "balanced_accuracy"))
+        _add(found, f"{name}.{kind}", accuracy, (kind, "balanced_accuracy"))
     if len(found) == len(FACT_TYPES):
-        found["rewards.mean"] = Figure(sum(figure.value for figure in found.values()) / len(FACT_TYPES))
+        found[f"{name}.mean"] = Figure(sum(figure.value for figure in found.values()) / len(FACT_TYPES))
     return found
 
 

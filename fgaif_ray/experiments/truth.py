@@ -2,7 +2,8 @@
 models are right.
 
 A reward model's own figures are about the labels that it was trained on, noise and mistakes included. Here its
-verdicts on what the policy said about the evaluation's images, before alignment, are held against the truth.
+verdicts on what the policy said about the evaluation's images are held against the truth: before alignment, on
+responses like those it was trained on, and after it, on what PPO has found that it likes.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from fgaif_ray.evaluation import BEFORE, SAMPLED
+from fgaif_ray.evaluation import AFTER, BEFORE, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.feedback.agreement import agreement
 from fgaif_ray.feedback.human import ANSWERS_FORMAT, ANSWERS_VERSION
@@ -50,26 +51,37 @@ def truth_answers(responses: Iterable[Mapping[str, Any]], truth: Mapping[str, Sc
 
 def reward_accuracy(
     rows: Iterable[Mapping[str, Any]], truth: Mapping[str, Scene], model: "RewardModel", coarse: bool
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any]]:
     """Agreement of reward models with the truth on responses that they were not trained on.
 
     Args:
-        rows: of ``evaluation/``; the responses sampled before alignment are taken.
+        rows: of ``evaluation/``; the sampled responses are taken.
         truth: the scene behind each image.
         model: the reward models of all fact types.
         coarse: whether they give one verdict per response.
 
     Returns:
-        Figures of ``Agreement.to_dict`` by fact type, or under ``coarse``.
+        For the responses ``before`` alignment and those ``after`` it, figures of ``Agreement.to_dict`` by fact type, or
+        under ``coarse``. After it they fall where the policy has learnt to please the reward models instead of the
+        truth.
 
     Raises:
         UserError: an image cannot be read.
     """
+    known = [row for row in rows if row["task"] == SAMPLED and row["image"] in truth]
+    return {
+        which: _accuracy([row for row in known if row["which"] == which], truth, model, coarse)
+        for which in (BEFORE, AFTER)
+    }
+
+
+def _accuracy(
+    rows: Sequence[Mapping[str, Any]], truth: Mapping[str, Scene], model: "RewardModel", coarse: bool
+) -> dict[str, Any]:
     true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else FACT_TYPES)}
     predicted: dict[str, list[int]] = {kind: [] for kind in true_codes}
-    taken = [row for row in rows if row["which"] == BEFORE and row["task"] == SAMPLED and row["image"] in truth]
-    for start in range(0, len(taken), BLOCK):
-        _score(taken[start : start + BLOCK], truth, model, true_codes, predicted)
+    for start in range(0, len(rows), BLOCK):
+        _score(rows[start : start + BLOCK], truth, model, true_codes, predicted)
     return {kind: agreement(codes, predicted[kind]).to_dict() for kind, codes in true_codes.items()}
 
 

@@ -107,7 +107,7 @@ def _ablation(base: Config) -> Experiment:
         "What does each part of the reward contribute, and what would human labels add?",
         tuple(variants),
         tuple(notes),
-        ("hallucination", "said", "pope", "labels", "rewards"),
+        ("hallucination", "said", "pope", "labels", "rewards", "rewards after"),
     )
 
 
@@ -130,7 +130,7 @@ def _noise(_base: Config) -> Experiment:
         "How does label quality move the reward models and the final result?",
         tuple(variants),
         (note,),
-        ("hallucination", "said", "labels", "rewards"),
+        ("hallucination", "said", "labels", "rewards", "rewards after"),
     )
 
 
@@ -155,7 +155,7 @@ def _ood(base: Config) -> Experiment:
         "Does the aligned policy hold out of distribution, and does augmentation of the training images help?",
         tuple(variants),
         (note,),
-        ("hallucination", "said", "pope", "labels", "rewards"),
+        ("hallucination", "said", "pope", "labels", "rewards", "rewards after"),
     )
 
 
@@ -169,7 +169,7 @@ def _unified(_base: Config) -> Experiment:
             Variant("coarse", "one verdict per response", ("rewards.kind=coarse",)),
         ),
         ("Memory is the peak of all processes of a run on this machine while the stage ran.",),
-        ("hallucination", "said", "rewards", "seconds", "memory"),
+        ("hallucination", "said", "rewards", "rewards after", "seconds", "memory"),
     )
 
 
