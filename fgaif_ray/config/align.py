@@ -28,7 +28,7 @@ class PPOConfig(Section):
     clip: float = Field(default=0.2, gt=0)
     value_clip: float | None = Field(default=0.2, gt=0)
     """How far an update may move a value, in units of reward; null for as far as it likes. Where responses earn several
-    units, a small clip makes the critic lag behind for many steps."""
+    units, a small clip bounds how fast the critic can come to expect them."""
     value_coefficient: float = Field(default=0.1, ge=0)
     entropy_coefficient: float = Field(default=0.0, ge=0)
     gamma: float = Field(default=1.0, gt=0, le=1)
