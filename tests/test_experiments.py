@@ -45,9 +45,17 @@ def base(*overrides: str) -> Config:
 
 def shared(experiment: str, first: str, second: str) -> set[str]:
     """The stages that two variants have in common."""
+    return shared_between((experiment, first), (experiment, second))
+
+
+def shared_between(first: tuple[str, str], second: tuple[str, str]) -> set[str]:
+    """The stages that two variants, each of an experiment, have in common."""
     config = base()
-    runs = {run.variant.name: run for run in build_runs(build_experiment(experiment, config), config, [0])}
-    one, other = stage_keys(runs[first].config), stage_keys(runs[second].config)
+    keys = []
+    for experiment, variant in (first, second):
+        runs = build_runs(build_experiment(experiment, config), config, [0])
+        keys.append(next(stage_keys(run.config) for run in runs if run.variant.name == variant))
+    one, other = keys
     return {stage for stage in STAGES if one[stage] == other[stage]}
 
 
@@ -73,6 +81,19 @@ def test_human_labels_share_responses_and_verdicts() -> None:
 
 def test_kinds_of_reward_models_share_labels() -> None:
     assert shared("unified", "separate", "multitask") == {RESPONSES, VERDICTS, FEEDBACK, BEFORE}
+
+
+@pytest.mark.parametrize(("experiment", "variant"), [("ablation", "coarse"), ("unified", "coarse"), ("cost", "coarse")])
+def test_one_verdict_per_response_takes_no_length_term(experiment: str, variant: str) -> None:
+    config = base("align.reward.length_penalty=0.1", "align.reward.length_target=40")
+    runs = {run.variant.name: run.config for run in build_runs(build_experiment(experiment, config), config, [0])}
+    penalties = {name: run.align.reward.length_penalty for name, run in runs.items()}
+    assert penalties == {name: 0 if name == variant else 0.1 for name in runs}
+
+
+def test_all_experiments_train_one_coarse_policy() -> None:
+    assert shared_between(("ablation", "coarse"), ("unified", "coarse")) == set(STAGES)
+    assert shared_between(("ablation", "coarse"), ("cost", "coarse")) == set(STAGES)
 
 
 def test_other_scenes_to_evaluate_on_share_the_aligned_policy() -> None:

@@ -16,6 +16,9 @@ IMAGES_FOLDER: Final = "experiment-images"
 TRUTH_ANSWERS_FILE: Final = "truth-answers.json"
 NOISE_LEVELS: Final = (0.1, 0.2, 0.4)
 DIRECTIONS: Final = ("to_hallucinated", "to_consistent")
+COARSE: Final = ("rewards.kind=coarse", "align.reward.length_penalty=0")
+"""One verdict per response. It does not grow with what is said, so there is nothing for a length term to hold back; and
+the term, set beside some seven verdicts a response, would outweigh the single one."""
 AUGMENTED: Final = 0.5
 """Share of the training images that the augmented variants of ``ood`` change."""
 
@@ -88,11 +91,12 @@ def _ablation(base: Config) -> Experiment:
     variants = [Variant("full", "full", ai)]
     for name, short, kind in zip(("wo-object", "wo-attribute", "wo-relation"), ("Obj", "Att", "Rel"), FACT_TYPES):
         variants.append(Variant(name, f"w/o-{short}", (*ai, f"align.reward.weights.{kind}=0")))
-    variants.append(Variant("coarse", "w-Coarse", (*ai, "rewards.kind=coarse")))
+    variants.append(Variant("coarse", "w-Coarse", (*ai, *COARSE)))
     variants.append(Variant("coarse-sum", "w-Coarse, summed verdicts", (*ai, "align.reward.granularity=response")))
     coarse = (
-        "w-Coarse trains one reward model with one verdict per response; w-Coarse, summed verdicts keeps the three "
-        "reward models and pays their sum once, at the last token."
+        "w-Coarse trains one reward model with one verdict per response and takes no length term: one verdict does not "
+        "grow with what is said. w-Coarse, summed verdicts keeps the three reward models and pays their sum once, at "
+        "the last token."
     )
     notes = [coarse]
     if base.label.human is not None:
@@ -166,15 +170,18 @@ def _unified(_base: Config) -> Experiment:
         (
             Variant("separate", "three models", ("rewards.kind=separate",)),
             Variant("multitask", "one model, three heads", ("rewards.kind=multitask",)),
-            Variant("coarse", "one verdict per response", ("rewards.kind=coarse",)),
+            Variant("coarse", "one verdict per response", COARSE),
         ),
-        ("Memory is the peak of all processes of a run on this machine while the stage ran.",),
+        (
+            "One verdict per response takes no length term: it does not grow with what is said.",
+            "Memory is the peak of all processes of a run on this machine while the stage ran.",
+        ),
         ("hallucination", "said", "rewards", "rewards after", "seconds", "memory"),
     )
 
 
 def _cost(base: Config) -> Experiment:
-    coarse = ["rewards.kind=coarse"]
+    coarse = [*COARSE]
     if base.data.source == "shapes":
         note = (
             "The extractor of the embedded world reads one sub-sentence at a time, so labels cost the coarse path the "
