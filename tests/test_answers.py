@@ -12,6 +12,12 @@ from fgaif_ray.feedback.extraction import Fact
 DOG = Answer([[Fact("existence", "There is a dog.")]], None, None, "", 10, 4)
 BAD = Answer(None, "malformed", "the answer is not JSON", "Facts: a dog", 10, 4)
 
+MESSAGES = st.builds(
+    lambda role, content: {"role": role, "content": content},
+    st.sampled_from(["system", "user", "assistant"]),
+    st.text(st.characters(), max_size=20),  # halves of surrogate pairs among them, as JSON may spell them
+)
+
 
 @given(st.dictionaries(st.text(max_size=20), st.text(max_size=20)), st.text(max_size=20))
 def test_equal_contents_and_no_others_have_equal_keys(content: dict[str, str], change: str) -> None:
@@ -21,9 +27,9 @@ def test_equal_contents_and_no_others_have_equal_keys(content: dict[str, str], c
     ) == (change + ".")
 
 
-@given(st.text(max_size=20), st.text(max_size=20))
-def test_keys_with_a_shared_part_are_those_of_the_whole(text: str, model: str) -> None:
-    messages, options = [{"role": "user", "content": text}], {"n": 1}
+@given(st.lists(MESSAGES, max_size=4), st.text(max_size=20))
+def test_keys_with_a_shared_part_are_those_of_the_whole(messages: list[dict[str, str]], model: str) -> None:
+    options = {"n": 1}
     keys = CallKeys(options=options, model=model)
     assert keys(messages) == call_key(messages=messages, model=model, options=options)
 

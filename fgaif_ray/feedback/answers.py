@@ -8,11 +8,12 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from fgaif_ray import storage
+from fgaif_ray.feedback.chat_json import MessagesEncoder
 from fgaif_ray.feedback.extraction import ExtractionError, Fact, Reason
 from fgaif_ray.line_log import LineLog, read_lines
 
@@ -79,13 +80,18 @@ class CallKeys:
             raise ValueError(f"what calls share needs names after 'messages', not {min(shared, default=None)!r}")
         self._rest = b", " + _canonical(shared)[1:]
 
-    def __call__(self, messages: Any) -> str:
+    def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The key of one call."""
-        return hashlib.sha256(b'{"messages": ' + _canonical(messages) + self._rest).hexdigest()
+        text = _MESSAGES(messages).encode(errors="surrogatepass")
+        return hashlib.sha256(b'{"messages": ' + text + self._rest).hexdigest()
+
+
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+_MESSAGES: Final = MessagesEncoder(_CANONICAL)
 
 
 def _canonical(content: Any) -> bytes:
-    return json.dumps(content, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
+    return _CANONICAL.encode(content).encode(errors="surrogatepass")
 
 
 def model_identity(model: str, serve_model: str | None) -> str:

@@ -16,7 +16,10 @@ import aiohttp
 import httpx2
 import openai
 
+from fgaif_ray.feedback.chat_json import MessagesEncoder
+
 PATH: Final = "chat/completions"
+_MESSAGES: Final = MessagesEncoder(json.JSONEncoder())
 _NO_KEY: Final = "none"  # the SDK wants a key; servers without authentication ignore it
 _STATUS_ERRORS: Final[dict[int, type[openai.APIStatusError]]] = {
     400: openai.BadRequestError,
@@ -74,7 +77,7 @@ class Bodies:
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> bytes:
         """The body of one request."""
-        return b'{"messages": ' + json.dumps(messages).encode() + self._rest
+        return b'{"messages": ' + _MESSAGES(messages).encode() + self._rest
 
 
 def _proxy(url: httpx2.URL) -> str | None:

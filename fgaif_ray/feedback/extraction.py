@@ -34,6 +34,7 @@ RESPONSE_SCHEMA: Final[dict[str, Any]] = {
     "additionalProperties": False,
 }
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SEGMENT_ANSWER = "Answer with one JSON object: " + json.dumps({name: ["..."] for name in FACT_TYPES})
 
 
@@ -94,8 +95,8 @@ def build_messages(prompt: Prompt, response: str, segments: Sequence[str], index
     asked = list(segments) if index is None else [segments[index]]
     fields = {
         "response": response,
-        "response_json": json.dumps(response, ensure_ascii=False),
-        "segments_json": json.dumps(asked, ensure_ascii=False),
+        "response_json": _encode(response),
+        "segments_json": _encode(asked),
     }
     if index is None:
         fields["answer_format"] = (

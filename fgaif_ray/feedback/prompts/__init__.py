@@ -4,6 +4,7 @@ A file holds an optional ``[system]`` part and a ``[user]`` part, each opened by
 ``{name}`` stands for a field; other braces are plain text.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -25,10 +26,15 @@ class Prompt:
     system: str | None
     user: str
 
-    @property
+    @functools.cached_property
     def fields(self) -> frozenset[str]:
         """Names of the fields of the user text."""
-        return frozenset(_FIELD.findall(self.user))
+        return frozenset(self._pieces[1::2])
+
+    @functools.cached_property
+    def _pieces(self) -> list[str]:
+        """Plain text and names of fields in turns, plain text first and last."""
+        return _FIELD.split(self.user)
 
     def render(self, **fields: str) -> str:
         """The user text with every field replaced once; braces inside the values stay as they are.
@@ -39,10 +45,11 @@ class Prompt:
         Raises:
             ValueError: a field has no value.
         """
-        missing = sorted(self.fields - fields.keys())
-        if missing:
+        if missing := sorted(self.fields - fields.keys()):
             raise ValueError(f"prompt {self.name} needs a value for {', '.join(missing)}")
-        return _FIELD.sub(lambda match: fields[match[1]], self.user)
+        pieces = self._pieces.copy()
+        pieces[1::2] = [fields[name] for name in pieces[1::2]]
+        return "".join(pieces)
 
 
 def known_prompts() -> list[str]:
