@@ -86,7 +86,7 @@ def test_trl_gets_the_unweighted_mean_of_each_type(client: RewardClient) -> None
     for fact_type, rewards in zip(FACT_TYPES, per_function, strict=True):
         triples = [[getattr(segment, fact_type) for segment in one.segments] for one in scored]
         means = [np.mean([p[1] - p[2] for p in rows]) if rows else 0.0 for rows in triples]
-        assert rewards == pytest.approx(means, abs=1e-5)
+        assert rewards == pytest.approx(means, abs=1e-4)
     assert len({tuple(rewards) for rewards in per_function}) == 3
 
 
@@ -139,11 +139,11 @@ def test_openrlhf_gets_the_same_by_function_and_over_http(url: str, client: Rewa
     body = {"query": call["queries"], "prompts": call["prompts"], "labels": call["labels"]}
     answer = httpx2.post(f"{url}/get_reward", json=body, headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
     over_http = answer.json()
-    assert by_function["rewards"].tolist() == pytest.approx([one.reward for one in expected(client)], abs=1e-5)
-    assert by_function["rewards"].tolist() == pytest.approx(over_http["rewards"], abs=1e-5)
-    assert by_function["scores"].tolist() == pytest.approx(over_http["scores"], abs=1e-5)
+    assert by_function["rewards"].tolist() == pytest.approx([one.reward for one in expected(client)], abs=1e-4)
+    assert by_function["rewards"].tolist() == pytest.approx(over_http["rewards"], abs=1e-4)
+    assert by_function["scores"].tolist() == pytest.approx(over_http["scores"], abs=1e-4)
     for name, values in over_http["extra_logs"].items():
-        assert by_function["extra_logs"][name].tolist() == pytest.approx(values, abs=1e-5)
+        assert by_function["extra_logs"][name].tolist() == pytest.approx(values, abs=1e-4)
 
 
 def test_openrlhf_labels_may_hold_paths(client: RewardClient, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_openrlhf_labels_may_hold_paths(client: RewardClient, tmp_path: Path) ->
         path.write_bytes(picture(index))
     rewards = OpenRLHFRewards(client, TOKENIZER.all_special_tokens)
     by_path = rewards(**openrlhf_call(TEXTS, images=list(map(str, paths))))
-    assert by_path["rewards"].tolist() == pytest.approx(rewards(**openrlhf_call(TEXTS))["rewards"].tolist(), abs=1e-5)
+    assert by_path["rewards"].tolist() == pytest.approx(rewards(**openrlhf_call(TEXTS))["rewards"].tolist(), abs=1e-4)
 
 
 # verl
@@ -168,9 +168,9 @@ def test_verl_gets_the_mean_weighted_reward(client: RewardClient, from_environme
 
     scores = asyncio.run(score())
     scored = expected(client)
-    assert [one["score"] for one in scores] == pytest.approx([total_reward(one) for one in scored], abs=1e-5)
+    assert [one["score"] for one in scores] == pytest.approx([total_reward(one) for one in scored], abs=1e-4)
     assert [one["relation"] for one in scores] == pytest.approx(
-        [type_reward(one, "relation") for one in scored], abs=1e-5
+        [type_reward(one, "relation") for one in scored], abs=1e-4
     )
     assert [one["segments"] for one in scores] == [2, 1, 0]
 
@@ -179,13 +179,13 @@ def test_verl_batches_get_the_same(client: RewardClient, from_environment: None)
     calls = [verl_call(text, index) for index, text in enumerate(TEXTS)]
     columns = {f"{name}s": [call[name] for call in calls] for name in calls[0]}
     scores = verl.compute_score_batch(**columns, reduction="sum")
-    assert [one["score"] for one in scores] == pytest.approx([one.reward for one in expected(client)], abs=1e-5)
+    assert [one["score"] for one in scores] == pytest.approx([one.reward for one in expected(client)], abs=1e-4)
 
 
 def test_verl_ground_truths_may_tell_image_and_question(client: RewardClient, url: str) -> None:
     [score] = verl.compute_score_batch(["d"], [RESPONSE], [reference(0)], [{}], url=url)
     common.close_shared_clients()
-    assert score["score"] == pytest.approx(total_reward(expected(client)[0]), abs=1e-5)
+    assert score["score"] == pytest.approx(total_reward(expected(client)[0]), abs=1e-4)
 
 
 # EasyR1
@@ -194,7 +194,7 @@ def test_verl_ground_truths_may_tell_image_and_question(client: RewardClient, ur
 def test_easyr1_gets_the_mean_weighted_reward(client: RewardClient, from_environment: None) -> None:
     scores = easyr1_score(easyr1_call(TEXTS))
     assert [one["overall"] for one in scores] == pytest.approx(
-        [total_reward(one) for one in expected(client)], abs=1e-5
+        [total_reward(one) for one in expected(client)], abs=1e-4
     )
     assert all(set(one) == {"overall", *FACT_TYPES, "segments"} for one in scores)
 
@@ -226,7 +226,7 @@ def test_skyrl_gets_the_token_rewards_of_the_service(client: RewardClient, url: 
         reward_item(picture(index), PROMPT, response_token_ids=ids) for index, ids in enumerate(output["response_ids"])
     ]
     for given, scored in zip(rewards, client.score(items), strict=True):
-        assert given == pytest.approx(scored.token_rewards, abs=1e-5)
+        assert given == pytest.approx(scored.token_rewards, abs=1e-4)
     assert sum(reward != 0 for reward in rewards[0]) == 2
 
 
@@ -249,7 +249,7 @@ def test_skyrl_policies_may_have_another_tokenizer(client: RewardClient, url: st
         wanted = [0.0] * len(ids)
         for segment in scored.segments:
             wanted[len(scored.response[: segment.end].rstrip()) - 1] = segment.reward
-        assert given == pytest.approx(wanted, abs=1e-5)
+        assert given == pytest.approx(wanted, abs=1e-4)
 
 
 def test_skyrl_images_may_be_a_column(url: str) -> None:
@@ -259,7 +259,7 @@ def test_skyrl_images_may_be_a_column(url: str) -> None:
     batch["prompts"] = [[{"role": "user", "content": PROMPT}] for _ in TEXTS]
     in_column = asyncio.run(dense(url, batch, dict(output)))["rewards"]
     for one, other in zip(in_prompts, in_column, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_skyrl_tokens_of_an_environment_are_refused(url: str) -> None:
@@ -300,7 +300,7 @@ def test_rewards_are_placed_as_the_service_is_configured(scorer: LocalScorer, op
         )
         told = service_options(client.models())
     assert told == options
-    assert place_rewards(by_text, ids, TOKENIZER, told) == pytest.approx(by_ids.token_rewards, abs=1e-5)
+    assert place_rewards(by_text, ids, TOKENIZER, told) == pytest.approx(by_ids.token_rewards, abs=1e-4)
 
 
 def test_rewards_of_another_text_are_not_placed(client: RewardClient) -> None:
@@ -422,7 +422,7 @@ def test_the_openrlhf_example_rewards(
 ) -> None:
     monkeypatch.setenv("POLICY", CHECKPOINT)
     rewards = load_by_path("openrlhf_reward.py").reward_func(**openrlhf_call(TEXTS[:1]))["rewards"]
-    assert rewards.tolist() == pytest.approx([expected(client)[0].reward], abs=1e-5)
+    assert rewards.tolist() == pytest.approx([expected(client)[0].reward], abs=1e-4)
 
 
 def test_the_verl_example_rewards(from_environment: None) -> None:

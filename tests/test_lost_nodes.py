@@ -254,7 +254,7 @@ def test_the_reward_service_answers_or_says_why_not_and_comes_back(nodes: LocalN
     print(f"{len(caller.answers)} answers: {statuses}")
     assert statuses <= {200, 429, 503, 504}
     assert all(set(body) == {"error"} for status, body in caller.answers if status != 200)
-    assert all(reward == pytest.approx(caller.good()[0], abs=1e-5) for reward in caller.good())
+    assert all(reward == pytest.approx(caller.good()[0], abs=1e-4) for reward in caller.good())
 
 
 # PPO
