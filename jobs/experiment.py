@@ -9,7 +9,7 @@
 Every variant and seed is a run folder, <run.dir>/<experiment>/<variant>/seed-<n>/. What runs have in common is done
 once: stages are taken from any other run of the same configuration that has finished them, of other experiments too.
 A finished run is skipped and an interrupted one goes on; one that fails is reported, and the others go on. After every
-run <run.dir>/<experiment>/<experiment>.html and results.json are written anew.
+run <run.dir>/<experiment>/<experiment>.html, its plots and results.json are written anew.
 """
 
 import os
@@ -27,6 +27,7 @@ from fgaif_ray.experiments.variants import NAMES, Experiment, Run, build_experim
 from fgaif_ray.progress import say
 from jobs.cli import Mode, main
 
+PLOTS_FOLDER: Final = "plots"
 EXTRA: Final[dict[str, dict[str, Any]]] = {
     "name": {"choices": NAMES, "metavar": "NAME", "help": f"the experiment: {', '.join(NAMES)}"},
     "--seeds": {"default": "0", "metavar": "N,N,...", "help": "seeds of every variant, e.g. 0,1,2 (default: 0)"},
@@ -124,6 +125,7 @@ def _write(
     """Write results and page from the runs that have ended."""
     from fgaif_ray.experiments.figures import read_figures
     from fgaif_ray.experiments.page import build_page
+    from fgaif_ray.experiments.plots import draw_plots
     from fgaif_ray.experiments.results import DONE, FAILED, PENDING, RESULTS_FILE, RunOutcome, build_results
 
     outcomes = []
@@ -134,7 +136,10 @@ def _write(
     results = build_results(experiment, outcomes)
     folder = experiment_folder(config, experiment.name)
     storage.write_json(storage.join(folder, RESULTS_FILE), results)
-    storage.write_bytes(storage.join(folder, f"{experiment.name}.html"), build_page(results, command).encode())
+    plots = draw_plots(results)
+    for plot in plots:
+        storage.write_bytes(storage.join(folder, PLOTS_FOLDER, f"{plot.name}.svg"), plot.svg)
+    storage.write_bytes(storage.join(folder, f"{experiment.name}.html"), build_page(results, command, plots).encode())
     return results
 
 

@@ -9,6 +9,7 @@ import pytest
 from fgaif_ray.config import load_config
 from fgaif_ray.experiments.figures import Figure
 from fgaif_ray.experiments.page import build_page, describe_intervals
+from fgaif_ray.experiments.plots import draw_plots
 from fgaif_ray.experiments.results import DONE, FAILED, PENDING, RunOutcome, build_results
 from fgaif_ray.experiments.variants import Experiment, Variant, build_experiment
 
@@ -33,9 +34,13 @@ def results(name: str = "ablation", seeds: int = 3, error: str = "out of memory"
     return build_results(experiment, outcomes)
 
 
+def build_html(found: dict[str, Any], command: str) -> str:
+    return build_page(found, command, draw_plots(found))
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
-    return build_page(results(error=HOSTILE), f"python -m jobs.experiment ablation --config {HOSTILE}")
+    return build_html(results(error=HOSTILE), f"python -m jobs.experiment ablation --config {HOSTILE}")
 
 
 def test_text_from_outside_is_escaped(page: str) -> None:
@@ -54,7 +59,7 @@ def test_every_variant_has_a_row_in_every_table(page: str) -> None:
 
 
 def test_a_failed_run_is_shown_with_its_words() -> None:
-    html = build_page(results(error="out of memory"), "command")
+    html = build_html(results(error="out of memory"), "command")
     assert "20 of 21 runs done, 1 failed" in html
     assert "<pre>out of memory</pre>" in html
 
@@ -62,7 +67,7 @@ def test_a_failed_run_is_shown_with_its_words() -> None:
 def test_a_clear_difference_is_coloured_and_an_unclear_one_is_not(page: str) -> None:
     # w/o-Obj is 5 points worse in every seed; of one seed only, a difference has no interval.
     assert '<span class="change bad">+5.0 [+5.0, +5.0]</span>' in page
-    single = build_page(results(seeds=1), "command")
+    single = build_html(results(seeds=1), "command")
     assert '<span class="change neutral">+5.0</span>' in single
 
 
@@ -76,17 +81,17 @@ def plots(html: str) -> list[str]:
 
 
 def test_noise_is_plotted_over_its_level() -> None:
-    assert len(plots(build_page(results("noise"), "command"))) == 3
+    assert len(plots(build_html(results("noise"), "command"))) == 3
 
 
 def test_equal_results_give_equal_pages() -> None:
-    assert build_page(results(), "command") == build_page(results(), "command")
+    assert build_html(results(), "command") == build_html(results(), "command")
 
 
 def test_a_hostile_name_stays_inside_the_plot() -> None:
     experiment = Experiment("x", "?", (Variant("a", "$\\frac{$<script>--><script>"), Variant("b", "b")))
     figures = {"hallucination.overall": Figure(0.2), "coverage": Figure(0.5)}
-    html = build_page(build_results(experiment, [RunOutcome("a", 0, "runs/a", DONE, figures)]), "command")
+    html = build_html(build_results(experiment, [RunOutcome("a", 0, "runs/a", DONE, figures)]), "command")
     assert "<script>" not in html
     assert all("<script>" not in plot for plot in plots(html))
 
@@ -94,4 +99,4 @@ def test_a_hostile_name_stays_inside_the_plot() -> None:
 def test_before_the_first_run_the_page_says_so() -> None:
     experiment = build_experiment("cost", load_config("configs/shapes.yaml"))
     outcomes = [RunOutcome("fine", 0, "runs/fine", PENDING, {})]
-    assert "No run is done yet." in build_page(build_results(experiment, outcomes), "command")
+    assert "No run is done yet." in build_html(build_results(experiment, outcomes), "command")

@@ -194,6 +194,15 @@ def test_a_finished_experiment_starts_nothing(base: Config, capsys: pytest.Captu
     assert "20.0" in capsys.readouterr().out  # the table
 
 
+def test_the_plots_are_files_too(base: Config) -> None:
+    for run in runs_of(base, "noise").values():
+        finish(run)
+    run_experiment(base, "noise", "0", None, 1)
+    plots = sorted((Path(base.run.dir) / "noise" / "plots").iterdir())
+    assert [plot.name for plot in plots] == ["hallucination.svg", "variants.svg"]
+    assert all(plot.read_bytes().startswith(b"<?xml") for plot in plots)
+
+
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "jobs.experiment", *arguments],

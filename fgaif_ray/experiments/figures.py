@@ -39,7 +39,9 @@ METRICS: Final = (
     Metric("hallucination.before", "overall, before alignment", "hallucination", NEITHER, "share"),
     Metric("removed", "removed, overall", "hallucination", HIGHER, "share"),
     Metric("coverage", "coverage of the truth", "said", HIGHER, "share"),
+    Metric("coverage.before", "coverage before alignment", "said", NEITHER, "share"),
     Metric("facts_per_response", "facts per response", "said", NEITHER, "number"),
+    Metric("facts_per_response.before", "facts before alignment", "said", NEITHER, "number"),
     Metric("words_per_response", "words per response", "said", NEITHER, "number"),
     Metric("pope.f1", "F1", "pope", HIGHER, "share"),
     Metric("pope.accuracy", "accuracy", "pope", HIGHER, "share"),
@@ -100,6 +102,8 @@ def read_figures(run_dir: str) -> dict[str, Figure]:
     _add(found, "hallucination.before", before, ("hallucination_rate", "overall"))
     for name in ("coverage", "facts_per_response", "words_per_response"):
         _add(found, name, after, (name,))
+    for name in ("coverage", "facts_per_response"):
+        _add(found, f"{name}.before", before, (name,))
     for name in ("f1", "accuracy"):
         _add(found, f"pope.{name}", after, ("pope", name))
     if "hallucination.overall" in found and "hallucination.before" in found:

@@ -8,19 +8,20 @@ from markupsafe import Markup
 
 from fgaif_ray import __version__
 from fgaif_ray.experiments.figures import GROUP_TITLES, METRICS, NEITHER, Metric
-from fgaif_ray.experiments.plots import draw_plots
+from fgaif_ray.experiments.plots import Plot
 from fgaif_ray.experiments.results import DONE, FAILED, OVER_IMAGES, OVER_SEEDS
 from fgaif_ray.report.formats import show_clock, show_count, show_share
 
 _DASH: Final = "\u2013"
 
 
-def build_page(results: Mapping[str, Any], command: str) -> str:
+def build_page(results: Mapping[str, Any], command: str, plots: Sequence[Plot]) -> str:
     """The page as one HTML document; every text in it is escaped.
 
     Args:
         results: what ``build_results`` returned.
         command: the command line that makes this page.
+        plots: what ``draw_plots`` drew of them.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("fgaif_ray.experiments"), PackageLoader("fgaif_ray.report")]),
@@ -36,7 +37,7 @@ def build_page(results: Mapping[str, Any], command: str) -> str:
         results=results,
         command=command,
         tables=_tables(results),
-        plots=draw_plots(results),
+        plots=plots,
         done=sum(run["status"] == DONE for _, run in runs),
         total=len(runs),
         failed=[(variant["title"], run) for variant, run in runs if run["status"] == FAILED],

@@ -6,6 +6,7 @@ They travel in the page as data URLs of images: nothing inside an image can act 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -32,8 +33,24 @@ _STYLE: Final[dict[Any, Any]] = {
 HALLUCINATION: Final = "hallucination.overall"
 
 
-def draw_plots(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The plots of an experiment: ``(what it shows, data URL of an SVG)``; none before the first run is done.
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One plot of an experiment."""
+
+    name: str
+    """Of its file, without the ending."""
+    title: str
+    """What it shows."""
+    svg: bytes
+
+    @property
+    def url(self) -> str:
+        """The plot as a data URL."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+
+def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
+    """The plots of an experiment; none before the first run is done.
 
     Args:
         results: what ``build_results`` returned.
@@ -44,18 +61,19 @@ def draw_plots(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not variants:
         return []
     with rc_context(_STYLE):
-        plots = [("Hallucinated sub-sentences after alignment, by variant", _forest(variants))]
+        drawn = [("variants", "Hallucinated sub-sentences after alignment, by variant", _forest(variants))]
         if any(variant["family"] is not None for variant in variants):
-            for name, title in (
-                ("rewards.mean", "Balanced accuracy of rewards"),
-                (HALLUCINATION, "Hallucination"),
+            for name, metric, title in (
+                ("rewards", "rewards.mean", "Balanced accuracy of rewards"),
+                ("hallucination", HALLUCINATION, "Hallucination"),
             ):
-                curves = _curves(variants, name, title)
+                curves = _curves(variants, metric, title)
                 if curves is not None:
-                    plots.append((f"{title} over label noise", curves))
+                    drawn.append((name, f"{title} over label noise", curves))
         elif any("coverage" in variant["figures"] for variant in variants):
-            plots.append(("Hallucination against coverage: down and to the right is better", _scatter(variants)))
-        return [(title, _data_url(figure)) for title, figure in plots]
+            title = "Hallucination against coverage: down and to the right is better"
+            drawn.append(("coverage", title, _scatter(variants)))
+        return [Plot(name, title, _svg(figure)) for name, title, figure in drawn]
 
 
 def _new(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -68,10 +86,10 @@ def _new(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _data_url(figure: "Figure") -> str:
+def _svg(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _error(entry: Mapping[str, Any], scale: float = 100) -> list[list[float]] | None:
@@ -142,7 +160,10 @@ def _scatter(variants: Sequence[Mapping[str, Any]]) -> "Figure":
             label=variant["title"],
             capsize=2,
         )
-    axes.set_xlabel("coverage of the truth, %")
+        if {"coverage.before", "hallucination.before"} <= figures.keys():
+            before = [100 * figures[name]["mean"] for name in ("coverage.before", "hallucination.before")]
+            axes.plot(*before, "o", color=COLORS[6], fillstyle="none", label="_nolegend_")
+    axes.set_xlabel("coverage of the truth, %; circles: before alignment")
     axes.set_ylabel("hallucinated sub-sentences, %")
     axes.legend(frameon=False, fontsize=8)
     return figure
