@@ -23,6 +23,7 @@ from fgaif_ray.feedback.extraction import ExtractionError
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.pending import Pending, PlaceReader, first_row, places_of
 from fgaif_ray.feedback.prompts import load_prompt
+from fgaif_ray.garbage import spare_the_loaded
 from fgaif_ray.records import RESPONSES_SCHEMA
 from fgaif_ray.segments import split_segments
 
@@ -113,6 +114,7 @@ class FactExtraction:
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
         self._reading = asyncio.Lock()
+        spare_the_loaded()
 
     async def __call__(self, blocks: pa.Table) -> pa.Table:
         if self._calls.stopped is not None:

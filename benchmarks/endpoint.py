@@ -13,6 +13,8 @@ from typing import Final, cast
 
 import uvloop
 
+from fgaif_ray.garbage import spare_the_loaded
+
 ANSWER: Final = json.dumps({"existence": ["There is a dog."], "attribute": ["The dog is brown."], "relation": []})
 COMPLETION: Final = {
     "id": "1",
@@ -70,6 +72,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def _serve(latency_s: float) -> None:
+    spare_the_loaded()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(latency_s), "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)

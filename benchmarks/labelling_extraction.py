@@ -23,6 +23,7 @@ from fgaif_ray.feedback.call_client import CallClient
 from fgaif_ray.feedback.call_desk import CallDesk
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.prompts import load_prompt
+from fgaif_ray.garbage import spare_the_loaded
 
 LATENCY_S: Final = 0.1
 CONCURRENCIES: Final = (8, 64, 256)
@@ -132,6 +133,7 @@ async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -
         number += count
         await asyncio.gather(*(extractor.extract(text, [text]) for text in texts))
 
+    spare_the_loaded()
     await extract(2 * concurrency)
     print("warm", flush=True)
     for _ in range(rounds):

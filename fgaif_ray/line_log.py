@@ -8,11 +8,13 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import fsspec
 
 from fgaif_ray import storage
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class LineLog:
@@ -29,20 +31,18 @@ class LineLog:
             prefix: of the file names.
             writer: the rest of them, which no other writer has; None draws one.
         """
-        self._folder = folder.removeprefix("file://") if storage.is_local(folder) else folder
+        self.is_buffered = not storage.is_local(folder)
+        """Whether lines wait for ``flush``."""
+        self._folder = folder if self.is_buffered else folder.removeprefix("file://")
         self._name = f"{prefix}-{writer or uuid.uuid4().hex}"
+        self._path = storage.join(self._folder, f"{self._name}.jsonl")
         self._lines: list[str] = []
         self._flushes = 0
         self._has_folder = False
 
-    @property
-    def is_buffered(self) -> bool:
-        """Whether lines wait for ``flush``."""
-        return not storage.is_local(self._folder)
-
     def append(self, value: Mapping[str, Any]) -> None:
         """Add one line."""
-        self.append_json(json.dumps(value, separators=(",", ":")))
+        self.append_json(_encode(value))
 
     def append_json(self, text: str) -> None:
         """Add one line that is JSON already."""
@@ -50,12 +50,11 @@ class LineLog:
         if self.is_buffered:
             self._lines.append(line)
             return
-        path = storage.join(self._folder, f"{self._name}.jsonl")
         if not self._has_folder:
             os.makedirs(self._folder, exist_ok=True)
             self._has_folder = True
         # Closed each time: network file systems hand a file over when it is closed. `os.open` takes a third of `open`.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             os.write(descriptor, line.encode())
         finally:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -153,15 +153,19 @@ class AnswerIndex:
 
     def read(self, writer: str = "") -> None:
         """Take in what is kept in the folder, or what one writer has kept there."""
-        self._database.execute("BEGIN")
-        for _, line in read_lines(self._folder, PREFIX, writer):
-            if isinstance(line.get("key"), str) and isinstance(line.get("answer"), dict):
-                self.add(line["key"], json.dumps(line["answer"]))
-        self._database.execute("COMMIT")
+        lines = (line for _, line in read_lines(self._folder, PREFIX, writer))
+        self.add(
+            (line["key"], json.dumps(line["answer"]))
+            for line in lines
+            if isinstance(line.get("key"), str) and isinstance(line.get("answer"), dict)
+        )
 
-    def add(self, key: str, answer: str) -> None:
-        """Take in an answer, as JSON."""
-        self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (bytes.fromhex(key), answer))
+    def add(self, answers: Iterable[tuple[str, str]]) -> None:
+        """Take in keys and answers, as JSON."""
+        rows = ((bytes.fromhex(key), answer) for key, answer in answers)
+        self._database.execute("BEGIN")
+        self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+        self._database.execute("COMMIT")
 
     def find(self, key: str) -> str | None:
         """The answer to a call, as JSON, or None."""

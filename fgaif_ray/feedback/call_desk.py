@@ -177,8 +177,7 @@ class CallDesk:
                 self._end(end.ticket, end.tokens)
             elif self._claims.get(end.key) == worker:
                 del self._claims[end.key]
-            if isinstance(end, KeyEnd) and end.answer is not None:
-                self._answers.add(end.key, end.answer)
+        self._answers.add((end.key, end.answer) for end in ends if isinstance(end, KeyEnd) and end.answer is not None)
         self._changed.set()
 
     async def pause(self, seconds: float) -> None:
