@@ -12,7 +12,7 @@ While a block is verified the next ones are extracted.
 """
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -28,10 +28,7 @@ from actors.verifier import Verification, Verifier
 from fgaif_ray import resources
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.answers import model_identity
-from fgaif_ray.feedback.pending import Pending
-
-EXTRACTION_BLOCKS: Final = 3
-"""Blocks that an extraction worker has open: calls of the next ones fill the gap that the last calls of one leave."""
+from fgaif_ray.feedback.pending import OPEN_BLOCKS, Pending
 
 
 def blocks_of(rows: list[dict[str, Any]], size: int, schema: pa.Schema) -> list[pa.Table]:
@@ -98,7 +95,7 @@ def label_responses(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=EXTRACTION_BLOCKS
+                size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=OPEN_BLOCKS
             ),
             **request.options(),
         )

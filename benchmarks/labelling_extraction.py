@@ -1,8 +1,9 @@
 """Calls per second of fact extraction against an endpoint of constant latency.
 
 Ideal are C calls in flight all the time: C / latency calls per second. A worker does here what it does in the job
-(keys, claims, tickets of a rate limit, one file of answers and one of the account); C is shared out among several
-workers where one process cannot keep so many calls in flight. Run as a module it is one such worker.
+(responses in blocks of which some are open at a time, keys, claims, tickets of a rate limit, one file of answers and
+one of the account); C is shared out among several workers where one process cannot keep so many calls in flight. Run
+as a module it is one such worker.
 """
 
 import asyncio
@@ -18,19 +19,24 @@ from urllib.parse import urlsplit
 import uvloop
 
 from benchmarks.endpoint import HEAD_END, Endpoint
-from fgaif_ray.config import ExtractorConfig
+from fgaif_ray.config import ExtractorConfig, LabelConfig
 from fgaif_ray.feedback.call_client import CallClient
 from fgaif_ray.feedback.call_desk import CallDesk
 from fgaif_ray.feedback.extractor import FactExtractor
+from fgaif_ray.feedback.pending import OPEN_BLOCKS
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.garbage import spare_the_loaded
 
 LATENCY_S: Final = 0.1
 CONCURRENCIES: Final = (8, 64, 256)
 ROUNDS: Final = 3
-SECONDS: Final = 5.0
-"""Of a round, at the ideal rate."""
+SECONDS: Final = 20.0
+"""Of a round, at the ideal rate: the last calls leave slots idle for a latency, which is a fiftieth of 5 seconds."""
 SENTENCE: Final = "In picture {number}, a brown dog with a red collar stands on the green grass next to a white ball. "
+SEGMENTS: Final = 4
+"""Sub-sentences of a response, each a call."""
+BLOCK: Final[int] = LabelConfig.model_fields["batch_size"].default
+"""Responses."""
 NO_LIMIT: Final = 1e9
 """A rate limit that never holds: tickets are asked for as with one that does."""
 
@@ -127,11 +133,25 @@ async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -
     extractor = FactExtractor(url, "key", "m", load_prompt(config.prompt), concurrency=concurrency, calls=client)
     number = 0
 
-    async def extract(count: int) -> None:
+    async def extract_block(rows: int) -> None:
         nonlocal number
-        texts = [SENTENCE.format(number=number + index) for index in range(count)]
-        number += count
-        await asyncio.gather(*(extractor.extract(text, [text]) for text in texts))
+        responses = [
+            [SENTENCE.format(number=number + SEGMENTS * row + segment) for segment in range(SEGMENTS)]
+            for row in range(rows)
+        ]
+        number += SEGMENTS * rows
+        await asyncio.gather(*(extractor.extract("".join(segments), segments) for segments in responses))
+        await client.flush()
+
+    async def extract(calls: int) -> None:
+        rows = calls // SEGMENTS
+        blocks = iter([min(BLOCK, rows - start) for start in range(0, rows, BLOCK)])
+
+        async def extract_blocks() -> None:
+            for block in blocks:
+                await extract_block(block)
+
+        await asyncio.gather(*(extract_blocks() for _ in range(OPEN_BLOCKS)))
 
     spare_the_loaded()
     await extract(2 * concurrency)

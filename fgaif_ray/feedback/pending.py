@@ -25,6 +25,8 @@ PLACES_SCHEMA: Final = pa.schema(
 DIGEST: Final = np.dtype([("high", "<u8"), ("low", "<u8")])
 IDENTITY: Final = "sample_id"
 ROW_GROUPS_HELD: Final = 2
+OPEN_BLOCKS: Final = 3
+"""Blocks that an extraction worker has open: calls of the next ones fill the gap that the last calls of one leave."""
 
 
 @dataclass(frozen=True, slots=True)
