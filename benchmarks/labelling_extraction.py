@@ -99,11 +99,12 @@ def extraction_rate(concurrency: int, workers: int, rounds: int = ROUNDS, second
         seconds: how long a round takes at the ideal rate.
     """
     share = concurrency // workers
-    calls = int(seconds / LATENCY_S) * share
+    rows = max(1, int(seconds / LATENCY_S) * share // SEGMENTS)
+    calls = SEGMENTS * rows
     ideal = concurrency / LATENCY_S
     best = Rate(0.0, ideal, workers, 0.0)
     with Endpoint(LATENCY_S) as url:
-        command = [sys.executable, "-m", "benchmarks.labelling_extraction", url, str(share), str(calls), str(rounds)]
+        command = [sys.executable, "-m", "benchmarks.labelling_extraction", url, str(share), str(rows), str(rounds)]
         running = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(workers)
         ]
@@ -125,7 +126,7 @@ def extraction_rate(concurrency: int, workers: int, rounds: int = ROUNDS, second
     return best
 
 
-async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -> None:
+async def _work(url: str, concurrency: int, rows: int, rounds: int, run: str) -> None:
     config = ExtractorConfig.model_validate(
         {"base_url": url, "model": "m", "concurrency": concurrency, "requests_per_minute": NO_LIMIT}
     )
@@ -133,19 +134,18 @@ async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -
     extractor = FactExtractor(url, "key", "m", load_prompt(config.prompt), concurrency=concurrency, calls=client)
     number = 0
 
-    async def extract_block(rows: int) -> None:
+    async def extract_block(size: int) -> None:
         nonlocal number
         responses = [
             [SENTENCE.format(number=number + SEGMENTS * row + segment) for segment in range(SEGMENTS)]
-            for row in range(rows)
+            for row in range(size)
         ]
-        number += SEGMENTS * rows
+        number += SEGMENTS * size
         await asyncio.gather(*(extractor.extract("".join(segments), segments) for segments in responses))
         await client.flush()
 
-    async def extract(calls: int) -> None:
-        rows = calls // SEGMENTS
-        blocks = iter([min(BLOCK, rows - start) for start in range(0, rows, BLOCK)])
+    async def extract(count: int) -> None:
+        blocks = iter([min(BLOCK, count - start) for start in range(0, count, BLOCK)])
 
         async def extract_blocks() -> None:
             for block in blocks:
@@ -154,12 +154,12 @@ async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -
         await asyncio.gather(*(extract_blocks() for _ in range(OPEN_BLOCKS)))
 
     spare_the_loaded()
-    await extract(2 * concurrency)
+    await extract(concurrency)
     print("warm", flush=True)
     for _ in range(rounds):
         sys.stdin.readline()
         start, cpu = time.monotonic(), time.process_time()
-        await extract(calls)
+        await extract(rows)
         end = {"start": start, "end": time.monotonic(), "cpu": time.process_time() - cpu}
         print(json.dumps(end), flush=True)
     await extractor.close()
@@ -168,7 +168,7 @@ async def _work(url: str, concurrency: int, calls: int, rounds: int, run: str) -
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        concurrency, calls, rounds = map(int, sys.argv[2:5])
+        concurrency, rows, rounds = map(int, sys.argv[2:5])
         # The event loop of an asynchronous Ray actor.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(sys.argv[1], concurrency, calls, rounds, folder))
+            runner.run(_work(sys.argv[1], concurrency, rows, rounds, folder))
