@@ -1,6 +1,5 @@
 """Memory of the labelling job's own process: flat, however many rows there are."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +17,14 @@ PART_ROWS: Final = 1000
 RESPONSE: Final = "... " * 100
 """Without words: every stage works, no model is asked."""
 MEASURE: Final = """
-import json, resource, sys
+import re, sys
+from pathlib import Path
 from fgaif_ray.config import load_config
 from jobs import label
 label.run(load_config(sys.argv[1]))
-print(json.dumps({"peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
+"""Not `ru_maxrss`, which a process takes over from the one that started it, however large that has become."""
 
 
 def peak_rss_mib(run: Path, rows: int, endpoint: str) -> float:
@@ -63,4 +64,4 @@ def peak_rss_mib(run: Path, rows: int, endpoint: str) -> float:
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     manifest = storage.read_manifest(str(run), "feedback")
     assert manifest is not None and manifest["rows"] == rows
-    return float(json.loads(result.stdout.splitlines()[-1])["peak_rss_mib"])
+    return int(result.stdout.splitlines()[-1]) / 1024
