@@ -19,7 +19,8 @@ COLUMN: Final = "id"
 SCHEMA: Final = pa.schema([(COLUMN, pa.int64())])
 AT_A_TIME: Final = 4
 """Tasks that make numbers. They ask for no CPU, so that nothing else holds Ray back from a process for each: 109 were
-counted for 600 blocks. Four make over a hundred numbers a second."""
+counted for 600 blocks. With four, 3,000 blocks passed two stages that do nothing in 96 s on two busy cores: 1,000
+responses a second."""
 
 
 def block_numbers(count: int, consumer: ResourceRequest) -> Dataset:
