@@ -212,10 +212,10 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
         raise UserError(f"{message} serve on 127.0.0.1.")
     card = _model_list(config, reward_folders)
-    if card.kind == "coarse" and (card.granularity == "response" or card.normalise_by_segments):
+    if card.kind == "coarse" and card.normalise_by_segments:
         raise UserError(
-            "These reward models give one verdict per response: leave align.reward.granularity at segment and "
-            "align.reward.normalise_by_segments at false, which would divide it by the number of sub-sentences."
+            "These reward models give one verdict per response: leave align.reward.normalise_by_segments at false, "
+            "which would divide it by the number of sub-sentences."
         )
     digest = token_digest(token) if token is not None else None
     identity = fingerprint(

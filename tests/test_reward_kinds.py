@@ -151,6 +151,6 @@ def test_a_coarse_model_is_measured_by_response_and_stands_for_every_type(data: 
 
 def test_a_coarse_verdict_is_not_to_be_divided_by_the_number_of_sub_sentences(tmp_path: Path) -> None:
     tree = job_config(tmp_path).model_dump()
-    tree["rewards"]["kind"], tree["align"]["reward"]["granularity"] = "coarse", "response"
-    with pytest.raises(ValidationError, match="leave them at their defaults"):
+    tree["rewards"]["kind"], tree["align"]["reward"]["normalise_by_segments"] = "coarse", True
+    with pytest.raises(ValidationError, match="leave it at false"):
         Config.model_validate(tree)

@@ -96,10 +96,12 @@ def test_mistake_7_normalised_rewards_do_not_pay_for_length(granularity: Granula
         assert rewards.sum().item() == pytest.approx(3.0)
 
 
-def test_response_granularity_pays_the_mean_segment_on_the_last_token() -> None:
+@pytest.mark.parametrize(("normalise", "paid"), [(False, 1.0), (True, 0.5)])
+def test_response_granularity_pays_the_same_on_the_last_token(normalise: bool, paid: float) -> None:
+    options = RewardOptions(granularity="response", normalise_by_segments=normalise)
     probabilities = probabilities_of((CONSISTENT, CONSISTENT, ABSENT), (HALLUCINATED, ABSENT, ABSENT))
-    composed = compose_rewards(probabilities, torch.tensor([1, 3]), 6, "stop", RewardOptions(granularity="response"))
-    assert composed.per_token.tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, 0.5]
+    composed = compose_rewards(probabilities, torch.tensor([1, 3]), 6, "stop", options)
+    assert composed.per_token.tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, paid]
 
 
 @pytest.mark.parametrize("granularity", ["segment", "response"])

@@ -53,7 +53,7 @@ class RewardComposition(Section):
     value: Literal["expected", "argmax"] = "expected"
     weights: RewardWeights = RewardWeights()
     granularity: Literal["segment", "response"] = "segment"
-    """``response`` is the w-Coarse ablation: one reward per response."""
+    """``response`` pays the sum of what the sub-sentences earn once, at the last token."""
     normalise_by_segments: bool = False
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """Subtracted at the last token of a response that did not end by itself."""

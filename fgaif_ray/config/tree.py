@@ -56,12 +56,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _coarse_verdicts_are_paid_once(self) -> Self:
-        reward = self.align.reward
-        if self.rewards.kind == "coarse" and (reward.granularity == "response" or reward.normalise_by_segments):
+        if self.rewards.kind == "coarse" and self.align.reward.normalise_by_segments:
             raise ValueError(
                 "rewards.kind=coarse gives one verdict per response already, which "
-                "align.reward.granularity=response and align.reward.normalise_by_segments would divide by the number "
-                "of sub-sentences: leave them at their defaults"
+                "align.reward.normalise_by_segments would divide by the number of sub-sentences: leave it at false"
             )
         return self
 

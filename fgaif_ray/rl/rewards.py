@@ -31,9 +31,9 @@ class RewardOptions:
     value: RewardValue = "expected"
     """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""
     granularity: Granularity = "segment"
-    """`segment` pays at each sub-sentence end; `response` once, at the last token (the w-Coarse ablation)."""
+    """`segment` pays at each sub-sentence end; `response` the same sum once, at the last token."""
     normalise_by_segments: bool = False
-    """Divide each segment's reward by the number of segments: saying more does not by itself pay more."""
+    """Divide what the segments earn by their number: saying more does not by itself pay more."""
     missing_eos_penalty: float = 0.0
     """Taken from the last token of a response that was cut before it ended; at least 0."""
     length_penalty: float = 0.0
@@ -155,13 +155,12 @@ def compose_rewards(
         raise ValueError("a response needs at least one token to carry a reward")
     per_type = segment_rewards(probabilities, options.weights, options.value)  # [segments, types]
     totals = per_type.sum(dim=1)  # [segments]
-    segment_count = max(len(totals), 1)
+    if options.normalise_by_segments:
+        totals = totals / max(len(totals), 1)
     per_token = token_rewards(totals, token_ends, response_length)  # [response_tokens]
     if options.granularity == "response":
         per_token = torch.zeros_like(per_token)
-        per_token[-1] = totals.sum() / segment_count
-    elif options.normalise_by_segments:
-        per_token = per_token / segment_count
+        per_token[-1] = totals.sum()
     if finish_reason != "stop":
         per_token[-1] -= options.missing_eos_penalty
     if options.length_penalty and response_length > options.length_target:
