@@ -11,7 +11,7 @@ from fgaif_ray.evaluation.hallucination import (
     measure_lengths,
 )
 from fgaif_ray.evaluation.intervals import estimate_ratios
-from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
 SCENE = Scene((SceneObject("circle", "red", "large", 0, 0), SceneObject("star", "blue", "small", 1, 2)), 0.0, 1)
@@ -85,6 +85,14 @@ def test_a_type_that_nobody_mentions_has_no_rate():
     metrics = measure_descriptions([describe("There is a circle.")])
     assert metrics["hallucination_rate"]["relation"] is None
     assert metrics["intervals"]["hallucination_rate"]["relation"] is None
+
+
+def test_facts_are_counted_by_type():
+    metrics = measure_descriptions(
+        [describe("There is a red circle. The circle is left."), describe("There is a ring.")]
+    )
+    assert [metrics[f"{kind}_per_response"] for kind in FACT_TYPES] == [1.0, 0.5, 0.0]
+    assert metrics["facts_per_response"] == 1.5
 
 
 def test_no_responses_give_no_figures():

@@ -256,10 +256,11 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
     rates = {"overall": 0.4, "existence": 0.2, "attribute": 0.3, "relation": None}
     files = {
         "evaluation/metrics.json": {
-            "before": {"hallucination_rate": rates, "coverage": 0.6},
+            "before": {"hallucination_rate": rates, "coverage": 0.6, "repetition": 0.05},
             "after": {
                 "hallucination_rate": rates | {"overall": 0.2},
                 "coverage": 0.7,
+                "repetition": 0.5,
                 "intervals": {"coverage": [0.6, 0.8], "hallucination_rate": {"overall": None}},
             },
         },
@@ -280,6 +281,7 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(content))
     figures = read_figures(str(tmp_path))
     assert (figures["coverage"], figures["coverage.before"]) == (Figure(0.7, (0.6, 0.8)), Figure(0.6))
+    assert (figures["repetition"], figures["repetition.before"]) == (Figure(0.5), Figure(0.05))
     assert "hallucination.relation" not in figures
     assert (figures["rewards.mean"].value, figures["rewards_after.mean"].value) == pytest.approx((0.9, 0.6))
     per_point = {name: figures[f"per_point.{name}"].value for name in ("calls", "tokens", "seconds", "money")}

@@ -19,6 +19,7 @@ SINGLE_FIGURES: Final = (
     "coverage_objects",
     "coverage_attributes",
     "facts_per_response",
+    *(f"{kind}_per_response" for kind in FACT_TYPES),
     "words_per_response",
     "unreadable",
     "repetition",
@@ -66,7 +67,8 @@ def count_response(description: Description) -> dict[str, tuple[int, int]]:
 
     Keys are RATES and SINGLE_FIGURES. A rate counts hallucinated sub-sentences out of those that carry a fact of
     the type (``overall``: of any type). Coverage counts true objects, and their true attributes, that are stated out
-    of those there are. ``repetition`` counts statements that the response has made before, ``unreadable``
+    of those there are; relations are no part of it, so ``relation_per_response``, facts of that type, tells whether
+    they are still said. ``repetition`` counts statements that the response has made before, ``unreadable``
     sub-sentences without any statement, ``unfinished`` responses that ran into the limit of tokens.
     """
     scene, response = description.scene, description.response
@@ -88,6 +90,7 @@ def count_response(description: Description) -> dict[str, tuple[int, int]]:
         "coverage_objects": (found.objects_found, found.objects),
         "coverage_attributes": (found.attributes_found, found.attributes),
         "facts_per_response": (len(facts), 1),
+        **{f"{kind}_per_response": (sum(fact.type == kind for fact in facts), 1) for kind in FACT_TYPES},
         "words_per_response": (len(response.split()), 1),
         "unreadable": (sum(not segment_claims for segment_claims in claims), len(claims)),
         "repetition": (len(facts) - len(set(facts)), len(facts)),

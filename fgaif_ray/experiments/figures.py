@@ -41,8 +41,11 @@ METRICS: Final = (
     Metric("coverage", "coverage of the truth", "said", HIGHER, "share"),
     Metric("coverage.before", "coverage before alignment", "said", NEITHER, "share"),
     Metric("facts_per_response", "facts per response", "said", NEITHER, "number"),
+    *(Metric(f"{kind}_per_response", f"of them {kind}", "said", NEITHER, "number") for kind in FACT_TYPES),
     Metric("facts_per_response.before", "facts before alignment", "said", NEITHER, "number"),
     Metric("words_per_response", "words per response", "said", NEITHER, "number"),
+    Metric("repetition", "repeated statements", "said", LOWER, "share"),
+    Metric("repetition.before", "repeated statements before alignment", "said", NEITHER, "share"),
     Metric("pope.f1", "F1", "pope", HIGHER, "share"),
     Metric("pope.accuracy", "accuracy", "pope", HIGHER, "share"),
     *(Metric(f"labels.{kind}", kind, "labels", HIGHER, "share") for kind in FACT_TYPES),
@@ -100,9 +103,10 @@ def read_figures(run_dir: str) -> dict[str, Figure]:
     for kind in ("overall", *FACT_TYPES):
         _add(found, f"hallucination.{kind}", after, ("hallucination_rate", kind))
     _add(found, "hallucination.before", before, ("hallucination_rate", "overall"))
-    for name in ("coverage", "facts_per_response", "words_per_response"):
+    typed = [f"{kind}_per_response" for kind in FACT_TYPES]
+    for name in ("coverage", "facts_per_response", *typed, "words_per_response", "repetition"):
         _add(found, name, after, (name,))
-    for name in ("coverage", "facts_per_response"):
+    for name in ("coverage", "facts_per_response", "repetition"):
         _add(found, f"{name}.before", before, (name,))
     for name in ("f1", "accuracy"):
         _add(found, f"pope.{name}", after, ("pope", name))

@@ -7,6 +7,7 @@ from typing import Any, Final
 from fgaif_ray.evaluation import AFTER, BEFORE, GREEDY, POLICIES
 from fgaif_ray.evaluation.pope import FIGURES as POPE_FIGURES
 from fgaif_ray.evaluation.pope import STRATEGIES
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.charts import format_tick, nice_ticks
 from fgaif_ray.report.formats import (
     DASH,
@@ -56,6 +57,7 @@ GROUPS: Final = {
     ),
     _MUCH: (
         Figure("facts per response", ("facts_per_response",), NEITHER, "number"),
+        *(Figure(f"of them {kind}", (f"{kind}_per_response",), NEITHER, "number") for kind in FACT_TYPES),
         Figure("words per response", ("words_per_response",), NEITHER, "number"),
     ),
     _WELL: (
