@@ -32,7 +32,7 @@ def block_numbers(count: int, consumer: ResourceRequest) -> Dataset:
     """
     options = resources.block_numbers(consumer).options()
     numbers: Dataset = ray.data.read_datasource(
-        BlockNumbers(count), override_num_blocks=count, concurrency=AT_A_TIME, **options
+        BlockNumbers(count), override_num_blocks=count, concurrency=min(AT_A_TIME, count), **options
     )
     return numbers
 
