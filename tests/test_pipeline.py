@@ -104,7 +104,8 @@ def loop(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Loop:
 
 
 def test_an_interrupted_call_says_how_to_go_on(loop: Loop) -> None:
-    assert (loop.interrupted.code, "run the same command again to go on" in loop.interrupted.output) == (130, True)
+    output = loop.interrupted.output
+    assert (loop.interrupted.code, "run the same command again to go on" in output) == (130, True), output
 
 
 def test_the_next_call_does_not_repeat_what_was_done(loop: Loop) -> None:
