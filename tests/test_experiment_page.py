@@ -26,7 +26,7 @@ def results(name: str = "ablation", seeds: int = 3, error: str = "out of memory"
                 "hallucination.overall": Figure(value, (value - 0.02, value + 0.02)),
                 "hallucination.before": Figure(0.5),
                 "coverage": Figure(1 - value, (0.9 - value, 1.1 - value)),
-                "rewards.mean": Figure(0.9 - place / 50),
+                "rewards_present.mean": Figure(0.9 - place / 50),
             }
             outcomes.append(RunOutcome(variant.name, seed, f"runs/{variant.name}", DONE, figures))
     last = experiment.variants[-1].name
@@ -81,7 +81,7 @@ def plots(html: str) -> list[str]:
 
 
 def test_noise_is_plotted_over_its_level() -> None:
-    assert len(plots(build_html(results("noise"), "command"))) == 3
+    assert [plot.name for plot in draw_plots(results("noise"))] == ["variants", "rewards", "hallucination", "coverage"]
 
 
 def test_equal_results_give_equal_pages() -> None:

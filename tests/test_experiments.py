@@ -37,6 +37,9 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
 RUN = "runs/x"
+WITH_FACTS = [[1000, 7, 0], [3, 30, 10], [2, 5, 5]]
+"""Counts of absent, consistent and hallucinated, rows by the truth."""
+WITHOUT_FACTS = [[1000, 7, 0], [3, 0, 0], [2, 0, 0]]
 
 
 def base(*overrides: str) -> Config:
@@ -271,8 +274,8 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
         },
         "feedback/ledger.json": {"money": 0.5},
         "reward-accuracy.json": {
-            which: {kind: {"balanced_accuracy": value} for kind in FACT_TYPES}
-            for which, value in (("before", 0.9), ("after", 0.6))
+            which: {kind: {"balanced_accuracy": value, "confusion": confusion} for kind in FACT_TYPES}
+            for which, value, confusion in (("before", 0.9, WITH_FACTS), ("after", 0.6, WITHOUT_FACTS))
         },
         "timing.json": {"label": 30.0, "train_rewards": 20.0, "align": 50.0, "evaluate": 7.0},
     }
@@ -284,6 +287,11 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
     assert (figures["repetition"], figures["repetition.before"]) == (Figure(0.5), Figure(0.05))
     assert "hallucination.relation" not in figures
     assert (figures["rewards.mean"].value, figures["rewards_after.mean"].value) == pytest.approx((0.9, 0.6))
+    # Among facts: 30 of 40 true ones and 5 of 10 false ones, whatever was said where there is none.
+    present = [name for name in figures if name.startswith("rewards") and "_present" in name]
+    assert {name: figures[name].value for name in present} == {
+        f"rewards_present.{kind}": pytest.approx(0.625) for kind in (*FACT_TYPES, "mean")
+    }
     per_point = {name: figures[f"per_point.{name}"].value for name in ("calls", "tokens", "seconds", "money")}
     # 20 points: 200 calls, 1500 tokens, 100 s and half a unit of money.
     assert per_point == pytest.approx({"calls": 10, "tokens": 75, "seconds": 5, "money": 0.025})

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from fgaif_ray import storage
 from fgaif_ray.evaluation import AFTER, BEFORE
+from fgaif_ray.feedback.reliability import balanced_accuracy
 from fgaif_ray.models.reward_kinds import COARSE
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import ABSENT, FACT_TYPES
 from fgaif_ray.summary import MEMORY_FILE, TIMING_FILE
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
@@ -17,6 +20,8 @@ REWARD_ACCURACY_FILE: Final = "reward-accuracy.json"
 PAID_JOBS: Final = ("label", "train_rewards", "align")
 """The jobs that fine-grained and coarse feedback pay differently for."""
 _PER_POINT: Final = ("calls", "tokens", "seconds", "money")
+_PRESENT: Final = ", consistent or hallucinated"
+"""Figures without the class of absent facts, which is easy to see and lifts the mean of three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +54,18 @@ METRICS: Final = (
     Metric("pope.f1", "F1", "pope", HIGHER, "share"),
     Metric("pope.accuracy", "accuracy", "pope", HIGHER, "share"),
     *(Metric(f"labels.{kind}", kind, "labels", HIGHER, "share") for kind in FACT_TYPES),
+    *(Metric(f"labels_present.{kind}", f"{kind}{_PRESENT}", "labels", HIGHER, "share") for kind in FACT_TYPES),
     *(Metric(f"rewards.{kind}", kind, "rewards", HIGHER, "share") for kind in (*FACT_TYPES, "mean")),
+    *(
+        Metric(f"rewards_present.{kind}", f"{kind}{_PRESENT}", "rewards", HIGHER, "share")
+        for kind in (*FACT_TYPES, "mean")
+    ),
     Metric("rewards.response", "one verdict per response", "rewards", HIGHER, "share"),
     *(Metric(f"rewards_after.{kind}", kind, "rewards after", HIGHER, "share") for kind in (*FACT_TYPES, "mean")),
+    *(
+        Metric(f"rewards_after_present.{kind}", f"{kind}{_PRESENT}", "rewards after", HIGHER, "share")
+        for kind in (*FACT_TYPES, "mean")
+    ),
     Metric("rewards_after.response", "one verdict per response", "rewards after", HIGHER, "share"),
     *(
         Metric(f"seconds.{job}", job, "seconds", LOWER, "seconds")
@@ -115,6 +129,7 @@ def read_figures(run_dir: str) -> dict[str, Figure]:
     labels = _optional(run_dir, "feedback", "metrics.json")
     for kind in FACT_TYPES:
         _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
+        _add(found, f"labels_present.{kind}", labels, ("agreement", kind, "balanced_accuracy_present"))
     accuracy = _optional(run_dir, REWARD_ACCURACY_FILE)
     found |= _reward_figures("rewards", accuracy.get(BEFORE, {}))
     found |= _reward_figures("rewards_after", accuracy.get(AFTER, {}))
@@ -136,9 +151,29 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, Figure]
         return found
     for kind in FACT_TYPES:
         _add(found, f"{name}.{kind}", accuracy, (kind, "balanced_accuracy"))
-    if len(found) == len(FACT_TYPES):
-        found[f"{name}.mean"] = Figure(sum(figure.value for figure in found.values()) / len(FACT_TYPES))
+        present = among_present(accuracy[kind]["confusion"]) if kind in accuracy else None
+        if present is not None:
+            found[f"{name}_present.{kind}"] = Figure(present)
+    for prefix in (name, f"{name}_present"):
+        values = [found[f"{prefix}.{kind}"].value for kind in FACT_TYPES if f"{prefix}.{kind}" in found]
+        if len(values) == len(FACT_TYPES):
+            found[f"{prefix}.mean"] = Figure(sum(values) / len(FACT_TYPES))
     return found
+
+
+def among_present(confusion: Sequence[Sequence[int]]) -> float | None:
+    """Balanced accuracy of consistent against hallucinated, where truth and verdict agree that there is a fact.
+
+    Chance is a half. ``balanced_accuracy_present`` of labels is the same figure.
+
+    Args:
+        confusion: ``[classes, classes]`` counts in the order of ``CLASS_NAMES``, rows are true classes.
+
+    Returns:
+        None where there is no such verdict.
+    """
+    facts = np.asarray(confusion)[ABSENT + 1 :, ABSENT + 1 :]
+    return float(balanced_accuracy(facts)) if facts.sum() else None
 
 
 def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, Figure]) -> dict[str, Figure]:

@@ -64,8 +64,9 @@ def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
         drawn = [("variants", "Hallucinated sub-sentences after alignment, by variant", _forest(variants))]
         if any(variant["family"] is not None for variant in variants):
             for name, metric, title in (
-                ("rewards", "rewards.mean", "Balanced accuracy of rewards"),
+                ("rewards", "rewards_present.mean", "Balanced accuracy of rewards among facts"),
                 ("hallucination", HALLUCINATION, "Hallucination"),
+                ("coverage", "coverage", "Coverage of the truth"),
             ):
                 curves = _curves(variants, metric, title)
                 if curves is not None:
