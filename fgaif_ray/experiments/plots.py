@@ -31,6 +31,8 @@ _STYLE: Final[dict[Any, Any]] = {
     "text.parse_math": False,  # a name with dollar signs is a name
 }
 HALLUCINATION: Final = "hallucination.overall"
+_SHIFT: Final = 0.6
+"""Percentage points of noise between families at one level, whose intervals would hide each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +127,14 @@ def _curves(variants: Sequence[Mapping[str, Any]], name: str, title: str) -> "Fi
     families = list(dict.fromkeys(variant["family"] for variant in variants if variant["family"] is not None))
     figure, axes = _new(5.4, 3.4)
     drawn = False
-    for color, family in zip(COLORS, families):
+    for place, (color, family) in enumerate(zip(COLORS, families)):
         members = [variant for variant in variants if variant["family"] == family and name in variant["figures"]]
         points = sorted([*start, *members], key=lambda variant: variant["level"])
         if not members:
             continue
         drawn = True
-        levels = [100 * point["level"] for point in points]
+        shift = _SHIFT * (place - (len(families) - 1) / 2)
+        levels = [100 * point["level"] + shift if point["level"] else 0.0 for point in points]
         entries = [point["figures"][name] for point in points]
         axes.plot(levels, [100 * entry["mean"] for entry in entries], "o-", color=color, label=family, markersize=4)
         for level, entry in zip(levels, entries):
