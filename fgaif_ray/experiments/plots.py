@@ -141,7 +141,8 @@ def _curves(variants: Sequence[Mapping[str, Any]], name: str, title: str) -> "Fi
             axes.errorbar(level, 100 * entry["mean"], yerr=_error(entry), color=color, alpha=0.35, capsize=2)
     if not drawn:
         return None
-    axes.set_xlabel("labels turned around, %")
+    beside = "; intervals of one level side by side" if len(families) > 1 else ""
+    axes.set_xlabel(f"labels turned around, %{beside}")
     axes.set_ylabel(f"{title}, %")
     axes.legend(frameon=False, fontsize=8)
     return figure
