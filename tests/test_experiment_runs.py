@@ -199,7 +199,7 @@ def test_the_plots_are_files_too(base: Config) -> None:
         finish(run)
     run_experiment(base, "noise", "0", None, 1)
     plots = sorted((Path(base.run.dir) / "noise" / "plots").iterdir())
-    assert [plot.name for plot in plots] == ["hallucination.svg", "variants.svg"]
+    assert [plot.name for plot in plots] == ["coverage.svg", "hallucination.svg", "variants.svg"]
     assert all(plot.read_bytes().startswith(b"<?xml") for plot in plots)
 
 
