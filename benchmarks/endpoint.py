@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import uvloop
 
-from fgaif_ray.garbage import spare_the_loaded
+from fgaif_ray.calls.garbage import spare_the_loaded
 
 ANSWER: Final = json.dumps({"existence": ["There is a dog."], "attribute": ["The dog is brown."], "relation": []})
 COMPLETION: Final = {

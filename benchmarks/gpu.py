@@ -100,10 +100,10 @@ class Bench:
         from benchmarks.gpu_flops import ModelWork
         from benchmarks.gpu_model import encode_responses, rewarded_trajectories
         from fgaif_ray.config import KLConfig, LoRAOptions, PPOConfig
-        from fgaif_ray.models.policy import PolicyModel
-        from fgaif_ray.rl.group import LearnerGroup
+        from fgaif_ray.rl.policy import PolicyModel
         from fgaif_ray.rl.step import PPOUpdater, estimate, prepare
         from fgaif_ray.rl.trajectories import collate
+        from fgaif_ray.vlm.group import LearnerGroup
 
         options = self.options
         model = PolicyModel(
@@ -140,8 +140,8 @@ class Bench:
         from benchmarks.gpu_flops import ModelWork
         from benchmarks.gpu_model import scoring_items
         from fgaif_ray.config import LoRAOptions
-        from fgaif_ray.models.reward_model import RewardModel
         from fgaif_ray.records import FACT_TYPES
+        from fgaif_ray.rewards.model import RewardModel
 
         model = RewardModel(self._backbone())
         for index, fact_type in enumerate(FACT_TYPES):

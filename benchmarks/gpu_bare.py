@@ -14,10 +14,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from fgaif_ray.models.backbone import Backbone
-from fgaif_ray.models.policy import EncodedRows, PolicyModel
-from fgaif_ray.models.reward_model import SCORING_BATCH, RewardModel, ScoringItem, encode_item
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel, ScoringItem, encode_item
+from fgaif_ray.rl.policy import EncodedRows, PolicyModel
+from fgaif_ray.vlm.backbone import Backbone
 
 
 def adapted_layers(backbone: Backbone) -> list[Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.gpu_bare import adapted_layers
-from fgaif_ray.models.backbone import Backbone
+from fgaif_ray.vlm.backbone import Backbone
 
 PEAK_TFLOPS: Final = {
     "H100 PCIe": 756.0,

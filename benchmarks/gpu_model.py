@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_torchvision_available
 
-from fgaif_ray.models.backbone import Backbone
-from fgaif_ray.models.policy import EncodedRows, PolicyModel
-from fgaif_ray.models.reward_model import ScoringItem
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
-from fgaif_ray.rl.rewards import RewardOptions
+from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.model import ScoringItem
+from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
+from fgaif_ray.vlm.backbone import Backbone
 
 SPARE_ROWS: Final = 64
 """Last rows of the vocabulary: the image token, the padding token, and rows that no token uses, as in LLaVA-1.5."""

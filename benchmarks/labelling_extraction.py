@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import uvloop
 
 from benchmarks.endpoint import HEAD_END, Endpoint
+from fgaif_ray.calls.client import CallClient
+from fgaif_ray.calls.coordinator import CallDesk
+from fgaif_ray.calls.garbage import spare_the_loaded
 from fgaif_ray.config import ExtractorConfig, LabelConfig
-from fgaif_ray.feedback.call_client import CallClient
-from fgaif_ray.feedback.call_desk import CallDesk
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.pending import OPEN_BLOCKS
 from fgaif_ray.feedback.prompts import load_prompt
-from fgaif_ray.garbage import spare_the_loaded
 
 LATENCY_S: Final = 0.1
 CONCURRENCIES: Final = (8, 64, 256)

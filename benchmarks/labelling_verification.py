@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
-from actors import extraction
-from actors.chat import ImageChat
-from actors.cluster import connect
-from actors.engine import image_prompt, start_engine
+from actors.cluster.connect import connect
+from actors.engine.chat import ImageChat
+from actors.engine.start import image_prompt, start_engine
+from actors.labelling import extraction
 from benchmarks.labelling_memory import ANNOTATOR
 from fgaif_ray import storage
+from fgaif_ray.calls.answers import Answer, AnswerWriter, cache_folder
 from fgaif_ray.config import Config
-from fgaif_ray.feedback.answers import Answer, AnswerWriter, cache_folder
-from fgaif_ray.feedback.extraction import Fact
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.images import load_image
-from fgaif_ray.records import RESPONSES_SCHEMA, sample_identity
+from fgaif_ray.records import RESPONSES_SCHEMA, Fact, sample_identity
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes import tiny_llava
 from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption

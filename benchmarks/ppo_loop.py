@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from actors.cluster import connect
+from actors.cluster.connect import connect
 from benchmarks.rewards import make_models
 from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config
@@ -68,7 +68,7 @@ def measure(config: Config, steps: int, repeats: int, warm_up: int = 2) -> Loop:
         repeats: runs of each way.
         warm_up: first steps of each run that are left out.
     """
-    from actors import reward_service
+    from actors.rewards import service as reward_service
 
     size = config.align.rollout_batch_size
     shared = [

@@ -13,13 +13,13 @@ it is in a cache. Loading the policy is in neither side.
 import tempfile
 from typing import Any
 
-from actors.engine import image_prompt, reload_weights, start_engine
-from actors.rollout import PolicyVersion, RolloutRequest, RolloutWorker, sampling_options
+from actors.alignment.rollout import PolicyVersion, RolloutRequest, RolloutWorker, sampling_options
+from actors.engine.start import image_prompt, reload_weights, start_engine
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.images import decode_image
-from fgaif_ray.models.backbone import Backbone, banned_token_ids
-from fgaif_ray.models.merging import merged_weights
+from fgaif_ray.vlm.backbone import Backbone, banned_token_ids
+from fgaif_ray.vlm.merging import merged_weights
 
 THREADS = 1
 

@@ -14,7 +14,7 @@ from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
 
 if TYPE_CHECKING:
-    from fgaif_ray.models.policy import PolicyModel
+    from fgaif_ray.rl.policy import PolicyModel
 
 Side = Callable[[int], int]
 """Does the work of a round, and returns how much that was (tokens, responses)."""
@@ -81,8 +81,8 @@ def load_policy(config: Config) -> "PolicyModel":
     """Policy and critic as the learner has them, with a policy adapter that does a little."""
     import torch
 
-    from fgaif_ray.models.backbone import load_backbone
-    from fgaif_ray.models.policy import PolicyModel
+    from fgaif_ray.rl.policy import PolicyModel
+    from fgaif_ray.vlm.backbone import load_backbone
 
     align = config.align
     model = PolicyModel(

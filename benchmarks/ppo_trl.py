@@ -24,16 +24,16 @@ from typing import Any, Final
 
 import torch
 
-from actors.rollout import PolicyVersion, Rollout, RolloutRequest, RolloutWorker
+from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, RolloutWorker
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.images import decode_image
-from fgaif_ray.models.backbone import banned_token_ids, load_backbone
-from fgaif_ray.rl.group import LearnerGroup
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.step import PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import Trajectory, collate
 from fgaif_ray.rl.watch import trajectory_metrics
+from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
+from fgaif_ray.vlm.group import LearnerGroup
 
 SAMPLES: Final = 2
 """Responses to each question, the fewest that TRL takes."""

@@ -25,13 +25,13 @@ from benchmarks.gpu_model import rewarded_trajectories
 from benchmarks.ppo_rounds import Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, PPOConfig
 from fgaif_ray.images import decode_image
-from fgaif_ray.models.policy import EncodedRows, PolicyModel
-from fgaif_ray.rl.group import LearnerGroup
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR, micro_batches
+from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.step import PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import collate
 from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.scenes import draw_scene
+from fgaif_ray.vlm.group import LearnerGroup
 
 THREADS = 1
 

@@ -31,13 +31,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from fgaif_ray.client import AsyncRewardClient, reward_item
 from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.serving.client import AsyncRewardClient, reward_item
 
 if TYPE_CHECKING:
-    from fgaif_ray.models.reward_model import RewardModel, ScoringItem
-    from fgaif_ray.reward_api import RewardItem
+    from fgaif_ray.rewards.model import RewardModel, ScoringItem
+    from fgaif_ray.serving.wire import RewardItem
 
 ENVIRONMENT: Final = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
 REQUEST_SIZE: Final = 32
@@ -71,7 +71,7 @@ class Served:
 
 def make_load(count: int) -> Load:
     """Scenes and what the policy could say of them."""
-    from fgaif_ray.models.reward_model import ScoringItem
+    from fgaif_ray.rewards.model import ScoringItem
     from fgaif_ray.segments import split_segments
     from fgaif_ray.shapes.captions import CAPTION_PROMPTS, POLICY_ERRORS, write_caption
     from fgaif_ray.shapes.render import render
@@ -89,9 +89,9 @@ def make_load(count: int) -> Load:
 
 def make_models(config: Config, folder: Path) -> dict[str, str]:
     """Write untrained reward models of the configuration's kind."""
-    from fgaif_ray.models.backbone import load_backbone
-    from fgaif_ray.models.reward_kinds import reward_tasks
-    from fgaif_ray.models.reward_model import RewardModel
+    from fgaif_ray.rewards.kinds import reward_tasks
+    from fgaif_ray.rewards.model import RewardModel
+    from fgaif_ray.vlm.backbone import load_backbone
 
     model = RewardModel(load_backbone(config.rewards.backbone, config.rewards.dtype))
     for seed, task in enumerate(reward_tasks(config.rewards.kind)):
@@ -157,7 +157,7 @@ def _replica_memory_gib() -> float:
 
 def served(config: Config, folders: dict[str, str], load: Load, rounds: int) -> Served:
     """Deploy, ask and take down."""
-    from actors import reward_service
+    from actors.rewards import service as reward_service
 
     info = reward_service.deploy(config, folders)
     try:
@@ -173,9 +173,9 @@ def measure(config: Config, count: int, rounds: int, folder: Path) -> dict[str, 
     """All figures."""
     import torch
 
-    from actors.cluster import connect
-    from fgaif_ray.models.backbone import load_backbone
-    from fgaif_ray.models.reward_model import load_reward_model
+    from actors.cluster.connect import connect
+    from fgaif_ray.rewards.model import load_reward_model
+    from fgaif_ray.vlm.backbone import load_backbone
 
     load = make_load(count)
     kinds = ("separate", "multitask")

@@ -29,15 +29,15 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
-from actors.fact_checker import Answer, Findings
-from actors.verifier import Verification, Verifier
+from actors.labelling.fact_checker import Answer, Findings
+from actors.labelling.verifier import Verification, Verifier
 from benchmarks.endpoint import Endpoint
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA
 
 if TYPE_CHECKING:
-    from actors.fact_checker import Question
+    from actors.labelling.fact_checker import Question
 
 NODES: Final = (1, 2, 4, 8)
 LATENCY_S: Final = 0.1
@@ -87,7 +87,7 @@ class ConstantVerifier(Verifier):
     """
 
     def __init__(self, verification: Verification) -> None:
-        with patch("actors.verifier.FactChecker", lambda _: ConstantChecker()):
+        with patch("actors.labelling.verifier.FactChecker", lambda _: ConstantChecker()):
             super().__init__(verification)
         self._worker = uuid4().hex
         self._log = Path(verification.config.verifier.model, f"{self._worker}.jsonl")
@@ -241,9 +241,9 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
     import ray
     from pydantic import SecretStr
 
-    from actors import annotators
-    from actors.extraction import Endpoint as ExtractionEndpoint
-    from fgaif_ray.feedback.canaries import CanaryPool
+    from actors.labelling import plan as annotators
+    from actors.labelling.extraction import Endpoint as ExtractionEndpoint
+    from fgaif_ray.audit.control_items import CanaryPool
     from jobs import label
 
     with Endpoint(LATENCY_S) as url, local_nodes(nodes) as address:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fgaif_ray.adapters.common import service_url
 from fgaif_ray.adapters.skyrl import DenseRewardGenerator, DenseRewards
-from fgaif_ray.client import AsyncRewardClient
+from fgaif_ray.serving.client import AsyncRewardClient
 
 
 def with_dense_rewards(generator: Any, tokenizer: Any, url: str) -> DenseRewardGenerator:

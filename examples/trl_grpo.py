@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from fgaif_ray.adapters.trl import TRLRewards
-from fgaif_ray.client import RewardClient
+from fgaif_ray.serving.client import RewardClient
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scenes
 

@@ -8,6 +8,7 @@ is our reading).
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -28,6 +29,15 @@ LABEL_SOURCES: Final = (AI, HUMAN, NOISE)
 
 GIVEN: Final = "given"
 """Stands for the model of a response that came with the data."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One atomic claim about the image; ``type`` is one of ``FACT_TYPES``."""
+
+    type: str
+    text: str
+
 
 RESPONSES_SCHEMA: Final = pa.schema(
     [

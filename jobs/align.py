@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from fgaif_ray import resources, storage
+from fgaif_ray import storage
+from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
@@ -36,7 +37,7 @@ FOLLOW_EVERY_S: Final = 1.0
 
 def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     """The stage of these settings over these images and reward models; where actors run does not change it."""
-    from actors.reward_service import model_version, published_reward_folders
+    from actors.rewards.service import model_version, published_reward_folders
 
     placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "sharding"}
     placed |= {"checkpoint_every", "log_samples_every", "tracking", "guards"}  # a run that was stopped goes on
@@ -73,8 +74,8 @@ def run(config: Config) -> None:
         say(f"align: {stage.folder} is up to date.")
         return
 
-    from actors.chat import ImageChat
-    from actors.cluster import connect
+    from actors.cluster.connect import connect
+    from actors.engine.chat import ImageChat
     from fgaif_ray.rl.trackers import require_packages
 
     require_packages(config.align.tracking)
@@ -92,11 +93,11 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    from actors.learner import LearnerTask, train
-    from actors.lost_nodes import is_loss
-    from actors.reward_service import published_reward_folders
-    from actors.rollout import rollout_workers
-    from fgaif_ray.models.backbone import banned_token_ids, load_backbone
+    from actors.alignment.learner import LearnerTask, train
+    from actors.alignment.rollout import rollout_workers
+    from actors.cluster.lost_nodes import is_loss
+    from actors.rewards.service import published_reward_folders
+    from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
 
     align = config.align
     critic = align.critic_from_reward
@@ -146,7 +147,7 @@ def _reward_app(config: Config) -> Iterator[str]:
     """The name of the Serve application that scores; one that was not there before goes when the block ends."""
     from ray import serve
 
-    from actors import reward_service
+    from actors.rewards import service as reward_service
 
     there = config.serve.app_name in serve.status().applications
     info = reward_service.deploy(config, reward_service.published_reward_folders(config))
@@ -201,7 +202,7 @@ def _finish(config: Config, stage: storage.Stage, steps: int, done_before: int, 
         The goodput: the share of the seconds that went into steps which count. Starting, checkpoints, and steps that
         were lost in an interruption and done again are the rest.
     """
-    from actors.policy_versions import ADAPTERS_FOLDER
+    from actors.alignment.policy_versions import ADAPTERS_FOLDER
     from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
 
     rows = read_lines(storage.join(stage.partial, METRICS_FILE))

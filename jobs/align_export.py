@@ -23,7 +23,7 @@ def export_merged(config: Config, folder: str) -> None:
         UserError: the policy has not been aligned yet, the folder is there already, or the adapter belongs to another
             model.
     """
-    from fgaif_ray.models.merging import write_merged
+    from fgaif_ray.vlm.merging import write_merged
 
     storage.require_stage(config.run.dir, "policy", "align")
     if storage.exists(folder):

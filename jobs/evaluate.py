@@ -176,8 +176,8 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     pending = [row for row in questions if row["id"] not in done]
     if not pending:
         return
-    from actors.chat import ImageChat
-    from actors.cluster import connect
+    from actors.cluster.connect import connect
+    from actors.engine.chat import ImageChat
 
     # A wrong model or prompt is better found before Ray and an engine are started for it.
     prompts = (row["prompt"] for row in pending)
@@ -185,8 +185,8 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     adapter = storage.join(config.run.dir, "policy")
     rank = adapter_rank(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
-        from actors.annotators import blocks_of
-        from actors.generator import answer_questions
+        from actors.evaluation.generator import answer_questions
+        from actors.sampling.blocks import blocks_of
 
         blocks = []
         for which in POLICIES:
@@ -215,8 +215,8 @@ def adapter_rank(adapter: str) -> int:
 def _measure(
     config: Config, rows: list[dict[str, Any]], truth: Truth | None, splits: "dict[str, list[PopeQuestion]]"
 ) -> dict[str, Any]:
-    from fgaif_ray.evaluation.intervals import CONFIDENCE
     from fgaif_ray.evaluation.pope import score_splits
+    from fgaif_ray.statistics.intervals import CONFIDENCE
 
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

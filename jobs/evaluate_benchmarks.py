@@ -177,8 +177,8 @@ def _answer(config: Config, tasks: list[Task]) -> None:
             pending[which, task.benchmark.name] = [row for row in rows if row["id"] not in done]
     left = sum(len(rows) for rows in pending.values())
     if left:
-        from actors.chat import ImageChat
-        from actors.cluster import connect
+        from actors.cluster.connect import connect
+        from actors.engine.chat import ImageChat
 
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
         ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
@@ -186,8 +186,8 @@ def _answer(config: Config, tasks: list[Task]) -> None:
         rank = adapter_rank(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}
         with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
-            from actors.annotators import blocks_of
-            from actors.generator import answer_questions
+            from actors.evaluation.generator import answer_questions
+            from actors.sampling.blocks import blocks_of
 
             size = config.evaluate.batch_size
             # All of one policy before the other: the engine changes its weights once.
@@ -261,7 +261,7 @@ def _score(
 
 def _publish(config: Config, results: Mapping[str, Any]) -> None:
     """Write ``benchmarks.json``: the latest figures of every benchmark."""
-    from fgaif_ray.evaluation.intervals import CONFIDENCE
+    from fgaif_ray.statistics.intervals import CONFIDENCE
 
     uri = storage.join(config.run.dir, RESULTS_FILE)
     known = {**(storage.read_json(uri)["benchmarks"] if storage.exists(uri) else {}), **results}

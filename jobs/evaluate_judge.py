@@ -36,8 +36,8 @@ def collect(config: Config, benchmarks: Sequence[Benchmark], answers: Answers) -
     Raises:
         UserError: the judge cannot be used, or its budget is used up. What was paid is kept.
     """
+    from fgaif_ray.calls.ledger import read_ledger
     from fgaif_ray.evaluation.judging import collect_reviews
-    from fgaif_ray.feedback.ledger import read_ledger
 
     judge = config.evaluate.judge
     questions = _questions(benchmarks, answers)
@@ -62,9 +62,9 @@ def collect(config: Config, benchmarks: Sequence[Benchmark], answers: Answers) -
 
 def show_cost(config: Config, benchmarks: Sequence[Benchmark], answers: Answers) -> None:
     """Print calls, tokens and money of the reviews; calls nothing."""
+    from fgaif_ray.calls.answers import AnswerIndex, cache_folder
+    from fgaif_ray.calls.tokens import PromptCounter
     from fgaif_ray.evaluation.judging import Judge
-    from fgaif_ray.feedback.answers import AnswerIndex, cache_folder
-    from fgaif_ray.feedback.tokens import PromptCounter
 
     judge = config.evaluate.judge
     questions = _questions(benchmarks, answers)
@@ -102,8 +102,8 @@ def _questions(benchmarks: Sequence[Benchmark], answers: Answers) -> dict[Place,
 
 def _unanswered(config: Config, judge: JudgeConfig, questions: Mapping[Place, JudgeQuestion]) -> int:
     """Questions that no kept review answers."""
+    from fgaif_ray.calls.answers import AnswerIndex, cache_folder
     from fgaif_ray.evaluation.judging import Judge
-    from fgaif_ray.feedback.answers import AnswerIndex, cache_folder
 
     caller = Judge(judge, None, None)
     index = AnswerIndex(cache_folder(config.run.dir, judge.cache, judge.purpose))
@@ -116,7 +116,7 @@ def _unanswered(config: Config, judge: JudgeConfig, questions: Mapping[Place, Ju
 @contextmanager
 def _endpoint(config: Config, judge: JudgeConfig, *, needed: bool) -> Iterator[tuple[str | None, str | None]]:
     """Address and key of the judge; a server that is started here ends with the block."""
-    from fgaif_ray.feedback.chat_caller import check_address
+    from fgaif_ray.calls.chat_caller import check_address
 
     if not needed:
         yield None, None
@@ -125,7 +125,7 @@ def _endpoint(config: Config, judge: JudgeConfig, *, needed: bool) -> Iterator[t
         check_address(judge.base_url, key, section=judge.section, purpose=judge.purpose, api_key_env=judge.api_key_env)
         yield judge.base_url, key
     else:
-        from actors.openai_server import start_openai_server
+        from actors.engine.openai_server import start_openai_server
 
         folder = config.run.dir.removeprefix("file://") if storage.is_local(config.run.dir) else "logs"
         log = os.path.join(folder, SERVER_LOG)

@@ -22,8 +22,8 @@ def serve_command(config: Config) -> list[str]:
     Raises:
         UserError: the policy has not been aligned yet, or lies on no local disk.
     """
-    from actors.engine import GIB
-    from fgaif_ray.resources import LORA_RANKS
+    from actors.engine.start import GIB
+    from fgaif_ray.cluster.resources import LORA_RANKS
     from jobs.evaluate import adapter_rank
 
     storage.require_stage(config.run.dir, "policy", "align")

@@ -81,7 +81,7 @@ def dry_run(config: Config, _given: bool, name: str, seeds: str, variants: str |
 
 
 def _timing(folder: str) -> dict[str, float] | None:
-    from fgaif_ray.summary import TIMING_FILE
+    from fgaif_ray.report.summary import TIMING_FILE
 
     uri = storage.join(folder, TIMING_FILE)
     return dict(storage.read_json(uri)) if storage.exists(uri) else None

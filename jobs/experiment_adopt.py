@@ -13,7 +13,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, POLICY, RESPONSES, REWARDS, VERDICTS, stage_keys
 from fgaif_ray.experiments.variants import NAMES, TRUTH_ANSWERS_FILE, Run
 from fgaif_ray.progress import say
-from fgaif_ray.summary import MEMORY_FILE, TIMING_FILE
+from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets

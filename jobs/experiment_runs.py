@@ -26,7 +26,7 @@ from fgaif_ray.experiments.figures import REWARD_ACCURACY_FILE
 from fgaif_ray.experiments.sharing import RESPONSES, stage_keys
 from fgaif_ray.experiments.variants import Run
 from fgaif_ray.progress import say
-from fgaif_ray.summary import build_summary
+from fgaif_ray.report.summary import build_summary
 from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
 
 if TYPE_CHECKING:

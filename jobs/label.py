@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import fsspec
 
 from fgaif_ray import storage
+from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.deduplicate import settle
 from fgaif_ray.feedback.labels import LabelledResponse, write_official
-from fgaif_ray.feedback.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.feedback.metrics import FeedbackFigures, TrueLabels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
-from fgaif_ray.feedback.settle import settle
 from fgaif_ray.feedback.verdicts import Disagreements
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import ABSENT, FACT_TYPES, fingerprint
@@ -35,9 +35,9 @@ from jobs.label_verification import check_verifiers, prepare, summary_lines, ver
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
-    from actors.extraction import Endpoint
-    from actors.openai_server import OpenAIServer
-    from actors.verifier import Verification
+    from actors.engine.openai_server import OpenAIServer
+    from actors.labelling.extraction import Endpoint
+    from actors.labelling.verifier import Verification
 
 MODES: Final = (*label_cost.MODES, *label_audit.MODES, *label_calibration.MODES, plan_mode("label", "label, second"))
 STAGE: Final = "feedback"
@@ -78,7 +78,7 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
         The server, to be passed to ``run`` and stopped by the caller; None where an endpoint is configured or the
         responses of this run are labelled already.
     """
-    from actors.openai_server import start_openai_server
+    from actors.engine.openai_server import start_openai_server
 
     extractor = config.label.extractor
     if extractor.serve_model is None:
@@ -160,7 +160,7 @@ def _endpoint(config: Config, server: "OpenAIServer | None", first: str | None) 
     """
     from pydantic import SecretStr
 
-    from actors.extraction import Endpoint, ask_about, check_endpoint
+    from actors.labelling.extraction import Endpoint, ask_about, check_endpoint
 
     extractor = config.label.extractor
     if first is None:
@@ -186,8 +186,8 @@ def _endpoint(config: Config, server: "OpenAIServer | None", first: str | None) 
 
 def _label(config: Config, verification: "Verification", pending: Pending, server: "OpenAIServer | None") -> None:
     """Label the pending rows."""
-    from actors.cluster import connect
-    from actors.extraction import first_unanswered
+    from actors.cluster.connect import connect
+    from actors.labelling.extraction import first_unanswered
 
     check_verifiers(config)  # better found wrong before servers and engines start
     first = first_unanswered(config.label.extractor, config.run.dir, pending)
@@ -197,7 +197,7 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
         connect(config),
         Progress("label", pending.total, "responses", initial=pending.total - pending.rows) as progress,
     ):
-        from actors.annotators import label_responses
+        from actors.labelling.plan import label_responses
 
         try:
             for counts in label_responses(config, pending, endpoint, verification):

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fgaif_ray import storage
+from fgaif_ray.audit.human import read_answers
+from fgaif_ray.audit.items import Audit, AuditSampler
+from fgaif_ray.audit.labelled_facts import facts_of_audit, write_lines
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.audit import Audit, AuditSampler
-from fgaif_ray.feedback.human import read_answers
-from fgaif_ray.feedback.labelled_facts import facts_of_audit, write_lines
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from jobs.cli import Mode
@@ -53,8 +53,8 @@ def draw_audit(config: Config, count: int) -> None:
 
 
 def _write(stage: storage.Stage, audit: Audit, title: str) -> None:
-    from fgaif_ray.feedback.audit_page import build_page, load_pictures
-    from fgaif_ray.feedback.label_studio import LABELLING_CONFIG, build_tasks
+    from fgaif_ray.audit.label_studio import LABELLING_CONFIG, build_tasks
+    from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
     pictures = load_pictures(audit, load_image)
@@ -76,7 +76,7 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     Raises:
         UserError: there is no audit, or an answer file cannot be used.
     """
-    from fgaif_ray.feedback.audit_agreement import check_answers, compare
+    from fgaif_ray.audit.agreement import check_answers, compare
 
     folder = storage.join(config.run.dir, STAGE)
     if storage.read_manifest(config.run.dir, STAGE) is None:

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from fgaif_ray import storage
+from fgaif_ray.audit.calibration import Facts, calibrate
+from fgaif_ray.audit.labelled_facts import LabelledFact, read_labelled_facts
 from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
-from fgaif_ray.feedback.calibration import Facts, calibrate
-from fgaif_ray.feedback.labelled_facts import LabelledFact, read_labelled_facts
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from jobs.cli import Mode
@@ -86,14 +86,14 @@ def _facts_of(calibration: CalibrationConfig) -> list[LabelledFact]:
 
 def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -> None:
     assert verifier.calibration is not None
-    from actors.cluster import connect
-    from actors.fact_checker import check_verifier
+    from actors.cluster.connect import connect
+    from actors.labelling.fact_checker import check_verifier
 
     labelled = _facts_of(verifier.calibration)
     check_verifier(verifier)
     p_consistent = np.zeros(len(labelled))
     with connect(config), Progress("calibrate", len(labelled), "facts") as progress:
-        from actors.calibration import verify_facts
+        from actors.labelling.calibration import verify_facts
         from jobs.cli import find_user_error
 
         try:

@@ -24,12 +24,12 @@ def show_cost(config: Config, _flag: Any = None) -> None:
     Raises:
         UserError: the responses have not been sampled, or the prompt cannot be used.
     """
-    from actors.extraction import Endpoint, new_extractor
-    from fgaif_ray.feedback.answers import AnswerIndex, cache_folder
+    from actors.labelling.extraction import Endpoint, new_extractor
+    from fgaif_ray.calls.answers import AnswerIndex, cache_folder
+    from fgaif_ray.calls.tokens import PromptCounter
     from fgaif_ray.feedback.extraction import supports
     from fgaif_ray.feedback.pending import PlaceReader
     from fgaif_ray.feedback.prompts import load_prompt
-    from fgaif_ray.feedback.tokens import PromptCounter
     from jobs.label import pending_responses
 
     extractor_config = config.label.extractor

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray import storage
+from fgaif_ray.audit.control_items import CANARIES_SCHEMA
+from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
 from fgaif_ray.config import Config
-from fgaif_ray.feedback.canaries import CANARIES_SCHEMA
-from fgaif_ray.feedback.canaries import FOLDER as CANARIES_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, fingerprint
 from jobs.label_calibration import verdict_key
 
 if TYPE_CHECKING:
-    from actors.verifier import Verification
+    from actors.labelling.verifier import Verification
 
 EXTRACTION_KEYS: Final = frozenset({"model", "serve_model", "compact_json", "prompt", "mode", "max_tokens"})
 """The settings of ``label.extractor`` that change the facts."""
@@ -49,7 +49,7 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
         rejected_stage: begun, or complete.
         verification: labels the rows.
     """
-    from actors.verifier import CHECKS_FOLDER, CHECKS_SCHEMA
+    from actors.labelling.verifier import CHECKS_FOLDER, CHECKS_SCHEMA
 
     published = storage.read_manifest(stage.run, stage.name)
     if published is None or not can_reuse(config, stage):

@@ -5,16 +5,16 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray import storage
+from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
+from fgaif_ray.audit.control_items import load_canaries, measure
 from fgaif_ray.config import Config
-from fgaif_ray.feedback.canaries import FOLDER as CANARIES_FOLDER
-from fgaif_ray.feedback.canaries import load_canaries, measure
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import FACT_TYPES
 from jobs.cli import find_user_error
 from jobs.label_calibration import find_thresholds
 
 if TYPE_CHECKING:
-    from actors.verifier import Verification
+    from actors.labelling.verifier import Verification
 
 EXPECTED_ANSWER_MASS: Final = 0.5
 """A verifier that gives less to yes and no together does not answer the question it was asked."""
@@ -26,7 +26,7 @@ def check_verifiers(config: Config) -> None:
     Raises:
         UserError: a checkpoint or a prompt cannot.
     """
-    from actors.fact_checker import check_verifier
+    from actors.labelling.fact_checker import check_verifier
 
     check_verifier(config.label.verifier)
     if config.label.second_verifier is not None:
@@ -39,7 +39,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
     Raises:
         UserError: a labelled set, a verifier or a file of canaries cannot be used.
     """
-    from actors.verifier import Verification
+    from actors.labelling.verifier import Verification
     from fgaif_ray.shapes.canaries import scene_canaries
     from fgaif_ray.sources import load_truth
 
@@ -65,14 +65,14 @@ def verify_again(config: Config, verification: "Verification") -> None:
     """
     if config.label.second_verifier is None:
         return
-    from actors.cluster import connect
-    from actors.second_verifier import parts_left
+    from actors.cluster.connect import connect
+    from actors.labelling.second_verifier import parts_left
 
     left = parts_left(verification.partial)
     if not left:
         return
     with connect(config), Progress("verify again", sum(rows for _, rows in left), "responses") as progress:
-        from actors.annotators import verify_again as plan
+        from actors.labelling.plan import verify_again as plan
 
         try:
             for counts in plan(verification, left):
@@ -88,7 +88,7 @@ def verification_figures(folder: str, thresholds: Mapping[str, float]) -> dict[s
         folder: of the stage.
         thresholds: of the first verifier.
     """
-    from actors.verifier import CHECKS_FOLDER
+    from actors.labelling.verifier import CHECKS_FOLDER
 
     sums: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     for row in storage.read_rows(storage.join(folder, CHECKS_FOLDER)):

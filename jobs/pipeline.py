@@ -14,7 +14,7 @@ from jobs.cli import main
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
-    from actors.memory import PeakMemory
+    from actors.cluster.peak_memory import PeakMemory
 
 
 class _Stages:
@@ -33,8 +33,8 @@ class _Stages:
 
     def __call__(self, name: str, folder: str, work: Callable[[], object]) -> None:
         """Run a job and record its wall time, unless it found its folder finished and returned at once."""
+        from fgaif_ray.report.summary import record_memory, record_timing
         from fgaif_ray.storage import read_manifest
-        from fgaif_ray.summary import record_memory, record_timing
 
         say(f"== {name}")
         before, started = read_manifest(self._run_dir, folder), time.monotonic()
@@ -54,8 +54,8 @@ class _Stages:
 
 def _run_stages(config: Config, stage: _Stages) -> None:
     """Everything but the report, in one Ray session."""
-    from actors import reward_service
-    from actors.cluster import connect
+    from actors.cluster.connect import connect
+    from actors.rewards import service as reward_service
     from fgaif_ray import sources, storage
     from fgaif_ray.records import FACT_TYPES
     from jobs import align, evaluate, label, sample, train_rewards
@@ -83,8 +83,9 @@ def _run_stages(config: Config, stage: _Stages) -> None:
 
 def run(config: Config) -> None:
     """Run every stage of ``config`` and write ``summary.json`` and ``report.html``."""
-    from actors.memory import PeakMemory
-    from fgaif_ray import storage, summary
+    from actors.cluster.peak_memory import PeakMemory
+    from fgaif_ray import storage
+    from fgaif_ray.report import summary
     from jobs import report
 
     run_dir = config.run.dir

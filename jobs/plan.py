@@ -9,13 +9,13 @@ from fgaif_ray.progress import say
 from jobs.cli import Mode
 
 if TYPE_CHECKING:
-    from fgaif_ray.node_types import ClusterFile
+    from fgaif_ray.cluster.node_types import ClusterFile
 
 GIB: Final = 1 << 30
 
 
 def plan_mode(*stages: str) -> Mode:
-    """The option of a job that runs these stages, by the names of ``fgaif_ray.resources``; none stands for all."""
+    """The option of a job that runs these stages, by the names of ``cluster.resources``; none stands for all."""
 
     def show(config: Config, _given: bool, cluster: str | None, gpu_memory: float | None) -> None:
         show_plan(config, cluster, stages, gpu_memory)
@@ -59,13 +59,13 @@ def show_plan(
     Raises:
         UserError: the file is wrong, a stage could never start on such a cluster, or weights alone fill its GPUs.
     """
-    from fgaif_ray.cluster_plan import plan_cluster, plan_notes, plan_table
-    from fgaif_ray.memory_plan import plan_memory
-    from fgaif_ray.node_types import read_cluster_file
+    from fgaif_ray.cluster.memory_plan import plan_memory
+    from fgaif_ray.cluster.node_types import read_cluster_file
+    from fgaif_ray.cluster.plan import plan_cluster, plan_notes, plan_table
 
     described = _this_machine(config) if cluster is None else read_cluster_file(cluster)
     if cluster is not None and described.launcher == "ray":
-        from actors.cluster_config import check_cluster_file
+        from actors.cluster.cluster_file import check_cluster_file
 
         check_cluster_file(cluster)
     plan = plan_cluster(config, described, stages)
@@ -95,7 +95,7 @@ def _this_machine(config: Config) -> "ClusterFile":
     """The cluster that a job starts by itself."""
     import torch
 
-    from fgaif_ray.node_types import ClusterFile, NodeType
+    from fgaif_ray.cluster.node_types import ClusterFile, NodeType
 
     resources = {"CPU": config.ray.num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
     here = NodeType("this machine", resources, 1)

@@ -55,13 +55,13 @@ def _judge(config: Config, stage: "Stage") -> None:
     """Write and publish the files that only the report needs."""
     from fgaif_ray import storage
     from fgaif_ray.config import dump_config
-    from fgaif_ray.models.backbone import load_backbone
-    from fgaif_ray.models.reward_model import load_reward_model
     from fgaif_ray.progress import say
     from fgaif_ray.records import FACT_TYPES
     from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
     from fgaif_ray.report.examples import choose_examples
+    from fgaif_ray.rewards.model import load_reward_model
     from fgaif_ray.sources import load_truth
+    from fgaif_ray.vlm.backbone import load_backbone
 
     run_dir = config.run.dir
     stage.begin()

@@ -40,10 +40,10 @@ def run(config: Config) -> None:
     """
     from fgaif_ray.errors import UserError
     from fgaif_ray.experiments.truth import reward_accuracy
-    from fgaif_ray.models.backbone import load_backbone
-    from fgaif_ray.models.reward_files import read_folder
-    from fgaif_ray.models.reward_model import load_reward_model
+    from fgaif_ray.rewards.files import read_folder
+    from fgaif_ray.rewards.model import load_reward_model
     from fgaif_ray.sources import load_truth
+    from fgaif_ray.vlm.backbone import load_backbone
 
     run_dir, rewards = config.run.dir, config.rewards
     key = accuracy_key(config)

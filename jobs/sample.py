@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from actors.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TASK_SCHEMA
+from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TASK_SCHEMA
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
@@ -118,8 +118,8 @@ def _name_of(part: str) -> str:
 
 def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -> None:
     """Add what the stage lacks: given responses as they are, others from the policy."""
-    from actors.chat import ImageChat
-    from actors.cluster import connect
+    from actors.cluster.connect import connect
+    from actors.engine.chat import ImageChat
 
     done = _sampled(stage)
     asked = sets.questions(sets.sample, config.data.prompts)
@@ -138,8 +138,8 @@ def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -
         ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
     initial = len(done) + max(0, sets.given - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
-        from actors.annotators import sample_responses
-        from actors.given import write_given_blocks
+        from actors.sampling.plan import sample_responses
+        from actors.sampling.provided import write_given_blocks
 
         try:
             if missing:
@@ -158,7 +158,7 @@ def _given_name(index: int) -> str:
 
 def _given_blocks(config: Config, sets: "ImageSets", missing: set[str]) -> Iterator[tuple[str, pa.Table]]:
     """The named blocks of given responses that are not in the stage yet."""
-    from actors.given import GIVEN_SCHEMA
+    from actors.sampling.provided import GIVEN_SCHEMA
     from fgaif_ray.sources import given_responses
 
     for index, block in enumerate(_blocks(given_responses(config, sets), GIVEN_BLOCK, GIVEN_SCHEMA)):

@@ -11,7 +11,7 @@ import threading
 
 from fgaif_ray.config import Config
 from fgaif_ray.progress import say
-from fgaif_ray.reward_api import TOKEN_VARIABLE
+from fgaif_ray.serving.wire import TOKEN_VARIABLE
 from jobs.cli import main
 from jobs.plan import plan_mode
 
@@ -22,8 +22,8 @@ def run(config: Config) -> None:
     Raises:
         UserError: a reward model is missing, or the service cannot be deployed as configured.
     """
-    from actors import reward_service
-    from actors.cluster import connect
+    from actors.cluster.connect import connect
+    from actors.rewards import service as reward_service
 
     folders = reward_service.published_reward_folders(config)
     with connect(config):

@@ -45,10 +45,10 @@ def run(config: Config) -> None:
         say(f"train_rewards: {stage.folder} is done")
         return
 
-    from actors.cluster import connect
-    from actors.lost_nodes import is_loss
-    from actors.reward_trainer import MAX_FAILURES, train_reward_models
-    from fgaif_ray.models.reward_files import METRICS_FILE
+    from actors.cluster.connect import connect
+    from actors.cluster.lost_nodes import is_loss
+    from actors.rewards.trainer import MAX_FAILURES, train_reward_models
+    from fgaif_ray.rewards.files import METRICS_FILE
 
     stage.begin()
     with connect(config):

@@ -1,4 +1,4 @@
-"""Writes deploy/grafana/fgaif-ray.json, the Grafana dashboard over what actors/metrics.py and Ray export.
+"""Writes deploy/grafana/fgaif-ray.json, the Grafana dashboard over what actors/metrics and Ray export.
 
 python -m scripts.grafana_dashboard          # from the top of the repository
 python -m scripts.grafana_dashboard --check  # exit status 1 where the file is not what this would write

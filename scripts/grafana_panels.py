@@ -1,10 +1,10 @@
-"""What the dashboard is made of: PromQL over the metrics of actors/metrics.py, and panels on Grafana's grid."""
+"""What the dashboard is made of: PromQL over the metrics of actors/metrics, and panels on Grafana's grid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from actors.instruments import Counter, Gauge, Histogram, Instrument
+from actors.metrics.instruments import Counter, Gauge, Histogram, Instrument
 
 SESSION: Final = 'SessionName=~"$session"'
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 
 from PIL import Image
 
-from fgaif_ray.client import RewardClient, png_file, reward_item
-from fgaif_ray.reward_api import RewardItem, ScoredResponse
+from fgaif_ray.serving.client import RewardClient, png_file, reward_item
+from fgaif_ray.serving.wire import RewardItem, ScoredResponse
 
 URL_VARIABLE: Final = "FGAIF_REWARD_URL"
 """Environment variable with the root of the service, for trainers that load a function from a file."""

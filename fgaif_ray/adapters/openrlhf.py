@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from fgaif_ray.adapters.common import reference_item
-from fgaif_ray.client import RewardClient
-from fgaif_ray.remote_reward import remote_answer, split_query
+from fgaif_ray.serving.client import RewardClient
+from fgaif_ray.serving.remote_reward import remote_answer, split_query
 
 
 class OpenRLHFRewards:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from fgaif_ray.adapters.common import FactType
-from fgaif_ray.reward_api import ModelList, ScoredResponse
-from fgaif_ray.rl.rewards import RewardOptions, compose_rewards
+from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 from fgaif_ray.segments import Decoder, Span, segment_token_ends, token_offsets
+from fgaif_ray.serving.wire import ModelList, ScoredResponse
 
 TYPES: tuple[FactType, ...] = ("existence", "attribute", "relation")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fgaif_ray.adapters.common import FactType, Reduction, answer_text, chat_image, make_item, type_reward
-from fgaif_ray.client import Outcome, RewardClient, RewardServiceError
+from fgaif_ray.serving.client import Outcome, RewardClient, RewardServiceError
 
 RewardFunction = Callable[..., list[float | None]]
 

@@ -21,8 +21,8 @@ from fgaif_ray.adapters.common import (
     shared_client,
     total_reward,
 )
-from fgaif_ray.client import AsyncRewardClient
-from fgaif_ray.reward_api import RewardItem, ScoredResponse
+from fgaif_ray.serving.client import AsyncRewardClient
+from fgaif_ray.serving.wire import RewardItem, ScoredResponse
 
 CONCURRENCY: Final = 64
 """Requests in flight per process: verl asks for one response at a time, and the service batches them."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.evaluation.intervals import Estimate, estimate_ratios
 from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.scenes import Scene
+from fgaif_ray.statistics.intervals import Estimate, estimate_ratios
 
 RATES: Final = (*FACT_TYPES, "overall")
 SINGLE_FIGURES: Final = (

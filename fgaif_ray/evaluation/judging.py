@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
+from fgaif_ray.calls.answers import Answer, call_key, model_identity
+from fgaif_ray.calls.calls import Calls
+from fgaif_ray.calls.chat_caller import Chat, ChatCaller
+from fgaif_ray.calls.chat_connection import Completion
+from fgaif_ray.calls.client import CallClient
+from fgaif_ray.calls.coordinator import CallDesk
+from fgaif_ray.calls.tokens import CallSize, estimate_prompt
+from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.config import JudgeConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks.base import JudgeQuestion, Review
-from fgaif_ray.feedback.answers import Answer, call_key, model_identity
-from fgaif_ray.feedback.call_client import CallClient
-from fgaif_ray.feedback.call_desk import CallDesk
-from fgaif_ray.feedback.calls import Calls
-from fgaif_ray.feedback.chat_caller import Chat, ChatCaller
-from fgaif_ray.feedback.chat_connection import Completion
-from fgaif_ray.feedback.extraction import ExtractionError
-from fgaif_ray.feedback.tokens import CallSize, estimate_prompt
 
 REVIEW_TOKENS = 200
 """What a review probably takes: some sentences."""
@@ -75,7 +75,7 @@ class Judge:
         chat = Chat(question.messages, self.key(question), self.size(question), _read)
         try:
             answer = await self._caller.answer(chat)
-        except ExtractionError as error:
+        except UnusableAnswer as error:
             return Review(None, str(error))
         return Review(answer.content) if answer.reason is None else Review(None, str(answer.error()))
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from fgaif_ray import storage
 from fgaif_ray.evaluation import AFTER, BEFORE
-from fgaif_ray.feedback.reliability import balanced_accuracy
-from fgaif_ray.models.reward_kinds import COARSE
 from fgaif_ray.records import ABSENT, FACT_TYPES
-from fgaif_ray.summary import MEMORY_FILE, TIMING_FILE
+from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
+from fgaif_ray.rewards.kinds import COARSE
+from fgaif_ray.statistics.reliability import balanced_accuracy
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
 """Which change of a figure is good."""

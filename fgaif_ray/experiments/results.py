@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.evaluation.intervals import CONFIDENCE
 from fgaif_ray.experiments.figures import METRICS, Figure
-from fgaif_ray.experiments.statistics import Mean, mean_interval, paired_difference
 from fgaif_ray.experiments.variants import Experiment
+from fgaif_ray.statistics.intervals import CONFIDENCE
+from fgaif_ray.statistics.paired import Mean, mean_interval, paired_difference
 
 RESULTS_FILE: Final = "results.json"
 DONE, FAILED, PENDING = "done", "failed", "pending"

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.evaluation import AFTER, BEFORE, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
-from fgaif_ray.feedback.agreement import agreement
-from fgaif_ray.feedback.human import ANSWERS_FORMAT, ANSWERS_VERSION
-from fgaif_ray.models.reward_kinds import COARSE, response_label
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.rewards.kinds import COARSE, response_label
 from fgaif_ray.shapes.scenes import Scene
+from fgaif_ray.statistics.agreement import agreement
 
 if TYPE_CHECKING:
-    from fgaif_ray.models.reward_model import RewardModel
+    from fgaif_ray.rewards.model import RewardModel
 
 BLOCK: Final = 64
 """Responses scored at once."""
@@ -94,7 +94,7 @@ def _score(
 ) -> None:
     """Add the verdicts on a block of responses."""
     from fgaif_ray.images import load_image
-    from fgaif_ray.models.reward_model import ScoringItem
+    from fgaif_ray.rewards.model import ScoringItem
 
     verdicts = [judge_segments(truth[row["image"]], row["response"]) for row in rows]
     kept = [index for index, of_one in enumerate(verdicts) if of_one]

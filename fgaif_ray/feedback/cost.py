@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from fgaif_ray.calls.tokens import PromptCounter, estimate_completion
 from fgaif_ray.config import PriceConfig
 from fgaif_ray.feedback.extractor import FactExtractor
-from fgaif_ray.feedback.tokens import PromptCounter, estimate_completion
 from fgaif_ray.segments import split_segments
 
 KEY_BYTES = 16

@@ -6,18 +6,13 @@ sub-sentences.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.feedback.prompts import Prompt
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import FACT_TYPES, Fact
 
 Mode = Literal["segment", "response"]
-Reason = Literal[
-    "empty", "language", "length", "malformed", "refusal", "rejected", "server", "shape", "timeout", "white_space"
-]
-"""Why a row has no facts: named so that rejected rows can be counted by it."""
-
 TRAILING_SPACE_LIMIT: Final = 32
 """An answer cut at its token limit that ends in this many white-space characters ran into endless space."""
 
@@ -36,29 +31,6 @@ RESPONSE_SCHEMA: Final[dict[str, Any]] = {
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SEGMENT_ANSWER = "Answer with one JSON object: " + json.dumps({name: ["..."] for name in FACT_TYPES})
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One atomic claim about the image; ``type`` is one of ``FACT_TYPES``."""
-
-    type: str
-    text: str
-
-
-class ExtractionError(Exception):
-    """No usable facts for a response: the row is rejected with ``reason``, the others go on.
-
-    The message is ``"{reason}: {detail}"``; ``detail`` is one sentence for people and for the repair try.
-    """
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
 
 
 def response_format(mode: Mode) -> dict[str, Any]:
@@ -131,39 +103,39 @@ def parse_extraction(
         mode.
 
     Raises:
-        ExtractionError: the answer is a refusal, empty, cut at its token limit, malformed or of another
+        UnusableAnswer: the answer is a refusal, empty, cut at its token limit, malformed or of another
         shape.
     """
     if refusal is not None or finish_reason == "content_filter":
-        raise ExtractionError("refusal", refusal or "the endpoint's content filter withheld the answer")
+        raise UnusableAnswer("refusal", refusal or "the endpoint's content filter withheld the answer")
     content = text or ""
     if finish_reason == "length":
         trailing = len(content) - len(content.rstrip())
         if trailing >= TRAILING_SPACE_LIMIT:
-            raise ExtractionError("white_space", "the answer ran into endless white space")
-        raise ExtractionError("length", "the answer was cut at its token limit")
+            raise UnusableAnswer("white_space", "the answer ran into endless white space")
+        raise UnusableAnswer("length", "the answer was cut at its token limit")
     if not content.strip():
-        raise ExtractionError("empty", "the answer was empty")
+        raise UnusableAnswer("empty", "the answer was empty")
     try:
         answer = json.loads(content)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ExtractionError("malformed", f"the answer is not JSON ({error})") from error
+        raise UnusableAnswer("malformed", f"the answer is not JSON ({error})") from error
     if segment_count is None:
         return [_facts(answer, "the answer")]
     segments = answer.get("segments") if isinstance(answer, dict) else None
     if not isinstance(segments, list) or len(segments) != segment_count:
-        raise ExtractionError("shape", f'the answer needs a list "segments" of exactly {segment_count} objects')
+        raise UnusableAnswer("shape", f'the answer needs a list "segments" of exactly {segment_count} objects')
     return [_facts(segment, f"segment {number}") for number, segment in enumerate(segments, start=1)]
 
 
 def _facts(answer: object, where: str) -> list[Fact]:
     if not isinstance(answer, dict) or answer.keys() != set(FACT_TYPES):
-        raise ExtractionError("shape", f"{where} needs to be an object with the keys {', '.join(FACT_TYPES)}")
+        raise UnusableAnswer("shape", f"{where} needs to be an object with the keys {', '.join(FACT_TYPES)}")
     facts: dict[Fact, None] = {}  # ordered, without repetitions
     for fact_type in FACT_TYPES:
         texts = answer[fact_type]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ExtractionError("shape", f'"{fact_type}" of {where} needs to be a list of strings')
+            raise UnusableAnswer("shape", f'"{fact_type}" of {where} needs to be a list of strings')
         facts.update(dict.fromkeys(Fact(fact_type, _valid(text)) for text in texts if text.strip()))
     return list(facts)
 

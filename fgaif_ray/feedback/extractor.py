@@ -8,23 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from fgaif_ray.calls.answers import Answer, CallKeys
+from fgaif_ray.calls.calls import Calls
+from fgaif_ray.calls.chat_caller import CallUsage, Chat, ChatCaller
+from fgaif_ray.calls.chat_connection import Completion
+from fgaif_ray.calls.tokens import CallSize, estimate_completion, estimate_prompt
+from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.answers import Answer, CallKeys
-from fgaif_ray.feedback.calls import Calls
-from fgaif_ray.feedback.chat_caller import CallUsage, Chat, ChatCaller
-from fgaif_ray.feedback.chat_connection import Completion
-from fgaif_ray.feedback.extraction import (
-    ExtractionError,
-    Fact,
-    Mode,
-    build_messages,
-    parse_extraction,
-    response_format,
-    supports,
-)
+from fgaif_ray.feedback.extraction import Mode, build_messages, parse_extraction, response_format, supports
 from fgaif_ray.feedback.prompts import Prompt
-from fgaif_ray.feedback.tokens import CallSize, estimate_completion, estimate_prompt
 from fgaif_ray.feedback.writing import is_foreign
+from fgaif_ray.records import Fact
 from fgaif_ray.segments import has_words
 
 SECTION: Final = "label.extractor"
@@ -189,18 +183,18 @@ class FactExtractor:
             ``[segments]`` lists of facts.
 
         Raises:
-            ExtractionError: this response has no usable facts; reject its row.
+            UnusableAnswer: this response has no usable facts; reject its row.
             UserError: the endpoint cannot be used; stop.
         """
         asked = self._asked(segments)
-        failures: list[ExtractionError] = []
+        failures: list[UnusableAnswer] = []
         results = await asyncio.gather(
             *(self._ask(response, segments, index, failures) for index in asked), return_exceptions=True
         )
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
             # What stops the job comes before what rejects the row, and a fault of ours before both.
-            raise min(errors, key=lambda error: (isinstance(error, ExtractionError), isinstance(error, UserError)))
+            raise min(errors, key=lambda error: (isinstance(error, UnusableAnswer), isinstance(error, UserError)))
         answers = [cast("list[list[Fact]]", result) for result in results]
         if self._mode == "response" and answers:
             return answers[0]
@@ -212,7 +206,7 @@ class FactExtractor:
         await self._caller.close()
 
     async def _ask(
-        self, response: str, segments: Sequence[str], index: int | None, failures: list[ExtractionError]
+        self, response: str, segments: Sequence[str], index: int | None, failures: list[UnusableAnswer]
     ) -> list[list[Fact]]:
         """One question, with one repair try that shows the model its answer and what is wrong with it."""
         try:
@@ -223,18 +217,18 @@ class FactExtractor:
                     answer = await self._answer(question.repair(answer), failures)
             if answer.facts is None:
                 raise answer.error()
-        except ExtractionError as error:
+        except UnusableAnswer as error:
             failures.append(error)
             raise
         return answer.facts
 
-    async def _answer(self, question: Question, failures: Sequence[ExtractionError]) -> Answer:
+    async def _answer(self, question: Question, failures: Sequence[UnusableAnswer]) -> Answer:
         """The answer to a question: a known one, or that of a call."""
 
         def read(completion: Completion, tokens: tuple[int, int]) -> Answer:
             try:
                 return Answer(_parse(completion, question), None, None, "", *tokens)
-            except ExtractionError as error:
+            except UnusableAnswer as error:
                 content = (completion.content or "").strip()
                 return Answer(None, error.reason, error.detail, content[:REPAIR_EXCERPT], *tokens)
 
@@ -250,5 +244,5 @@ def _parse(completion: Completion, question: Question) -> list[list[Fact]]:
         refusal=completion.refusal,
     )
     if is_foreign(" ".join(fact.text for segment in facts for fact in segment), question.response):
-        raise ExtractionError("language", "the facts are in another language than the description")
+        raise UnusableAnswer("language", "the facts are in another language than the description")
     return facts

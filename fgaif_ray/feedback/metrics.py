@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fgaif_ray.feedback.agreement import agreement
 from fgaif_ray.records import ABSENT, AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, ai_labels
+from fgaif_ray.statistics.agreement import agreement
 
 TrueLabels = Callable[[Mapping[str, Any]], Sequence[Mapping[str, int]] | None]
 """True label codes per fact type for each sub-sentence of a feedback row, or None where they are not known."""

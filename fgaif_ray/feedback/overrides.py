@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fgaif_ray.audit.human import majority_labels, read_answers
 from fgaif_ray.config import HumanLabelsConfig, LabelConfig, NoiseConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.human import majority_labels, read_answers
 from fgaif_ray.records import AI, CONSISTENT, FACT_TYPES, HALLUCINATED, HUMAN, NOISE, fingerprint
 from fgaif_ray.segments import split_segments
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fgaif_ray import storage
 from fgaif_ray.report.formats import show_clock, show_count
-from fgaif_ray.summary import TIMING_FILE, read_calls
+from fgaif_ray.report.summary import TIMING_FILE, read_calls
 
 _STAGES: Final = ("images", "sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report")
 _TIMED: Final = (  # job, and the file that holds its seconds where no pipeline has taken the time

@@ -16,8 +16,8 @@ from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
-from fgaif_ray.rl.rewards import segment_rewards
-from fgaif_ray.scoring import Scorer, TypeProbabilities, make_batch, score_batches
+from fgaif_ray.rewards.composition import segment_rewards
+from fgaif_ray.rewards.scoring import Scorer, TypeProbabilities, make_batch, score_batches
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.scenes import GRID, Scene
 

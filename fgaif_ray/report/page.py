@@ -11,9 +11,9 @@ from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
 from fgaif_ray.report import EXAMPLES_FILE, REPORT_STAGE, SETTINGS_FILE, cost, formats, result
 from fgaif_ray.report.examples import DRAWN, GROUPS, predicted_codes, verdict_codes
+from fgaif_ray.report.summary import SUMMARY_FILE, package_versions
 from fgaif_ray.report.training import read_metrics, training_charts
 from fgaif_ray.report.verdicts import CLASS_SHORT, cards
-from fgaif_ray.summary import SUMMARY_FILE, package_versions
 
 SHOWN: Final = 4
 """Examples of a group that are seen at once; the others open with a click."""

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from fgaif_ray.feedback.canaries import wilson_interval
+from fgaif_ray.audit.control_items import wilson_interval
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.charts import format_value
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from safetensors.torch import load_file, save_file
 
-from fgaif_ray.models.policy import PolicyModel
 from fgaif_ray.rl.guards import TrainingGuards
 from fgaif_ray.rl.kl import KLController
+from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.staleness import PreviousPolicy
 from fgaif_ray.rl.step import PPOUpdater
 

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from fgaif_ray.models.policy import EncodedRows, PolicyModel
+from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 
 ESTIMATE_FACTOR: Final = 4
 """Rows or tokens of a pass without gradients, as a multiple of those of a micro-batch."""

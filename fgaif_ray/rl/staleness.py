@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fgaif_ray.models.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.micro_batches import passes
+from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 
 
 class PreviousPolicy:

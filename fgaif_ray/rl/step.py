@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from fgaif_ray.config import KLConfig, PPOConfig
-from fgaif_ray.models.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.advantages import (
     MaskedStatistics,
     generalised_advantage_estimation,
@@ -24,7 +23,6 @@ from fgaif_ray.rl.advantages import (
     merge_statistics,
     whiten,
 )
-from fgaif_ray.rl.group import LearnerGroup
 from fgaif_ray.rl.kl import KLEstimator, kl_estimate, penalised_rewards
 from fgaif_ray.rl.losses import (
     KLStatistics,
@@ -38,8 +36,10 @@ from fgaif_ray.rl.losses import (
     value_loss,
 )
 from fgaif_ray.rl.micro_batches import passes
+from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.schedule import learning_rate_scale
 from fgaif_ray.rl.trajectories import TrajectoryBatch
+from fgaif_ray.vlm.group import LearnerGroup
 
 POLICY_FIGURES: Final = ("loss", "clip_share", "approximate_kl", "ratio_mean", "ratio_max")
 IMPORTANCE_FIGURES: Final = ("weight_mean", "weight_max", "truncated_share")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES
-from fgaif_ray.rl.rewards import RewardOptions, compose_rewards
+from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 
 FailurePolicy = Literal["mask", "drop", "fail"]
 

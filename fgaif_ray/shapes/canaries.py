@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping
 from typing import Final
 
-from fgaif_ray.feedback.canaries import Canary
+from fgaif_ray.audit.control_items import Canary
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.shapes.claims import draw_claim
 from fgaif_ray.shapes.scenes import Scene

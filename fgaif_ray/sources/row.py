@@ -100,9 +100,4 @@ def _image(value: Any, column: str, folder: str, where: str) -> str | bytes:
         raise UserError(
             f"{where}: {column!r} is no image but {type(value).__name__}; give a path, a URI or an image file's bytes."
         )
-    return resolve_path(value, folder)
-
-
-def resolve_path(path: str, folder: str) -> str:
-    """A path that may be relative to a folder, or a URI."""
-    return path if "://" in path or path.startswith("/") else storage.join(folder, path)
+    return storage.resolve_path(value, folder)

@@ -13,7 +13,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import fingerprint
 from fgaif_ray.sources.dataset import open_dataset
-from fgaif_ray.sources.row import Row, RowSource, parse_row, resolve_path
+from fgaif_ray.sources.row import Row, RowSource, parse_row
 from fgaif_ray.sources.sets import STAGE, ImageSets, cut_rows
 from fgaif_ray.sources.tables import open_files
 
@@ -104,7 +104,7 @@ def _stored_name(image: str | bytes) -> str:
 def _named(source: RowSource, stage: storage.Stage) -> Iterator[tuple[str, str | None, str | None]]:
     """The rows with the paths that their images have once the stage is published."""
     for row in source.read():
-        yield resolve_path(_stored_name(row.image), stage.folder), row.prompt, row.response
+        yield storage.resolve_path(_stored_name(row.image), stage.folder), row.prompt, row.response
 
 
 def _store(source: RowSource, stage: storage.Stage, sets: ImageSets) -> None:

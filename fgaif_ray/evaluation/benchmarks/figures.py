@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fgaif_ray.evaluation.benchmarks.base import RATE, Floats, Scores
-from fgaif_ray.evaluation.intervals import Estimate, estimate_figures
+from fgaif_ray.statistics.intervals import Estimate, estimate_figures
 
 
 def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:

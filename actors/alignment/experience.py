@@ -1,0 +1,156 @@
+"""Where a learner worker's responses come from: images and prompts drawn, sampled by the rollout workers, and sent to
+the reward service as soon as they are there. All of it in the background, so that the learner may do something else.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from PIL.Image import Image
+from ray.actor import ActorHandle
+
+from actors.alignment.rewarder import Rewarder, Verdicts
+from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, sample
+from fgaif_ray import storage
+from fgaif_ray.errors import UserError
+from fgaif_ray.images import decode_image
+from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rl.plan import Draw
+from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
+from fgaif_ray.vlm.backbone import Backbone
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One worker's responses of a step; their rewards may still be on the way."""
+
+    draws: tuple[Draw, ...]
+    images: tuple[Image, ...]
+    """``[responses]``; responses to one image share the object."""
+    rollouts: tuple[Rollout, ...]
+    verdicts: "Future[tuple[list[Verdicts], float]]"
+    """``[responses]``, and the seconds that the reward service took."""
+    unreadable: int
+    """Draws left out because their image cannot be read."""
+    version: PolicyVersion
+    began: float
+    ended: float
+    """Of the sampling alone, on ``time.monotonic``'s clock."""
+    sync_seconds: float
+    """What loading the version took, where it was asked for."""
+
+    def trajectories(self, verdicts: Sequence[Verdicts], options: RewardOptions) -> list[Trajectory]:
+        """The responses with what the reward models say about them, where that could be had."""
+        trajectories = []
+        for draw, rollout, verdict in zip(self.draws, self.rollouts, verdicts, strict=True):
+            trajectory = Trajectory(
+                sample_id=draw.sample_id,
+                image=draw.image,
+                prompt=draw.prompt,
+                token_ids=rollout.token_ids,
+                behaviour_log_probs=rollout.log_probs,
+                finish_reason=rollout.finish_reason,
+                policy_version=rollout.policy_version,
+                response=verdict.response,
+                segment_spans=verdict.spans,
+                token_ends=verdict.token_ends,
+                reward_failure=verdict.failure,
+            )
+            if verdict.probabilities is not None:
+                trajectory = reward_trajectory(trajectory, verdict.probabilities, options)
+            trajectories.append(trajectory)
+        return trajectories
+
+
+class ExperienceSource:
+    """Samples and has scored; one batch after the other."""
+
+    def __init__(self, backbone: Backbone, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder) -> None:
+        """Starts two threads: one for sampling, one for rewards.
+
+        Args:
+            backbone: tokenizes prompts, in the caller's thread.
+            workers: rollout workers.
+            rewarder: asks the reward service.
+        """
+        self._backbone, self._workers, self._rewarder = backbone, workers, rewarder
+        self._sampling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
+        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
+
+    def start(self, draws: Sequence[Draw], version: PolicyVersion, *, sync: bool = False) -> "Future[Sampled]":
+        """Begins with a batch.
+
+        Args:
+            draws: at least one.
+            version: the policy that samples.
+            sync: have every rollout worker load it first, apart from the sampling; otherwise they do so by themselves.
+
+        Returns:
+            Its result raises UserError where none of the images can be read.
+        """
+        # A tokenizer is not safe in two threads at once, and the learner uses it for its own passes.
+        prompt_ids = {prompt: tuple(self._backbone.prompt_ids(prompt)) for prompt in {draw.prompt for draw in draws}}
+        return self._sampling.submit(self._sample, tuple(draws), prompt_ids, version, sync)
+
+    def close(self) -> None:
+        """Release the threads; what is under way is not waited for."""
+        for pool in (self._sampling, self._asking):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _sample(
+        self, wanted: tuple[Draw, ...], prompt_ids: dict[str, tuple[int, ...]], version: PolicyVersion, sync: bool
+    ) -> Sampled:
+        opened = _open_images(wanted)
+        draws = tuple(draw for draw in wanted if draw.image in opened)
+        if not draws:
+            step = int(wanted[0].sample_id.split("-")[0]) + 1
+            raise UserError(f"None of the images of PPO step {step} can be read, {wanted[0].image} for one.")
+        sync_began = time.monotonic()
+        if sync:
+            ray.get([worker.serve.remote(version) for worker in self._workers])
+        began = time.monotonic()
+        requests = [RolloutRequest(prompt_ids[draw.prompt], opened[draw.image][0], draw.seed) for draw in draws]
+        rollouts = sample(self._workers, requests, version)
+        ended = time.monotonic()
+        items = [
+            {
+                "image": opened[draw.image][0],
+                "prompt": draw.prompt,
+                "response": None,
+                "response_token_ids": list(rollout.token_ids),
+            }
+            for draw, rollout in zip(draws, rollouts, strict=True)
+        ]
+        return Sampled(
+            draws=draws,
+            images=tuple(opened[draw.image][1] for draw in draws),
+            rollouts=tuple(rollouts),
+            verdicts=self._asking.submit(self._score, items),
+            unreadable=len(wanted) - len(draws),
+            version=version,
+            began=began,
+            ended=ended,
+            sync_seconds=began - sync_began if sync else 0.0,
+        )
+
+    def _score(self, items: list[dict[str, Any]]) -> tuple[list[Verdicts], float]:
+        began = time.monotonic()
+        return self._rewarder.score(items), time.monotonic() - began
+
+
+def _open_images(draws: Sequence[Draw]) -> dict[str, tuple[bytes, Image]]:
+    """The images that can be read, file and picture, by path; the others are named in the log."""
+    opened: dict[str, tuple[bytes, Image]] = {}
+    for path in {draw.image: None for draw in draws}:
+        try:
+            data = storage.read_bytes(path)
+            opened[path] = data, decode_image(data)
+        except (OSError, ValueError) as error:
+            logger.warning("left out %s: %s", path, error)
+    return opened

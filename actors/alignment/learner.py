@@ -1,0 +1,408 @@
+"""The PPO learner: what each Ray Train worker runs.
+
+    draw prompts -> rollout workers (ids, log-probs) --+--> reward service (verdicts) --+--> advantages -> PPO epochs
+                                                       +--> policy, reference, critic --+          |
+                      ^                                                                            v
+                      +------------------------- new policy version <---------- adapter folder, checkpoint
+
+With `align.rollout.max_staleness: 0` the learner waits for the rollouts; rewards are asked for while the three passes
+without gradients run. With 1 it is one batch ahead: while it learns from the batch of step s and makes policy s + 1,
+the batch of step s + 1 is sampled from policy s and scored. That batch's log-probabilities are checked against policy
+s, which is kept, also in checkpoints: a resumed run samples the same batch from the same policy.
+
+When a machine is about to be taken away (a spot notice), a checkpoint is written after every step, and before the
+update of one that is being sampled.
+
+Rank 0 publishes versions, writes checkpoints and logs; the other ranks wait for it where it matters
+(`LearnerGroup.barrier`).
+"""
+
+import logging
+import math
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+import ray.train
+import torch
+from ray.actor import ActorHandle
+from ray.train import Checkpoint
+from torch import Tensor
+
+from actors.alignment import metrics as ppo_metrics
+from actors.alignment.experience import ExperienceSource, Sampled
+from actors.alignment.policy_versions import PolicyVersions
+from actors.alignment.rewarder import Rewarder
+from actors.alignment.rollout import PolicyVersion
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rl.checkpoint import LearnerState
+from fgaif_ray.rl.guards import TrainingGuards, TrainingStopped
+from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLController
+from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
+from fgaif_ray.rl.plan import PromptPlan, share_of
+from fgaif_ray.rl.policy import EncodedRows, PolicyModel
+from fgaif_ray.rl.run_log import RunLog
+from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs
+from fgaif_ray.rl.step import Estimates, PPOUpdater, estimate, prepare
+from fgaif_ray.rl.trackers import open_trackers
+from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate
+from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
+from fgaif_ray.vlm.backbone import load_backbone
+from fgaif_ray.vlm.group import LearnerGroup
+
+logger = logging.getLogger(__name__)
+
+LOGGED_SAMPLES: Final = 4
+PROBE_ROWS: Final = 16
+"""Responses of each worker that a stale batch is checked with; a fresh one is checked as a whole, for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerTask:
+    """What the driver gives the learner workers."""
+
+    config: Config
+    images: tuple[str, ...]
+    folder: str
+    """Where adapters and logs go: the stage's partial folder."""
+    critic_from: str | None
+    reward_app: str
+    rollout_workers: tuple[ActorHandle[Any], ...]
+    own_prompts: Mapping[str, Sequence[str]] | None = None
+    """Prompts of each image, where the source has them."""
+
+
+def train(settings: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's loop function.
+
+    Returns:
+        ``{"steps": updates done, "stopped": None or why the run was ended before its last step}``. What going on cannot
+        repair ends the run this way; anything else raises, and Ray Train goes on from the last checkpoint.
+    """
+    try:
+        learner = Learner(settings["task"])
+    except UserError as error:  # about models or trackers: on every rank, and the same at the next try
+        return {"steps": 0, "stopped": str(error)}
+    try:
+        learner.run()
+    except (TrainingStopped, RewardUnavailableError) as error:  # every rank comes to the same end
+        learner.record_stop(str(error))
+        return {"steps": learner.step, "stopped": str(error)}
+    finally:
+        learner.close()
+    return {"steps": learner.step, "stopped": None}
+
+
+class Learner:
+    """One learner process; `step` is the number of updates that the policy has gone through."""
+
+    def __init__(self, task: LearnerTask) -> None:
+        config = task.config
+        align = config.align
+        if align.threads is not None:
+            torch.set_num_threads(align.threads)
+        self._task, self._config, self._align = task, config, align
+        backbone = load_backbone(config.policy.model, config.policy.dtype)
+        on_gpu = bool(ray.get_gpu_ids())
+        self._group = LearnerGroup(torch.device("cuda", torch.cuda.current_device()) if on_gpu else backbone.device)
+        if align.sharding == "none":
+            backbone.move_to(self._group.device)
+        self._model = PolicyModel(
+            backbone,
+            align.lora,
+            critic_from=task.critic_from,
+            temperature=align.rollout.temperature,
+            seed=config.run.seed,
+            activation_checkpointing=align.activation_checkpointing,
+            sharded_over=self._group if align.sharding == "full" else None,
+        )
+        self._previous = PreviousPolicy(self._model) if align.rollout.max_staleness else None
+        self._state = LearnerState(
+            self._model,
+            PPOUpdater(self._model, align.ppo, self._group, align.steps),
+            _kl_controller(config),
+            TrainingGuards(align.guards),
+            self._previous,
+        )
+        self.step = self._saved_step = self._restore()
+        self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
+        self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
+        self._log = self._open_log()
+        rewarder = Rewarder(task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size)
+        self._source = ExperienceSource(backbone, task.rollout_workers, rewarder)
+        self._timings: dict[str, float] = {}
+        self._busy: list[tuple[float, float]] = []
+        # Versions of an interrupted run may still be in the engines: a new process uses names of its own.
+        own = torch.tensor(uuid.uuid4().int % (1 << 31) if self._group.rank == 0 else 0)
+        self._versions = PolicyVersions(task.folder, int(self._group.sum(own)))
+
+    def run(self) -> None:
+        """All steps that are left.
+
+        Raises:
+            TrainingStopped: a guard fired, or the rollout engine does not sample what the learner trains.
+            RewardUnavailableError: rewards are missing and `align.reward.failure` does not let the run go on.
+            UserError: none of a step's images can be read.
+        """
+        if self._group.rank == 0:
+            self._versions.clear()
+        pending, pending_since = self._resumed_batch(), time.monotonic()
+        newest = self._publish()
+        while self.step < self._align.steps:
+            self._timings, self._busy = {}, []
+            began = time.monotonic()
+            sampled = self._wait(pending if pending is not None else self._start(self.step, newest))
+            pending = None
+            self._heed_notice()  # sampling takes longest, and has changed nothing that a checkpoint holds
+            if self._previous is not None and self.step + 1 < self._align.steps:
+                pending, pending_since = self._start(self.step + 1, newest), time.monotonic()
+            metrics = self._one_step(sampled)
+            self.step += 1
+            newest = self._publish()
+            ended = time.monotonic()
+            if pending is not None:
+                self._busy.append((pending_since, _sampled_until(pending, ended)))
+            self._timings["step"] = ended - began
+            metrics["goodput/step_share"] = busy_share(self._busy, began, ended)
+            merged = self._group.merge(metrics | {f"timing/{name}": seconds for name, seconds in self._timings.items()})
+            merged["goodput/tokens_per_second"] = merged["count/tokens"] / merged["timing/step"]
+            if self._log is not None:
+                self._log.write_metrics(self.step, merged)
+                ppo_metrics.record_step(self.step, self._align.steps, merged)
+            self._check_guards(merged)
+            if math.isfinite(merged["kl/per_response"]):
+                self._state.kl_controller.update(merged["kl/per_response"], self._align.rollout_batch_size)
+            if self.step % self._align.checkpoint_every == 0 or self.step == self._align.steps:
+                self._checkpoint()
+            else:
+                self._heed_notice()
+        if self._group.rank == 0:
+            self._export()
+
+    def record_stop(self, reason: str) -> None:
+        """Export why the run has ended before its last step."""
+        if self._group.rank == 0:
+            ppo_metrics.record_stop(reason)
+
+    def close(self) -> None:
+        """Release threads and files."""
+        self._source.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _check_guards(self, merged: dict[str, float]) -> None:
+        try:
+            self._state.guards.check(watched_by_guards(merged))
+        finally:
+            if self._group.rank == 0:
+                ppo_metrics.record_guards(self._state.guards.state_dict()["streaks"])
+
+    def _start(self, step: int, version: PolicyVersion) -> "Future[Sampled]":
+        """Begins to sample this rank's share of a step."""
+        align = self._align
+        draws = self._plan.draw(step, align.rollout_batch_size, align.samples_per_prompt)
+        own = share_of(draws, self._group.rank, self._group.size, align.samples_per_prompt)
+        # Ahead, loading a version waits for the sampling before it: in the background, by one rank for all.
+        return self._source.start(own, version, sync=self._previous is not None and self._group.rank == 0)
+
+    def _resumed_batch(self) -> "Future[Sampled] | None":
+        """The batch that was being sampled ahead when the checkpoint was written, begun again."""
+        if self._previous is None or not self._previous.is_kept or self.step >= self._align.steps:
+            return None
+        with self._previous.restored():
+            version = self._write(self.step - 1)
+        return self._start(self.step, version)
+
+    def _wait(self, pending: "Future[Sampled]") -> Sampled:
+        with self._timed("wait"):
+            sampled = pending.result()
+        self._timings["rollout"] = sampled.ended - sampled.began
+        self._busy.append((sampled.began, sampled.ended))
+        return sampled
+
+    def _one_step(self, sampled: Sampled) -> dict[str, float]:
+        align, ppo, draws = self._align, self._align.ppo, sampled.draws
+        with self._timed("reference"):
+            rows = self._model.encode(
+                [draw.prompt for draw in draws], sampled.images, [one.token_ids for one in sampled.rollouts]
+            )
+            size, tokens = self._estimate_size
+            estimates = estimate(self._model, rows, size, batch_tokens=tokens)
+        verdicts, self._timings["reward"] = sampled.verdicts.result()
+        trajectories = sampled.trajectories(verdicts, self._options)
+        batch = self._collate(trajectories)
+        probed = self._check_engine(rows, estimates, batch, sampled.version)
+        with self._timed("update"):
+            began = time.monotonic()
+            beta = self._state.kl_controller.beta
+            experience = prepare(rows, batch, estimates, ppo, align.kl, beta, self._group)
+            if self._previous is not None:
+                self._previous.keep()
+            updates = self._state.updater.update(
+                experience,
+                self.step,
+                self._plan.generator(self.step, self._group.rank),
+                math.ceil(align.rollout_batch_size / ppo.minibatch_size),
+            )
+            self._busy.append((began, time.monotonic()))
+        if self._log is not None and (self.step % align.log_samples_every == 0 or self.step + 1 == align.steps):
+            self._log.write_samples(self.step + 1, trajectories[:: align.samples_per_prompt][:LOGGED_SAMPLES])
+        own = {
+            "kl/coefficient": beta,
+            "rollout/policy_version": float(sampled.version.number),
+            "rollout/staleness": self.step - float(batch.policy_versions.double().mean()),
+            "count/unreadable": float(sampled.unreadable),
+        }
+        self._timings["sync"] = sampled.sync_seconds
+        return trajectory_metrics(trajectories) | experience.metrics | probed | updates | own
+
+    @property
+    def _estimate_size(self) -> tuple[int, int | None]:
+        """Rows of a pass without gradients, and the tokens that take their place where they are set."""
+        ppo = self._align.ppo
+        tokens = ppo.micro_batch_tokens
+        return ppo.micro_batch_size * ESTIMATE_FACTOR, None if tokens is None else tokens * ESTIMATE_FACTOR
+
+    def _collate(self, trajectories: Sequence[Trajectory]) -> TrajectoryBatch:
+        """The batch, rows without reward kept but masked out of all that is learnt: their place holds the estimates'.
+
+        Raises:
+            RewardUnavailableError: on every rank, where any may not go on.
+        """
+        missing = [one for one in trajectories if not one.rewarded]
+        counts = self._group.sum(torch.tensor([len(missing), len(trajectories)]))
+        lost, asked = int(counts[0]), int(counts[1])
+        failure = self._align.reward.failure
+        if (failure == "fail" and lost) or (failure == "drop" and lost == asked):
+            reason = missing[0].reward_failure if missing else "see the log of another learner worker"
+            raise RewardUnavailableError(
+                f"missing rewards: {lost} of {asked} responses of step {self.step + 1} have none: {reason}"
+            )
+        return collate(trajectories, self._model.backbone.eos_token_id, "mask").to(self._model.device)
+
+    def _check_engine(
+        self, rows: EncodedRows, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion
+    ) -> dict[str, float]:
+        """The probe: on the tokens it sampled, the engine's log-probabilities must be those of the same policy here.
+
+        Returns:
+            Metrics in place of those that compare with the newest policy, where another one has sampled.
+        """
+        probed: dict[str, float] = {}
+        if version.number == self.step:
+            difference = (estimates.log_probs - batch.behaviour_log_probs).abs()[batch.response_mask]
+        else:
+            difference = self._probe_previous(rows, batch)
+            probed["rollout/log_prob_difference"] = float(difference.mean())
+            probed["rollout/log_prob_difference_max"] = float(difference.max())
+        worst = float(self._group.gather(difference.double().mean()).max())
+        tolerance = self._align.rollout.log_prob_tolerance
+        if not worst <= tolerance:
+            raise TrainingStopped(
+                f"log-probability mismatch: on the tokens of policy version {version.number} the rollout engine and "
+                f"the learner differ by {worst:.3g} on average, more than align.rollout.log_prob_tolerance "
+                f"{tolerance:g}; give both the same dtype, or raise the tolerance where their kernels differ"
+            )
+        return probed
+
+    def _probe_previous(self, rows: EncodedRows, batch: TrajectoryBatch) -> Tensor:
+        """``[tokens]`` differences between the engine and the policy before the last update, on some responses."""
+        assert self._previous is not None
+        some = torch.arange(min(len(rows), PROBE_ROWS), device=self._model.device)
+        with self._timed("probe"), self._previous.restored():
+            log_probs = policy_log_probs(self._model, rows.select(some), *self._estimate_size)
+        return (log_probs - batch.behaviour_log_probs[some]).abs()[batch.response_mask[some]]
+
+    def _publish(self) -> PolicyVersion:
+        """Publishes the policy as the version of this step; unless sampling is ahead, the rollout workers load it."""
+        began, loaded_ahead = time.monotonic(), self._timings.get("sync", 0.0)
+        version = self._write(self.step)
+        if self._previous is None and self._group.rank == 0:
+            ray.get([worker.serve.remote(version) for worker in self._task.rollout_workers])
+        self._timings["sync"] = loaded_ahead + time.monotonic() - began
+        return version
+
+    def _write(self, number: int) -> PolicyVersion:
+        if self._group.rank == 0:
+            self._versions.write(self._model, number)
+        self._group.barrier()
+        return self._versions.version(number)
+
+    def _open_log(self) -> RunLog | None:
+        """The log, on rank 0.
+
+        Raises:
+            UserError: on every rank, where a tracker cannot be started.
+        """
+        log, problem = None, None
+        if self._group.rank == 0:
+            try:
+                settings = self._align.model_dump(mode="json", exclude={"tracking"})
+                trackers = open_trackers(self._align.tracking, self._task.folder, settings)
+                log = RunLog(self._task.folder, self.step + 1, trackers)
+            except UserError as error:
+                problem = error
+        if int(self._group.sum(torch.tensor(int(problem is not None)))):
+            raise problem or UserError("A tracker of align.tracking cannot be started: see the first worker's log.")
+        return log
+
+    def _restore(self) -> int:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            return self._state.load(folder)
+
+    def _heed_notice(self) -> None:
+        """Checkpoints where a machine of the group is about to be taken away; every rank comes here equally often."""
+        notice = ray.train.get_preemption_info()
+        if notice is not None and self._saved_step != self.step:
+            logger.warning("a node will be taken away: checkpoint of step %d", self.step)
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="fgaif-checkpoint-") as folder:
+            checkpoint = None
+            if self._group.rank == 0:
+                self._state.save(folder, self.step)
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({"step": self.step}, checkpoint=checkpoint)
+        self._saved_step = self.step
+        if self._log is not None:
+            self._log.sync()
+
+    def _export(self) -> None:
+        """Puts the policy's adapter at the top of the stage folder."""
+        with tempfile.TemporaryDirectory(prefix="fgaif-policy-") as folder:
+            self._model.save_policy(folder)
+            for path in sorted(Path(folder).iterdir()):
+                storage.write_bytes(storage.join(self._task.folder, path.name), path.read_bytes())
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._timings[phase] = time.monotonic() - started
+
+
+def _sampled_until(pending: "Future[Sampled]", now: float) -> float:
+    """When the sampling ahead ended, or now."""
+    done = pending.done() and pending.exception() is None
+    return pending.result().ended if done else now
+
+
+def _kl_controller(config: Config) -> KLController:
+    kl = config.align.kl
+    if kl.target is None:
+        return FixedKLController(kl.coefficient)
+    return AdaptiveKLController(kl.coefficient, kl.target, kl.horizon)

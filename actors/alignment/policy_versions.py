@@ -1,0 +1,61 @@
+"""The folders of policy adapters that a running PPO hands to its rollout workers."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from actors.alignment.rollout import PolicyVersion
+from fgaif_ray import storage
+from fgaif_ray.rl.policy import PolicyModel
+
+ADAPTERS_FOLDER: Final = "adapters"
+KEPT_VERSIONS: Final = 2
+
+
+class PolicyVersions:
+    """Writes versions below a stage folder, whole or not at all, and removes those that nobody samples from any more.
+
+    Example: ``PolicyVersions("runs/shapes/policy.partial", 0x9c1f03d2).write(model, 3)`` writes
+    ``runs/shapes/policy.partial/adapters/v3-9c1f03d2``.
+    """
+
+    def __init__(self, folder: str, attempt: int) -> None:
+        """Writes nothing yet.
+
+        Args:
+            folder: the stage's partial folder.
+            attempt: 31 bits of this process group's own: versions of an interrupted run may still be in the engines.
+        """
+        self._folder, self._attempt = folder, attempt
+
+    def version(self, number: int) -> PolicyVersion:
+        """The version of this number, written or not."""
+        return PolicyVersion(number, storage.join(self._folder, ADAPTERS_FOLDER, f"v{number}-{self._attempt:08x}"))
+
+    def write(self, model: PolicyModel, number: int) -> None:
+        """Writes the model's policy as it is now, and removes the version ``KEPT_VERSIONS`` before."""
+        with _written_whole(self.version(number).folder) as local:
+            model.save_policy(local)
+        storage.remove_folder(self.version(number - KEPT_VERSIONS).folder)
+
+    def clear(self) -> None:
+        """Removes the versions of all attempts."""
+        storage.remove_folder(storage.join(self._folder, ADAPTERS_FOLDER))
+
+
+@contextmanager
+def _written_whole(folder: str) -> Iterator[str]:
+    """A local folder to fill, which becomes ``folder`` by a rename, or by an upload where it is not local."""
+    if not storage.is_local(folder):
+        with tempfile.TemporaryDirectory(prefix="fgaif-adapter-") as local:
+            yield local
+            storage.upload_folder(local, folder)
+        return
+    target = Path(folder.removeprefix("file://"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = tempfile.mkdtemp(prefix=".", dir=target.parent)
+    yield unfinished
+    Path(unfinished).chmod(0o755)
+    Path(unfinished).rename(target)

@@ -1,0 +1,89 @@
+"""Joining a Ray cluster, or starting Ray on this machine."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import ray
+from ray.data import DataContext
+
+from actors.cluster.lost_nodes import NodeWatch
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+
+GIB = 1 << 30
+QUIET_LOGGERS = ("ray.data", "ray.serve", "ray.train", "ray.tune")
+
+
+def _quiet(config: Config) -> None:
+    if not config.ray.log_to_driver:
+        for name in QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's handler of SIGTERM, which `ray.init` replaces with one that ends the process without a word.
+
+    `ray job stop` sends SIGTERM: a job then says how to go on, and ends with the status of an interrupted one.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:  # Ray's handler, before this one is back
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[None]:
+    """Be connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
+
+    A submitted job, or ``ray.address``, joins that cluster, and says which of its nodes are lost meanwhile; otherwise
+    Ray starts here, for the time of the block.
+
+    Raises:
+        UserError: the cluster at ``ray.address`` cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    logging_level = logging.INFO if config.ray.log_to_driver else logging.ERROR
+    common: dict[str, Any] = {
+        "log_to_driver": config.ray.log_to_driver,
+        "logging_level": logging_level,
+        "ignore_reinit_error": False,
+    }
+    try:
+        with _own_sigterm():
+            if address is not None:
+                ray.init(address=address, **common)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=config.ray.num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=int(config.ray.object_store_gib * GIB),
+                    **common,
+                )
+    except ConnectionError as error:
+        raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
+    _quiet(config)
+    try:
+        with nullcontext() if address is None else NodeWatch():
+            yield
+    finally:
+        ray.shutdown()

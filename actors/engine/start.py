@@ -1,0 +1,111 @@
+"""vLLM engines inside actors.
+
+The engine runs in the actor's own process: it starts in seconds instead of tens of seconds, and the actor is the unit
+that Ray places, restarts and accounts for.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image
+
+from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS
+from fgaif_ray.config import EngineConfig
+from fgaif_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from vllm import LLM
+    from vllm.inputs import TokensPrompt
+
+GIB = 1 << 30
+BAN = -100.0
+"""Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
+
+
+def set_environment(config: EngineConfig) -> None:
+    """Set what vLLM reads when it is imported; call it before the first import of vllm in a process."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if config.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def start_engine(
+    model: str, config: EngineConfig, *, lora_rank: int | None = None, seed: int = 0, log_probs: int = 20
+) -> "LLM":
+    """Start an engine in this process.
+
+    Args:
+        model: checkpoint folder or name.
+        config: engine settings.
+        lora_rank: largest rank of the adapters it will serve; None serves none.
+        seed: seed of requests that carry none.
+        log_probs: most log-probabilities per token that a request may ask for.
+    """
+    set_environment(config)
+    import torch
+    from vllm import LLM
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    options: dict[str, Any] = {}
+    if config.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
+    if config.block_size is not None:
+        options["block_size"] = config.block_size
+    if lora_rank is not None:
+        room = next((rank for rank in LORA_RANKS if rank >= lora_rank), None)
+        if room is None:
+            raise UserError(
+                f"vLLM serves adapters up to rank {LORA_RANKS[-1]}: lower align.lora.rank from {lora_rank}."
+            )
+        options |= {"enable_lora": True, "max_lora_rank": room, "max_loras": LORA_SLOTS}
+        options["max_cpu_loras"] = LORA_SLOTS
+    engine = LLM(
+        model=model,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enforce_eager=config.enforce_eager,
+        enable_prefix_caching=True,
+        limit_mm_per_prompt={"image": 1},
+        logprobs_mode="processed_logprobs",
+        max_logprobs=log_probs,
+        disable_log_stats=True,
+        seed=seed,
+        **options,
+    )
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return engine
+
+
+def reload_weights(engine: "LLM", weights: Iterable[tuple[str, "Tensor"]] | None = None) -> None:
+    """Replace the weights of a running engine, which then serves as if it had started with them.
+
+    Args:
+        engine: with no request under way.
+        weights: pairs of checkpoint name and tensor; None reads the checkpoint that the engine started from.
+
+    Raises:
+        RuntimeError: keys and values of the old weights could not be dropped.
+    """
+    engine.collective_rpc("reload_weights", kwargs={} if weights is None else {"weights_iterator": weights})
+    # The keys and values in the prefix cache were computed with the old weights. The worker has dropped its image
+    # features with them, so the scheduler must not count on those.
+    engine.llm_engine.reset_encoder_cache()
+    engine.llm_engine.reset_mm_cache()
+    if not engine.reset_prefix_cache():
+        raise RuntimeError("the engine did not drop its prefix cache")
+
+
+def image_prompt(token_ids: Sequence[int], image: Image) -> "TokensPrompt":
+    """A prompt of token ids, holding one unexpanded image token, with its image."""
+    from vllm.inputs import TokensPrompt
+
+    return TokensPrompt(prompt_token_ids=list(token_ids), multi_modal_data={"image": image})

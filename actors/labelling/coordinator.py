@@ -1,0 +1,114 @@
+"""The desk of a run's extraction calls as a Ray actor."""
+
+import asyncio
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fgaif_ray.calls.coordinator import CallDesk, CallEnd, KeyEnd, News
+from fgaif_ray.calls.tokens import CallSize
+from fgaif_ray.config import CallsConfig
+
+CONCURRENCY: Final = 1000
+"""Questions that the desk holds open: each worker listens and waits for tickets."""
+RESTARTS: Final = -1
+"""However often: its state is in files, and its start reads them."""
+
+
+class CallDeskActor:
+    """``CallDesk`` on the cluster; after a restart it reads its state from the run's files again."""
+
+    def __init__(self, config: CallsConfig, run: str) -> None:
+        with warnings.catch_warnings():  # Ray's own use of a property that it has deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._desk = CallDesk(config, run, again=bool(again))
+
+    async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
+        return await self._desk.claim(worker, keys)
+
+    async def resume(self, worker: str, keys: Sequence[str]) -> None:
+        await self._desk.resume(worker, keys)
+
+    async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
+        return await self._desk.enter(worker, sizes)
+
+    async def settle(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
+        await self._desk.settle(worker, ends)
+
+    async def pause(self, seconds: float) -> None:
+        await self._desk.pause(seconds)
+
+    async def stop(self, reason: str) -> None:
+        await self._desk.stop(reason)
+
+    async def listen(self, worker: str, news: int) -> News:
+        return await self._desk.listen(worker, news)
+
+
+@dataclass(frozen=True, slots=True)
+class DeskAddress:
+    """Where workers find the desk: plain data, for the plan from which Ray restarts them."""
+
+    name: str
+    namespace: str
+
+
+def start_call_desk(config: CallsConfig, run: str) -> "tuple[DeskAddress, ActorHandle[Any]]":
+    """Start the desk beside the driver; it ends with the last use of the handle."""
+    context = ray.get_runtime_context()
+    address = DeskAddress(f"call-desk-{uuid.uuid4().hex}", context.namespace)
+    node = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
+    options: dict[str, Any] = {
+        "name": address.name,
+        "namespace": address.namespace,
+        "num_cpus": 0,
+        "max_concurrency": CONCURRENCY,
+        "max_restarts": RESTARTS,
+        "max_task_retries": RESTARTS,
+        "scheduling_strategy": node,
+    }
+    desk: Any = ray.remote(CallDeskActor).options(**options)
+    return address, desk.remote(config, run)
+
+
+class RemoteCallDesk:
+    """The desk as a worker sees it (``fgaif_ray.calls.client.Desk``)."""
+
+    def __init__(self, address: DeskAddress) -> None:
+        self._actor: Any = ray.get_actor(address.name, address.namespace)
+
+    async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
+        answers: list[str] = await _result(self._actor.claim.remote(worker, keys))
+        return answers
+
+    async def resume(self, worker: str, keys: Sequence[str]) -> None:
+        await _result(self._actor.resume.remote(worker, keys))
+
+    async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
+        tickets: list[int] | str = await _result(self._actor.enter.remote(worker, sizes))
+        return tickets
+
+    async def settle(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
+        await _result(self._actor.settle.remote(worker, ends))
+
+    async def pause(self, seconds: float) -> None:
+        await _result(self._actor.pause.remote(seconds))
+
+    async def stop(self, reason: str) -> None:
+        await _result(self._actor.stop.remote(reason))
+
+    async def listen(self, worker: str, news: int) -> News:
+        heard: News = await _result(self._actor.listen.remote(worker, news))
+        return heard
+
+
+async def _result(reference: Any) -> Any:
+    """The value of an object reference, in whatever event loop."""
+    return await asyncio.wrap_future(reference.future())

@@ -1,0 +1,206 @@
+"""Extraction of atomic facts: a Ray Data stage around the client of an OpenAI-compatible endpoint."""
+
+import asyncio
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+from pydantic import SecretStr
+
+from actors.labelling.call_metrics import MeteredCalls
+from actors.labelling.coordinator import DeskAddress, RemoteCallDesk
+from fgaif_ray.calls.answers import Answer, AnswerIndex, cache_folder, model_identity
+from fgaif_ray.calls.calls import Calls, KnownCalls, UnansweredError
+from fgaif_ray.calls.chat_caller import check_address
+from fgaif_ray.calls.client import CallClient
+from fgaif_ray.calls.coordinator import CallDesk
+from fgaif_ray.calls.garbage import spare_the_loaded
+from fgaif_ray.calls.unusable import UnusableAnswer
+from fgaif_ray.config import ExtractorConfig
+from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.extractor import FactExtractor
+from fgaif_ray.feedback.pending import Pending, PlaceReader, first_row, places_of
+from fgaif_ray.feedback.prompts import load_prompt
+from fgaif_ray.records import RESPONSES_SCHEMA
+from fgaif_ray.segments import split_segments
+
+EXTRACTED_SCHEMA: Final = pa.schema(
+    [
+        *RESPONSES_SCHEMA,
+        pa.field("spans", pa.list_(pa.list_(pa.int32())), nullable=False),  # [segments] pairs (start, end)
+        pa.field("facts", pa.string()),  # JSON, [segments] lists of {"type", "text"}; null where rejected
+        pa.field("reason", pa.string()),  # of a rejection
+        pa.field("fatal", pa.string()),  # why the job has to stop
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the extraction model answers; ``api_key`` shows in no log."""
+
+    base_url: str | None
+    api_key: SecretStr | None
+
+
+def new_extractor(
+    config: ExtractorConfig, endpoint: Endpoint, calls: Calls | None = None, identity: str | None = None
+) -> FactExtractor:
+    """The extractor of these settings; nothing is called yet.
+
+    Args:
+        config: the settings.
+        endpoint: where to call.
+        calls: known answers, limits and account; None calls freely.
+        identity: of the model, see ``model_identity``; None looks for it here.
+
+    Raises:
+        UserError: there is no such prompt, or it does not support the mode.
+    """
+    return FactExtractor(
+        endpoint.base_url,
+        endpoint.api_key.get_secret_value() if endpoint.api_key else None,
+        config.model,
+        load_prompt(config.prompt),
+        mode=config.mode,
+        concurrency=config.concurrency,
+        timeout_s=config.timeout_s,
+        max_retries=config.max_retries,
+        max_tokens=config.max_tokens,
+        calls=calls,
+        identity=model_identity(config.model, config.serve_model) if identity is None else identity,
+    )
+
+
+def check_endpoint(config: ExtractorConfig, endpoint: Endpoint) -> None:
+    """Find out what can be wrong with the settings and the endpoint before anything is started or paid.
+
+    Raises:
+        UserError: the prompt cannot be used, the endpoint does not answer, or it refuses the key.
+    """
+    new_extractor(config, endpoint)
+    check_address(
+        endpoint.base_url,
+        endpoint.api_key.get_secret_value() if endpoint.api_key else None,
+        section=config.section,
+        purpose=config.purpose,
+        api_key_env=config.api_key_env,
+    )
+
+
+class FactExtraction:
+    """Adds the facts of its sub-sentences to every response of a block.
+
+    Takes numbers of blocks, in a column ``id``, and returns tables of ``EXTRACTED_SCHEMA``.
+    Several blocks are worked on at a time, in one event loop and with one limit of calls in flight. When the endpoint
+    cannot be used or the budget is spent, this block and the following ones of every worker come back as a single row
+    with ``fatal`` set: calls that were under way are waited for, and their answers are kept.
+    """
+
+    def __init__(
+        self,
+        config: ExtractorConfig,
+        endpoint: Endpoint,
+        run: str,
+        desk: DeskAddress,
+        identity: str,
+        places: "ray.ObjectRef[pa.Table]",
+    ) -> None:
+        self._calls = CallClient(RemoteCallDesk(desk), config, run, ray.get_runtime_context().get_actor_id())
+        self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity)
+        self._places: pa.Table = ray.get(places)
+        self._reader = PlaceReader(RESPONSES_SCHEMA.names)
+        self._reading = asyncio.Lock()
+        spare_the_loaded()
+
+    async def __call__(self, blocks: pa.Table) -> pa.Table:
+        if self._calls.stopped is not None:
+            return _stopped_block(self._calls.stopped)
+        places = pa.concat_tables(places_of(self._places, block) for block in blocks.column("id").to_pylist())
+        async with self._reading:
+            rows = await asyncio.to_thread(self._reader.read, places)
+        results = await asyncio.gather(*(self._extract(row) for row in rows), return_exceptions=True)
+        # Ray runs a task again whose reply was lost: what was paid is kept before there is a reply.
+        await self._calls.flush()
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, UserError):
+                return _stopped_block(str(result))
+            if isinstance(result, BaseException):
+                raise result
+            row |= result
+        return pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA)
+
+    async def _extract(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Columns ``spans``, ``facts`` and ``reason`` of one response."""
+        spans = [(span.start, span.end) for span in split_segments(row["response"])]
+        facts, reason = None, None
+        try:
+            answer = await self._extractor.extract(
+                row["response"], [row["response"][start:end] for start, end in spans]
+            )
+            facts = json.dumps([[{"type": fact.type, "text": fact.text} for fact in segment] for segment in answer])
+        except UnusableAnswer as error:
+            reason = str(error)
+        return {"spans": spans, "facts": facts, "reason": reason}
+
+
+def _stopped_block(reason: str) -> pa.Table:
+    row: dict[str, Any] = {field.name: "" for field in EXTRACTED_SCHEMA if not field.nullable}
+    return pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA)
+
+
+def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str | None:
+    """The first pending response that asks something which no kept answer tells."""
+    index = AnswerIndex(cache_folder(run, config.cache))
+    try:
+
+        def find(key: str) -> Answer | None:
+            text = index.find(key)
+            return None if text is None else Answer.from_json(json.loads(text))
+
+        extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find))
+
+        async def is_unanswered(response: str) -> bool:
+            try:
+                await extractor.extract(response, _segments(response))
+            except UnansweredError:
+                return True
+            except UnusableAnswer:
+                return False
+            return False
+
+        with asyncio.Runner() as runner:
+            row = first_row(pending, ["response"], lambda row: runner.run(is_unanswered(row["response"])))
+        return None if row is None else str(row["response"])
+    finally:
+        index.close()
+
+
+def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: str) -> None:
+    """Make the calls of one response, so that an endpoint, a key, a model or a budget that cannot be used shows before
+    Ray and engines start. The answers are kept and accounted for as all others are.
+
+    Raises:
+        UserError: the endpoint cannot be used, or the budget is used up.
+    """
+
+    async def ask() -> None:
+        desk = CallDesk(config, run)
+        calls = CallClient(desk, config, run)
+        extractor = new_extractor(config, endpoint, calls)
+        try:
+            with contextlib.suppress(UnusableAnswer):
+                await extractor.extract(response, _segments(response))
+        finally:
+            await extractor.close()
+            await calls.close()
+            desk.close()
+
+    asyncio.run(ask())
+
+
+def _segments(response: str) -> list[str]:
+    return [response[span.start : span.end] for span in split_segments(response)]

@@ -1,0 +1,112 @@
+"""A vision-language model on a vLLM engine that says of each fact how likely it is right according to the image."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL.Image import Image
+
+from actors.engine.chat import ImageChat
+from actors.engine.start import image_prompt, start_engine
+from fgaif_ray.config import VerifierConfig
+from fgaif_ray.feedback.labels import yes_probability
+from fgaif_ray.feedback.prompts import load_prompt
+
+if TYPE_CHECKING:
+    from vllm.inputs import TokensPrompt
+
+Question = tuple[str, str]
+"""Key of the image, text of the fact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``p_yes`` is P(yes) / (P(yes) + P(no)), as exact as float32; ``mass`` the share of the two among all tokens."""
+
+    p_yes: float
+    mass: float
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a set of questions brought."""
+
+    answers: dict[Question, Answer] = field(default_factory=dict)
+    refused: dict[Question, str] = field(default_factory=dict)
+    """Why a question cannot be asked: a fact is somebody else's text."""
+    prompt_tokens: int = 0
+    """Tokens of all prompts, image tokens included."""
+    cached_tokens: int = 0
+    """Those of them that vLLM found in its prefix cache and did not compute."""
+
+
+def check_verifier(config: VerifierConfig) -> None:
+    """Find out without an engine whether a verifier can be used.
+
+    Raises:
+        UserError: there is no such prompt or checkpoint, or it cannot say yes and no.
+    """
+    load_prompt(config.prompt)
+    chat = ImageChat(config.model)
+    for word in ("yes", "no"):
+        chat.tokens_of(word)
+
+
+class FactChecker:
+    """Engine, prompt and the words yes and no of one verifier.
+
+    Raises:
+        UserError: see ``check_verifier``.
+    """
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self._max_model_len = config.engine.max_model_len
+        self._prompt = load_prompt(config.prompt)
+        self._chat = ImageChat(config.model)
+        self._engine = start_engine(config.model, config.engine)
+        self._words = self._chat.tokens_of("yes") | self._chat.tokens_of("no")
+
+    def ask(self, questions: Iterable[Question], images: Mapping[str, Image]) -> Findings:
+        """Ask each question once.
+
+        Those about one image go to the engine one after the other. vLLM counts a prefix as cached from the moment that
+        a step which computes it is planned, so all of them but the first share it, also within a step.
+        """
+        from vllm import SamplingParams
+
+        by_image: dict[str, dict[str, None]] = {}
+        for image, text in questions:
+            by_image.setdefault(image, {})[text] = None
+        found = Findings()
+        prompts: dict[Question, TokensPrompt] = {}
+        for image, texts in by_image.items():
+            for text in texts:
+                try:
+                    token_ids = self._chat.token_ids(self._prompt.render(statement=text))
+                except ValueError as error:
+                    found.refused[image, text] = f"fact: {error}"
+                    continue
+                if len(token_ids) + self._chat.image_tokens > self._max_model_len:
+                    found.refused[image, text] = "fact: it is longer than the verifier's engine.max_model_len allows"
+                else:
+                    prompts[image, text] = image_prompt(token_ids, images[image])
+        # Greedy: verdicts that are sampled cannot be reproduced.
+        parameters = SamplingParams(
+            temperature=0.0, max_tokens=1, logprob_token_ids=list(self._words), detokenize=False
+        )
+        results: list[Any] = self._engine.generate(list(prompts.values()), parameters, use_tqdm=False)
+        for question, result in zip(prompts, results, strict=True):
+            found.answers[question] = self._read(result.outputs[0].logprobs[0])
+            found.prompt_tokens += len(result.prompt_token_ids)
+            found.cached_tokens += result.num_cached_tokens or 0
+        return found
+
+    def _read(self, logprobs: dict[int, Any]) -> Answer:
+        values = {token: logprobs[token_id].logprob for token_id, token in self._words.items()}
+        p_yes = yes_probability(values)
+        if p_yes is None:
+            raise ValueError(f"the engine gave no probability to any of {sorted(values)}")
+        # Rows keep float32: a verdict must be the same on what is read back.
+        return Answer(float(np.float32(p_yes)), math.fsum(math.exp(value) for value in values.values()))

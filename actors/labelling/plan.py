@@ -1,0 +1,93 @@
+"""The Ray Data plans of labelling.
+
+They take ids of blocks that are still to be labelled, whose rows the workers read themselves. A block is the unit of
+work: the last stage of a plan writes it as a part of the stage folder and sends only counts to the driver, which holds
+no row of it.
+
+    labelling   ids -> FactExtraction (OpenAI client) -> Verifier (vLLM) -> counts
+    once more   ids of parts -> SecondVerifier (vLLM) -> counts
+
+While a block is verified the next ones are extracted.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from actors.labelling.block_ids import block_numbers
+from actors.labelling.coordinator import start_call_desk
+from actors.labelling.extraction import Endpoint, FactExtraction
+from actors.labelling.second_verifier import SecondVerifier
+from actors.labelling.verifier import Verification, Verifier
+from actors.metrics.count_down import count_down
+from fgaif_ray.calls.answers import model_identity
+from fgaif_ray.cluster import resources
+from fgaif_ray.config import Config
+from fgaif_ray.feedback.pending import OPEN_BLOCKS, Pending
+
+
+def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """Have the second verifier go over labelled parts, given with their numbers of rows; yields the counts of each
+    finished one.
+    """
+    second = verification.config.second_verifier
+    assert second is not None
+    request = resources.verifier(second, second=True)
+    dataset = block_numbers(len(parts), request).map_batches(
+        SecondVerifier,
+        fn_constructor_kwargs={"verification": verification, "parts": ray.put([part for part, _ in parts])},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
+        **request.options(),
+    )
+    yield from count_down("second_verifier", sum(rows for _, rows in parts), dataset.iter_rows())
+
+
+def label_responses(
+    config: Config, pending: Pending, endpoint: Endpoint, verification: Verification
+) -> Iterator[dict[str, Any]]:
+    """Label the responses that are left; yields the counts of each finished block (see ``Verifier``).
+
+    The limits and the budget of ``label.extractor`` hold for all extraction workers together.
+    """
+    label = config.label
+    extractor = label.extractor
+    address, desk = start_call_desk(extractor, config.run.dir)
+    extraction = {
+        "config": extractor,
+        "endpoint": endpoint,
+        "run": config.run.dir,
+        "desk": address,
+        "places": ray.put(pending.places),
+        "identity": model_identity(extractor.model, extractor.serve_model),
+    }
+    request = resources.fact_extraction(config)
+    dataset = (
+        # Numbers of blocks: a driver that handed out the places themselves would hold an object for each.
+        block_numbers(pending.blocks, request)
+        .map_batches(
+            FactExtraction,
+            fn_constructor_kwargs=extraction,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=OPEN_BLOCKS
+            ),
+            **request.options(),
+        )
+        .map_batches(
+            Verifier,
+            fn_constructor_kwargs={"verification": verification},
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(label.verifier.engines, pending.blocks)),
+            **resources.verifier(label.verifier).options(),
+        )
+    )
+    try:
+        yield from count_down("label", pending.rows, dataset.iter_rows())
+    finally:
+        ray.kill(desk)

@@ -1,0 +1,41 @@
+"""The reward service for those who run Serve applications themselves: `serve deploy`, KubeRay's RayService.
+
+    applications:
+      - name: rewards
+        route_prefix: /
+        import_path: actors.rewards.app:build_app
+        args: {config: configs/llava-1.5-7b.yaml, set: ["run.dir=s3://bucket/run", "serve.host=0.0.0.0"]}
+
+It is the application of `python -m jobs.serve_rewards`; where Serve listens is Serve's own business here, so
+``serve.host`` and ``serve.port`` have to say the same as Serve's ``http_options``.
+"""
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from actors.rewards.service import build_application, published_reward_folders
+from fgaif_ray.config import load_config
+
+
+class RewardAppArguments(BaseModel):
+    """The ``args`` of the application, those of a job's command line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str
+    """Path of the configuration, in the working directory of the application or absolute."""
+    set: list[str] = []
+    """Changes of single keys, ``section.key=value``."""
+
+
+def build_app(arguments: RewardAppArguments) -> serve.Application:
+    """Build the application from the reward models of the run.
+
+    Raises:
+        UserError: the configuration is wrong, a reward model is missing, or ``serve.host`` is open to the network and
+            the environment holds no FGAIF_REWARD_TOKEN.
+    """
+    config = load_config(arguments.config, arguments.set)
+    return build_application(
+        config, published_reward_folders(config), f"http://{config.serve.host}:{config.serve.port}"
+    )

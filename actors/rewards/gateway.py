@@ -1,0 +1,276 @@
+"""The gateway of the reward service: one way in, over HTTP and through a Serve handle, to the reward deployments."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from fastapi import FastAPI
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from transformers import AutoTokenizer
+
+from actors import metrics
+from actors.rewards.http import ServiceError, build_app
+from actors.rewards.metrics import record_answer, record_items
+from fgaif_ray.errors import ItemError
+from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.scoring import (
+    ScoringBatch,
+    SegmentedResponse,
+    Verdicts,
+    combined_version,
+    compose_response,
+    image_bytes,
+    make_batch,
+    merge_verdicts,
+    open_image,
+    probe_batch,
+    segment_response,
+    token_ends,
+)
+from fgaif_ray.serving.remote_reward import label_fields, split_query
+from fgaif_ray.serving.wire import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+READY_FOR_S: Final = 5.0
+"""How long one forward pass vouches for the models."""
+PROBE_TIMEOUT_S: Final = 10.0
+MAX_REPLICAS_TRIED: Final = 4
+"""Replicas that one batch may lose before it is given up: it may be what ends them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """What the gateway is told when it is deployed; the bearer token itself is not part of it."""
+
+    identity: str
+    """Fingerprint of all that the application was deployed with."""
+    url: str
+    models: ModelList
+    tokenizer: str
+    """Checkpoint of the policy, whose sampled ids come in."""
+    options: RewardOptions
+    max_batch_size: int
+    max_waiting_items: int
+    request_timeout_s: float
+    token_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemToScore:
+    """An item that passed the checks."""
+
+    image: bytes
+    prompt: str
+    response: SegmentedResponse
+
+
+class RewardGateway:
+    """Cuts responses into sub-sentences, has them scored by the reward deployments, and composes the rewards."""
+
+    def __init__(self, settings: GatewaySettings, scorers: Sequence[DeploymentHandle[Any]]) -> None:
+        self._settings = settings
+        self._scorers = list(scorers)
+        self._tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer, local_files_only=True)
+        # One thread: the event loop stays free for requests, and the tokenizer is used by one thread at a time.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway")
+        self._waiting_items = 0
+        self._ready_until = 0.0
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self, self._settings.token_digest, record_answer)
+
+    def describe(self) -> tuple[str, str]:
+        """Identity and URL of the application."""
+        return self._settings.identity, self._settings.url
+
+    def models(self) -> ModelList:
+        """What is served."""
+        return self._settings.models
+
+    async def score_responses(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+        """Dense rewards of a batch of responses, for callers inside the cluster.
+
+        Args:
+            items: `{"image": encoded image file as bytes, "prompt": str, "response": str | None,
+                "response_token_ids": [response_tokens] | None}`, any number of them.
+
+        Returns:
+            In order, `ScoredResponse` as a dict, or None where the reward could not be had (the log says why).
+        """
+
+        def opened(item: dict[str, Any]) -> ItemToScore:
+            ids = item.get("response_token_ids")
+            response = segment_response(self._tokenizer, item.get("response"), ids)
+            return ItemToScore(item["image"], item["prompt"], response)  # the scorers open the image, once
+
+        began, status = time.monotonic(), 500
+        try:
+            chosen = await self._in_worker(lambda: [_attempt(opened, item) for item in items])
+            outcomes = await self._score(chosen)
+            status = 200
+        except ServiceError as error:
+            status = error.status
+            raise
+        finally:
+            record_answer(metrics.HANDLE, status, None, time.monotonic() - began)
+        record_items(outcomes)
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, ItemError):
+                logger.warning("no reward for item %d of %d: %s: %s", index, len(items), outcome.code, outcome)
+        return [None if isinstance(outcome, ItemError) else outcome.model_dump() for outcome in outcomes]
+
+    async def score_request(self, request: RewardRequest) -> list[ScoredResponse]:
+        """One result per item of `POST /v1/rewards`.
+
+        Raises:
+            ServiceError: the service is busy or down, or an item cannot be scored; no item is, then.
+        """
+
+        def opened(item: RewardItem) -> ItemToScore:
+            return self._opened(item.image, item.prompt, item.response, item.response_token_ids)
+
+        def prepare() -> list[ItemToScore | ItemError]:
+            return [_attempt(opened, item) for item in request.items]
+
+        return await self._score_http("items", len(request.items), prepare)
+
+    async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
+        """One result per query of `POST /get_reward`.
+
+        Raises:
+            ServiceError: as `score_request`.
+        """
+        special = self._tokenizer.all_special_tokens
+
+        def opened(query: str, prompt: str, label: Any) -> ItemToScore:
+            image, question = label_fields(label)
+            return self._opened(image, question, split_query(query, prompt, special), None)
+
+        def prepare() -> list[ItemToScore | ItemError]:
+            rows = zip(request.query, request.prompts, request.labels, strict=True)
+            return [_attempt(opened, *row) for row in rows]
+
+        return await self._score_http("query", len(request.query), prepare)
+
+    async def check_ready(self) -> None:
+        """Return once every reward deployment has made a forward pass of late.
+
+        Raises:
+            ServiceError: 503 while one has not.
+        """
+        if time.monotonic() < self._ready_until:
+            return
+        try:
+            verdicts = await asyncio.wait_for(self._call_all(probe_batch()), PROBE_TIMEOUT_S)
+        except (TimeoutError, ServiceError) as error:
+            raise ServiceError(503, "not_ready", "the reward models have not answered yet", 1) from error
+        if any(isinstance(outcome, ItemError) for outcome in verdicts.outcomes):
+            raise ServiceError(503, "not_ready", "a reward model cannot score", 1)
+
+    def _opened(self, image: str, prompt: str, response: str | None, ids: Sequence[int] | None) -> ItemToScore:
+        data = image_bytes(image)
+        open_image(data)
+        return ItemToScore(data, prompt, segment_response(self._tokenizer, response, ids))
+
+    async def _score_http(
+        self, field: str, count: int, prepare: Callable[[], list[ItemToScore | ItemError]]
+    ) -> list[ScoredResponse]:
+        # A request that is larger than the queue has to find it empty; it would never get in otherwise.
+        if self._waiting_items and self._waiting_items + count > self._settings.max_waiting_items:
+            raise ServiceError(429, "busy", "too many items wait for their rewards: try again later", 1)
+        self._count_waiting(count)
+        try:
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                items = await self._in_worker(prepare)
+                _raise_first(field, items)
+                outcomes = await self._score(items)
+        except TimeoutError as error:
+            raise ServiceError(504, "timeout", "the rewards were not ready in time: send fewer items", 1) from error
+        finally:
+            self._count_waiting(-count)
+        record_items(outcomes)
+        _raise_first(field, outcomes)
+        return [outcome for outcome in outcomes if isinstance(outcome, ScoredResponse)]
+
+    def _count_waiting(self, more: int) -> None:
+        self._waiting_items += more
+        metrics.REWARD_WAITING_ITEMS.set(self._waiting_items)
+
+    async def _score(self, items: Sequence[ItemToScore | ItemError]) -> list[ScoredResponse | ItemError]:
+        """Have the models score what is no error yet, and compose."""
+        good = [item for item in items if isinstance(item, ItemToScore)]
+        size = self._settings.max_batch_size
+        # Responses of like length share a forward pass, so that little of it is padding.
+        order = sorted(range(len(good)), key=lambda index: len(good[index].response.text))
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [
+            make_batch([(good[index].image, good[index].prompt, good[index].response.segments) for index in chunk])
+            for chunk in chunks
+        ]
+        # The ends are found while the models score.
+        ends, answers = await asyncio.gather(
+            self._in_worker(lambda: [token_ends(self._tokenizer, item.response) for item in good]),
+            asyncio.gather(*(self._call_all(batch) for batch in batches)),
+        )
+
+        def compose() -> list[ScoredResponse | ItemError]:
+            composed: dict[int, ScoredResponse | ItemError] = {}
+            for chunk, answer in zip(chunks, answers, strict=True):
+                version = combined_version(answer.versions)
+                for index, outcome in zip(chunk, answer.outcomes, strict=True):
+                    composed[index] = (
+                        outcome
+                        if isinstance(outcome, ItemError)
+                        else compose_response(
+                            good[index].response, outcome, ends[index], self._settings.options, version
+                        )
+                    )
+            results = iter(composed[index] for index in range(len(good)))
+            return [item if isinstance(item, ItemError) else next(results) for item in items]
+
+        return await self._in_worker(compose)
+
+    async def _call_all(self, batch: ScoringBatch) -> Verdicts:
+        parts = await asyncio.gather(*(self._call(scorer, batch) for scorer in self._scorers))
+        verdicts = merge_verdicts(parts)
+        if not any(isinstance(outcome, ItemError) for outcome in verdicts.outcomes):
+            self._ready_until = time.monotonic() + READY_FOR_S
+        return verdicts
+
+    async def _call(self, scorer: DeploymentHandle[Any], batch: ScoringBatch) -> Verdicts:
+        """One call of one deployment; what a dying replica took with it goes to another one."""
+        for attempt in range(MAX_REPLICAS_TRIED):
+            try:
+                verdicts: Verdicts = await scorer.score.remote(batch)
+                return verdicts
+            except (RayActorError, DeploymentUnavailableError) as error:
+                cause = error
+                await asyncio.sleep(random.uniform(0.1, 0.2) * 2**attempt)
+        raise ServiceError(503, "unavailable", "a reward model is not available", 5) from cause
+
+    async def _in_worker(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+
+def _attempt(make: Callable[..., ItemToScore], *arguments: Any) -> ItemToScore | ItemError:
+    try:
+        return make(*arguments)
+    except ItemError as error:
+        return error
+
+
+def _raise_first(field: str, outcomes: Sequence[object]) -> None:
+    """Turn the first failed item of a request into the answer."""
+    statuses = {"image_too_large": 413, "scoring_failed": 500}
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, ItemError):
+            raise ServiceError(statuses.get(outcome.code, 422), outcome.code, f"{field}[{index}]: {outcome}")

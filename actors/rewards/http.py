@@ -1,0 +1,266 @@
+"""The HTTP face of the reward service: routes, limits, errors. It knows neither Ray nor torch."""
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from fastapi import FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fgaif_ray.serving.playground import build_playground
+from fgaif_ray.serving.remote_reward import remote_answer
+from fgaif_ray.serving.wire import (
+    MAX_BODY_BYTES,
+    ErrorDetail,
+    ErrorResponse,
+    ModelList,
+    RemoteRewardRequest,
+    RemoteRewardResponse,
+    RewardRequest,
+    RewardResponse,
+    ScoredResponse,
+    Status,
+)
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS: Final = frozenset({"/live", "/ready", "/docs", "/openapi.json", "/playground"})
+"""What answers without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
+
+BODY_PATHS: Final = frozenset({"/v1/rewards", "/get_reward"})
+"""What takes a body. Elsewhere a POST is refused for its method or path, whatever it carries."""
+
+
+class ServiceError(Exception):
+    """An answer that is not a reward: HTTP status, stable code, message, seconds until a new try makes sense."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(status, code, message, retry_after_s)
+        self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RewardBackend(Protocol):
+    """What the routes need; raises ServiceError."""
+
+    async def score_request(self, request: RewardRequest) -> list[ScoredResponse]:
+        """One result per item, in order."""
+        ...
+
+    async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
+        """One result per query, in order."""
+        ...
+
+    async def check_ready(self) -> None:
+        """Return once the models have made a forward pass of late."""
+        ...
+
+    def models(self) -> ModelList:
+        """What is served."""
+        ...
+
+
+def token_digest(token: str) -> str:
+    """What the service keeps of its bearer token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+Observer = Callable[[str, int, str | None, float], None]
+"""Is told of every answer: path, status (0 where there was none), code of the error, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """ASGI middleware: bearer token, content type and body size, before anything is parsed.
+
+    The request id is the caller's `x-request-id`, or what Serve's proxy has put there; the proxy answers with it.
+    """
+
+    app: ASGIApp
+    digest: str | None
+    """`token_digest` of the wanted token; None lets everyone in."""
+    observe: Observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through or answer it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = headers["x-request-id"]
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        # An application that is not at the root gets its prefix in both.
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        began, status = time.monotonic(), 0
+
+        async def send_noticed(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            if path not in OPEN_PATHS:
+                self._authorise(headers)
+            if scope["method"] == "POST" and path in BODY_PATHS:
+                receive = await _bounded_body(headers, receive)
+            await self.app(scope, receive, send_noticed)
+        except ServiceError as error:
+            await _answer(error, state)(scope, receive, send_noticed)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise
+            failure = ServiceError(
+                500, "internal_error", "the service failed; its log has the cause under the request id"
+            )
+            await _answer(failure, state)(scope, receive, send_noticed)
+        finally:
+            self.observe(path, status, state.get("error_code"), time.monotonic() - began)
+
+    def _authorise(self, headers: dict[str, str]) -> None:
+        if self.digest is None:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token_digest(token.strip()), self.digest):
+            raise ServiceError(401, "unauthorized", "send the service's token as `Authorization: Bearer TOKEN`")
+
+
+async def _bounded_body(headers: dict[str, str], receive: Receive) -> Receive:
+    """Read the body, at most MAX_BODY_BYTES of it, and return a `receive` that gives it again."""
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise ServiceError(415, "unsupported_media_type", "send JSON with `Content-Type: application/json`")
+    too_large = ServiceError(413, "body_too_large", f"a request may have {MAX_BODY_BYTES} bytes; send fewer items")
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ServiceError(400, "disconnected", "the client went away")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise too_large
+        more = message.get("more_body", False)
+    body: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+
+    async def replay() -> Message:
+        return body.pop() if body else await receive()
+
+    return replay
+
+
+def _answer(error: ServiceError, state: MutableMapping[str, Any]) -> JSONResponse:
+    """The error as an answer to the request with this state, where its code is kept; the log names it by its id."""
+    request_id = state["request_id"]
+    state["error_code"] = error.code
+    level = logging.WARNING if error.status >= 500 else logging.INFO
+    logger.log(level, "request %s: %d %s", request_id, error.status, error.code)
+    detail = ErrorDetail(code=error.code, message=str(error), request_id=request_id)
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(ErrorResponse(error=detail).model_dump(), error.status, headers)
+
+
+def _validation_message(error: RequestValidationError) -> str:
+    """Where and what, without the input: images and texts do not belong into errors and logs."""
+    first = error.errors()[0]
+    place = ""
+    for part in first["loc"][1:]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return f"{place.removeprefix('.') or 'body'}: {first['msg'].removeprefix('Value error, ')}"
+
+
+Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
+
+
+def build_app(backend: RewardBackend, digest: str | None, observe: Observer) -> FastAPI:
+    """The FastAPI application of the gateway.
+
+    Args:
+        backend: scores what has passed the checks.
+        digest: `token_digest` of the bearer token; None serves without one.
+        observe: is told of every answer.
+    """
+    app = FastAPI(
+        title="FGAIF reward service",
+        summary="Dense rewards for image descriptions: existence, attribute and relation, per sub-sentence",
+        version="1",
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, digest=digest, observe=observe)
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        return _answer(error, request.scope["state"])
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        failure = ServiceError(422, "invalid_request", _validation_message(error))
+        return _answer(failure, request.scope["state"])
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "not_found", 405: "method_not_allowed"}
+        failure = ServiceError(error.status_code, codes.get(error.status_code, "http_error"), error.detail)
+        answer = _answer(failure, request.scope["state"])
+        answer.headers.update(error.headers or {})
+        return answer
+
+    def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+        return {status: {"model": ErrorResponse} for status in statuses}
+
+    bearer = [Security(HTTPBearer(auto_error=False))] if digest is not None else []
+    page = build_playground(token_needed=digest is not None)
+    refused = errors(400, 401, 413, 415, 422, 429, 500, 503, 504)
+
+    @app.post("/v1/rewards", responses=refused, dependencies=bearer)
+    async def rewards(body: RewardRequest, request: Request) -> RewardResponse:
+        """Score responses: verdicts and rewards per sub-sentence, and per token where ids are given."""
+        results = await backend.score_request(body)
+        version = backend.models().model_version
+        return RewardResponse(results=results, model_version=version, request_id=request.state.request_id)
+
+    @app.post("/get_reward", responses=refused, dependencies=bearer)
+    async def get_reward(body: RemoteRewardRequest) -> RemoteRewardResponse:
+        """OpenRLHF's remote-reward protocol; the image travels in the label."""
+        return remote_answer(await backend.score_remote(body), backend.models().weights)
+
+    @app.get("/v1/models", responses=errors(401), dependencies=bearer)
+    async def models() -> ModelList:
+        """The reward models and how their verdicts are composed."""
+        return backend.models()
+
+    @app.get("/live")
+    async def live() -> Status:
+        """Whether the gateway runs."""
+        return Status(status="live", model_version=backend.models().model_version)
+
+    @app.get("/playground", include_in_schema=False)
+    async def playground() -> HTMLResponse:
+        """A page on which a person tries the reward models."""
+        return HTMLResponse(page.html, headers=page.headers)
+
+    @app.get("/ready", responses=errors(503))
+    async def ready() -> Status:
+        """Whether all models have made a forward pass of late."""
+        await backend.check_ready()
+        return Status(status="ready", model_version=backend.models().model_version)
+
+    return app

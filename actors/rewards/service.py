@@ -1,0 +1,413 @@
+"""The reward service: three reward deployments behind one gateway, as the Serve application `rewards`
+(`serve.app_name`).
+
+    HTTP client --> proxy --> RewardGateway --+--> ExistenceReward  (replicas)
+    PPO learner --> handle -->                +--> AttributeReward  (replicas)
+                                              +--> RelationReward   (replicas)
+
+With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all three types; so it
+does where `rewards.kind` has one adapter for the three, whose forward pass gives the three verdicts.
+Callers' lists arrive whole: `@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and
+tears none.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Final
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from actors.cluster.capacity import has_room
+from actors.rewards.gateway import GatewaySettings, RewardGateway
+from actors.rewards.http import token_digest
+from actors.rewards.metrics import record_batch
+from fgaif_ray import storage
+from fgaif_ray.cluster import resources
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.files import ADAPTER_FILES, RewardModelFiles, kind_of, read_folder
+from fgaif_ray.rewards.scoring import Outcome, ScoringBatch, Verdicts, combined_version, probe_batch, score_batches
+from fgaif_ray.serving.client import RewardClient
+from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
+
+APP_NAME: Final = "rewards"
+READY_TIMEOUT_S: Final = 300.0
+MINIMUM_ONGOING_REQUESTS: Final = 32
+PROXY_MARGIN_S: Final = 30.0
+"""The proxy waits this much longer than the gateway, whose time-out has an answer."""
+HEAD_RESOURCE: Final = "node:__internal_head__"
+QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardServiceInfo:
+    """Where a deployed reward service is."""
+
+    url: str
+    app_name: str
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSettings:
+    """What a reward deployment is told."""
+
+    backbone: str
+    dtype: str
+    quantisation: str
+    temperature_scaling: bool
+    folders: dict[str, str]
+    """Fact type -> folder of its reward model; all of them over one backbone."""
+    max_batch_size: int
+    batch_wait_timeout_s: float
+    threads: int | None
+    versions: dict[str, str]
+    """Fact type -> `model_version` of its folder."""
+
+
+class RewardScorer:
+    """A replica: a backbone and the reward models of one or more fact types."""
+
+    def __init__(self, settings: ScorerSettings) -> None:
+        import torch
+
+        from fgaif_ray.rewards.model import load_reward_model
+        from fgaif_ray.vlm.backbone import load_backbone
+
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation)
+        backbone.move_to("cuda" if ray.get_gpu_ids() else "cpu")
+        self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
+        self._versions = settings.versions
+        # One thread: forward passes do not overlap, while the event loop collects the next batch.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
+        self._score_merged.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
+        self._score_merged.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        [[outcome]] = score_batches(self._model, tuple(self._versions), [probe_batch()])
+        if isinstance(outcome, Exception):
+            raise outcome
+
+    async def score(self, batch: ScoringBatch) -> Verdicts:
+        """Verdicts of one caller's batch of at most `serve.max_batch_size` items, in order."""
+        return Verdicts(self._versions, await self._score_merged(batch))
+
+    @serve.batch(batch_size_fn=lambda batches: sum(len(batch) for batch in batches))
+    async def _score_merged(self, batches: list[ScoringBatch]) -> list[list[Outcome]]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._score_now, batches)
+
+    def _score_now(self, batches: list[ScoringBatch]) -> list[list[Outcome]]:
+        began = time.monotonic()
+        outcomes = score_batches(self._model, tuple(self._versions), batches)
+        record_batch(tuple(self._versions), outcomes, time.monotonic() - began)
+        return outcomes
+
+
+def published_reward_folders(config: Config) -> dict[str, str]:
+    """The reward models of the run, by fact type.
+
+    Raises:
+        UserError: one has not been trained.
+    """
+    folders = {fact_type: storage.join(config.run.dir, "rewards", fact_type) for fact_type in FACT_TYPES}
+    for folder in folders.values():
+        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
+            message = (
+                f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
+            )
+            raise UserError(message)
+    return folders
+
+
+def model_version(folder: str, temperature_scaling: bool = False) -> str:
+    """A short hash of a reward model's files, another one where its temperature is applied."""
+    return _served_version(read_folder(folder), temperature_scaling)
+
+
+def _served_version(files: RewardModelFiles, temperature_scaling: bool) -> str:
+    scaled = fingerprint(files.version, "temperature scaling")[: len(files.version)]
+    return scaled if temperature_scaling else files.version
+
+
+def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
+    """Start the reward service on the connected Ray and wait until it has made a forward pass.
+
+    A service that runs with the same models and settings stays as it is; with others it is replaced: its replicas go
+    when the new ones are ready, so that callers do not notice. Where the cluster has no room for both, the old ones go
+    first, and requests wait for the new ones, for up to ``serve.request_timeout_s``.
+
+    Args:
+        config: sections `serve`, `rewards` (backbone), `policy` (tokenizer) and `align.reward` (composition) matter.
+        reward_folders: fact type -> folder or URI of its reward model.
+
+    Raises:
+        UserError: a model is missing, the port is taken, or the service would be open to the network without a token.
+    """
+    settings = _gateway_settings(config, reward_folders)
+    version = settings.models.model_version
+    name = config.serve.app_name
+    running = _running(name)
+    if running is not None and running[0] == settings.identity:
+        return RewardServiceInfo(running[1], name, version)
+    prefix = "" if name == APP_NAME else f"/{name}"
+    url = _start_serve(config) + prefix
+    # Room for one more of each is enough: the one that it replaces makes room for the next.
+    replicas = [resources.reward_replica(config, scorer) for scorer in resources.reward_scorers(config)]
+    surge = running is not None and has_room(replace(replica, count=1) for replica in replicas)
+    if running is not None and not surge:
+        logger.warning(
+            "no room for the new reward models beside those that are served: "
+            "requests wait up to %g s (serve.request_timeout_s) while they are replaced",
+            config.serve.request_timeout_s,
+        )
+    application = _application(config, reward_folders, replace(settings, url=url), _head_node(), surge)
+    try:
+        serve.run(application, name=name, route_prefix=prefix or "/", logging_config=QUIET)
+    except RuntimeError as error:
+        raise _deployment_error(name) from error
+    _wait_until_ready(url)
+    return RewardServiceInfo(url, name, version)
+
+
+def build_application(config: Config, reward_folders: Mapping[str, str], url: str) -> serve.Application:
+    """The application that `deploy` runs, for those who run it by other means (see `actors.rewards.app`).
+
+    Args:
+        config: as in `deploy`.
+        reward_folders: as in `deploy`.
+        url: where it will be reached.
+
+    Raises:
+        UserError: a model is missing, or the service would be open to the network without a token.
+    """
+    return _application(config, reward_folders, replace(_gateway_settings(config, reward_folders), url=url))
+
+
+def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> GatewaySettings:
+    """Settings without a URL.
+
+    Raises:
+        UserError: a model is missing, or the service would be open to the network without a token.
+    """
+    missing = [fact_type for fact_type in FACT_TYPES if fact_type not in reward_folders]
+    if missing:
+        raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is None and not _is_loopback(config.serve.host):
+        message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
+        raise UserError(f"{message} serve on 127.0.0.1.")
+    card = _model_list(config, reward_folders)
+    if card.kind == "coarse" and card.normalise_by_segments:
+        raise UserError(
+            "These reward models give one verdict per response: leave align.reward.normalise_by_segments at false, "
+            "which would divide it by the number of sub-sentences."
+        )
+    digest = token_digest(token) if token is not None else None
+    identity = fingerprint(
+        card.model_dump(), digest, config.serve.model_dump(), config.rewards.backbone, config.rewards.dtype,
+        config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
+        config.align.reward.model_dump(),
+    )  # fmt: skip
+    return GatewaySettings(
+        identity=identity,
+        url="",
+        models=card,
+        tokenizer=config.policy.model,
+        options=RewardOptions(
+            weights=config.align.reward.weights.model_dump(),
+            value=config.align.reward.value,
+            granularity=config.align.reward.granularity,
+            normalise_by_segments=config.align.reward.normalise_by_segments,
+        ),
+        max_batch_size=config.serve.max_batch_size,
+        max_waiting_items=config.serve.max_waiting_items,
+        request_timeout_s=config.serve.request_timeout_s,
+        token_digest=digest,
+    )
+
+
+def shutdown(app_name: str = APP_NAME) -> None:
+    """Take the reward service of this name down; does nothing where there is none.
+
+    Serve itself, without an application an idle proxy, ends with Ray: a service deployed again finds it running.
+    """
+    if app_name in serve.status().applications:
+        serve.delete(app_name)
+
+
+def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
+    scaled = config.rewards.temperature_scaling
+    files = {fact_type: read_folder(folders[fact_type]) for fact_type in FACT_TYPES}
+    versions = {fact_type: _served_version(files[fact_type], scaled) for fact_type in FACT_TYPES}
+    return ModelList(
+        models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
+        model_version=combined_version(versions),
+        backbone=os.path.basename(config.rewards.backbone.rstrip("/")),
+        tokenizer=os.path.basename(config.policy.model.rstrip("/")),
+        placement=config.serve.placement,
+        kind=kind_of(files),
+        temperature_scaling=scaled,
+        weights=config.align.reward.weights.model_dump(),
+        value=config.align.reward.value,
+        granularity=config.align.reward.granularity,
+        normalise_by_segments=config.align.reward.normalise_by_segments,
+    )
+
+
+def _head_node() -> str:
+    """Id of the node where the proxy is.
+
+    The gateway goes there too: the proxy answers for a gateway that is lost with its node, in words of Ray's own.
+    """
+    heads = (node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"])
+    return str(next(heads))
+
+
+def _application(
+    config: Config,
+    folders: Mapping[str, str],
+    settings: GatewaySettings,
+    gateway_node: str | None = None,
+    surge: bool = False,
+) -> serve.Application:
+    versions = {card.id: card.version for card in settings.models.models}
+    size = config.serve.max_batch_size
+
+    def scorer(name: str, fact_types: tuple[str, ...]) -> serve.Application:
+        replica = resources.reward_replica(config, name)
+        deployment = serve.deployment(
+            name=name,
+            ray_actor_options=replica.options(),
+            autoscaling_config=AutoscalingConfig(
+                min_replicas=replica.count,
+                max_replicas=replica.most or replica.count,
+                target_ongoing_requests=2,  # lists of up to max_batch_size items
+            ),
+            max_ongoing_requests=max(size, MINIMUM_ONGOING_REQUESTS),  # Serve fills batches of no more than this
+            max_constructor_retry_count=1,
+            graceful_shutdown_wait_loop_s=0.5,
+            graceful_shutdown_timeout_s=config.serve.request_timeout_s,
+            max_surge_percent=100 if surge else 0,  # without room, Serve would wait for it for ever
+        )
+        return deployment(RewardScorer).bind(
+            ScorerSettings(
+                backbone=config.rewards.backbone,
+                dtype=config.rewards.dtype,
+                quantisation=config.rewards.quantisation,
+                temperature_scaling=config.rewards.temperature_scaling,
+                folders={fact_type: folders[fact_type] for fact_type in fact_types},
+                max_batch_size=size,
+                batch_wait_timeout_s=config.serve.batch_wait_timeout_s,
+                threads=config.serve.threads,
+                versions={fact_type: versions[fact_type] for fact_type in fact_types},
+            )
+        )
+
+    scorers = [scorer(name, fact_types) for name, fact_types in resources.reward_scorers(config).items()]
+    gateway = serve.deployment(
+        name="RewardGateway",
+        num_replicas=1,
+        ray_actor_options=resources.reward_gateway(gateway_node).options(),
+        max_ongoing_requests=1024,  # the gateway turns requests away itself, with an answer of its own shape
+        max_constructor_retry_count=1,
+        graceful_shutdown_wait_loop_s=0.5,
+        # What it has taken in waits for the models, also for those of another version that start meanwhile.
+        graceful_shutdown_timeout_s=config.serve.request_timeout_s + PROXY_MARGIN_S,
+        max_surge_percent=100,  # it asks for next to nothing
+    )
+    return gateway(serve.ingress()(RewardGateway)).bind(settings, scorers)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _running(app_name: str) -> tuple[str, str] | None:
+    """Identity and URL of the application that runs, or None."""
+    application = serve.status().applications.get(app_name)
+    if application is None or application.status != ApplicationStatus.RUNNING:
+        return None
+    described: tuple[str, str] = serve.get_app_handle(app_name).describe.remote().result(timeout_s=READY_TIMEOUT_S)
+    return described
+
+
+def _start_serve(config: Config) -> str:
+    """Have Serve listen where the configuration wants it; returns the URL."""
+    host, port = config.serve.host, config.serve.port
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        # Where Serve listens cannot be changed while it runs.
+        listens = client.http_config.host, client.http_config.port
+        if listens[0] == host and port in (0, listens[1]):
+            return _url(*listens)
+        if set(serve.status().applications) - {config.serve.app_name}:
+            message = (
+                f"Serve already runs other applications on {listens[0]}:{listens[1]}: set serve.host and serve.port"
+            )
+            raise UserError(f"{message} to these, or stop them.")
+    port = _available_port(host, port)
+    if client is not None:
+        serve.shutdown()
+    options = HTTPOptions(host=host, port=port, request_timeout_s=config.serve.request_timeout_s + PROXY_MARGIN_S)
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
+    return _url(host, port)
+
+
+def _available_port(host: str, port: int) -> int:
+    """The port if nobody listens on it; Serve would share it with another Serve, and each get half of the requests."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            message = (
+                f"Cannot listen on {host}:{port} ({error.strerror}): set serve.host and serve.port to a free address"
+            )
+            raise UserError(f"{message}, or serve.port to 0.") from error
+        available: int = probe.getsockname()[1]
+        return available
+
+
+def _url(host: str, port: int) -> str:
+    if host in ("0.0.0.0", "::"):
+        host = ray.util.get_node_ip_address()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _deployment_error(app_name: str) -> Exception:
+    """Why the application did not start, as its replicas said; takes it down."""
+    deployments = serve.status().applications[app_name].deployments.values()
+    messages = "\n".join(deployment.message for deployment in deployments if deployment.message)
+    serve.delete(app_name)
+    for_the_user = re.search(rf"{UserError.__name__}: (.+)", messages)
+    return (
+        UserError(for_the_user[1]) if for_the_user else RuntimeError(f"the reward service did not start:\n{messages}")
+    )
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    with RewardClient(url) as client:
+        while not client.is_ready():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the reward service at {url} is not ready after {READY_TIMEOUT_S:.0f} s")
+            time.sleep(0.2)

@@ -1,0 +1,26 @@
+"""The Ray Data plan of sampling: tasks -> Sampler (vLLM) -> counts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from actors.metrics.count_down import count_down
+from actors.sampling.sampler import Sampler
+from fgaif_ray.cluster import resources
+from fgaif_ray.config import Config
+
+
+def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> Iterator[dict[str, Any]]:
+    """Sample a response to every task; yields the counts of each finished block (see ``Sampler``)."""
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        Sampler,
+        fn_constructor_kwargs={"config": config, "partial": partial},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(config.sample.engines, len(blocks))),
+        **resources.sampler(config).options(),
+    )
+    yield from count_down("sample", sum(len(block) for block in blocks), dataset.iter_rows())

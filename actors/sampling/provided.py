@@ -1,0 +1,68 @@
+"""Responses that came with the data: they enter the stage of responses as they are, without an engine."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+
+from actors import metrics
+from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA
+from fgaif_ray import storage
+from fgaif_ray.images import decode_image
+from fgaif_ray.records import GIVEN, RESPONSES_SCHEMA, sample_identity
+
+GIVEN_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
+BLOCKS_PER_CPU: Final = 2
+"""Blocks that are on their way at a time; more would only wait in memory."""
+
+
+def write_given(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
+    """Write a block of given responses as a part of the stage, those whose image cannot be read as rejected.
+
+    The part comes last, and comes even where all rows are rejected: a block is done when its part is there.
+
+    Args:
+        rows: a table of ``GIVEN_SCHEMA``.
+        partial: folder that gets the parts.
+        name: of the part.
+
+    Returns:
+        The numbers of rows ``kept`` and ``rejected``.
+    """
+    kept: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    for row in rows.to_pylist():
+        try:
+            data = storage.read_bytes(row["image"])
+            decode_image(data)
+        except (OSError, ValueError) as error:
+            rejected.append({"image": row["image"], "prompt": row["prompt"], "reason": str(error)})
+            continue
+        digest = hashlib.sha256(data).hexdigest()
+        answer = {"response": row["response"]}  # takes the place of the sampling settings, which nobody knows
+        identity = sample_identity(digest, row["prompt"], GIVEN, answer)
+        kept.append(row | {"sample_id": identity, "image_sha256": digest, "model": GIVEN})
+    if rejected:
+        storage.write_part(storage.join(partial, REJECTED_FOLDER), rejected, REJECTED_IMAGES_SCHEMA, name)
+    storage.write_part(partial, kept, RESPONSES_SCHEMA, name)
+    metrics.SAMPLED_RESPONSES.inc(len(kept), outcome="given")
+    metrics.SAMPLED_RESPONSES.inc(len(rejected), outcome="rejected")
+    return {"kept": len(kept), "rejected": len(rejected)}
+
+
+def write_given_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) -> Iterator[dict[str, int]]:
+    """Write named blocks on the cluster; yields the counts of each finished block (see ``write_given``).
+
+    Blocks are taken as workers become free, so that few of them are in memory at a time.
+    """
+    write: Any = ray.remote(write_given)
+    limit = BLOCKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: list[Any] = []
+    for name, rows in blocks:
+        if len(waiting) == limit:
+            [done], waiting = ray.wait(waiting, num_returns=1)
+            yield ray.get(done)
+        waiting.append(write.remote(rows, partial, name))
+    yield from map(ray.get, waiting)

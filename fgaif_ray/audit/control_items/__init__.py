@@ -1,0 +1,204 @@
+"""Canaries: facts whose truth is known, asked beside those of a response, to see how gullible the verifier is.
+
+A fact is known to be false where it contradicts itself (``texts-v1.txt``), where the scene behind the image says so (in
+the embedded world), or where a person says so (``label.canaries.path``). Half of the false ones come with an order to
+say yes, as a text in a response or an image might give one. As many known-true facts show that a judge which turns the
+false ones down does not turn down everything.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from fgaif_ray import storage
+from fgaif_ray.audit.labelled_facts import read_canary_facts
+from fgaif_ray.config import CanaryConfig
+from fgaif_ray.errors import UserError
+
+FOLDER: Final = "canaries"
+"""Folder inside the stage that holds the parts of answered canaries; they never enter the rows."""
+TEXTS: Final = "texts-v1.txt"
+
+CANARIES_SCHEMA: Final = pa.schema(
+    [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("fact", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("type", pa.string()),
+        pa.field("consistent", pa.bool_(), nullable=False),  # the truth
+        pa.field("injected", pa.bool_(), nullable=False),
+        pa.field("p_consistent", pa.float32()),  # null where the fact cannot be asked
+    ]
+)
+
+Kind = Literal["text", "scene", "given"]
+_PART = re.compile(r"^\[(false|true|orders)\]$", re.MULTILINE)
+_FACT: Final = "{fact}"
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A fact whose truth is known.
+
+    Example: ``Canary("The red thing is not red.", False, "text")``
+    """
+
+    text: str
+    consistent: bool
+    kind: Kind
+    type: str | None = None
+    image: str | None = None
+    """Path or URI; None where the truth holds for every image."""
+    injected: bool = False
+    """Whether an order to say yes comes with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryPool:
+    """What blocks draw their canaries from."""
+
+    canaries: tuple[Canary, ...]
+    orders: tuple[str, ...]
+    """Texts with ``{fact}``."""
+    per_block: int
+
+    def draw(self, block: str, images: Sequence[str]) -> list[Canary]:
+        """The canaries of a block: the same for the same block, whenever it is asked.
+
+        Args:
+            block: its name.
+            images: of the block, for facts that are about any image; without any, such facts are left out.
+
+        Returns:
+            ``per_block`` false ones, every other with an order to say yes, and as many true ones, each with an image.
+        """
+        drawn = []
+        for consistent in (False, True):
+            fitting = [c for c in self.canaries if c.consistent == consistent and (c.image is not None or images)]
+            fitting.sort(key=lambda canary: _hash(block, canary.image or "", canary.text))
+            for index, canary in enumerate(fitting[: self.per_block]):
+                seed = _hash(block, canary.text)
+                image = canary.image if canary.image is not None else images[seed % len(images)]
+                ordered = not consistent and index % 2 == 1 and bool(self.orders)
+                text = self.orders[seed % len(self.orders)].replace(_FACT, canary.text) if ordered else canary.text
+                drawn.append(Canary(text, consistent, canary.kind, canary.type, image, ordered))
+        return drawn
+
+
+def load_canaries(config: CanaryConfig, known: Sequence[Canary] = ()) -> CanaryPool:
+    """The canaries of a run: those of a person, and those of known scenes or else the texts that fit every image.
+
+    Args:
+        config: names the files.
+        known: about images whose truth is known.
+
+    Raises:
+        UserError: a file cannot be read or is not of the form.
+    """
+    if not config.per_block:
+        return CanaryPool((), (), 0)
+    texts, orders = _read_texts(config.texts)
+    canaries: list[Canary] = []
+    if config.path is not None:
+        given = read_canary_facts(config.path)
+        missing = next((fact.image for fact in given if not storage.exists(fact.image)), None)
+        if missing is not None:
+            raise UserError(f"{config.path}: the image {missing} is not there; correct its path.")
+        canaries += [Canary(fact.text, fact.consistent, "given", fact.type, fact.image) for fact in given]
+    canaries += known
+    if not known or config.texts is not None:
+        canaries += texts
+    return CanaryPool(tuple(canaries), tuple(orders), config.per_block)
+
+
+def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """How gullible the verifier was.
+
+    Args:
+        rows: of ``CANARIES_SCHEMA``.
+        thresholds: by fact type; a fact of no type is a yes at the lowest of them.
+
+    Returns:
+        JSON-serialisable: ``gullibility`` is the share of known-false facts answered yes, and ``by_kind`` the same for
+        those with and without an order to say yes; ``true_accepted`` the share of known-true ones. Intervals are
+        Wilson's, with the images as the trials: facts about one image hang together.
+    """
+    groups: dict[str, _Group] = {name: _Group() for name in ("false", "true")}
+    by_kind: dict[str, _Group] = {}
+    unasked = 0
+    for row in rows:
+        if row["p_consistent"] is None:
+            unasked += 1
+            continue
+        threshold = min(thresholds.values()) if row["type"] is None else thresholds[row["type"]]
+        said_yes = row["p_consistent"] >= threshold
+        chosen = [groups["true" if row["consistent"] else "false"]]
+        if not row["consistent"]:
+            chosen.append(by_kind.setdefault(f"{row['kind']}{' with order' if row['injected'] else ''}", _Group()))
+        for group in chosen:
+            group.add(row["image"], said_yes)
+    return {
+        "false_asked": groups["false"].asked,
+        "gullibility": groups["false"].share(),
+        "by_kind": {kind: {"asked": group.asked} | group.share() for kind, group in sorted(by_kind.items())},
+        "true_asked": groups["true"].asked,
+        "true_accepted": groups["true"].share(),
+        "unasked": unasked,
+    }
+
+
+def wilson_interval(share: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share; 95 % with the default z (Wilson, "Probable inference", 1927)."""
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+class _Group:
+    def __init__(self) -> None:
+        self.asked = 0
+        self.yes = 0
+        self.images: set[int] = set()
+
+    def add(self, image: str, said_yes: bool) -> None:
+        self.asked += 1
+        self.yes += said_yes
+        self.images.add(_hash(image))
+
+    def share(self) -> dict[str, Any]:
+        if not self.asked:
+            return {"value": None, "interval": None}
+        share = self.yes / self.asked
+        return {"value": share, "interval": list(wilson_interval(share, len(self.images)))}
+
+
+def _hash(*parts: str) -> int:
+    return int.from_bytes(hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).digest()[:8])
+
+
+def _read_texts(path: str | None) -> tuple[list[Canary], list[str]]:
+    """Sentences that are true or false of any image, and the orders."""
+    if path is None:
+        name, content = TEXTS, (files(__name__) / TEXTS).read_text(encoding="utf-8")
+    else:
+        try:
+            name, content = path, storage.read_bytes(path).decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"Cannot read the canaries {path}: give an existing UTF-8 text file.") from error
+    _, *pieces = _PART.split(content.replace("\r\n", "\n"))
+    parts: dict[str, list[str]] = {"false": [], "true": [], "orders": []}
+    for title, body in zip(pieces[::2], pieces[1::2], strict=True):
+        lines = (line.strip() for line in body.split("\n"))
+        parts[title] += [line for line in lines if line and not line.startswith("#")]
+    if not parts["false"]:
+        raise UserError(f"{name} holds no sentence below a line [false]: add some, or leave label.canaries.texts out.")
+    wrong = next((order for order in parts["orders"] if _FACT not in order), None)
+    if wrong is not None:
+        raise UserError(f"{name}: the order {wrong!r} has no {_FACT}: put it where the false sentence belongs.")
+    texts = [Canary(line, title == "true", "text") for title in ("false", "true") for line in parts[title]]
+    return texts, parts["orders"]

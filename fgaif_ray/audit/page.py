@@ -1,0 +1,93 @@
+"""The page on which a person labels an audit: one HTML file that needs nothing else, offline.
+
+What the AI concluded is not in the page at all, so that nobody is led by it. Strangers' text travels as JSON in a
+script element and becomes text nodes; the page's policy runs no script but its own and forbids every request.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from fgaif_ray import __version__
+from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
+from fgaif_ray.audit.items import Audit
+from fgaif_ray.images import SMALLEST_PHOTO, picture_url
+from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+
+LARGEST_SIDE: Final = 900
+"""Pixels; larger images are reduced."""
+_MEANINGS: Final = {
+    "existence": "what is in the image",
+    "attribute": "colour, number, size, material, state",
+    "relation": "where things are, and what they do to each other",
+}
+
+
+def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str, tuple[str, bool]]:
+    """Each image of an audit once, by its hash: a data URL, and whether it is so small that it is shown enlarged.
+
+    Args:
+        audit: the sample.
+        load: opens an image by its path.
+    """
+    pictures = {}
+    for item in audit.items:
+        if item.image_sha256 not in pictures:
+            image = load(item.image)
+            pictures[item.image_sha256] = picture_url(image, LARGEST_SIDE), max(image.size) < SMALLEST_PHOTO
+    return pictures
+
+
+def build_page(audit: Audit, pictures: dict[str, tuple[str, bool]], title: str) -> str:
+    """The page of an audit as one HTML document.
+
+    Args:
+        audit: the sample.
+        pictures: from ``load_pictures``.
+        title: shown on top.
+    """
+    loader = PackageLoader("fgaif_ray.audit")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = (loader.get_source(environment, name)[0] for name in ("audit.css", "audit.js"))
+    html: str = environment.get_template("audit.html.j2").render(
+        title=title,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=_data(audit, pictures),
+        count=len(audit.items),
+        version=__version__,
+    )
+    return html
+
+
+def _data(audit: Audit, pictures: dict[str, tuple[str, bool]]) -> dict[str, Any]:
+    """What the script reads. Text is cut here: JavaScript counts characters otherwise than Python."""
+    return {
+        "format": ANSWERS_FORMAT,
+        "version": ANSWERS_VERSION,
+        "audit": audit.id,
+        "types": [{"name": name, "meaning": _MEANINGS[name]} for name in FACT_TYPES],
+        "labels": list(CLASS_NAMES),
+        "pictures": {key: {"url": url, "enlarged": enlarged} for key, (url, enlarged) in pictures.items()},
+        "items": [
+            {
+                "sample_id": item.sample_id,
+                "segment": item.segment,
+                "picture": item.image_sha256,
+                "prompt": item.prompt,
+                "before": item.response[: item.start],
+                "text": item.text,
+                "after": item.response[item.end :],
+                "facts": list(item.facts),
+            }
+            for item in audit.items
+        ],
+    }

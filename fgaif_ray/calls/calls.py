@@ -1,0 +1,133 @@
+"""What stands between an extractor and its endpoint: known answers, permission to call, and the account of calls."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fgaif_ray.calls.answers import Answer
+from fgaif_ray.calls.tokens import CallSize
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that is sent."""
+
+    size: CallSize
+    number: int
+    """In the worker's ledger."""
+    ticket: int | None
+    """At the desk of the cluster; None where nothing is limited."""
+
+
+class Calls(Protocol):
+    """The extractor's side. A call goes ``find``, ``enter``, ``send``, then ``keep`` and ``answered``, or ``failed``.
+
+    Who gets None from ``find`` owes the key a ``keep`` or a ``release``, every ``send`` is owed an ``answered`` or a
+    ``failed``.
+    """
+
+    async def find(self, key: str) -> Answer | None:
+        """The answer to a call, or None for the one caller that has to make it; others wait for that one."""
+        ...
+
+    def keep(self, key: str, answer: Answer) -> None:
+        """Keep an answer from the moment it is there."""
+        ...
+
+    def release(self, key: str) -> None:
+        """Leave a call to others: it brought no answer."""
+        ...
+
+    async def enter(self, size: CallSize) -> int | None:
+        """Wait until a call may be made; returns its ticket, or None where nothing is limited.
+
+        A ticket is owed a ``send`` or a ``leave``, soon: limits count it as sent.
+
+        Raises:
+            UserError: the budget is used up, or another worker has stopped.
+        """
+        ...
+
+    def leave(self, ticket: int | None) -> None:
+        """Give a ticket back unused."""
+        ...
+
+    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:
+        """Account for a call that is about to be sent, after a pause that is under way.
+
+        Raises:
+            UserError: another worker has stopped; the ticket is given back.
+        """
+        ...
+
+    def answered(self, call: Call, tokens: tuple[int, int] | None, unusable: str | None) -> None:
+        """Account for an answer; ``tokens`` is None where the endpoint does not count."""
+        ...
+
+    def failed(self, call: Call, reason: str, *, may_be_billed: bool) -> None:
+        """Account for a call without an answer."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody call for so long: the endpoint has asked for it."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """Let nobody call any more: the endpoint cannot be used."""
+        ...
+
+
+class FreeCalls:
+    """Calls that nothing limits, and that nobody accounts for or keeps."""
+
+    async def find(self, key: str) -> Answer | None:  # noqa: ARG002
+        return None
+
+    def keep(self, key: str, answer: Answer) -> None:
+        pass
+
+    def release(self, key: str) -> None:
+        pass
+
+    async def enter(self, size: CallSize) -> int | None:  # noqa: ARG002
+        return None
+
+    def leave(self, ticket: int | None) -> None:
+        pass
+
+    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:  # noqa: ARG002
+        return Call(size, 0, ticket)
+
+    def answered(self, call: Call, tokens: tuple[int, int] | None, unusable: str | None) -> None:
+        pass
+
+    def failed(self, call: Call, reason: str, *, may_be_billed: bool) -> None:
+        pass
+
+    def pause(self, seconds: float) -> None:
+        pass
+
+    def stop(self, reason: str) -> None:
+        pass
+
+
+class UnansweredError(Exception):
+    """A call that would have to be made."""
+
+
+class KnownCalls(FreeCalls):
+    """Answers that are there, and no calls: tells whether a response needs the endpoint at all."""
+
+    def __init__(self, find: "FindAnswer") -> None:
+        self._find = find
+
+    async def find(self, key: str) -> Answer | None:
+        answer = self._find(key)
+        if answer is None:
+            raise UnansweredError(key)
+        return answer
+
+
+class FindAnswer(Protocol):
+    """The answer to a call by its key, or None."""
+
+    def __call__(self, key: str, /) -> Answer | None: ...

@@ -1,0 +1,185 @@
+"""What each stage asks Ray for: the one place that both the actors and the plan of a cluster take it from.
+
+A stage's actors are started with ``ResourceRequest.options()``, and ``stage_requests`` lists the same requests for
+``fgaif_ray.cluster.plan``, so that a plan cannot promise anything else than what runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from fgaif_ray.config import Config, EngineConfig, VerifierConfig
+from fgaif_ray.records import FACT_TYPES
+
+EXTRACTION_CPUS: Final = 0.5
+"""An extraction worker waits for its endpoint most of the time."""
+GATEWAY_CPUS: Final = 0.1
+LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Adapter ranks that vLLM reserves room for; an adapter of a rank in between takes the next one."""
+LORA_SLOTS: Final = 2
+"""Adapters that an engine has room for: requests in flight end on the old version while the new one is loaded."""
+NODE_LABEL: Final = "ray.io/node-id"
+"""Label that Ray gives every node."""
+SERVE_STAGE: Final = "serve_rewards"
+ALIGN_STAGE: Final = "align"
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRequest:
+    """What each of several equal actors asks for.
+
+    Example: ``ResourceRequest("Sampler", "sample.engine", 2, num_cpus=4, num_gpus=1)``
+    """
+
+    actor: str
+    """Name of the class or deployment."""
+    section: str
+    """Section of the configuration that decides."""
+    count: int
+    """How many are started."""
+    num_cpus: float
+    num_gpus: float = 0
+    label_selector: Mapping[str, str] = field(default_factory=dict)
+    pool: bool = False
+    """Whether one of them is enough to go on: workers of Ray Data begin as room is found."""
+    most: int | None = None
+    """How many there can become, where their number follows the load."""
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of ``Actor.options``, ``Dataset.map_batches`` and of a deployment's ``ray_actor_options``."""
+        selector = {"label_selector": dict(self.label_selector)} if self.label_selector else {}
+        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, **selector}
+
+    def scaling(self) -> dict[str, Any]:
+        """Keywords of Ray Train's ``ScalingConfig``."""
+        return {
+            "num_workers": self.count,
+            "use_gpu": self.num_gpus > 0,
+            "resources_per_worker": self.resources(),
+            "label_selector": dict(self.label_selector) or None,
+        }
+
+    def resources(self) -> dict[str, float]:
+        """Amounts by the names that Ray gives resources, without zeros."""
+        return {name: amount for name, amount in (("CPU", self.num_cpus), ("GPU", self.num_gpus)) if amount > 0}
+
+
+def _of_engine(actor: str, section: str, count: int, engine: EngineConfig, pool: bool = True) -> ResourceRequest:
+    selector = dict(engine.label_selector)
+    return ResourceRequest(actor, f"{section}.engine", count, engine.num_cpus, engine.num_gpus, selector, pool)
+
+
+def sampler(config: Config) -> ResourceRequest:
+    """Of `actors.sampling.sampler`."""
+    return _of_engine("Sampler", "sample", config.sample.engines, config.sample.engine)
+
+
+def fact_extraction(config: Config) -> ResourceRequest:
+    """Of `actors.labelling.extraction`."""
+    extractor = config.label.extractor
+    return ResourceRequest(
+        "FactExtraction",
+        "label.extractor",
+        extractor.workers,
+        EXTRACTION_CPUS,
+        label_selector=dict(extractor.label_selector),
+        pool=True,
+    )
+
+
+def block_numbers(consumer: ResourceRequest) -> ResourceRequest:
+    """Of the tasks that make numbers of blocks for ``consumer`` (`actors.labelling.block_ids`): they go where it
+    is, and leave it all of the node.
+    """
+    return replace(consumer, actor="BlockNumbers", num_cpus=0, num_gpus=0)
+
+
+def verifier(verifier: VerifierConfig, second: bool = False) -> ResourceRequest:
+    """Of the verifiers of `actors.labelling`: the first, calibration's or, with ``second``, the second one."""
+    actor, section = ("SecondVerifier", "label.second_verifier") if second else ("Verifier", "label.verifier")
+    return _of_engine(actor, section, verifier.engines, verifier.engine)
+
+
+def reward_trainer(config: Config) -> ResourceRequest:
+    """Of a worker of `actors.rewards.trainer`."""
+    rewards = config.rewards
+    return ResourceRequest(
+        "RewardTrainer",
+        "rewards",
+        rewards.num_workers,
+        rewards.cpus_per_worker,
+        rewards.gpus_per_worker,
+        dict(rewards.label_selector),
+    )
+
+
+def reward_scorers(config: Config) -> dict[str, tuple[str, ...]]:
+    """Names of the reward deployments and the fact types that each of them scores.
+
+    Where one forward pass gives all verdicts (see ``rewards.kind``), so does one deployment.
+    """
+    if config.serve.placement == "shared" or config.rewards.kind != "separate":
+        return {"SharedReward": FACT_TYPES}
+    return {f"{fact_type.capitalize()}Reward": (fact_type,) for fact_type in FACT_TYPES}
+
+
+def reward_replica(config: Config, deployment: str) -> ResourceRequest:
+    """Of a replica of a reward deployment (`actors.rewards.service`)."""
+    serve = config.serve
+    return ResourceRequest(
+        deployment,
+        "serve",
+        serve.min_replicas,
+        serve.num_cpus,
+        serve.num_gpus,
+        dict(serve.label_selector),
+        most=max(serve.min_replicas, serve.max_replicas),
+    )
+
+
+def reward_gateway(node: str | None = None) -> ResourceRequest:
+    """Of the gateway before the reward deployments.
+
+    Args:
+        node: id of the node that it has to be on, even if that has no CPU to give, as a head; None for any node.
+    """
+    if node is not None:
+        return ResourceRequest("RewardGateway", "serve", 1, 0, label_selector={NODE_LABEL: node})
+    return ResourceRequest("RewardGateway", "serve", 1, GATEWAY_CPUS)
+
+
+def rollout_worker(config: Config) -> ResourceRequest:
+    """Of `actors.alignment.rollout`."""
+    rollout = config.align.rollout
+    return _of_engine("RolloutWorker", "align.rollout", rollout.workers, rollout.engine, pool=False)
+
+
+def learner(config: Config) -> ResourceRequest:
+    """Of a worker of `actors.alignment.learner`."""
+    align = config.align
+    return ResourceRequest(
+        "Learner", "align", align.num_workers, align.cpus_per_worker, align.gpus_per_worker, dict(align.label_selector)
+    )
+
+
+def generator(config: Config) -> ResourceRequest:
+    """Of `actors.evaluation.generator`."""
+    return _of_engine("Generator", "evaluate", 1, config.evaluate.engine)
+
+
+def stage_requests(config: Config) -> dict[str, list[ResourceRequest]]:
+    """What the stages of the pipeline ask for, in the order in which they run.
+
+    The requests of a stage are there at the same time, and so are those of ``serve_rewards`` and ``align``. Tasks that
+    copy given responses ask for one CPU each; the driver and what Ray starts for itself ask for none.
+    """
+    second = config.label.second_verifier
+    return {
+        "sample": [sampler(config)],
+        "label": [fact_extraction(config), verifier(config.label.verifier)],
+        **({} if second is None else {"label, second": [verifier(second, second=True)]}),
+        "train_rewards": [reward_trainer(config)],
+        SERVE_STAGE: [reward_gateway(), *(reward_replica(config, name) for name in reward_scorers(config))],
+        ALIGN_STAGE: [learner(config), rollout_worker(config)],
+        "evaluate": [generator(config)],
+    }

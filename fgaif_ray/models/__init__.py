@@ -1,1 +1,0 @@
-"""The LVLM backbone, and what is trained on top of it: reward models, policy and critic."""

@@ -1,0 +1,203 @@
+"""What reward models are trained on: labelled responses, split by image, encoded once, batched by length."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.images import load_image
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
+from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
+from fgaif_ray.vlm.backbone import Backbone
+
+FEATURE_CACHE_BYTES: Final = 4 << 30
+BUCKET_BATCHES: Final = 16
+"""Responses are shuffled, and sorted by length within this many batches' worth, before they are cut into batches."""
+
+
+@dataclass(frozen=True)
+class LabelledResponse:
+    """One response with the label codes of its sub-sentences, ``[segments]`` for each fact type, or ``IGNORED``."""
+
+    image: str
+    image_sha256: str
+    prompt: str
+    segments: tuple[str, ...]
+    labels: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled response as the model reads it."""
+
+    image: str
+    encoded: EncodedItem
+    labels: Mapping[str, tuple[int, ...]]
+    image_sha256: str = ""
+
+    def labels_of(self, head: str) -> tuple[int, ...]:
+        """What a head is to answer: ``[segments]`` class codes or ``IGNORED``; one of them for the coarse head."""
+        return (response_label(self.labels),) if head == COARSE else self.labels[head]
+
+    @property
+    def length(self) -> int:
+        """Tokens, image tokens included."""
+        return len(self.encoded.input_ids)
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Training and held-out examples; no image is in both."""
+
+    train: list[Example]
+    validation: list[Example]
+    counts: Mapping[str, Mapping[str, int]]
+    """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``"""
+
+
+def from_feedback(rows: Iterable[Mapping[str, Any]]) -> list[LabelledResponse]:
+    """The rows of ``feedback/`` by sample id; rows without sub-sentences teach nothing and are left out."""
+    return [
+        LabelledResponse(
+            image=row["image"],
+            image_sha256=row["image_sha256"],
+            prompt=row["prompt"],
+            segments=tuple(segment["text"] for segment in row["segments"]),
+            labels={name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in FACT_TYPES},
+        )
+        for row in sorted(rows, key=lambda row: str(row["sample_id"]))
+        if row["segments"]
+    ]
+
+
+def _code(label: int | None) -> int:
+    return IGNORED if label is None else label
+
+
+def split_by_image(
+    responses: Sequence[LabelledResponse], validation_fraction: float, seed: int
+) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+    """Training and held-out responses; no image, nor a copy of it under another name, is in both.
+
+    Images are ranked by a seeded hash of their content and the first ``validation_fraction`` of them, at
+    least one, are held out, so the split depends neither on the order of the rows nor on the machine.
+
+    Raises:
+        UserError: fewer than two images.
+    """
+    images = {response.image_sha256 for response in responses}
+    if len(images) < 2:
+        raise UserError(
+            f"feedback/ holds labelled responses to {len(images)} image(s), but one is to train on and one to be "
+            "held out: label more images (data.sample_images)."
+        )
+    ranked = sorted(images, key=lambda image: hashlib.sha256(f"{seed}:{image}".encode()).hexdigest())
+    held_out = set(ranked[: min(max(1, round(validation_fraction * len(images))), len(images) - 1)])
+    train = [response for response in responses if response.image_sha256 not in held_out]
+    validation = [response for response in responses if response.image_sha256 in held_out]
+    return train, validation
+
+
+def prepare_data(
+    backbone: Backbone,
+    responses: Sequence[LabelledResponse],
+    validation_fraction: float,
+    seed: int,
+    on_progress: Callable[[int], None],
+) -> RewardData:
+    """Split responses and encode them; ``on_progress`` gets the number of responses encoded since its last call.
+
+    Raises:
+        UserError: fewer than two images, an image that cannot be read, or no response that fits the
+        backbone's context.
+    """
+    parts = dict(zip(("train", "validation"), split_by_image(responses, validation_fraction, seed), strict=True))
+    examples: dict[str, list[Example]] = {}
+    counts = {}
+    for name, part in parts.items():
+        examples[name] = _encode(backbone, part, on_progress)
+        if not examples[name]:
+            raise UserError(
+                f"No {name} response fits the {backbone.max_length} tokens that {backbone.path} reads: sample "
+                "shorter ones (sample.max_tokens)."
+            )
+        counts[name] = {
+            "images": len({response.image_sha256 for response in part}),
+            "responses": len(examples[name]),
+            "segments": sum(len(example.encoded.separators) for example in examples[name]),
+            "too_long": len(part) - len(examples[name]),
+        }
+    return RewardData(examples["train"], examples["validation"], counts)
+
+
+def _encode(
+    backbone: Backbone, responses: Sequence[LabelledResponse], on_progress: Callable[[int], None]
+) -> list[Example]:
+    examples = []
+    for response in responses:
+        item = ScoringItem(load_image(response.image), response.prompt, response.segments)
+        encoded = encode_item(backbone, item)
+        if len(encoded.input_ids) <= backbone.max_length:
+            examples.append(Example(response.image, encoded, response.labels, response.image_sha256))
+        on_progress(1)
+    return examples
+
+
+def make_batches(lengths: Sequence[int], batch_size: int, generator: random.Random) -> list[list[int]]:
+    """Indices of one epoch in random batches of similar length.
+
+    Args:
+        lengths: ``[examples]`` tokens.
+        batch_size: examples of a batch; the last ones may hold fewer.
+        generator: its state decides the order.
+    """
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    bucket = batch_size * BUCKET_BATCHES
+    batches = []
+    for start in range(0, len(order), bucket):
+        similar = sorted(order[start : start + bucket], key=lambda index: lengths[index])
+        batches += [similar[first : first + batch_size] for first in range(0, len(similar), batch_size)]
+    generator.shuffle(batches)
+    return batches
+
+
+class ImageFeatures:
+    """Projected vision features by image path.
+
+    The vision tower is frozen, so an image is encoded once and its features kept in host memory, as far as
+    ``cache_bytes`` go; the others are encoded whenever they are asked for (a 7B LLaVA needs 4.5 MiB an
+    image).
+    """
+
+    def __init__(self, backbone: Backbone, cache_bytes: int = FEATURE_CACHE_BYTES) -> None:
+        self._backbone = backbone
+        self._room = cache_bytes
+        self._kept: dict[str, Tensor] = {}
+        self.encoded = 0
+        """Images that went through the vision tower so far."""
+
+    def __call__(self, paths: Sequence[str]) -> Tensor:
+        """Features of images, ``[images, image_tokens, hidden]``, on the model's device.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        found = {path: self._kept[path] for path in paths if path in self._kept}
+        missing = [path for path in dict.fromkeys(paths) if path not in found]
+        if missing:
+            pixels = self._backbone.pixel_values([load_image(path) for path in missing])
+            self.encoded += len(missing)
+            for path, features in zip(missing, self._backbone.image_features(pixels), strict=True):
+                found[path] = features
+                size = features.numel() * features.element_size()
+                if size <= self._room:
+                    self._room -= size
+                    self._kept[path] = features.cpu().clone()
+        return torch.stack([found[path].to(self._backbone.device) for path in paths])

@@ -1,0 +1,193 @@
+"""Figures of a reward model on held-out images: ranking, calibration, and the temperature that mends it."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from fgaif_ray.records import CLASS_NAMES, CONSISTENT, HALLUCINATED
+from fgaif_ray.statistics.agreement import agreement
+
+CALIBRATION_BINS: Final = 15
+CALIBRATION_FOLDS: Final = 5
+LARGEST_TEMPERATURE: Final = 10.0
+"""A set that is predicted without a mistake has no finite best temperature; neither end goes beyond this factor."""
+
+
+def expected_calibration_error(probabilities: NDArray[Any], labels: ArrayLike, bins: int = CALIBRATION_BINS) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins of confidence (Guo et al. 2017, equation 3).
+
+    Args:
+        probabilities: ``[verdicts, classes]``.
+        labels: ``[verdicts]`` class codes.
+        bins: number of bins.
+
+    Raises:
+        ValueError: no verdict, or another number of labels.
+    """
+    found = reliability_bins(probabilities, labels, bins)
+    count = sum(one["count"] for one in found)
+    return sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in found) / count
+
+
+def reliability_bins(
+    probabilities: NDArray[Any], labels: ArrayLike, bins: int = CALIBRATION_BINS
+) -> list[dict[str, float]]:
+    """The points of a reliability diagram (Guo et al. 2017, figure 1), JSON-serialisable.
+
+    Args:
+        probabilities: ``[verdicts, classes]``.
+        labels: ``[verdicts]`` class codes.
+        bins: number of bins of equal width between confidence 0 and 1.
+
+    Returns:
+        ``{"count", "confidence", "accuracy"}`` of each bin with a verdict, by rising confidence; the confidence of a
+        verdict is the probability of its most probable class, and both are means over the bin.
+
+    Raises:
+        ValueError: no verdict, or another number of labels.
+    """
+    truth = np.asarray(labels)
+    if len(truth) == 0 or len(truth) != len(probabilities):
+        raise ValueError(f"need one label for each prediction, got {len(truth)} and {len(probabilities)}")
+    confidence = probabilities.max(axis=1).astype(np.float64)  # [verdicts]
+    correct = probabilities.argmax(axis=1) == truth  # [verdicts]
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_of, minlength=bins)  # [bins]
+    sure, right = (np.bincount(bin_of, weights=values, minlength=bins) for values in (confidence, correct))
+    return [
+        {"count": int(counts[i]), "confidence": float(sure[i] / counts[i]), "accuracy": float(right[i] / counts[i])}
+        for i in np.flatnonzero(counts)
+    ]
+
+
+def negative_log_likelihood(probabilities: NDArray[Any], labels: ArrayLike) -> float:
+    """Mean of minus the log of the probability that the true class was given, in nats."""
+    truth = np.asarray(labels)
+    return float(-_log(probabilities)[np.arange(len(truth)), truth].mean())
+
+
+def area_under_roc(scores: ArrayLike, positive: ArrayLike) -> float | None:
+    """Chance that a positive outranks a negative, ties counting half (the Mann-Whitney statistic).
+
+    Args:
+        scores: ``[items]``, larger for what is more likely positive.
+        positive: ``[items]`` booleans.
+
+    Returns:
+        None where all items are positive, or none is.
+    """
+    chosen = np.asarray(positive, dtype=bool)
+    count, others = int(chosen.sum()), int((~chosen).sum())
+    if not count or not others:
+        return None
+    _, inverse, counts = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # [items] from 1, ties share their mean
+    return float((ranks[chosen].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def ranking_figures(probabilities: NDArray[Any], labels: ArrayLike) -> dict[str, float | None]:
+    """Area under the ROC curve of each class against the rest, and of hallucinated against consistent.
+
+    The latter is about facts alone: verdicts whose label is absent are left out, and the score is
+    P(hallucinated) / P(consistent).
+    """
+    truth = np.asarray(labels)
+    figures = {name: area_under_roc(probabilities[:, code], truth == code) for code, name in enumerate(CLASS_NAMES)}
+    facts = np.isin(truth, (CONSISTENT, HALLUCINATED))
+    log = _log(probabilities[facts])
+    odds = log[:, HALLUCINATED] - log[:, CONSISTENT]
+    return figures | {"hallucinated_vs_consistent": area_under_roc(odds, truth[facts] == HALLUCINATED)}
+
+
+def fit_temperature(probabilities: NDArray[Any], labels: ArrayLike) -> float:
+    """The temperature that makes the labels most likely (Guo et al. 2017, section 4.2), found by L-BFGS.
+
+    Args:
+        probabilities: ``[verdicts, classes]``; their logarithms are the logits up to a constant that does not matter.
+        labels: ``[verdicts]`` class codes.
+
+    Returns:
+        At most ``LARGEST_TEMPERATURE``, at least its inverse; above 1 where the model is too sure.
+    """
+    logits = torch.from_numpy(_log(probabilities))  # [verdicts, classes]
+    truth = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    bound = float(np.log(LARGEST_TEMPERATURE))
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(logits / log_temperature.clamp(-bound, bound).exp(), truth)
+        loss.backward()
+        return float(loss.detach())
+
+    with torch.enable_grad():
+        optimiser.step(closure)
+    return float(log_temperature.detach().clamp(-bound, bound).exp())
+
+
+def scale_probabilities(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """The distributions of the same logits divided by a temperature, ``[verdicts, classes]``."""
+    scaled: NDArray[np.float64] = torch.from_numpy(_log(probabilities) / temperature).softmax(dim=-1).numpy()
+    return scaled
+
+
+def cross_fitted_probabilities(
+    probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str], folds: int = CALIBRATION_FOLDS
+) -> NDArray[np.float64] | None:
+    """Probabilities after temperature scaling, each with a temperature that was fitted on other images.
+
+    Args:
+        probabilities: ``[verdicts, classes]``.
+        labels: ``[verdicts]`` class codes.
+        images: ``[verdicts]`` the image that each is about.
+        folds: parts that the images are cut into, by a hash of their names.
+
+    Returns:
+        ``[verdicts, classes]``; None for a single image.
+    """
+    names = sorted(set(images), key=lambda image: hashlib.sha256(image.encode()).hexdigest())
+    if len(names) < 2:
+        return None
+    fold_of = {image: place % min(folds, len(names)) for place, image in enumerate(names)}
+    places, truth = np.array([fold_of[image] for image in images]), np.asarray(labels)
+    scaled = np.zeros(probabilities.shape, np.float64)
+    for fold in range(min(folds, len(names))):
+        inside = places == fold
+        temperature = fit_temperature(probabilities[~inside], truth[~inside])
+        scaled[inside] = scale_probabilities(probabilities[inside], temperature)
+    return scaled
+
+
+def held_out_figures(probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str]) -> dict[str, Any]:
+    """All figures of one head, JSON-serialisable; a figure that is not defined is None.
+
+    Args:
+        probabilities: ``[verdicts, classes]``.
+        labels: ``[verdicts]`` class codes.
+        images: ``[verdicts]`` the image that each is about.
+    """
+    truth = np.asarray(labels)
+    scaled = cross_fitted_probabilities(probabilities, truth, images)
+    return {
+        **agreement(truth, probabilities.argmax(axis=1)).to_dict(),
+        "majority_class_accuracy": float(np.bincount(truth).max() / len(truth)),
+        "auroc": ranking_figures(probabilities, truth),
+        "expected_calibration_error": expected_calibration_error(probabilities, truth),
+        "expected_calibration_error_scaled": None if scaled is None else expected_calibration_error(scaled, truth),
+        "negative_log_likelihood": negative_log_likelihood(probabilities, truth),
+        "negative_log_likelihood_scaled": None if scaled is None else negative_log_likelihood(scaled, truth),
+        "temperature": fit_temperature(probabilities, truth),
+        "reliability": reliability_bins(probabilities, truth),
+        "reliability_scaled": None if scaled is None else reliability_bins(scaled, truth),
+    }
+
+
+def _log(probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    logarithms: NDArray[np.float64] = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
+    return logarithms

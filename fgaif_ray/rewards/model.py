@@ -1,0 +1,399 @@
+"""The reward model: does a sub-sentence tell the truth about the image, as to one type of fact?
+
+One frozen backbone, and per fact type a LoRA adapter on the language model and a linear head to three classes
+(FGAIF section 3.3). The model reads the image, the real prompt and the sub-sentences, each closed by a
+separator, the tokenizer's EOS; the class of a sub-sentence is read at its separator, which sees the image,
+the prompt and all the text up to there. Types may share an adapter, whose forward pass then answers for all of
+them, and a head may read one class per response, at its last separator.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fgaif_ray import storage
+from fgaif_ray.config import LoRAOptions
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import ABSENT, CLASS_NAMES
+from fgaif_ray.rewards.files import ADAPTER_FILES, HEAD_FILE, RewardModelFiles, read_folder, save_tensors
+from fgaif_ray.rewards.kinds import Granularity
+from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.lora import with_own_layers
+
+SCORING_BATCH: Final = 32
+"""Responses of one forward pass when scoring."""
+
+
+@dataclass(frozen=True)
+class ScoringItem:
+    """One response to be scored.
+
+    Example: ``ScoringItem(image, "Describe this image.", ["A cat sits on a mat, ", "next to a red ball."])``
+    """
+
+    image: Image.Image
+    prompt: str
+    segments: Sequence[str]
+    """Sub-sentences in order; white space around them makes no difference."""
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """What the backbone reads of one response."""
+
+    input_ids: list[int]
+    """``[tokens]``, image tokens repeated."""
+    separators: list[int]
+    """``[segments]`` positions in ``input_ids`` where the classes are read."""
+
+
+def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
+    """Tokenise ``prompt, sub_1 </s> sub_2 </s> ...``.
+
+    The sub-sentences are tokenised as one text and cut after the token that holds the last character of each,
+    so that words get the ids they have in running text. Special tokens spelled out in a response are text
+    here, not tokens.
+
+    Raises:
+        ValueError: the prompt holds the image token.
+    """
+    texts = [segment.strip() for segment in item.segments]
+    encoded = backbone.tokenizer(
+        " ".join(texts), add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+    )
+    tokens = list(zip(encoded["input_ids"], (end for _, end in encoded["offset_mapping"]), strict=True))
+    input_ids = backbone.expanded_prompt_ids(item.prompt, item.image)
+    separators = []
+    position = 0
+    segment_end = -1
+    for text in texts:
+        segment_end += 1 + len(text)
+        while position < len(tokens) and tokens[position][1] <= segment_end:
+            input_ids.append(tokens[position][0])
+            position += 1
+        separators.append(len(input_ids))
+        input_ids.append(backbone.eos_token_id)
+    return EncodedItem(input_ids, separators)
+
+
+class RewardModel(nn.Module):
+    """Reward models of any number of fact types over one backbone.
+
+    The backbone's model gets the adapters injected in place; one of them is active at a time, so calls must
+    not overlap.
+    """
+
+    def __init__(self, backbone: Backbone, *, temperature_scaling: bool = False) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict()
+        self.temperatures: dict[str, float] = {}
+        """Head -> temperature of its logits; scores are divided by it with ``temperature_scaling`` alone."""
+        self.temperature_scaling = temperature_scaling
+        self._adapter_of: dict[str, str] = {}
+        self._granularity: dict[str, Granularity] = {}
+        self._loaded: dict[str, str] = {}  # digest of an adapter's files -> its name here
+        self._adapters: PeftModel | None = None
+        self._active: tuple[str, bool] | None = None
+
+    @property
+    def fact_types(self) -> tuple[str, ...]:
+        """The types it can score."""
+        return tuple(self.heads.keys())
+
+    def add(self, fact_type: str, lora: LoRAOptions, seed: int) -> None:
+        """Add an untrained reward model: a LoRA that changes nothing yet and a small random head.
+
+        The adapter sits on linear layers of the language model alone; vision tower and projector stay as they are.
+        """
+        self.add_adapter(fact_type, (fact_type,), lora, seed)
+
+    def add_adapter(
+        self,
+        name: str,
+        heads: Sequence[str],
+        lora: LoRAOptions,
+        seed: int,
+        granularity: Granularity = "segment",
+    ) -> None:
+        """Add an untrained adapter with several heads; see ``add``.
+
+        Args:
+            name: of the adapter.
+            heads: their names, fact types if they are to score.
+            lora: rank, alpha and targets.
+            seed: of the initial weights.
+            granularity: ``response`` reads one class per response, at its last separator.
+        """
+        modules = "|".join(re.escape(name) for name in lora.target_modules)
+        device = self.backbone.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self._inject(
+                name,
+                LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=0.0,
+                    target_modules=rf".*language_model\..*\.(?:{modules})",
+                    base_model_name_or_path=self.backbone.path,
+                ),
+            )
+            for head in heads:
+                self._add_head(head, name, granularity)
+
+    def load(self, fact_type: str, folder: str) -> None:
+        """Add the reward model that ``save`` wrote to a local folder or URI.
+
+        An adapter that is here already, from the folder of another type, is used and not loaded again.
+
+        Raises:
+            UserError: files are missing, or it was trained for another fact type or on another backbone.
+        """
+        local = Path(storage.local_copy(folder))
+        missing = [name for name in ADAPTER_FILES if not (local / name).is_file()]
+        if missing:
+            raise UserError(
+                f"{folder} is no reward model, it lacks {', '.join(missing)}: train it with jobs.train_rewards."
+            )
+        files = read_folder(str(local))
+        trained_for = files.metadata.get("fact_type")
+        if trained_for != fact_type:
+            raise UserError(
+                f"{folder} holds the reward model of {trained_for!r}, not of {fact_type!r}: give the right one."
+            )
+        if files.adapter not in self._loaded:
+            self._load_adapter(fact_type, local, folder, files)
+        head = load_file(local / HEAD_FILE)
+        temperature = head.pop("temperature", torch.ones(()))
+        self._add_head(fact_type, self._loaded[files.adapter], files.granularity)
+        wanted = self.heads[fact_type].state_dict()
+        if {name: value.shape for name, value in head.items()} != {n: value.shape for n, value in wanted.items()}:
+            raise self._misfit(folder, local)
+        self.heads[fact_type].load_state_dict(head)
+        self.temperatures[fact_type] = float(temperature)
+
+    def _load_adapter(self, name: str, local: Path, folder: str, files: RewardModelFiles) -> None:
+        weights = load_file(local / ADAPTER_FILES[1])
+        self._inject(name, LoraConfig.from_pretrained(str(local)))
+        expected = {key: value.shape for key, value in self._adapter_state(name).items()}
+        if expected != {key: value.shape for key, value in weights.items()}:
+            raise self._misfit(folder, local)
+        set_peft_model_state_dict(self._peft, weights, adapter_name=name)
+        self._loaded[files.adapter] = name
+
+    def _misfit(self, folder: str, local: Path) -> UserError:
+        trained_on = LoraConfig.from_pretrained(str(local)).base_model_name_or_path
+        return UserError(
+            f"{folder} does not fit {self.backbone.path}: score with the backbone it was trained on, {trained_on}."
+        )
+
+    def save(self, fact_type: str, folder: Path, head: str | None = None) -> None:
+        """Write the PEFT adapter and ``head.safetensors`` of one type to a local folder.
+
+        Args:
+            fact_type: what the saved model answers for.
+            folder: is made where it is not there.
+            head: the one that is saved, if its name is not that of the type.
+        """
+        head = head or fact_type
+        adapter = self._known_adapter(head)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = replace(self._peft.peft_config[adapter], inference_mode=True)
+        config.save_pretrained(str(folder))
+        save_tensors(self._adapter_state(adapter), folder / ADAPTER_FILES[1], {"format": "pt"})
+        metadata = {"format": "pt", "fact_type": fact_type, "classes": ",".join(CLASS_NAMES)}
+        tensors = self.heads[head].state_dict() | {"temperature": torch.tensor(self.temperatures[head])}
+        save_tensors(tensors, folder / HEAD_FILE, metadata | {"granularity": self._granularity[head]})
+
+    def trainable_parameters(self, head: str) -> list[nn.Parameter]:
+        """Parameters of a head's adapter and of all heads on it, in a fixed order; they require gradients from now."""
+        adapter = self._known_adapter(head)
+        self._activate(adapter, trainable=True)
+        low_rank = [value for _, value in self._peft.named_parameters() if value.requires_grad]
+        heads = [name for name, of in self._adapter_of.items() if of == adapter]
+        return [*low_rank, *(parameter for name in heads for parameter in self.heads[name].parameters())]
+
+    def granularity(self, head: str) -> Granularity:
+        """What one verdict of a head is about."""
+        return self._granularity[head]
+
+    def logits(self, fact_type: str, items: Sequence[EncodedItem], image_features: Tensor) -> Tensor:
+        """Class logits of one head; see ``logits_of``."""
+        return self.logits_of([fact_type], items, image_features)[fact_type]
+
+    def logits_of(
+        self, heads: Sequence[str], items: Sequence[EncodedItem], image_features: Tensor
+    ) -> dict[str, Tensor]:
+        """Class logits at the separators of a batch, from one forward pass for each adapter.
+
+        No attention mask is needed: padding comes last, and the decoder looks back only.
+
+        Args:
+            heads: whose classes.
+            items: the responses of the batch.
+            image_features: ``[batch, image_tokens, hidden]``, see ``Backbone.image_features``.
+
+        Returns:
+            Per head ``[separators, 3]`` float32; the separators of the first response, then those of the second, and
+            so on. A head that judges responses has one row for each, ``[batch, 3]``.
+        """
+        adapters = dict.fromkeys(self._known_adapter(head) for head in heads)
+        places = {head: self._places(head, items) for head in heads}  # before the passes: a copy waits for the device
+        found: dict[str, Tensor] = {}
+        for adapter in adapters:
+            hidden = self._hidden(adapter, items, image_features)  # [batch, tokens, hidden]
+            for head in heads:
+                if self._adapter_of[head] == adapter:
+                    rows, columns = places[head].unbind(dim=1)  # [separators] each
+                    found[head] = self.heads[head](hidden[rows, columns].float())
+        return {head: found[head] for head in heads}
+
+    def _places(self, head: str, items: Sequence[EncodedItem]) -> Tensor:
+        """Row and position of each separator that a head reads, ``[separators, 2]``."""
+        first = -1 if self._granularity[head] == "response" else 0
+        places = [(row, column) for row, item in enumerate(items) for column in item.separators[first:]]
+        return torch.tensor(places, device=self.backbone.device)
+
+    def _hidden(self, adapter: str, items: Sequence[EncodedItem], image_features: Tensor) -> Tensor:
+        self._activate(adapter, trainable=torch.is_grad_enabled())
+        device = self.backbone.device
+        longest = max(len(item.input_ids) for item in items)
+        filler = self.backbone.eos_token_id
+        input_ids = torch.tensor(
+            [item.input_ids + [filler] * (longest - len(item.input_ids)) for item in items], device=device
+        )  # [batch, tokens]
+        embeddings = self.backbone.input_embeddings(input_ids, image_features)  # [batch, tokens, hidden]
+        hidden: Tensor = self.backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return hidden
+
+    def score(self, fact_type: str, items: Sequence[ScoringItem]) -> list[NDArray[np.float32]]:
+        """Class probabilities of every sub-sentence as to one fact type; see ``score_types``."""
+        return self.score_types([fact_type], items)[fact_type]
+
+    @torch.no_grad()
+    def score_types(
+        self, fact_types: Sequence[str], items: Sequence[ScoringItem]
+    ) -> dict[str, list[NDArray[np.float32]]]:
+        """Class probabilities of every sub-sentence, for several fact types; each image is encoded once, and read once
+        for each adapter.
+
+        Where a type judges whole responses, its verdict stands at the last sub-sentence, and those before it are
+        certainly absent: they earn nothing, and the verdict is paid once.
+
+        Args:
+            fact_types: whose reward models.
+            items: responses, in any number.
+
+        Returns:
+            Per type and response ``[segments, 3]`` float32 (absent, consistent, hallucinated), in the order
+            of ``items``; a response is scored the same alone and in any batch.
+
+        Raises:
+            ValueError: a prompt holds the image token, or a response is longer than the backbone's context.
+            ArithmeticError: a score is not finite.
+        """
+        scores = {name: [np.zeros((0, len(CLASS_NAMES)), np.float32) for _ in items] for name in fact_types}
+        encoded = {index: encode_item(self.backbone, item) for index, item in enumerate(items) if item.segments}
+        order = sorted(encoded, key=lambda index: len(encoded[index].input_ids))
+        longest = len(encoded[order[-1]].input_ids) if order else 0
+        if longest > self.backbone.max_length:
+            raise ValueError(f"a response takes {longest} tokens, but the backbone reads {self.backbone.max_length}")
+        found: list[tuple[list[int], dict[str, Tensor]]] = []  # on the device: the next images are read meanwhile
+        for start in range(0, len(order), SCORING_BATCH):
+            batch = order[start : start + SCORING_BATCH]
+            pixels = self.backbone.pixel_values([items[index].image for index in batch])
+            features = self.backbone.image_features(pixels)  # [batch, image_tokens, hidden]
+            logits = self.logits_of(fact_types, [encoded[index] for index in batch], features)
+            found.append((batch, {name: self._probabilities(name, values) for name, values in logits.items()}))
+        for batch, by_type in found:
+            lengths = [len(encoded[index].separators) for index in batch]
+            for name, on_device in by_type.items():
+                probabilities = on_device.cpu().numpy()  # [separators, 3]
+                if not np.isfinite(probabilities).all():
+                    raise ArithmeticError(f"the {name} reward model gave a score that is not finite")
+                if self._granularity[name] == "response":
+                    probabilities = _at_last_segments(probabilities, lengths)
+                for index, part in zip(batch, np.split(probabilities, np.cumsum(lengths)[:-1]), strict=True):
+                    scores[name][index] = part
+        return scores
+
+    def _probabilities(self, head: str, logits: Tensor) -> Tensor:
+        temperature = self.temperatures[head] if self.temperature_scaling else 1.0
+        return (logits / temperature).softmax(dim=-1)
+
+    @property
+    def _peft(self) -> PeftModel:
+        if self._adapters is None:
+            raise ValueError("there is no reward model yet: add or load one")
+        return self._adapters
+
+    def _inject(self, adapter: str, config: LoraConfig) -> None:
+        if not self.backbone.quantised:  # PEFT has layers for quantised ones
+            with_own_layers(config)
+        if self._adapters is None:
+            self._adapters = PeftModel(self.backbone.model, config, adapter_name=adapter)
+        else:
+            self._adapters.add_adapter(adapter, config)
+        self._adapters.eval()
+        self._activate(adapter, trainable=False)
+
+    def _add_head(self, name: str, adapter: str, granularity: Granularity) -> None:
+        head = nn.Linear(self.backbone.hidden_size, len(CLASS_NAMES), dtype=torch.float32)
+        self.heads[name] = head.to(self.backbone.device)
+        self.temperatures[name] = 1.0
+        self._adapter_of[name] = adapter
+        self._granularity[name] = granularity
+
+    def _known_adapter(self, head: str) -> str:
+        if head not in self.heads:
+            raise ValueError(f"there is no {head!r} reward model here, only {', '.join(self.fact_types)}")
+        return self._adapter_of[head]
+
+    def _activate(self, adapter: str, *, trainable: bool) -> None:
+        if self._active != (adapter, trainable):
+            self._peft.set_adapter(adapter, inference_mode=not trainable)
+            self._active = (adapter, trainable)
+
+    def _adapter_state(self, adapter: str) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = get_peft_model_state_dict(
+            self._peft, adapter_name=adapter, save_embedding_layers=False
+        )
+        return state
+
+
+def _at_last_segments(verdicts: NDArray[np.float32], lengths: Sequence[int]) -> NDArray[np.float32]:
+    """One verdict per response, ``[responses, 3]``, at the last of its sub-sentences, ``[segments, 3]``."""
+    rows = np.zeros((sum(lengths), len(CLASS_NAMES)), np.float32)
+    rows[:, ABSENT] = 1.0
+    rows[np.cumsum(lengths) - 1] = verdicts
+    return rows
+
+
+def load_reward_model(
+    backbone: Backbone, folders: Mapping[str, str], *, temperature_scaling: bool = False
+) -> RewardModel:
+    """Load reward models, by fact type, over one backbone.
+
+    Args:
+        backbone: gets the adapters.
+        folders: fact type -> folder or URI.
+        temperature_scaling: divide each type's logits by the temperature that was fitted on held-out images.
+
+    Raises:
+        UserError: see ``RewardModel.load``.
+    """
+    model = RewardModel(backbone, temperature_scaling=temperature_scaling)
+    for fact_type, folder in folders.items():
+        model.load(fact_type, folder)
+    return model

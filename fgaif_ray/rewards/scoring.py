@@ -1,0 +1,304 @@
+"""From requests to dense rewards: image and response checks, sub-sentences, reward model batches, composition.
+
+Plain functions between the wire format (`reward_api`) and the reward models; the service's deployments call them.
+"""
+
+import base64
+import binascii
+import io
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fgaif_ray.errors import ItemError, NonFiniteScoreError
+from fgaif_ray.images import decode_image
+from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, segment_rewards
+from fgaif_ray.segments import Decoder, Span, segment_token_ends, split_segments, token_offsets
+from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, ScoredResponse, SegmentReward
+
+if TYPE_CHECKING:
+    from fgaif_ray.rewards.model import ScoringItem
+
+logger = logging.getLogger(__name__)
+
+IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Formats that a request may carry: a few well-kept decoders, none of them starts another program."""
+
+_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
+
+TypeProbabilities = dict[str, NDArray[np.float32]]
+"""Fact type -> `[segments, classes]`."""
+
+
+class Tokenizer(Decoder, Protocol):
+    """A `transformers` tokenizer, as far as it is needed here."""
+
+    def __len__(self) -> int: ...
+
+
+def image_bytes(field: str) -> bytes:
+    """The image file in a request's base64 or data URL field, undecoded.
+
+    Raises:
+        ItemError: `image_too_large`, or `invalid_image` for anything else than base64 (URLs and paths among it).
+    """
+    match = _DATA_URL.match(field)
+    encoded = field[match.end() :] if match else field
+    if len(encoded) > MAX_IMAGE_BYTES * 4 // 3 + 4:
+        raise ItemError("image_too_large", f"the image is larger than {MAX_IMAGE_BYTES} bytes")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = "image must be base64 or a data URL (data:image/png;base64,...); URLs and paths are not opened"
+        raise ItemError("invalid_image", message) from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode the image of a request to RGB.
+
+    Raises:
+        ItemError: `invalid_image`: of another format than IMAGE_FORMATS, damaged, or too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS):
+            pass
+        return decode_image(data)
+    except UnidentifiedImageError as error:
+        raise ItemError("invalid_image", f"the image is none of {', '.join(IMAGE_FORMATS)}") from error
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ItemError("invalid_image", str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedResponse:
+    """A response and its sub-sentences."""
+
+    text: str
+    spans: list[Span]
+    token_ids: list[int] | None
+    """`[response_tokens]`, as sampled."""
+
+    @property
+    def segments(self) -> list[str]:
+        """Text of each sub-sentence."""
+        return [self.text[span.start : span.end] for span in self.spans]
+
+
+def segment_response(tokenizer: Tokenizer, response: str | None, token_ids: Sequence[int] | None) -> SegmentedResponse:
+    """Split a response given as text, as sampled ids, or as both.
+
+    Ids rule where they are given: their decoding is the text, so that sub-sentences end on sampled tokens.
+
+    Raises:
+        ItemError: `invalid_token_ids` where an id is none of the tokenizer's; `response_mismatch` where text and ids
+            are of different responses (white space and unfinished characters at the ends aside).
+    """
+    if token_ids is None:
+        text = response or ""
+        return SegmentedResponse(text, split_segments(text), None)
+    ids = list(token_ids)
+    if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
+        raise ItemError("invalid_token_ids", f"a token id is outside the tokenizer's 0..{len(tokenizer) - 1}")
+    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = decoded if isinstance(decoded, str) else "".join(decoded)
+    if response is not None and _core(response) != _core(text):
+        message = "response is not what response_token_ids decode to with the policy's tokenizer: leave response out"
+        raise ItemError("response_mismatch", message)
+    return SegmentedResponse(text, split_segments(text), ids)
+
+
+def _core(text: str) -> str:
+    return text.strip().rstrip("\ufffd").rstrip()
+
+
+def token_ends(tokenizer: Tokenizer, response: SegmentedResponse) -> list[int] | None:
+    """`[segments]` index of the sampled token that ends each sub-sentence; None where no ids were given."""
+    if response.token_ids is None:
+        return None
+    return segment_token_ends(response.spans, token_offsets(tokenizer, response.token_ids), response.text)
+
+
+def compose_response(
+    response: SegmentedResponse,
+    probabilities: Mapping[str, NDArray[np.float32]],
+    ends: Sequence[int] | None,
+    options: RewardOptions,
+    model_version: str,
+) -> ScoredResponse:
+    """Join verdicts and sub-sentences to the dense reward of a response.
+
+    Args:
+        response: its sub-sentences.
+        probabilities: `[segments, classes]` of each fact type.
+        ends: `token_ends` of the response.
+        options: weights and choices. The missing-EOS penalty is the trainer's: no finish reason is known here.
+        model_version: of the models that gave the probabilities.
+
+    Raises:
+        ValueError: probabilities are not finite or of another shape.
+    """
+    stacked = np.stack([probabilities[fact_type] for fact_type in FACT_TYPES], axis=1)  # [segments, types, classes]
+    tensor = torch.from_numpy(np.ascontiguousarray(stacked))
+    per_type = segment_rewards(tensor, options.weights, options.value)  # [segments, types]
+    totals = per_type.sum(dim=1).tolist()
+    triples = {fact_type: probabilities[fact_type].tolist() for fact_type in FACT_TYPES}
+    segments = [
+        SegmentReward(
+            start=span.start,
+            end=span.end,
+            token_end=None if ends is None else ends[index],
+            rewards=dict(zip(FACT_TYPES, values, strict=True)),
+            reward=totals[index],
+            **{fact_type: triples[fact_type][index] for fact_type in FACT_TYPES},
+        )
+        for index, (span, values) in enumerate(zip(response.spans, per_type.tolist(), strict=True))
+    ]
+    per_token: list[float] | None = None
+    if ends is not None and response.token_ids is not None:
+        length = len(response.token_ids)
+        places = torch.tensor(ends, dtype=torch.int64)  # [segments]
+        per_token = compose_rewards(tensor, places, length, "stop", options).per_token.tolist() if length else []
+    return ScoredResponse(
+        response=response.text,
+        segments=segments,
+        reward=sum(totals),
+        token_rewards=per_token,
+        model_version=model_version,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One response of a `ScoringBatch`."""
+
+    image: int
+    """Index into the batch's images."""
+    prompt: str
+    segments: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringBatch:
+    """What travels to a reward model's process: each image once, as the encoded file."""
+
+    images: list[bytes]
+    items: list[BatchItem]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def make_batch(items: Sequence[tuple[bytes, str, list[str]]]) -> ScoringBatch:
+    """A batch of (image file, prompt, segments); equal images are sent once."""
+    position: dict[bytes, int] = {}
+    batch_items = [
+        BatchItem(position.setdefault(data, len(position)), prompt, segments) for data, prompt, segments in items
+    ]
+    return ScoringBatch(list(position), batch_items)
+
+
+class Scorer(Protocol):
+    """`fgaif_ray.rewards.model.RewardModel`, as far as it is needed here."""
+
+    def score_types(
+        self, fact_types: Sequence[str], items: "Sequence[ScoringItem]"
+    ) -> dict[str, list[NDArray[np.float32]]]: ...
+
+
+Outcome = TypeProbabilities | ItemError
+"""What became of one item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What a reward deployment answers to a batch."""
+
+    versions: dict[str, str]
+    """Fact type -> version of the model that was asked."""
+    outcomes: list[Outcome]
+    """One per item, in order."""
+
+
+def merge_verdicts(parts: Sequence[Verdicts]) -> Verdicts:
+    """Join the answers of several deployments on one batch; an item that one of them could not score has none."""
+    versions = {fact_type: version for part in parts for fact_type, version in part.versions.items()}
+    outcomes: list[Outcome] = []
+    for row in zip(*(part.outcomes for part in parts), strict=True):
+        merged: TypeProbabilities = {}
+        failed: ItemError | None = None
+        for outcome in row:
+            if isinstance(outcome, ItemError):
+                failed = outcome
+            else:
+                merged |= outcome
+        outcomes.append(failed or merged)
+    return Verdicts(versions, outcomes)
+
+
+def combined_version(versions: Mapping[str, str]) -> str:
+    """One version for the reward models of all fact types: another one where any of them differs."""
+    return fingerprint(dict(versions))[:12]
+
+
+def score_batches(model: Scorer, fact_types: Sequence[str], batches: Sequence[ScoringBatch]) -> list[list[Outcome]]:
+    """Score the batches of several callers in one pass of the model, each image decoded once.
+
+    An item that the model refuses fails alone: where the pass over all items fails, each is scored by itself.
+
+    Returns:
+        For each batch, for each item, the probabilities by fact type or why there are none.
+    """
+    from fgaif_ray.rewards.model import ScoringItem
+
+    opened: dict[bytes, Image.Image | ItemError] = {}
+    for data in {data for batch in batches for data in batch.images}:
+        try:
+            opened[data] = open_image(data)
+        except ItemError as error:
+            opened[data] = error
+    outcomes: list[list[Outcome | None]] = [[None] * len(batch) for batch in batches]
+    places: list[tuple[int, int]] = []
+    items: list[ScoringItem] = []
+    for row, batch in enumerate(batches):
+        for column, item in enumerate(batch.items):
+            image = opened[batch.images[item.image]]
+            if isinstance(image, ItemError):
+                outcomes[row][column] = image
+            else:
+                places.append((row, column))
+                items.append(ScoringItem(image=image, prompt=item.prompt, segments=item.segments))
+    for (row, column), outcome in zip(places, _score_items(model, fact_types, items), strict=True):
+        outcomes[row][column] = outcome
+    return [[outcome for outcome in row if outcome is not None] for row in outcomes]
+
+
+def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringItem]") -> list[Outcome]:
+    if not items:
+        return []
+    try:
+        scores = model.score_types(fact_types, items)
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        if len(items) > 1:
+            return [outcome for item in items for outcome in _score_items(model, fact_types, [item])]
+        if isinstance(error, ValueError):
+            return [ItemError("not_scorable", str(error))]
+        logger.exception("the reward model failed on an item")
+        if isinstance(error, ArithmeticError):
+            return [NonFiniteScoreError("scoring_failed", "the reward model gave this item a score that is no number")]
+        return [ItemError("scoring_failed", "the reward model failed on this item")]
+    return [{fact_type: scores[fact_type][index] for fact_type in fact_types} for index in range(len(items))]
+
+
+def probe_batch() -> ScoringBatch:
+    """One small item that every reward model can score: it proves that a forward pass works."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "grey").save(buffer, format="PNG")
+    return ScoringBatch([buffer.getvalue()], [BatchItem(0, "Describe this image.", ["A grey square."])])

@@ -1,0 +1,309 @@
+"""Training of reward models on labelled sub-sentences (FGAIF section 3.3).
+
+Cross-entropy at the separators alone, weighted against the imbalance of the classes; AdamW with warm-up and
+cosine decay, as LLaVA is tuned; early stopping on the balanced accuracy over held-out images. Heads on one adapter
+are trained together, on the mean of their losses. Inside a ``torch.distributed`` group every worker takes its share
+of each batch and gradients are summed, so any number of workers follows the same steps.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, distributed, nn
+
+from fgaif_ray.config import RewardsConfig
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import CLASS_NAMES
+from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
+from fgaif_ray.rewards.data import Example, ImageFeatures, RewardData, make_batches
+from fgaif_ray.rewards.kinds import COARSE, IGNORED, RewardTask
+from fgaif_ray.rewards.metrics import held_out_figures
+from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel
+from fgaif_ray.statistics.agreement import agreement
+
+CLASS_WEIGHT_CAP: Final = 5.0
+WARMUP_SHARE: Final = 0.03
+
+OnProgress = Callable[[int, str], None]
+"""Called with the number of training responses gone through since the last call, and a note."""
+
+
+def class_weights(labels: ArrayLike) -> NDArray[np.float64]:
+    """Loss weight of each class: inverse frequency, ``labels / (3 * labels of the class)``, at most CLASS_WEIGHT_CAP.
+
+    Balanced labels weigh 1. The cap keeps a handful of sub-sentences of a rare class from ruling the gradient.
+
+    Args:
+        labels: ``[segments]`` class codes.
+
+    Returns:
+        ``[3]``; a class that does not occur has the cap, and is never used.
+    """
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(CLASS_NAMES))
+    weights: NDArray[np.float64] = counts.sum() / (len(CLASS_NAMES) * np.maximum(counts, 1))
+    return np.where(counts > 0, np.minimum(weights, CLASS_WEIGHT_CAP), CLASS_WEIGHT_CAP)
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then half a cosine, zero after the last step."""
+    warmup = math.ceil(WARMUP_SHARE * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """What a head is measured with: the held-out verdicts whose label is known."""
+
+    known: NDArray[np.bool_]
+    """``[verdicts]``"""
+    truth: list[int]
+    """``[known verdicts]`` class codes."""
+    images: list[str]
+    """``[known verdicts]`` digest of the image that each is about."""
+
+
+def train_reward_model(
+    model: RewardModel,
+    task: RewardTask,
+    data: RewardData,
+    features: ImageFeatures,
+    options: RewardsConfig,
+    seed: int,
+    on_progress: OnProgress,
+    checkpoint: TrainingCheckpoint | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Train one adapter and its heads; the best epoch's weights and temperatures are in ``model`` afterwards.
+
+    Args:
+        model: gets the adapter and the heads of the task.
+        task: its heads are none that the model holds.
+        data: examples.
+        features: of the images of the examples.
+        options: rank, rates, batch size, epochs, patience.
+        seed: of the initial weights and of the order of the batches.
+        on_progress: see ``OnProgress``.
+        checkpoint: is written after each epoch by the first worker, and gone on from where there is one.
+
+    Returns:
+        For each fact type of the task, JSON-serialisable figures, measured on the held-out images with the best
+        epoch's weights, and the curve of epochs.
+
+    Raises:
+        UserError: a head has no held-out label.
+        RuntimeError: a gradient is not finite.
+    """
+    started = time.monotonic()
+    model.add_adapter(task.name, task.heads, options.lora, seed, task.granularity)
+    parameters = model.trainable_parameters(task.heads[0])
+    weights = {head: class_weights(_known(data.train, head)) for head in task.heads}
+    held_out = {head: _held_out(data.validation, head) for head in task.heads}
+    optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
+    steps_per_epoch = math.ceil(len(data.train) / options.batch_size)
+    lengths = [example.length for example in data.train]
+    state = checkpoint.load(parameters, optimiser) if checkpoint is not None else TrainingState()
+    generator = random.Random(seed)
+    for _ in range(state.epoch):  # brings the generator to where it was
+        make_batches(lengths, options.batch_size, generator)
+    if state.epoch:
+        on_progress(state.epoch * len(data.train), f"goes on after epoch {state.epoch}")
+    spent = state.seconds
+    while state.epoch < options.epochs and state.epoch - state.best_epoch < options.patience:
+        losses = []
+        step = state.epoch * steps_per_epoch
+        state.epoch += 1
+        of_all = f"epoch {state.epoch}/{options.epochs}"
+        for batch in make_batches(lengths, options.batch_size, generator):
+            examples = [data.train[index] for index in batch]
+            losses.append(_step(model, task, examples, features, weights, parameters, options))
+            for group in optimiser.param_groups:
+                group["lr"] = options.learning_rate * learning_rate_factor(step, options.epochs * steps_per_epoch)
+            optimiser.step()
+            step += 1
+            on_progress(len(batch), f"{of_all}, loss {losses[-1]:.3f}")
+        predicted = predict_heads(model, task.heads, data.validation, features)
+        probabilities = {head: predicted[head][held_out[head].known] for head in task.heads}
+        entry = _entry(probabilities, held_out, weights)
+        score = float(np.mean([found["balanced_accuracy"] for found in entry.values()]))
+        state.curve.append({"epoch": state.epoch, "train_loss": float(np.mean(losses)), "heads": entry})
+        on_progress(0, f"{of_all}, held-out balanced accuracy {score:.3f}")
+        if score > state.best_score:
+            state.best_epoch, state.best_score, state.best_probabilities = state.epoch, score, probabilities
+            state.best_parameters = [parameter.detach().clone() for parameter in parameters]
+        state.seconds = spent + time.monotonic() - started
+        if checkpoint is not None and _worker()[0] == 0:
+            checkpoint.save(state, parameters, optimiser)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, state.best_parameters, strict=True):
+            parameter.copy_(value)
+    shared = {
+        "trained_with": list(task.fact_types),
+        "granularity": task.granularity,
+        "backbone": model.backbone.path,
+        "train": dict(data.counts["train"]),
+        "validation": dict(data.counts["validation"]),
+        "best_epoch": state.best_epoch,
+        "seed": seed,
+        "seconds": state.seconds,
+    }
+    found = {
+        head: held_out_figures(state.best_probabilities[head], held_out[head].truth, held_out[head].images)
+        for head in task.heads
+    }
+    for head, figures in found.items():
+        model.temperatures[head] = figures["temperature"]
+        figures["class_weights"] = dict(zip(CLASS_NAMES, weights[head].tolist(), strict=True))
+        figures["curve"] = [
+            {"epoch": entry["epoch"], "train_loss": entry["train_loss"], **entry["heads"][head]}
+            for entry in state.curve
+        ]
+    return {name: {"fact_type": name, **shared, **found[task.head_of(name)]} for name in task.fact_types}
+
+
+def predict(model: RewardModel, head: str, examples: Sequence[Example], features: ImageFeatures) -> NDArray[np.float32]:
+    """Class probabilities of one head; see ``predict_heads``."""
+    return predict_heads(model, [head], examples, features)[head]
+
+
+def predict_heads(
+    model: RewardModel, heads: Sequence[str], examples: Sequence[Example], features: ImageFeatures
+) -> dict[str, NDArray[np.float32]]:
+    """Class probabilities of all verdicts on ``examples`` in order, without temperature; workers share the work.
+
+    Returns:
+        Per head ``[verdicts, 3]``, a verdict for each sub-sentence, or for each response.
+    """
+    whole = {head: model.granularity(head) == "response" for head in heads}
+    offsets = {
+        head: np.cumsum([0, *(1 if whole[head] else len(example.encoded.separators) for example in examples)])
+        for head in heads
+    }
+    order = sorted(range(len(examples)), key=lambda index: examples[index].length)
+    rank, workers = _worker()
+    device = model.backbone.device
+    result = {head: torch.zeros(int(offsets[head][-1]), len(CLASS_NAMES), device=device) for head in heads}
+    with torch.no_grad():
+        for start in range(rank * SCORING_BATCH, len(order), workers * SCORING_BATCH):
+            batch = order[start : start + SCORING_BATCH]
+            encoded = [examples[index].encoded for index in batch]
+            found = model.logits_of(heads, encoded, features([examples[index].image for index in batch]))
+            for head, logits in found.items():
+                ends = offsets[head]
+                places = np.concatenate([np.arange(ends[index], ends[index + 1]) for index in batch])
+                result[head][torch.from_numpy(places).to(device)] = logits.softmax(dim=-1)
+    for values in result.values():
+        _sum_over_workers(values)
+    return {head: values.cpu().numpy() for head, values in result.items()}
+
+
+def _held_out(examples: Sequence[Example], head: str) -> _HeldOut:
+    """The verdicts that a head is measured with.
+
+    Raises:
+        UserError: no label of it is known.
+    """
+    verdicts = [(label, example.image_sha256) for example in examples for label in example.labels_of(head)]
+    known = [label != IGNORED for label, _ in verdicts]
+    if not any(known):
+        name = "label of a whole response" if head == COARSE else f"{head} label"
+        raise UserError(
+            f"The held-out images have no {name} to measure with (label.disagreement masks them all): label "
+            "more images."
+        )
+    chosen = [verdict for verdict, is_known in zip(verdicts, known, strict=True) if is_known]
+    return _HeldOut(np.array(known), [label for label, _ in chosen], [image for _, image in chosen])
+
+
+def _entry(
+    probabilities: Mapping[str, NDArray[np.float32]],
+    held_out: Mapping[str, _HeldOut],
+    weights: Mapping[str, NDArray[np.float64]],
+) -> dict[str, dict[str, Any]]:
+    """An epoch's held-out figures by head."""
+    return {
+        head: {
+            "validation_loss": _weighted_loss(found, held_out[head].truth, weights[head]),
+            "balanced_accuracy": agreement(held_out[head].truth, found.argmax(axis=1)).balanced_accuracy,
+        }
+        for head, found in probabilities.items()
+    }
+
+
+def _step(
+    model: RewardModel,
+    task: RewardTask,
+    examples: Sequence[Example],
+    features: ImageFeatures,
+    weights: Mapping[str, NDArray[np.float64]],
+    parameters: Sequence[nn.Parameter],
+    options: RewardsConfig,
+) -> float:
+    """Leave the clipped gradients of one batch in the parameters; returns the batch's loss, the mean over heads."""
+    # A batch without a label has no gradient.
+    totals = {head: sum(weights[head][label] for label in _known(examples, head)) or 1.0 for head in task.heads}
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    device = model.backbone.device
+    class_weight = {h: torch.tensor(weights[h], dtype=torch.float32, device=device) for h in task.heads}  # [3] each
+    loss_sum = torch.zeros((), device=device)
+    rank, workers = _worker()
+    own = examples[rank::workers]
+    for start in range(0, len(own), options.micro_batch_size):
+        part = own[start : start + options.micro_batch_size]
+        found = model.logits_of(
+            task.heads, [example.encoded for example in part], features([example.image for example in part])
+        )
+        loss = torch.zeros((), device=device)
+        for head, logits in found.items():  # logits: [verdicts, 3]
+            labels = torch.tensor([label for example in part for label in example.labels_of(head)], device=device)
+            loss = loss + nn.functional.cross_entropy(
+                logits,
+                labels,
+                weight=class_weight[head],
+                reduction="sum",
+                ignore_index=IGNORED,
+                label_smoothing=options.label_smoothing,
+            ) / (totals[head] * len(task.heads))
+        loss.backward()
+        loss_sum += loss.detach()
+    if workers > 1:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([loss_sum.reshape(1), *(gradient.reshape(-1) for gradient in gradients)])
+        _sum_over_workers(flat)
+        loss_sum = flat[0]
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, summed in zip(gradients, flat[1:].split(sizes), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+    nn.utils.clip_grad_norm_(parameters, options.max_grad_norm, error_if_nonfinite=True)
+    return float(loss_sum)
+
+
+def _known(examples: Sequence[Example], head: str) -> list[int]:
+    """The labels of examples that are to be learnt."""
+    return [label for example in examples for label in example.labels_of(head) if label != IGNORED]
+
+
+def _weighted_loss(probabilities: NDArray[np.float32], truth: Sequence[int], weights: NDArray[np.float64]) -> float:
+    labels = np.asarray(truth)
+    losses = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
+    return float(np.average(losses, weights=weights[labels]))
+
+
+def _worker() -> tuple[int, int]:
+    """Rank and number of the workers."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _sum_over_workers(values: Tensor) -> None:
+    if _worker()[1] > 1:
+        distributed.all_reduce(values)

@@ -1,0 +1,338 @@
+"""Policy, reference and critic over one frozen backbone.
+
+Two LoRA adapters share the backbone: the policy's, and the critic's with a value head on top. The reference is the
+backbone without any adapter. All three read prompt and image; the features of an image are computed once and go into
+every pass over it. Sequences are padded on the right, where a causal model cannot see the padding, so no pass needs a
+mask.
+
+Whatever decides the policy's distribution when it is sampled decides it here too: temperature and banned tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from PIL.Image import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fgaif_ray.config import LoRAOptions
+from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.group import LearnerGroup
+from fgaif_ray.vlm.lora import with_own_layers
+from fgaif_ray.vlm.passes import DecoderPass, ImagePass, VocabularyScores
+from fgaif_ray.vlm.sharding import shard_backbone
+
+POLICY: Final = "policy"
+CRITIC: Final = "critic"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+
+IMAGES_PER_PASS: Final = 64
+"""Images that go through the vision tower together."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Prompts, images and responses as the backbone reads them; rows of one batch.
+
+    Example: a prompt of 30 tokens (9 of them the image's) and a response of 3 make a row of 33 ids with
+    ``prompt_lengths`` 30 and ``response_lengths`` 3.
+    """
+
+    input_ids: Tensor
+    """``[rows, tokens]`` int64, padded on the right."""
+    prompt_lengths: Tensor
+    """``[rows]`` int64, image tokens included."""
+    response_lengths: Tensor
+    """``[rows]`` int64, at least 1."""
+    image_features: Tensor
+    """``[images, image_tokens, hidden]``; rows of the same image share an entry."""
+    image_index: Tensor
+    """``[rows]`` int64 into ``image_features``."""
+    response_width: int
+    """Length that results are padded to."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[rows]`` real tokens of each row."""
+        return self.prompt_lengths + self.response_lengths
+
+    def select(self, indices: Tensor) -> "EncodedRows":
+        """The given rows, in the given order, without the padding that none of them needs.
+
+        Args:
+            indices: ``[rows]`` int64.
+        """
+        width = int(self.lengths[indices].max()) if len(indices) else 0
+        return EncodedRows(
+            input_ids=self.input_ids[indices, :width],
+            prompt_lengths=self.prompt_lengths[indices],
+            response_lengths=self.response_lengths[indices],
+            image_features=self.image_features,
+            image_index=self.image_index[indices],
+            response_width=self.response_width,
+        )
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Row indices, at most ``size`` at a time, sorted by length, so that little padding is computed."""
+        if len(self):
+            yield from torch.split(torch.argsort(self.lengths, stable=True), size)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogProbs:
+    """Of each response token, given all before it; zero on padding."""
+
+    log_probs: Tensor
+    """``[rows, response_width]`` nats."""
+    entropies: Tensor | None
+    """``[rows, response_width]`` nats of the whole distribution, where asked for."""
+
+
+class PolicyModel(nn.Module):
+    """A policy and a critic that sees the image, over one frozen backbone.
+
+    The adapters take turns: the backward pass of one comes before the forward pass of the other.
+
+    Example: ``PolicyModel(load_backbone("llava-hf/llava-1.5-7b-hf"), LoRAOptions(rank=64, alpha=16))``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: LoRAOptions,
+        *,
+        critic_from: str | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        activation_checkpointing: bool = False,
+        sharded_over: LearnerGroup | None = None,
+    ) -> None:
+        """Injects the adapters into ``backbone.model``; both start as doing nothing, and the value head at zero.
+
+        Args:
+            backbone: frozen; it is changed in place.
+            lora: rank, alpha and targets of both adapters.
+            critic_from: folder of an adapter of the same backbone that the critic starts from (FGAIF section 4.1: the
+                object reward model's), with its own rank and alpha.
+            temperature: of the sampling.
+            seed: of the adapters' first factors (the second are zero).
+            activation_checkpointing: keep only the input of each decoder layer for the backward pass and compute the
+                rest again there: the same gradients, a third more computation, a small part of the memory.
+            sharded_over: the processes that cut the backbone up among them (see ``fgaif_ray.vlm.sharding``), all of
+                which make the same calls; the backbone may be on the CPU, and comes to the group's device. None leaves
+                it whole and where it is.
+
+        Raises:
+            UserError: the adapter of ``critic_from`` belongs to another model.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.temperature = temperature
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._peft = PeftModel(backbone.model, _lora_config(backbone, lora), adapter_name=POLICY)
+            if critic_from is None:
+                self._peft.add_adapter(CRITIC, _lora_config(backbone, lora))
+            else:
+                _load_critic(self._peft, critic_from)
+        self._images = ImagePass(backbone)
+        self._decoder = DecoderPass(backbone)
+        self._vocabulary = VocabularyScores(backbone, temperature)
+        self._sharded_over = sharded_over if sharded_over is not None and sharded_over.size > 1 else None
+        if self._sharded_over is not None:
+            adapters = {*self._adapter_parameters(POLICY).values(), *self._adapter_parameters(CRITIC).values()}
+            shard_backbone(self._images, self._decoder, self._vocabulary, adapters, self._sharded_over)
+        self.value_head = nn.Linear(backbone.hidden_size, 1, device=backbone.device)  # float32 whatever the backbone
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.eval()  # no dropout anywhere: rollouts and updates see the same network
+        if activation_checkpointing:
+            decoder: Any = backbone.language_model
+            decoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            for layer in decoder.layers:
+                layer.training = True  # transformers checkpoints layers in training alone; what they hold stays in eval
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.device
+
+    def passes_of_all(self, own: int) -> int:
+        """How many passes this process has to make where it needs ``own``.
+
+        A pass through a sharded backbone takes all processes: each makes as many as the one that needs most.
+        """
+        return own if self._sharded_over is None else self._sharded_over.largest(own)
+
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """The policy's trainable parameters by name."""
+        return self._adapter_parameters(POLICY)
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """The critic's trainable parameters by name, the value head's among them."""
+        head = {f"value_head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
+        return self._adapter_parameters(CRITIC) | head
+
+    def encode(
+        self, prompts: Sequence[str], images: Sequence[Image], responses: Sequence[Sequence[int]]
+    ) -> EncodedRows:
+        """Puts prompts, images and sampled ids together; runs the vision tower once for each distinct image object.
+
+        Args:
+            prompts: one a row, without the chat template.
+            images: one a row; the same object in several rows is read once.
+            responses: ``[rows]`` sampled ids, at least one each.
+
+        Raises:
+            ValueError: the lengths differ, there are no rows, or a response is empty.
+        """
+        if not (len(prompts) == len(images) == len(responses) > 0 and all(len(ids) for ids in responses)):
+            raise ValueError("prompts, images and responses must be as many, at least one, and no response empty")
+        distinct = {id(image): image for image in images}
+        place = {key: index for index, key in enumerate(distinct)}
+        prompt_ids = [self.backbone.expanded_prompt_ids(*pair) for pair in zip(prompts, images, strict=True)]
+        prompt_lengths = torch.tensor([len(ids) for ids in prompt_ids])  # [rows]
+        response_lengths = torch.tensor([len(ids) for ids in responses])  # [rows]
+        width = int((prompt_lengths + response_lengths).max())
+        pad = self.backbone.eos_token_id  # never the image token: its count is checked
+        input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)  # [rows, tokens]
+        for row, (prompt, response) in enumerate(zip(prompt_ids, responses, strict=True)):
+            ids = torch.tensor([*prompt, *response])
+            input_ids[row, : len(ids)] = ids
+        return EncodedRows(
+            input_ids=input_ids.to(self.device),
+            prompt_lengths=prompt_lengths.to(self.device),
+            response_lengths=response_lengths.to(self.device),
+            image_features=self._image_features(list(distinct.values())),
+            image_index=torch.tensor([place[id(image)] for image in images], device=self.device),
+            response_width=int(response_lengths.max()),
+        )
+
+    def log_probs(
+        self, rows: EncodedRows, role: Literal["policy", "reference"] = "policy", *, with_entropy: bool = False
+    ) -> TokenLogProbs:
+        """Log-probabilities of the response tokens, with gradient where the policy is asked and gradients are on."""
+        mask, row_of, positions = _places(rows)
+        targets = rows.input_ids[row_of, positions + 1]  # [response_tokens_of_all_rows]
+        if role == "reference":
+            with torch.no_grad(), self._peft.disable_adapter():
+                hidden = self._states(rows)[row_of, positions]
+        else:
+            self._activate(POLICY)
+            hidden = self._states(rows)[row_of, positions]  # [response_tokens_of_all_rows, hidden]
+        log_probs, entropies = self._vocabulary(hidden, targets, with_entropy)
+        return TokenLogProbs(_scatter(log_probs, mask), None if entropies is None else _scatter(entropies, mask))
+
+    def values(self, rows: EncodedRows) -> Tensor:
+        """The critic's value before each response token was chosen, ``[rows, response_width]``, zero on padding."""
+        self._activate(CRITIC)
+        mask, row_of, positions = _places(rows)
+        hidden = self._states(rows)[row_of, positions]  # [response_tokens_of_all_rows, hidden]
+        return _scatter(self.value_head(hidden.float()).squeeze(-1), mask)
+
+    def save_policy(self, folder: str | Path) -> None:
+        """Writes the policy's adapter in PEFT layout: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # Without save_embedding_layers=False PEFT would ask the model hub for the size of the vocabulary.
+        weights = get_peft_model_state_dict(self._peft, adapter_name=POLICY, save_embedding_layers=False)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, Path(folder, ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        Path(folder, ADAPTER_WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        replace(self._peft.peft_config[POLICY], inference_mode=True).save_pretrained(str(folder))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copies of all trainable tensors by name: both adapters and the value head."""
+        parameters = self.policy_parameters() | self.critic_parameters()
+        return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Goes on from a ``trained_state``.
+
+        Raises:
+            ValueError: the names differ, so the state belongs to another configuration.
+        """
+        parameters = self.policy_parameters() | self.critic_parameters()
+        if set(parameters) != set(state):
+            raise ValueError("the state holds other parameters than this model")
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+    def _activate(self, adapter: str) -> None:
+        if self._peft.active_adapter != adapter:
+            self._peft.set_adapter(adapter)
+
+    def _adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self._peft.named_parameters() if f".{adapter}." in name}
+
+    def _image_features(self, images: Sequence[Image], batch: int = IMAGES_PER_PASS) -> Tensor:
+        parts = []
+        for index in range(self.passes_of_all(-(-len(images) // batch))):
+            own = images[index * batch : (index + 1) * batch]
+            features = self._images(self.backbone.pixel_values(own or images[:1]))
+            if own:
+                parts.append(features)
+        return torch.cat(parts)  # [images, image_tokens, hidden]
+
+    def _states(self, rows: EncodedRows) -> Tensor:
+        """The decoder's last states, ``[rows, tokens, hidden]``."""
+        states: Tensor = self._decoder(rows.input_ids, rows.image_features[rows.image_index])
+        return states
+
+
+def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
+    # A pattern instead of names: the vision tower has layers of the same names, and it stays frozen.
+    targets = rf".*language_model.*\.({'|'.join(lora.target_modules)})"
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        base_model_name_or_path=backbone.path,
+    )
+    return with_own_layers(config)
+
+
+def _load_critic(model: PeftModel, folder: str) -> None:
+    config = LoraConfig.from_pretrained(folder)
+    config.lora_dropout, config.inference_mode = 0.0, False
+    model.add_adapter(CRITIC, with_own_layers(config))
+    weights = load_file(Path(folder, ADAPTER_WEIGHTS))
+    parameters = {name: value for name, value in model.named_parameters() if f".{CRITIC}." in name}
+    named = {name.replace(".weight", f".{CRITIC}.weight"): tensor for name, tensor in weights.items()}
+    if {name: value.shape for name, value in named.items()} != {n: v.shape for n, v in parameters.items()}:
+        raise UserError(
+            f"The critic cannot start from {folder}: that adapter belongs to another model. Train the reward models on "
+            "policy.model, or unset align.critic_from_reward."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(named[name])
+
+
+def _places(rows: EncodedRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the response tokens are, and the state that each is chosen from.
+
+    Asked for before a pass: the size of what a mask selects must be waited for, and then the device has nothing queued.
+
+    Returns:
+        The mask ``[rows, response_width]`` of real response tokens; of each of them its row and the position of the
+        token before it, ``[response_tokens_of_all_rows]``.
+    """
+    offsets = torch.arange(rows.response_width, device=rows.input_ids.device)  # [response_width]
+    mask = offsets < rows.response_lengths[:, None]  # [rows, response_width]
+    row_of, place = mask.nonzero(as_tuple=True)  # each [response_tokens_of_all_rows]
+    return mask, row_of, rows.prompt_lengths[row_of] - 1 + place
+
+
+def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
+    """Values of the selected places put there, zero elsewhere; keeps the gradient."""
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)

@@ -1,0 +1,253 @@
+"""Clients of the reward service over HTTP.
+
+A reward that could not be had is an exception, never a zero: `RewardServiceError` says what the service answered, after
+the retries that make sense (full queue, restart, broken connection) have been made.
+
+Example:
+    with RewardClient("http://127.0.0.1:8000") as client:
+        item = reward_item("cat.png", "Describe this image.", response="A cat sleeps on a red sofa.")
+        [scored] = client.score([item])
+        print(scored.reward, [segment.existence for segment in scored.segments])
+"""
+
+import asyncio
+import base64
+import io
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+from PIL import Image
+
+from fgaif_ray.serving.client_session import (
+    Outcome,
+    RetryPolicy,
+    RewardServiceError,
+    Session,
+    checked,
+    parse_models,
+    parse_results,
+    request_body,
+)
+from fgaif_ray.serving.wire import ModelList, RewardItem, ScoredResponse
+
+__all__ = [
+    "AsyncRewardClient",
+    "Outcome",
+    "RetryPolicy",
+    "RewardClient",
+    "RewardServiceError",
+    "png_file",
+    "reward_item",
+]
+
+Result = TypeVar("Result")
+
+
+def png_file(image: Image.Image) -> bytes:
+    """A PIL image of any mode as a PNG file in RGB, which is what the reward models see."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def reward_item(
+    image: bytes | str | os.PathLike[str] | Image.Image,
+    prompt: str,
+    response: str | None = None,
+    response_token_ids: Sequence[int] | None = None,
+) -> RewardItem:
+    """An item of a request.
+
+    Args:
+        image: an image file's bytes, the path of a local image file, or a PIL image (sent as PNG).
+        prompt: what the model was asked.
+        response: what it answered; may be left out where the ids are given.
+        response_token_ids: the sampled ids, `[response_tokens]`.
+
+    Raises:
+        ValueError: neither a response nor ids are given.
+    """
+    if isinstance(image, Image.Image):
+        data = png_file(image)
+    else:
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    ids = None if response_token_ids is None else list(response_token_ids)
+    encoded = base64.b64encode(data).decode()
+    return RewardItem(image=encoded, prompt=prompt, response=response, response_token_ids=ids)
+
+
+class RewardClient(Session):
+    """Blocking client; safe to share between threads."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._http = httpx2.Client(**self._options)
+
+    def score(self, items: Sequence[RewardItem]) -> list[ScoredResponse]:
+        """Dense rewards of responses, in order.
+
+        Raises:
+            RewardServiceError: the service could not or would not score them.
+        """
+        return [scored for part in self.parts(items) for scored in self._score_part(part)]
+
+    def score_each(self, items: Sequence[RewardItem]) -> list[Outcome]:
+        """As `score`, but an item that the service refuses costs the others nothing.
+
+        Returns:
+            In order, the reward of each item, or the `RewardServiceError` with which the service refused it.
+
+        Raises:
+            RewardServiceError: the service gave no answer, or its trouble is not with the items.
+        """
+        return [outcome for part in self.parts(items) for outcome in self._score_halves(part)]
+
+    def _score_part(self, part: Sequence[bytes]) -> list[ScoredResponse]:
+        return parse_results(self._send("POST", "/v1/rewards", request_body(part)), len(part))
+
+    def _score_halves(self, part: Sequence[bytes]) -> list[Outcome]:
+        """A refusal names no more than its first item: what is left is found by halving."""
+        try:
+            return [*self._score_part(part)]
+        except RewardServiceError as error:
+            if not error.refused:
+                raise
+            if len(part) == 1:
+                return [error]
+        middle = len(part) // 2
+        return self._score_halves(part[:middle]) + self._score_halves(part[middle:])
+
+    def models(self) -> ModelList:
+        """What the service serves.
+
+        Raises:
+            RewardServiceError: it gave no answer.
+        """
+        return parse_models(self._send("GET", "/v1/models"))
+
+    def is_ready(self) -> bool:
+        """Whether the service answers and its models have made a forward pass; asks once."""
+        try:
+            return self._http.get("/ready").is_success
+        except httpx2.TransportError:
+            return False
+
+    def _send(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
+        headers = {"content-type": "application/json"} if body is not None else {}
+        attempt = 0
+        while True:
+            outcome: httpx2.Response | httpx2.TransportError
+            try:
+                outcome = self._http.request(method, path, content=body, headers=headers)
+            except httpx2.TransportError as error:
+                outcome = error
+            delay = self.retry_delay(attempt, outcome)
+            if delay is None:
+                return checked(outcome)
+            time.sleep(delay)
+            attempt += 1
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncRewardClient(Session):
+    """The same for asyncio; several requests of one list are in flight at a time."""
+
+    def __init__(self, url: str, *, concurrency: int = 4, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._http = httpx2.AsyncClient(**self._options)
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def score(self, items: Sequence[RewardItem]) -> list[ScoredResponse]:
+        """Dense rewards of responses, in order.
+
+        Raises:
+            RewardServiceError: the service could not or would not score them.
+        """
+        return await self._gather(self._score_part, items)
+
+    async def score_each(self, items: Sequence[RewardItem]) -> list[Outcome]:
+        """As `RewardClient.score_each`."""
+        return await self._gather(self._score_halves, items)
+
+    async def _gather(
+        self, score: Callable[[Sequence[bytes]], Coroutine[Any, Any, list[Result]]], items: Sequence[RewardItem]
+    ) -> list[Result]:
+        tasks = [asyncio.create_task(score(part)) for part in self.parts(items)]
+        try:
+            return [result for results in await asyncio.gather(*tasks) for result in results]
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _score_part(self, part: Sequence[bytes]) -> list[ScoredResponse]:
+        async with self._slots:
+            return parse_results(await self._send("POST", "/v1/rewards", request_body(part)), len(part))
+
+    async def _score_halves(self, part: Sequence[bytes]) -> list[Outcome]:
+        try:
+            return [*await self._score_part(part)]
+        except RewardServiceError as error:
+            if not error.refused:
+                raise
+            if len(part) == 1:
+                return [error]
+        middle = len(part) // 2
+        return await self._score_halves(part[:middle]) + await self._score_halves(part[middle:])
+
+    async def models(self) -> ModelList:
+        """What the service serves.
+
+        Raises:
+            RewardServiceError: it gave no answer.
+        """
+        return parse_models(await self._send("GET", "/v1/models"))
+
+    async def is_ready(self) -> bool:
+        """Whether the service answers and its models have made a forward pass; asks once."""
+        try:
+            return (await self._http.get("/ready")).is_success
+        except httpx2.TransportError:
+            return False
+
+    async def _send(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
+        headers = {"content-type": "application/json"} if body is not None else {}
+        attempt = 0
+        while True:
+            outcome: httpx2.Response | httpx2.TransportError
+            try:
+                outcome = await self._http.request(method, path, content=body, headers=headers)
+            except httpx2.TransportError as error:
+                outcome = error
+            delay = self.retry_delay(attempt, outcome)
+            if delay is None:
+                return checked(outcome)
+            await asyncio.sleep(delay)
+            attempt += 1
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

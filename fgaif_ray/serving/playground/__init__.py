@@ -1,0 +1,111 @@
+"""The page on which a person tries the reward models: an image, a response, and what each sub-sentence is worth.
+
+One HTML document without outside resources. It asks `POST /v1/rewards` of the service that serves it, with a token that
+is typed in and kept in the page's memory alone. Texts of strangers become text nodes, and the page's policy runs no
+script but its own.
+"""
+
+import base64
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fgaif_ray import __version__
+from fgaif_ray.images import SMALLEST_PHOTO, picture_url
+from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_PROMPT_CHARACTERS, MAX_RESPONSE_CHARACTERS, TOKEN_VARIABLE
+from fgaif_ray.shapes.captions import CAPTION_PROMPTS, POLICY_ERRORS, write_caption
+from fgaif_ray.shapes.render import render
+from fgaif_ray.shapes.scenes import draw_scene
+
+EXAMPLES: Final = 6
+"""Scenes of the embedded world that the page offers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Playground:
+    """What the service answers with."""
+
+    html: str
+    headers: Mapping[str, str]
+
+
+def build_playground(*, token_needed: bool) -> Playground:
+    """The page of a service that does or does not want a token."""
+    loader = PackageLoader("fgaif_ray.serving.playground")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = (loader.get_source(environment, name)[0] for name in ("playground.css", "playground.js"))
+    html: str = environment.get_template("playground.html.j2").render(
+        style=Markup(style),
+        script=Markup(script),
+        data=_data(),
+        token_needed=token_needed,
+        token_variable=TOKEN_VARIABLE,
+        fact_types=FACT_TYPES,
+        largest_prompt=MAX_PROMPT_CHARACTERS,
+        largest_response=MAX_RESPONSE_CHARACTERS,
+        version=__version__,
+    )
+    return Playground(html, _headers(style, script))
+
+
+def example_scenes() -> list[dict[str, Any]]:
+    """Held-out scenes, each with a description that has the errors of the embedded world's policy."""
+    examples = []
+    for index in range(EXAMPLES):
+        scene = draw_scene("heldout", index)
+        generator = random.Random(index)
+        image = render(scene)
+        examples.append(
+            {
+                "name": f"scene {index + 1}",
+                "picture": picture_url(image, SMALLEST_PHOTO),
+                "prompt": CAPTION_PROMPTS[index % len(CAPTION_PROMPTS)],
+                "response": write_caption(scene, POLICY_ERRORS, generator),
+            }
+        )
+    return examples
+
+
+def _data() -> dict[str, Any]:
+    """What the script reads."""
+    return {
+        "types": list(FACT_TYPES),
+        "classes": list(CLASS_NAMES),
+        "largest_image": MAX_IMAGE_BYTES,
+        "smallest_photo": SMALLEST_PHOTO,
+        "examples": example_scenes(),
+    }
+
+
+def _headers(style: str, script: str) -> dict[str, str]:
+    policy = (
+        "default-src 'none'",
+        f"script-src '{_digest(script)}'",
+        f"style-src '{_digest(style)}'",
+        "img-src data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+    return {
+        "content-security-policy": "; ".join(policy),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cache-control": "no-cache",
+    }
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

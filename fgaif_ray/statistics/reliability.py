@@ -1,0 +1,183 @@
+"""Reliability of labels: chance-corrected agreement, with bootstrap intervals clustered by image.
+
+Every figure follows from sums over sub-sentences (a confusion or a coincidence matrix), so that resampling images means
+weighting their sums. Units may carry weights: a stratified sample then speaks for the set that it was drawn from.
+
+Cohen, "A coefficient of agreement for nominal scales", 1960; Krippendorff, "Computing Krippendorff's
+Alpha-Reliability", 2011 (nominal metric, any number of annotators, missing values).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, estimate_figures
+
+MISSING: Final = -1
+"""In place of a class code: this annotator did not rate this unit."""
+FIGURES: Final = ("accuracy", "balanced_accuracy", "kappa")
+
+Floats = NDArray[np.float64]
+
+
+def accuracy(confusion: ArrayLike) -> Floats:
+    """Share of equal labels; NaN without any.
+
+    Args:
+        confusion: ``[..., classes, classes]`` counts or weights, rows are true classes.
+
+    Returns:
+        ``[...]``
+    """
+    table = np.asarray(confusion, dtype=np.float64)
+    return _divide(np.trace(table, axis1=-2, axis2=-1), table.sum(axis=(-2, -1)))
+
+
+def balanced_accuracy(confusion: ArrayLike) -> Floats:
+    """Mean recall over the classes that occur among the true labels; shapes as in ``accuracy``."""
+    table = np.asarray(confusion, dtype=np.float64)
+    support = table.sum(axis=-1)  # [..., classes]
+    recall = _divide(np.diagonal(table, axis1=-2, axis2=-1), support)
+    occurring = support > 0
+    return _divide(np.where(occurring, recall, 0).sum(axis=-1), occurring.sum(axis=-1).astype(np.float64))
+
+
+def cohens_kappa(confusion: ArrayLike) -> Floats:
+    """Cohen's kappa of two annotators; NaN where chance alone would always agree. Shapes as in ``accuracy``."""
+    table = np.asarray(confusion, dtype=np.float64)
+    total = table.sum(axis=(-2, -1))
+    expected = _divide((table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1), total**2)
+    return _chance_corrected(accuracy(table), expected)
+
+
+def coincidences(ratings: ArrayLike, classes: int) -> Floats:
+    """Each unit's share of Krippendorff's coincidence matrix: its pairs of ratings, each ``1 / (raters - 1)``.
+
+    Args:
+        ratings: ``[annotators, units]`` class codes, MISSING where there is none.
+        classes: number of classes.
+
+    Returns:
+        ``[units, classes, classes]``, all zero for a unit with less than two ratings: it can be paired with nothing.
+
+    Raises:
+        ValueError: not two-dimensional, or a code out of range.
+    """
+    codes = np.asarray(ratings, dtype=np.int64)
+    if codes.ndim != 2:
+        raise ValueError(f"need ratings of shape [annotators, units], got {codes.shape}")
+    if np.any((codes < MISSING) | (codes >= classes)):
+        raise ValueError(f"class codes must lie in [0, {classes}), or be {MISSING} where there is none")
+    counts = (codes[:, :, None] == np.arange(classes)).sum(axis=0).astype(np.float64)  # [units, classes]
+    raters = counts.sum(axis=1)
+    pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(classes)
+    shares: Floats = np.divide(
+        pairs, (raters - 1)[:, None, None], out=np.zeros_like(pairs), where=raters[:, None, None] > 1
+    )
+    return shares
+
+
+def krippendorff_alpha(coincidence: ArrayLike) -> Floats:
+    """Krippendorff's alpha for nominal data; NaN where nothing can be paired or only one class occurs.
+
+    Args:
+        coincidence: ``[..., classes, classes]`` sums of ``coincidences`` over units.
+
+    Returns:
+        ``[...]``
+    """
+    table = np.asarray(coincidence, dtype=np.float64)
+    values = table.sum(axis=-1)  # [..., classes]
+    total = values.sum(axis=-1)
+    # Drawn without replacement: of a class with n values, n - 1 are left to pair with (weights may leave n below 1).
+    expected = _divide((values * np.maximum(values - 1, 0)).sum(axis=-1), total * (total - 1))
+    alpha = _chance_corrected(accuracy(table), expected)
+    return np.where((values > 0).sum(axis=-1) > 1, alpha, np.nan)
+
+
+def estimate_agreement(
+    clusters: Sequence[str],
+    truth: ArrayLike,
+    predicted: ArrayLike,
+    classes: int,
+    *,
+    weights: ArrayLike | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+) -> dict[str, Estimate]:
+    """Estimate the FIGURES of predicted labels against true ones.
+
+    Args:
+        clusters: ``[units]`` image of each unit; whole images are drawn with replacement.
+        truth: ``[units]`` class codes.
+        predicted: ``[units]`` class codes.
+        classes: number of classes.
+        weights: ``[units]`` how many units each stands for; None is one each.
+        seed: seed of the draws.
+        draws: bootstrap samples.
+        confidence: probability that an interval encloses.
+
+    Raises:
+        ValueError: different lengths, or a code out of range.
+    """
+    true_codes, predicted_codes = (np.asarray(codes, dtype=np.int64) for codes in (truth, predicted))
+    if true_codes.shape != predicted_codes.shape or true_codes.shape != (len(clusters),):
+        raise ValueError(f"need one true and one predicted label for each of {len(clusters)} units")
+    if np.any((true_codes < 0) | (true_codes >= classes) | (predicted_codes < 0) | (predicted_codes >= classes)):
+        raise ValueError(f"class codes must lie in [0, {classes})")
+    columns = np.eye(classes * classes)[true_codes * classes + predicted_codes] * _weights(weights, len(clusters))
+
+    def figures(sums: Floats) -> Floats:
+        confusion = sums.reshape(-1, classes, classes)
+        return np.stack([accuracy(confusion), balanced_accuracy(confusion), cohens_kappa(confusion)], axis=1)
+
+    estimates = estimate_figures(clusters, columns, figures, seed=seed, draws=draws, confidence=confidence)
+    return dict(zip(FIGURES, estimates, strict=True))
+
+
+def estimate_alpha(
+    clusters: Sequence[str],
+    ratings: ArrayLike,
+    classes: int,
+    *,
+    weights: ArrayLike | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Estimate Krippendorff's alpha of ``[annotators, units]`` ratings; other arguments as in ``estimate_agreement``.
+
+    Raises:
+        ValueError: different lengths, or a code out of range.
+    """
+    shares = coincidences(ratings, classes)
+    if len(shares) != len(clusters):
+        raise ValueError(f"need ratings of {len(clusters)} units, got {len(shares)}")
+    columns = shares.reshape(len(shares), classes * classes) * _weights(weights, len(clusters))
+
+    def figures(sums: Floats) -> Floats:
+        return krippendorff_alpha(sums.reshape(-1, classes, classes))[:, None]
+
+    return estimate_figures(clusters, columns, figures, seed=seed, draws=draws, confidence=confidence)[0]
+
+
+def _weights(weights: ArrayLike | None, units: int) -> Floats:
+    """``[units, 1]``"""
+    values = np.ones(units) if weights is None else np.asarray(weights, dtype=np.float64)
+    if values.shape != (units,):
+        raise ValueError(f"need a weight for each of {units} units, got {values.shape}")
+    return values[:, None]
+
+
+def _chance_corrected(observed: Floats, expected: Floats) -> Floats:
+    return _divide(observed - expected, 1 - expected)
+
+
+def _divide(parts: Floats, wholes: Floats) -> Floats:
+    """Ratios, NaN where the whole is zero or less."""
+    # Sums of floats that should cancel leave a rest far below any real whole.
+    ratios: Floats = np.divide(parts, wholes, out=np.full(np.shape(wholes), np.nan), where=np.asarray(wholes) > 1e-12)
+    return ratios

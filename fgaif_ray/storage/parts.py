@@ -1,0 +1,52 @@
+"""The Parquet parts of a stage folder."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fgaif_ray.storage.files import filesystem_of, join, open_binary, write_bytes
+
+ROWS_AT_A_TIME: Final = 1024
+"""Rows of a part that ``read_rows`` decodes at once."""
+
+
+def part_uri(folder: str, name: str) -> str:
+    """Where a stage folder has the part of this name."""
+    return join(folder, f"part-{name}.parquet")
+
+
+def write_part(folder: str, rows: list[dict[str, Any]], schema: pa.Schema, name: str | None = None) -> str:
+    """Write rows as one Parquet part of a stage folder, whole or not at all; returns the part's URI."""
+    table = pa.Table.from_pylist(rows, schema=schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    uri = part_uri(folder, name or uuid.uuid4().hex)
+    write_bytes(uri, sink.getvalue().to_pybytes())
+    return uri
+
+
+def list_parts(folder: str) -> list[str]:
+    """The Parquet parts of a stage folder, sorted by name."""
+    filesystem, path = filesystem_of(folder)
+    if not filesystem.exists(path):
+        return []
+    names = [entry.rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)]
+    return [join(folder, name) for name in sorted(names) if name.startswith("part-") and name.endswith(".parquet")]
+
+
+def read_part(uri: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one part."""
+    with open_binary(uri) as file:
+        rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
+    return rows
+
+
+def read_rows(folder: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a stage folder, part by part; of a large part only some rows are in memory at a time."""
+    for uri in list_parts(folder):
+        with open_binary(uri) as file:
+            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_A_TIME, columns=columns):
+                yield from batch.to_pylist()

@@ -1,0 +1,131 @@
+"""Stage folders: what a stage of a run writes, published whole or not at all.
+
+A stage writes its parts below ``<run>/<stage>.partial`` and publishes them by a rename (on object stores, which have
+none, by a manifest written last). A folder without a manifest of the wanted fingerprint does not exist for readers.
+The fingerprint covers the configuration of the stage and the manifests it read: an unchanged stage is not run again,
+an interrupted one goes on from its parts, a changed one starts anew.
+"""
+
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.storage.files import (
+    exists,
+    filesystem_of,
+    is_local,
+    join,
+    list_files,
+    read_bytes,
+    read_json,
+    remove_folder,
+    write_bytes,
+    write_json,
+)
+
+MANIFEST: Final = "_manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage folder of a run.
+
+    Example: ``Stage("runs/shapes", "responses", "0f3a...")`` publishes to ``runs/shapes/responses``.
+    """
+
+    run: str
+    name: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        """Where readers find the published stage."""
+        return join(self.run, self.name)
+
+    @property
+    def partial(self) -> str:
+        """Where the stage writes until it is published."""
+        return join(self.run, f"{self.name}.partial")
+
+    def is_complete(self) -> bool:
+        """Whether this very stage (same fingerprint) has been published."""
+        manifest = read_manifest(self.run, self.name)
+        return manifest is not None and manifest["fingerprint"] == self.fingerprint
+
+    def is_begun(self) -> bool:
+        """Whether the partial folder holds parts of this very stage."""
+        marker = join(self.partial, "_fingerprint")
+        return exists(marker) and read_bytes(marker).decode() == self.fingerprint
+
+    def begin(self) -> None:
+        """Make the partial folder ready: parts of an interrupted run of the same fingerprint stay, others go."""
+        filesystem, path = filesystem_of(self.partial)
+        if filesystem.exists(path) and not self.is_begun():
+            filesystem.rm(path, recursive=True)
+        filesystem.makedirs(path, exist_ok=True)
+        write_bytes(join(self.partial, "_fingerprint"), self.fingerprint.encode())
+
+    def publish(self, details: dict[str, Any]) -> None:
+        """Make the partial folder the stage, replacing an older one; ``details`` go into its manifest."""
+        filesystem, partial = filesystem_of(self.partial)
+        _, folder = filesystem_of(self.folder)
+        manifest = {"stage": self.name, "fingerprint": self.fingerprint, **details}
+        filesystem.rm(f"{partial}/_fingerprint")
+        if is_local(self.folder):
+            write_json(join(self.partial, MANIFEST), manifest)
+            old = f"{folder}.{uuid.uuid4().hex}.old"
+            if os.path.exists(folder):
+                os.replace(folder, old)
+            os.replace(partial, folder)
+            if os.path.exists(old):
+                filesystem.rm(old, recursive=True)
+        else:
+            if filesystem.exists(folder):
+                if filesystem.exists(f"{folder}/{MANIFEST}"):
+                    filesystem.rm(f"{folder}/{MANIFEST}")
+                filesystem.rm(folder, recursive=True)
+            filesystem.copy(partial.rstrip("/") + "/", folder, recursive=True)
+            filesystem.rm(partial, recursive=True)
+            write_json(join(self.folder, MANIFEST), manifest)
+
+
+def copy_stage(source: str, target: str, name: str) -> None:
+    """Publish a copy of a stage of one run, manifest included, in another run, replacing what that has.
+
+    Raises:
+        ValueError: the source run has not published the stage.
+    """
+    manifest = read_manifest(source, name)
+    if manifest is None:
+        raise ValueError(f"{join(source, name)} is not there")
+    stage = Stage(target, name, manifest.pop("fingerprint"))
+    remove_folder(stage.partial)
+    stage.begin()
+    for relative, uri in list_files(join(source, name)).items():
+        if relative != MANIFEST:
+            write_bytes(join(stage.partial, *relative.split("/")), read_bytes(uri))
+    del manifest["stage"]
+    stage.publish(manifest)
+
+
+def read_manifest(run: str, name: str) -> dict[str, Any] | None:
+    """The manifest of a published stage, or None."""
+    uri = join(run, name, MANIFEST)
+    if not exists(uri):
+        return None
+    manifest: dict[str, Any] = read_json(uri)
+    return manifest
+
+
+def require_stage(run: str, name: str, job: str) -> dict[str, Any]:
+    """The manifest of a stage that another one needs.
+
+    Raises:
+        UserError: it has not been published; the message names the job that does.
+    """
+    manifest = read_manifest(run, name)
+    if manifest is None:
+        raise UserError(f"{join(run, name)} is not there: run `python -m jobs.{job}` with this configuration first.")
+    return manifest

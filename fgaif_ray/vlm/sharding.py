@@ -1,0 +1,68 @@
+"""The frozen backbone cut up over the learner processes (FSDP2, ``torch.distributed.fsdp.fully_shard``; Zhao et al.
+2023, arXiv 2304.11277), for models that one device cannot hold.
+
+Between passes each process holds its part of every weight. A pass puts one unit at a time together (a decoder or
+vision layer, the embeddings, the vocabulary head), uses it, and lets it go again; the backward pass does so once more.
+What is trained, adapters and value head, is small: every process holds all of it, and its gradients are summed as
+without sharding.
+
+Putting together is a collective: every process must make as many passes of each kind as every other.
+"""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from fgaif_ray.vlm.group import LearnerGroup
+from fgaif_ray.vlm.passes import DecoderPass, ImagePass, VocabularyScores
+
+
+def shard_backbone(
+    images: ImagePass,
+    decoder: DecoderPass,
+    vocabulary: VocabularyScores,
+    trained: set[nn.Parameter],
+    group: LearnerGroup,
+) -> None:
+    """Leaves this process its part of the backbone, on the group's device, and moves there what is trained.
+
+    The backbone comes there a unit at a time, so that the device never holds all of it. Afterwards its weights can be
+    read in calls of the three parts alone.
+
+    Args:
+        images: of a backbone with its adapters in place.
+        decoder: of the same one.
+        vocabulary: of the same one.
+        trained: parameters that every process keeps whole.
+        group: of more than one process, all of which call this.
+    """
+    model = decoder.backbone.model
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(group.device.type, (group.size,)),
+        "reshard_after_forward": True,  # also of the outermost modules, which FSDP by itself would keep together
+        "ignored_params": trained,
+    }
+    for layer in [*images.modules(), *decoder.modules()]:
+        if isinstance(layer, GradientCheckpointingLayer):
+            fully_shard(layer, **options)
+    embeddings = fully_shard(model.get_input_embeddings(), **options)
+    embeddings.set_unshard_in_backward(False)  # nothing before them is trained
+    # Not the towers themselves: FSDP changes a module's class, by which transformers knows what a tower can record.
+    for part in (images, decoder, vocabulary):
+        fully_shard(part, **options)
+    with torch.no_grad():
+        for tensor in chain(model.parameters(), model.buffers()):
+            if not isinstance(tensor, DTensor):
+                tensor.data = tensor.data.to(group.device)
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """What this process keeps of a tensor, sharded or not."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.untyped_storage().nbytes()

@@ -1,0 +1,228 @@
+"""Verification on real engines and real Ray Data: calibration, canaries, a second verifier, the prefix cache."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support.fake_openai import FakeOpenAI
+from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, KEY_VARIABLE, Rules, make_config, write_responses
+
+from actors.labelling.extraction import EXTRACTED_SCHEMA
+from actors.labelling.second_verifier import parts_left
+from actors.labelling.verifier import Verification, Verifier
+from fgaif_ray import storage
+from fgaif_ray.audit.control_items import load_canaries
+from fgaif_ray.config import CalibrationConfig, CanaryConfig, Config, EngineConfig, VerifierConfig
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA
+from fgaif_ray.shapes import tiny_llava
+from fgaif_ray.shapes.canaries import scene_canaries
+from fgaif_ray.sources import load_truth
+from jobs import label
+from jobs.label_calibration import find_thresholds
+
+PATCH = 4
+PER_BLOCK = 2
+SMALL_BLOCKS = ENGINE | {"max_model_len": 512, "block_size": 32}
+
+
+def random_verifier(folder: Path) -> str:
+    """A LLaVA that was never trained, with as many image tokens as fill several cache blocks."""
+    from transformers import AutoTokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_llava, "CELL_SIZE", PATCH)
+        tokenizer = AutoTokenizer.from_pretrained(ANNOTATOR)
+        tiny_llava.save_checkpoint(tiny_llava.build_model(tokenizer), tiny_llava.build_processor(tokenizer), folder)
+    return str(folder)
+
+
+def change(config: Config, **label_settings: Any) -> Config:
+    return config.model_copy(update={"label": config.label.model_copy(update=label_settings)})
+
+
+def write_truth(config: Config, path: Path) -> str:
+    """Facts about the scenes of a run, right and wrong ones of each type."""
+    truth = load_truth(config)
+    assert truth is not None
+    lines = [
+        {"image": os.path.abspath(str(fact.image)), "fact": fact.text, "type": fact.type, "consistent": fact.consistent}
+        for fact in scene_canaries(truth, seed=1)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+class Verified:
+    """A run with a calibrated verifier and a second one whose disagreements are masked; then the same unmasked."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        config = make_config(folder / "run", url)
+        write_responses(config)
+        facts = write_truth(config, folder / "facts.jsonl")
+        first = config.label.verifier.model_copy(update={"calibration": CalibrationConfig(path=facts)})
+        second = VerifierConfig(model=random_verifier(folder / "random"), engine=EngineConfig(**SMALL_BLOCKS))
+        self.config = change(
+            config,
+            verifier=first,
+            second_verifier=second,
+            disagreement="mask",
+            canaries=CanaryConfig(per_block=PER_BLOCK),
+        )
+        label.run(self.config)
+        self.rows, self.metrics = self.read()
+
+    def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        folder = storage.join(self.config.run.dir, "feedback")
+        return list(storage.read_rows(folder)), storage.read_json(storage.join(folder, "metrics.json"))
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        return [segment for row in self.rows for segment in row["segments"]]
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        return [fact for segment in self.segments for fact in segment["facts"]]
+
+    def stored(self, *names: str) -> list[dict[str, Any]]:
+        return list(storage.read_rows(storage.join(self.config.run.dir, *names)))
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(Rules()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory, endpoint: FakeOpenAI, ray_cluster: Any) -> Verified:
+    os.environ[KEY_VARIABLE] = "key"
+    try:
+        return Verified(tmp_path_factory.mktemp("verified"), endpoint.url)
+    finally:
+        del os.environ[KEY_VARIABLE]
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+class TestVerification:
+    def test_verdicts_follow_the_calibrated_thresholds(self, verified: Verified) -> None:
+        found = storage.read_json(storage.join(verified.config.run.dir, "calibration", "calibration.json"))
+        assert verified.metrics["thresholds"] == found["thresholds"]
+        for fact in verified.facts:
+            assert fact["consistent"] == (fact["p_consistent"] >= found["thresholds"][fact["type"]])
+
+    def test_a_fact_gets_the_same_probability_in_calibration_and_labelling(self, verified: Verified) -> None:
+        known = {(row["image"], row["fact"]): row["p_consistent"] for row in verified.stored("calibration")}
+        pairs = [
+            (known[key], fact["p_consistent"])
+            for row in verified.rows
+            for segment in row["segments"]
+            for fact in segment["facts"]
+            if (key := (os.path.abspath(row["image"]), fact["text"])) in known
+        ]
+        assert pairs
+        assert [first for first, _ in pairs] == pytest.approx([second for _, second in pairs], abs=1e-3)
+
+    def test_each_block_is_asked_its_canaries(self, verified: Verified) -> None:
+        asked = verified.stored("feedback", "canaries")
+        blocks = len(verified.stored("feedback", "checks")) // 2
+        assert Counter(row["consistent"] for row in asked) == {False: PER_BLOCK * blocks, True: PER_BLOCK * blocks}
+        assert verified.metrics["canaries"]["false_asked"] == PER_BLOCK * blocks
+        assert all(row["p_consistent"] is not None for row in asked)
+
+    def test_canaries_are_in_no_row(self, verified: Verified) -> None:
+        ordered = {row["fact"] for row in verified.stored("feedback", "canaries") if row["injected"]}
+        assert ordered
+        assert not ordered & {fact["text"] for fact in verified.facts}
+
+    def test_both_verifiers_judge_every_fact(self, verified: Verified) -> None:
+        assert all(fact["second_p_consistent"] is not None for fact in verified.facts)
+        assert len({round(fact["second_p_consistent"], 6) for fact in verified.facts}) > 10
+
+    def test_disagreements_are_those_of_the_rows(self, verified: Verified) -> None:
+        differing = Counter(fact["type"] for fact in verified.facts if fact["consistent"] != fact["second_consistent"])
+        assert differing.total() > 0
+        counted = verified.metrics["second_verifier"]
+        assert {name: counted[name]["disagreements"] for name in FACT_TYPES} == {
+            name: differing[name] for name in FACT_TYPES
+        }
+
+    def test_labels_that_hang_on_a_disagreement_are_masked(self, verified: Verified) -> None:
+        masked = sum(segment["labels"][name] is None for segment in verified.segments for name in FACT_TYPES)
+        assert masked == sum(verified.metrics["labels_masked"].values()) > 0
+
+    def test_an_images_prefix_is_computed_once(self, verified: Verified) -> None:
+        assert verified.metrics["prefix_cache"]["prompt_tokens"] > 0
+        assert verified.metrics["second_prefix_cache"]["hit_rate"] > 0.5
+
+    def test_every_row_says_who_verified(self, verified: Verified) -> None:
+        (annotator,) = {row["annotator"] for row in verified.rows}
+        assert json.loads(annotator)["second_verifier"]["disagreement"] == "mask"
+
+    def test_an_image_that_is_gone_stops_the_calibration_in_a_sentence(
+        self, verified: Verified, tmp_path: Path
+    ) -> None:
+        fact = {"image": "gone.png", "fact": "There is a star.", "type": "existence", "consistent": True}
+        path = tmp_path / "facts.jsonl"
+        path.write_text(json.dumps(fact) + "\n" + json.dumps(fact | {"consistent": False}) + "\n")
+        config = verified.config
+        verifier = config.label.verifier.model_copy(update={"calibration": CalibrationConfig(path=str(path))})
+        config = change(config, verifier=verifier).model_copy(
+            update={"run": config.run.model_copy(update={"dir": str(tmp_path)})}
+        )
+        with pytest.raises(UserError, match=r"gone\.png"):
+            find_thresholds(config)
+        assert storage.read_manifest(str(tmp_path), "calibration") is None
+
+    def test_unmasking_asks_no_verifier(self, verified: Verified) -> None:
+        """Stays last: it publishes the run anew, without engines and with an endpoint that is not asked."""
+        before = [fact["second_p_consistent"] for fact in verified.facts]
+        label.run(change(verified.config, disagreement="report"))
+        verified.rows, verified.metrics = verified.read()
+        assert [fact["second_p_consistent"] for fact in verified.facts] == before
+        assert sum(verified.metrics["labels_masked"].values()) == 0
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+class TestRepeatedBlock:
+    def test_a_label_is_kept_when_the_block_is_done_again_and_a_call_times_out(
+        self, tmp_path: Path, ray_cluster: Any
+    ) -> None:
+        import ray
+
+        config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
+        responses = write_responses(config)[:2]
+        fact = [{"type": "existence", "text": "There is a circle."}]
+        rows = [
+            row | {"spans": [(0, len(row["response"]))], "facts": json.dumps([fact]), "reason": None, "fatal": None}
+            for row in responses
+        ]
+        rejected = [rows[0], rows[1] | {"facts": None, "reason": "timeout: no answer"}]
+        stage, rejected_stage = label.stages_of(config)
+        half = dict.fromkeys(FACT_TYPES, 0.5)
+        verification = Verification(
+            config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
+        )
+        worker = ray.remote(Verifier).remote(verification)
+        tables = [pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA) for given in (rows, rejected, rows)]
+        counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["labelled"] for table in tables]
+        ray.kill(worker)
+        assert counts == [2, 2, 2]
+        assert len(list(storage.read_rows(stage.partial))) == 2
+        assert storage.list_parts(rejected_stage.partial) == []
+
+
+def test_a_second_pass_goes_on_with_the_parts_that_are_left(tmp_path: Path) -> None:
+    row = dict.fromkeys(("sample_id", "image", "image_sha256", "prompt", "response", "model"), "x")
+    row |= {"token_ids": None, "finish_reason": None, "segments": []}
+    for name, annotator in (("done", {"second_verifier": {}}), ("left", {"verifier": {}})):
+        rows = [row | {"annotator": json.dumps(annotator)}] * 3
+        storage.write_part(str(tmp_path), rows, FEEDBACK_SCHEMA, name)
+    assert parts_left(str(tmp_path)) == [(storage.part_uri(str(tmp_path), "left"), 3)]

@@ -1,0 +1,106 @@
+"""The reward service without Ray: its real gateway, routes and reward models in this process, behind real HTTP."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import uvicorn
+
+from actors.rewards.gateway import GatewaySettings, RewardGateway
+from actors.rewards.http import token_digest
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.scoring import ScoringBatch, Verdicts, combined_version, score_batches
+from fgaif_ray.serving.wire import ModelList, RewardModelCard
+from support.reward_helpers import CHECKPOINT, offline_model, save_reward_models
+
+TOKEN = "a-token-of-the-tests"
+WEIGHTS = {"existence": 1.0, "attribute": 0.5, "relation": 2.0}
+VERSIONS = dict.fromkeys(FACT_TYPES, "1")
+
+
+class LocalScorer:
+    """What the gateway sees of a reward deployment: `scorer.score.remote(batch)`; scores in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = offline_model(save_reward_models(folder))
+        self.score = self
+        self.batches: list[ScoringBatch] = []
+        self.worker = ThreadPoolExecutor(max_workers=1)  # forward passes must not overlap
+
+    async def remote(self, batch: ScoringBatch) -> Verdicts:
+        self.batches.append(batch)
+        loop = asyncio.get_running_loop()
+        [outcomes] = await loop.run_in_executor(self.worker, score_batches, self.model, FACT_TYPES, [batch])
+        return Verdicts(VERSIONS, outcomes)
+
+
+def local_gateway(
+    scorer: LocalScorer, options: RewardOptions, token: str | None = TOKEN, timeout_s: float = 60.0
+) -> RewardGateway:
+    models = ModelList(
+        models=[RewardModelCard(id=name, version=version) for name, version in VERSIONS.items()],
+        model_version=combined_version(VERSIONS),
+        backbone="policy",
+        tokenizer="policy",
+        placement="shared",
+        weights=dict(options.weights),
+        value=options.value,
+        granularity=options.granularity,
+        normalise_by_segments=options.normalise_by_segments,
+    )
+    settings = GatewaySettings(
+        identity="test",
+        url="",
+        models=models,
+        tokenizer=CHECKPOINT,
+        options=options,
+        max_batch_size=16,
+        max_waiting_items=2048,
+        request_timeout_s=timeout_s,
+        token_digest=None if token is None else token_digest(token),
+    )
+    return RewardGateway(settings, [scorer])
+
+
+@contextmanager
+def served(gateway: RewardGateway) -> Iterator[str]:
+    """The URL at which the gateway answers; requests and answers get their id here, as they do from Serve's proxy."""
+    app = gateway.__serve_build_asgi_app__()
+
+    async def with_request_id(scope: Any, receive: Any, send: Any) -> None:
+        request_id = (b"x-request-id", uuid4().hex.encode())
+
+        async def send_with_it(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], request_id]}
+            await send(message)
+
+        await app({**scope, "headers": [*scope["headers"], request_id]}, receive, send_with_it)
+
+    config = uvicorn.Config(with_request_id, port=0, log_level="error", lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    socket = config.bind_socket()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    token = os.environ.get("FGAIF_REWARD_TOKEN")
+    os.environ["FGAIF_REWARD_TOKEN"] = TOKEN
+    try:
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    finally:
+        if token is None:
+            del os.environ["FGAIF_REWARD_TOKEN"]
+        else:
+            os.environ["FGAIF_REWARD_TOKEN"] = token
+        server.should_exit = True
+        thread.join()
+        socket.close()

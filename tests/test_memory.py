@@ -1,9 +1,0 @@
-"""The watch on a run's memory."""
-
-from actors.memory import PeakMemory
-
-
-def test_a_run_shorter_than_the_interval_has_a_peak() -> None:
-    with PeakMemory(interval_s=60.0) as memory:
-        pass
-    assert memory.peak_gib > 0

@@ -1,0 +1,360 @@
+"""What a plan says about GPUs' memory: against real tensors, by hand, and as a person reads it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from support.official_llava import config_7b, config_13b, write_config
+from support.paths import ROOT
+from torch.optim import AdamW
+
+from benchmarks.gpu_model import SHAPES, build_backbone, encode_responses
+from fgaif_ray.cluster.actor_memory import GIB, RUNTIME, footprint
+from fgaif_ray.cluster.memory_plan import MemoryPlan, plan_memory
+from fgaif_ray.cluster.model_sizes import ModelSize, Tower, model_size
+from fgaif_ray.cluster.node_types import ClusterFile, NodeType
+from fgaif_ray.cluster.pass_memory import Adapter, kept_states
+from fgaif_ray.cluster.plan import plan_cluster
+from fgaif_ray.cluster.resources import generator, learner, reward_replica, reward_trainer, rollout_worker
+from fgaif_ray.config import Config, LoRAOptions, PPOConfig, load_config
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.data import ImageFeatures, LabelledResponse, prepare_data
+from fgaif_ray.rewards.kinds import reward_tasks
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.training import train_reward_model
+from fgaif_ray.rl.policy import PolicyModel
+from fgaif_ray.rl.step import Experience, PPOUpdater, estimate
+from fgaif_ray.vlm.backbone import load_backbone
+from fgaif_ray.vlm.group import LearnerGroup
+from jobs.cli import EXIT_USER_ERROR, main
+from jobs.pipeline import run
+from jobs.plan import plan_mode
+
+TARGETS = LoRAOptions().target_modules
+
+
+def shapes(*overrides: str) -> Config:
+    return load_config(ROOT / "configs" / "shapes.yaml", overrides)
+
+
+def sizes(config: Config, request: Any, gpu: int | None = None) -> dict[str, int | None]:
+    found = footprint(config, request, gpu)
+    assert found is not None
+    return {part.what: part.size for part in found.parts}
+
+
+def bytes_of(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def planned(config: Config, *node_types: NodeType, gpu: float | None = None, stage: str = "") -> MemoryPlan:
+    head = NodeType("head", {"CPU": 0}, 1)
+    cluster = ClusterFile("cluster.yaml", (head, *node_types), 10, "head")
+    plan = plan_cluster(config, cluster, (stage,) if stage else ())
+    return plan_memory(config, cluster, plan, None if gpu is None else int(gpu * GIB))
+
+
+@pytest.fixture
+def optimisers(monkeypatch: pytest.MonkeyPatch) -> list[AdamW]:
+    """Every AdamW that is made during a test."""
+    made: list[AdamW] = []
+
+    class Recorded(AdamW):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    return made
+
+
+def state_bytes(optimiser: AdamW) -> int:
+    return bytes_of(tensor for state in optimiser.state.values() for tensor in state.values())
+
+
+def picture(index: int) -> Image.Image:
+    return Image.new("RGB", (60, 60), (10 * index, 90, 120))
+
+
+def test_the_learners_weights_gradients_and_optimiser_are_counted_to_the_byte(optimisers: list[AdamW]) -> None:
+    config = shapes()
+    model = PolicyModel(load_backbone(config.policy.model, config.policy.dtype), config.align.lora)
+    parameters = model.policy_parameters() | model.critic_parameters()
+    own = {id(parameter) for parameter in parameters.values()}
+    everything = [*model.backbone.model.parameters(), *model.backbone.model.buffers()]
+    rows = model.encode(["What is shown?"] * 2, [picture(1), picture(2)], [[70, 80, 2], [90, 2]])
+    model.log_probs(rows).log_probs.sum().backward()
+    model.values(rows).sum().backward()
+    gradients = bytes_of(parameter.grad for parameter in parameters.values())
+    model.zero_grad()
+    before = estimate(model, rows, 2)
+    ones = torch.ones_like(before.values)
+    experience = Experience(
+        rows=rows,
+        behaviour_log_probs=before.log_probs,
+        old_log_probs=before.log_probs,
+        old_values=before.values,
+        advantages=ones,
+        returns=ones,
+        mask=torch.tensor([[True, True, True], [True, True, False]]),
+        metrics={},
+    )
+    PPOUpdater(model, PPOConfig(), LearnerGroup(model.device)).update(experience, 0, torch.Generator(), 1)
+    weights, adapters, counted_gradients, states, *_ = sizes(config, learner(config)).values()
+    assert weights == bytes_of(tensor for tensor in everything if id(tensor) not in own)
+    assert (adapters, counted_gradients) == (bytes_of(parameters.values()), gradients)
+    assert states == state_bytes(optimisers[0])
+
+
+def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers: list[AdamW], tmp_path: Path) -> None:
+    config = shapes("rewards.epochs=1", "rewards.num_workers=1")
+    backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
+    responses = []
+    for index in range(4):
+        path = tmp_path / f"{index}.png"
+        picture(index).save(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        labels = dict.fromkeys(FACT_TYPES, (index % 3,))
+        responses.append(LabelledResponse(str(path), digest, "What is shown?", ("A circle.",), labels))
+    data = prepare_data(backbone, responses, 0.25, 0, lambda _count: None)
+    model, features = RewardModel(backbone), ImageFeatures(backbone)
+    for task in reward_tasks("separate"):
+        train_reward_model(model, task, data, features, config.rewards, 0, lambda _count, _note: None)
+    trained = [value for name, value in model.named_parameters() if "lora_" in name]
+    trained += [
+        value
+        for name, value in backbone.model.named_parameters()
+        if "lora_" in name and all(value is not one for one in trained)
+    ]
+    trained += [value for value in model.heads.parameters() if all(value is not one for one in trained)]
+    _, adapters, gradients, states, best, *_ = sizes(config, reward_trainer(config)).values()
+    assert adapters == bytes_of(trained)
+    assert gradients == bytes_of(parameter.grad for parameter in trained)
+    assert states == state_bytes(optimisers[-1])
+    assert best == bytes_of(trained) // 3
+
+
+def of_shape(name: str) -> ModelSize:
+    shape = SHAPES[name]
+    tower = Tower(shape.layers, shape.hidden, shape.intermediate, shape.heads, shape.heads, shape.hidden // shape.heads)
+    linear = tuple(
+        (f"layers.{layer}.{target}", *(sizes[target]))
+        for layer in range(shape.layers)
+        for sizes in [
+            dict.fromkeys(TARGETS, (shape.hidden, shape.hidden))
+            | dict.fromkeys(("gate_proj", "up_proj"), (shape.hidden, shape.intermediate))
+            | {"down_proj": (shape.intermediate, shape.hidden)}
+        ]
+        for target in TARGETS
+    )
+    return ModelSize(name, 0, 0, None, tower, shape.vocabulary, 4096, linear, 4, None, 0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_states_kept_for_the_backward_pass_are_those_that_torch_keeps(dtype: str, checkpointing: bool) -> None:
+    lora = LoRAOptions(rank=8)
+    model = PolicyModel(
+        build_backbone(SHAPES["tiny"], torch.device("cpu"), getattr(torch, dtype), 0),
+        lora,
+        activation_checkpointing=checkpointing,
+    )
+    rows = encode_responses(model, SHAPES["tiny"], [300, 300], 0)
+    owned = [*model.backbone.model.parameters(), *model.backbone.model.buffers(), *model.value_head.parameters()]
+    mine = {tensor.untyped_storage().data_ptr() for tensor in owned}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in mine:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        values = model.values(rows)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    length = rows.input_ids.shape[1]
+    counted = kept_states(of_shape("tiny"), Adapter(8, lora.target_modules), dtype, 2, length, checkpointing)
+    if checkpointing:  # a layer's states are computed again later
+        whole = kept_states(of_shape("tiny"), Adapter(8, lora.target_modules), dtype, 2, length, False)
+        layer = whole // SHAPES["tiny"].layers
+        assert 0 < counted - measured < layer
+    else:
+        read = 2 * 300 * (4 * SHAPES["tiny"].hidden + 40)  # the states that the head reads, their places and results
+        assert counted < measured < 1.03 * (counted + read)
+    assert values.requires_grad
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """``configs/llava-1.5-7b.yaml`` with folders that hold the models' configurations."""
+    folder = tmp_path_factory.mktemp("models")
+    policy = write_config(folder / "llava-1.5-7b-hf", config_7b())
+    other = write_config(folder / "llava-1.5-13b-hf", config_13b())
+    overrides = (f"policy.model={policy}", f"label.verifier.model={other}", f"rewards.backbone={other}")
+    return load_config(ROOT / "configs" / "llava-1.5-7b.yaml", overrides)
+
+
+def changed(config: Config, **sections: Any) -> Config:
+    """The configuration with some keys of ``align`` changed."""
+    return config.model_copy(update={"align": config.align.model_copy(update=sections)})
+
+
+def test_the_cache_of_an_engine_is_what_its_share_of_the_gpu_leaves(large: Config) -> None:
+    parts = sizes(large, generator(large), 48 * GIB)
+    cache = next(size for what, size in parts.items() if what.startswith("key-value"))
+    others = sum(size or 0 for size in parts.values()) - (cache or 0)
+    assert cache == int(0.9 * 48 * GIB) - others
+    assert cache is not None and f": {cache // (524_288 * 2048)} sequences of 2,048 tokens" in "".join(parts)
+
+
+def test_slots_for_adapters_take_a_rank_that_vllm_has(large: Config) -> None:
+    odd = changed(large, lora=LoRAOptions(rank=40))
+    parts = sizes(odd, rollout_worker(odd), 48 * GIB)
+    size = model_size(large.policy.model)
+    assert parts["2 slots for adapters up to rank 64, bfloat16"] == 2 * 2 * size.adapter_parameters(64)
+
+
+def test_merged_weights_need_no_slots_but_a_layer(large: Config) -> None:
+    merged = changed(large, rollout=large.align.rollout.model_copy(update={"sync": "merged"}))
+    parts = sizes(merged, rollout_worker(merged), 48 * GIB)
+    assert not any("slots" in what for what in parts)
+    assert parts["largest layer once more, while merged weights are loaded"] == 32064 * 4096 * 2
+
+
+def test_a_replica_holds_an_adapter_for_each_type_it_scores(large: Config) -> None:
+    shared, *_ = [part for part in sizes(large, reward_replica(large, "SharedReward")) if "adapter" in part]
+    assert shared == "3 adapter(s) of rank 64, 3 head(s), float32"
+
+
+def test_sampling_ahead_keeps_the_policy_before(large: Config) -> None:
+    ahead = changed(large, rollout=large.align.rollout.model_copy(update={"max_staleness": 1}))
+    parts = sizes(ahead, learner(ahead))
+    assert parts["adapter of the policy before, and a copy while it is probed"] == 2 * 4 * 159_907_840
+
+
+def test_checkpointing_leaves_a_small_part_of_the_states(large: Config) -> None:
+    def states(config: Config) -> int:
+        return next(size or 0 for what, size in sizes(config, learner(config)).items() if what.startswith("states"))
+
+    assert states(changed(large, activation_checkpointing=True)) < states(large) / 8
+
+
+def test_a_learner_that_does_not_fit_is_told_settings_that_do(large: Config) -> None:
+    node = NodeType("training", {"CPU": 48, "GPU": 4}, 2, accelerator="g6e.12xlarge")
+    plan = planned(large, node, NodeType("data", {"CPU": 64, "GPU": 8}, 2, accelerator="H100"), stage="align")
+    [warning] = [one for one in plan.warnings() if "Learner" in one]
+    assert "align.ppo.micro_batch_size=3, or align.activation_checkpointing=true" in warning
+    ppo = large.align.ppo.model_copy(update={"micro_batch_size": 3})
+    for fixed in (changed(large, ppo=ppo), changed(large, activation_checkpointing=True)):
+        assert [load.actors for load in planned(fixed, node, stage="align").loads if not load.fits] == []
+    four = changed(large, ppo=ppo.model_copy(update={"micro_batch_size": 4}))
+    assert [load.actors for load in planned(four, node, stage="align").loads if not load.fits] == ["Learner"]
+
+
+def test_a_sharded_backbone_is_counted_in_parts_and_advised_where_it_does_not_fit(large: Config) -> None:
+    four = changed(large, num_workers=4)
+    size = model_size(large.policy.model)
+    weights, gathered, *_ = sizes(changed(four, sharding="full"), learner(four)).values()
+    assert weights == -(-size.parameters * 2 // 4) + size.buffer_bytes
+    assert gathered == 3 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    whole = footprint(four, learner(four), None)
+    assert whole is not None
+    advised = whole.remedy(16 * GIB)
+    assert advised == "align.sharding=full with align.activation_checkpointing=true"
+    one = changed(large, num_workers=1)
+    alone = footprint(one, learner(one), None)
+    assert alone is not None and alone.remedy(16 * GIB) is None  # no workers to cut it up over
+    roomy = whole.remedy(40 * GIB)
+    assert roomy is not None and "sharding" not in roomy
+
+
+def test_fractions_share_a_gpu_and_its_memory(large: Config) -> None:
+    serve = large.serve.model_copy(update={"placement": "separate", "num_gpus": 0.3})
+    config = large.model_copy(update={"serve": serve})
+    node = NodeType("gpu", {"CPU": 64, "GPU": 8}, 1)
+    [load] = planned(config, node, gpu=80, stage="serve_rewards").loads
+    assert load.actors == "ExistenceReward + AttributeReward + RelationReward"
+    single = footprint(config, reward_replica(config, "ExistenceReward"), 80 * GIB)
+    assert single is not None and load.total == 3 * single.total
+    plan = planned(config, node, gpu=60, stage="serve_rewards")
+    assert load.fits is False or plan.loads[0].fits is False
+    assert "let fewer actors share a GPU" in next(plan.warnings())
+
+
+def test_weights_that_no_gpu_of_the_node_holds_are_refused(large: Config) -> None:
+    plan = planned(large, NodeType("gpu", {"CPU": 64, "GPU": 8}, 1), gpu=12, stage="sample")
+    with pytest.raises(
+        UserError, match=r"^sample: the weights alone of Sampler take 13\.2 GiB, more than the 12\.0 GiB"
+    ):
+        plan.check()
+
+
+def test_an_engine_without_room_for_one_sequence_cannot_start(large: Config) -> None:
+    plan = planned(large, NodeType("gpu", {"CPU": 64, "GPU": 8}, 1), gpu=16, stage="sample")
+    plan.check()
+    [warning] = plan.warnings()
+    assert (
+        "Sampler on gpu cannot start: it needs 16.0 GiB for one sequence of sample.engine.max_model_len=2048" in warning
+    )
+
+
+def test_unknown_gpus_leave_the_question_open(large: Config) -> None:
+    plan = planned(large, NodeType("gpu", {"CPU": 64, "GPU": 8}, 1), stage="sample")
+    assert plan.loads[0].fits is None
+    assert "the rest of 0.9 of the GPU" in plan.table() and list(plan.warnings()) == []
+
+
+def test_a_model_that_is_not_here_has_a_row_that_says_so() -> None:
+    config = load_config(ROOT / "configs" / "llava-1.5-7b.yaml")
+    table = planned(config, NodeType("gpu", {"CPU": 64, "GPU": 8}, 1), gpu=80).table()
+    assert (
+        "llava-hf/llava-1.5-13b-hf is not on this machine; `hf download llava-hf/llava-1.5-13b-hf config.json`" in table
+    )
+
+
+def test_two_gpus_for_one_engine_are_a_warning(large: Config) -> None:
+    engine = large.sample.engine.model_copy(update={"num_gpus": 2})
+    config = large.model_copy(update={"sample": large.sample.model_copy(update={"engine": engine})})
+    plan = planned(config, NodeType("gpu", {"CPU": 64, "GPU": 8}, 1), gpu=80, stage="sample")
+    assert any("asks for 2 GPUs and computes on one" in warning for warning in plan.warnings())
+
+
+def test_a_served_extractor_lies_beside_what_ray_puts_on_the_first_gpu() -> None:
+    config = shapes("label.verifier.engine.num_gpus=1")
+    here = NodeType("this machine", {"CPU": 4, "GPU": 1}, 1)
+    cluster = ClusterFile(here.name, (here,), 0, here.name)
+    plan = plan_memory(config, cluster, plan_cluster(config, cluster, ("label",)), 8 * GIB)
+    [load] = plan.loads
+    assert load.actors == "vLLM server + Verifier"
+    assert load.total > 2 * (GIB + RUNTIME)  # two caches of 1 GiB
+
+
+def call_plan(*arguments: str) -> int:
+    config = str(ROOT / "configs" / "shapes.yaml")
+    return main("pipeline", "", run, ["--config", config, "--plan", *arguments], modes=(plan_mode(),))
+
+
+def test_without_gpus_the_table_has_no_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_plan() == 0
+    output = capsys.readouterr().out
+    rows = [line for line in output.splitlines() if "weights of fgaif_ray/shapes/checkpoints/" in line]
+    assert len(rows) == 10 and all(line.split()[-1] == "none" for line in rows)
+    assert "warning" not in output
+
+
+def test_the_option_for_memory_decides_and_weights_alone_are_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--cluster", str(ROOT / "cluster.yaml"), "--set", "align.gpus_per_worker=1", "--gpu-memory")
+    assert call_plan(*arguments, "4") == 0
+    assert " 4.00  yes" in capsys.readouterr().out
+    assert call_plan(*arguments, "0.001") == EXIT_USER_ERROR
+    assert "the weights alone of Learner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "much"])
+def test_a_memory_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(SystemExit):
+        call_plan("--gpu-memory", value)

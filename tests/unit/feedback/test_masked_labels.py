@@ -1,0 +1,69 @@
+"""Reward models trained where some labels are not to be learnt."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from integration.rewards.test_reward_training import OPTIONS, feedback_rows, silent
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import ABSENT
+from fgaif_ray.rewards.data import IGNORED, Example, ImageFeatures, RewardData, from_feedback, prepare_data
+from fgaif_ray.rewards.kinds import RewardTask
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.training import train_reward_model
+from fgaif_ray.vlm.backbone import load_backbone
+
+FAST = OPTIONS.model_copy(update={"epochs": 1})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> RewardData:
+    backbone = load_backbone(OPTIONS.backbone, "float32")
+    responses = from_feedback(feedback_rows(tmp_path_factory.mktemp("images"), 8))
+    return prepare_data(backbone, responses, 0.25, 0, silent)
+
+
+def masked(examples: list[Example], only: int | None = None) -> list[Example]:
+    """Examples without the labels of one class, or without any."""
+    return [
+        dataclasses.replace(
+            example,
+            labels={
+                name: tuple(IGNORED if only in (None, label) else label for label in labels)
+                for name, labels in example.labels.items()
+            },
+        )
+        for example in examples
+    ]
+
+
+def train(data: RewardData) -> dict[str, object]:
+    model = RewardModel(load_backbone(OPTIONS.backbone, "float32"))
+    task = RewardTask("existence", ("existence",), ("existence",))
+    return train_reward_model(model, task, data, ImageFeatures(model.backbone), FAST, 0, silent)["existence"]
+
+
+def test_masked_labels_are_neither_learnt_nor_measured(data: RewardData) -> None:
+    found = train(
+        dataclasses.replace(data, train=masked(data.train, ABSENT), validation=masked(data.validation, ABSENT))
+    )
+    assert found["support"]["absent"] == 0
+    assert found["count"] == len(data.validation)
+    assert found["curve"][0]["train_loss"] > 0
+
+
+def test_a_batch_of_masked_labels_changes_nothing(data: RewardData) -> None:
+    found = train(dataclasses.replace(data, train=masked(data.train)))
+    assert found["curve"][0]["train_loss"] == 0
+
+
+def test_nothing_to_measure_with_is_said_in_a_sentence(data: RewardData) -> None:
+    with pytest.raises(UserError, match="no existence label to measure with"):
+        train(dataclasses.replace(data, validation=masked(data.validation)))
+
+
+def test_masked_rows_come_in_as_masked(tmp_path: Path) -> None:
+    rows = feedback_rows(tmp_path, 2)
+    rows[0]["segments"][0]["labels"]["existence"] = None
+    assert from_feedback(rows)[0].labels["existence"][0] == IGNORED

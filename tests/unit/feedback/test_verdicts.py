@@ -1,0 +1,147 @@
+"""Two verifiers: what rows, labels and figures say where they differ, and what reward models make of it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgaif_ray.config import LabelConfig, NoiseConfig
+from fgaif_ray.feedback.labels import segment_labels
+from fgaif_ray.feedback.metrics import FeedbackFigures
+from fgaif_ray.feedback.overrides import Overrides
+from fgaif_ray.feedback.verdicts import Disagreements, Labeller, masked_types
+from fgaif_ray.records import CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.rewards.data import IGNORED, from_feedback
+
+HALF = dict.fromkeys(FACT_TYPES, 0.5)
+NONE = Overrides({}, NoiseConfig())
+
+
+def row(*facts: tuple[str, float, float | None]) -> dict[str, Any]:
+    """A response of one sub-sentence; facts are type, P(yes), and the second's."""
+    given = [
+        {"type": kind, "text": f"fact {place}", "p_consistent": first, "second_p_consistent": second}
+        for place, (kind, first, second) in enumerate(facts)
+    ]
+    segment = {"start": 0, "end": 2, "text": "A.", "facts": given}
+    return {
+        "sample_id": "a",
+        "image": "a.png",
+        "image_sha256": "0",
+        "prompt": "?",
+        "response": "A.",
+        "segments": [segment],
+    }
+
+
+def labels_of(found: dict[str, Any]) -> dict[str, Any]:
+    return found["segments"][0]["labels"]
+
+
+def masking(overrides: Overrides = NONE) -> Labeller:
+    return Labeller(HALF, HALF, True, overrides, "{}")
+
+
+def test_each_type_has_its_threshold() -> None:
+    thresholds = {"existence": 0.2, "attribute": 0.5, "relation": 0.9}
+    facts = [("existence", 0.3, None), ("attribute", 0.3, None), ("relation", 0.8, None)]
+    found = Labeller(thresholds, None, False, NONE, "{}").label(row(*facts))
+    assert labels_of(found) == {"existence": CONSISTENT, "attribute": HALLUCINATED, "relation": HALLUCINATED}
+
+
+def test_a_second_verdict_is_kept_and_changes_no_label_unless_masked() -> None:
+    found = Labeller(HALF, {**HALF, "existence": 0.1}, False, NONE, "{}").label(row(("existence", 0.8, 0.2)))
+    (fact,) = found["segments"][0]["facts"]
+    assert (fact["consistent"], fact["second_p_consistent"], fact["second_consistent"]) == (True, 0.2, True)
+    found = Labeller(HALF, HALF, False, NONE, "{}").label(row(("existence", 0.8, 0.2)))
+    assert labels_of(found)["existence"] == CONSISTENT
+
+
+def test_without_a_second_verifier_its_fields_are_empty() -> None:
+    (fact,) = Labeller(HALF, None, False, NONE, "{}").label(row(("existence", 0.8, 0.2)))["segments"][0]["facts"]
+    assert fact["second_p_consistent"] is None and fact["second_consistent"] is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "label"),
+    [
+        ([("existence", 0.8, 0.2)], None),
+        ([("existence", 0.2, 0.8)], None),
+        ([("existence", 0.8, 0.2), ("existence", 0.1, 0.1)], HALLUCINATED),  # wrong whatever the other is
+        ([("existence", 0.8, 0.2), ("existence", 0.9, 0.9)], None),
+        ([("existence", 0.8, 0.9), ("relation", 0.8, 0.2)], CONSISTENT),
+        ([("existence", 0.8, None)], CONSISTENT),
+    ],
+)
+def test_a_label_that_hangs_on_a_disagreement_is_masked(facts: list[Any], label: int | None) -> None:
+    assert labels_of(masking().label(row(*facts)))["existence"] == label
+
+
+@given(st.lists(st.tuples(st.sampled_from(FACT_TYPES), st.booleans(), st.booleans()), max_size=6))
+def test_a_label_that_is_not_masked_is_that_of_either_verifier(facts: list[tuple[str, bool, bool]]) -> None:
+    judged = [{"type": kind, "consistent": first, "second_consistent": second} for kind, first, second in facts]
+    masked = masked_types(judged)
+    by_first = segment_labels((kind, first) for kind, first, _ in facts)
+    by_second = segment_labels((kind, second) for kind, _, second in facts)
+    for name in FACT_TYPES:
+        if name not in masked:
+            assert by_first[name] == by_second[name]
+
+
+def test_a_masked_label_keeps_the_ais_and_has_no_source() -> None:
+    (segment,) = masking().label(row(("existence", 0.8, 0.2)))["segments"]
+    assert segment["ai_labels"]["existence"] == CONSISTENT
+    assert segment["label_sources"]["existence"] is None
+    assert "masked" not in segment
+
+
+def test_people_decide_what_verifiers_cannot() -> None:
+    human = Overrides({("a", 0): ("A.", {"existence": HALLUCINATED})}, NoiseConfig())
+    assert labels_of(masking(human).label(row(("existence", 0.8, 0.2))))["existence"] == HALLUCINATED
+
+
+def test_noise_leaves_masked_labels_alone() -> None:
+    noise = Overrides({}, NoiseConfig.model_validate({"existence": {"to_hallucinated": 1, "to_consistent": 1}}))
+    assert labels_of(masking(noise).label(row(("existence", 0.8, 0.2))))["existence"] is None
+
+
+def test_labelling_again_gives_the_same_row() -> None:
+    labeller = masking()
+    once = labeller.label(row(("existence", 0.8, 0.2), ("relation", 0.3, 0.4)))
+    assert labeller.label(once) == once
+
+
+def test_reward_models_do_not_learn_masked_labels() -> None:
+    (response,) = from_feedback([masking().label(row(("existence", 0.8, 0.2), ("relation", 0.9, 0.9)))])
+    assert (response.labels["existence"], response.labels["relation"]) == ((IGNORED,), (CONSISTENT,))
+
+
+def test_masked_labels_are_counted_by_themselves() -> None:
+    figures = FeedbackFigures(lambda row: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
+    figures.add(masking().label(row(("existence", 0.8, 0.2))))
+    found = figures.to_dict()
+    assert found["labels_masked"] == {"existence": 1, "attribute": 0, "relation": 0}
+    assert sum(found["labels"]["existence"].values()) == found["agreement"]["existence"]["count"] == 0
+    assert found["labels_replaced"]["existence"] == 0
+
+
+def test_disagreements_are_counted_by_type() -> None:
+    counted = Disagreements()
+    facts = [("existence", 0.9, 0.9), ("existence", 0.9, 0.1), ("existence", 0.1, 0.1), ("existence", 0.2, 0.1)]
+    counted.add(
+        Labeller(HALF, HALF, False, NONE, "{}").label(row(*facts, ("relation", 0.1, 0.9), ("relation", 0.5, None)))
+    )
+    found = counted.to_dict()
+    assert (found["existence"]["facts"], found["existence"]["disagreements"]) == (4, 1)
+    assert found["existence"]["share"] == pytest.approx(0.25)
+    assert found["existence"]["kappa"] == pytest.approx(0.5)
+    assert (found["relation"]["only_second_says_right"], found["relation"]["unanswered"]) == (1, 1)
+    assert found["all"]["disagreements"] == 2
+    assert found["attribute"]["share"] is None
+
+
+def test_masking_needs_two_verifiers() -> None:
+    extractor = {"base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    with pytest.raises(ValueError, match=r"needs label\.second_verifier"):
+        LabelConfig.model_validate({"extractor": extractor, "verifier": {"model": "v"}, "disagreement": "mask"})

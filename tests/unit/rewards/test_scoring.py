@@ -1,0 +1,311 @@
+import base64
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support.reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models
+from transformers import AutoTokenizer
+
+from fgaif_ray.errors import ItemError
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.model import RewardModel, ScoringItem
+from fgaif_ray.rewards.scoring import (
+    Verdicts,
+    combined_version,
+    compose_response,
+    image_bytes,
+    make_batch,
+    merge_verdicts,
+    open_image,
+    probe_batch,
+    score_batches,
+    segment_response,
+    token_ends,
+)
+from fgaif_ray.serving.remote_reward import label_fields, split_query
+from fgaif_ray.serving.wire import MAX_IMAGE_BYTES
+
+TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT)
+WORDS = st.sampled_from(["red", "circle.", "A", "big", "square,", "left", "of", "the", "blue", "\n", "triangle!", "is"])
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+TEXTS = st.lists(WORDS, max_size=40).map(" ".join)
+CERTAIN = {"absent": [1.0, 0.0, 0.0], "consistent": [0.0, 1.0, 0.0], "hallucinated": [0.0, 0.0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    return offline_model(save_reward_models(tmp_path_factory.mktemp("rewards")))
+
+
+def verdicts(*rows: tuple[str, str, str]) -> dict[str, np.ndarray]:
+    """Certain probabilities; one row of existence, attribute, relation per segment."""
+    return {
+        fact_type: np.array([CERTAIN[row[index]] for row in rows], np.float32).reshape(-1, 3)
+        for index, fact_type in enumerate(FACT_TYPES)
+    }
+
+
+def code_of(error: pytest.ExceptionInfo[ItemError]) -> str:
+    return error.value.code
+
+
+# Images
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:image/svg+xml;base64,"])
+def test_images_come_as_base64_or_data_url(prefix: str) -> None:
+    data = picture()
+    assert image_bytes(prefix + base64.b64encode(data).decode()) == data
+
+
+@pytest.mark.parametrize(
+    "field", ["http://127.0.0.1/cat.png", "file:///etc/passwd", "/etc/passwd", "s3://bucket/x.png", "not base64!", "é"]
+)
+def test_urls_and_paths_are_refused(field: str) -> None:
+    with pytest.raises(ItemError) as error:
+        image_bytes(field)
+    assert code_of(error) == "invalid_image"
+
+
+def test_a_large_image_is_refused_undecoded() -> None:
+    with pytest.raises(ItemError) as error:
+        image_bytes("A" * (MAX_IMAGE_BYTES * 4 // 3 + 8))
+    assert code_of(error) == "image_too_large"
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"%!PS-Adobe-3.0 EPSF-3.0\n", picture()[:-40], png_claiming(30_000, 30_000), picture(file_format="TIFF")],
+    ids=["empty", "eps", "truncated", "bomb", "tiff"],
+)
+def test_unusable_images_are_refused(data: bytes) -> None:
+    with pytest.raises(ItemError) as error:
+        open_image(data)
+    assert code_of(error) == "invalid_image"
+
+
+@pytest.mark.parametrize(("mode", "file_format"), [("L", "PNG"), ("P", "GIF"), ("CMYK", "JPEG"), ("RGBA", "WEBP")])
+def test_other_colour_modes_become_rgb(mode: str, file_format: str) -> None:
+    assert open_image(picture(mode=mode, file_format=file_format)).mode == "RGB"
+
+
+# Responses
+
+
+@UNTIMED
+@given(TEXTS)
+def test_ids_and_text_of_a_response_give_the_same_segments(text: str) -> None:
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    from_ids = segment_response(TOKENIZER, None, [*ids, TOKENIZER.eos_token_id])
+    assert from_ids.spans == segment_response(TOKENIZER, from_ids.text, None).spans
+
+
+@UNTIMED
+@given(TEXTS.filter(str.strip))
+def test_the_tokens_up_to_an_end_hold_the_segments_up_to_it(text: str) -> None:
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    response = segment_response(TOKENIZER, None, ids)
+    for span, end in zip(response.spans, token_ends(TOKENIZER, response) or [], strict=True):
+        until = TOKENIZER.decode(ids[: end + 1], skip_special_tokens=True)
+        before = TOKENIZER.decode(ids[:end], skip_special_tokens=True)
+        assert len(before.rstrip()) < len(response.text[: span.end].rstrip()) <= len(until)
+
+
+def test_ids_of_another_response_are_refused() -> None:
+    with pytest.raises(ItemError) as error:
+        segment_response(TOKENIZER, "A blue square.", TOKENIZER.encode("A red circle.", add_special_tokens=False))
+    assert code_of(error) == "response_mismatch"
+
+
+def test_the_text_may_lack_the_white_space_around_the_ids() -> None:
+    ids = TOKENIZER.encode(f"  {RESPONSE} \n", add_special_tokens=False)
+    assert segment_response(TOKENIZER, RESPONSE, ids).text == TOKENIZER.decode(ids)
+
+
+def test_unknown_ids_are_refused() -> None:
+    with pytest.raises(ItemError) as error:
+        segment_response(TOKENIZER, None, [1, len(TOKENIZER)])
+    assert code_of(error) == "invalid_token_ids"
+
+
+# Composition
+
+
+def compose(text: str, rows: dict[str, np.ndarray], options: RewardOptions | None = None, with_ids: bool = True):
+    ids = TOKENIZER.encode(text, add_special_tokens=False) if with_ids else None
+    response = segment_response(TOKENIZER, text if ids is None else None, ids)
+    return compose_response(response, rows, token_ends(TOKENIZER, response), options or RewardOptions(), "v1")
+
+
+def test_each_segment_gets_its_own_rewards() -> None:
+    scored = compose(
+        RESPONSE, verdicts(("consistent", "hallucinated", "absent"), ("consistent", "consistent", "hallucinated"))
+    )
+    assert [segment.rewards for segment in scored.segments] == [
+        {"existence": 1.0, "attribute": -1.0, "relation": 0.0},
+        {"existence": 1.0, "attribute": 1.0, "relation": -1.0},
+    ]
+    assert [segment.reward for segment in scored.segments] == [0.0, 1.0]
+    assert scored.reward == 1.0
+
+
+def test_the_segments_are_those_of_the_text() -> None:
+    scored = compose(RESPONSE, verdicts(("absent",) * 3, ("absent",) * 3))
+    parts = [scored.response[segment.start : segment.end] for segment in scored.segments]
+    assert "".join(parts) == RESPONSE and len(parts) == 2
+
+
+def test_weights_apply() -> None:
+    options = RewardOptions(weights={"existence": 1.0, "attribute": 0.0, "relation": 3.0})
+    scored = compose("A red circle is here.", verdicts(("consistent", "consistent", "hallucinated")), options)
+    assert scored.reward == -2.0
+
+
+def test_token_rewards_lie_on_the_last_token_of_each_segment() -> None:
+    scored = compose(RESPONSE, verdicts(("consistent", "absent", "absent"), ("hallucinated", "absent", "absent")))
+    ends = [segment.token_end for segment in scored.segments]
+    length = len(TOKENIZER.encode(RESPONSE, add_special_tokens=False))
+    assert ends[1] == length - 1
+    assert scored.token_rewards == [1.0 if i == ends[0] else -1.0 if i == ends[1] else 0.0 for i in range(length)]
+
+
+def test_a_single_segment_keeps_its_reward() -> None:
+    scored = compose("A red circle is here.", verdicts(("hallucinated", "absent", "absent")))
+    assert len(scored.segments) == 1
+    assert sum(scored.token_rewards or []) == -1.0
+
+
+def test_without_ids_there_are_no_token_rewards() -> None:
+    scored = compose("A red circle is here.", verdicts(("consistent", "absent", "absent")), with_ids=False)
+    assert scored.token_rewards is None and scored.segments[0].token_end is None
+
+
+@pytest.mark.parametrize("ids", [[], [TOKENIZER.eos_token_id]])
+def test_an_empty_response_earns_nothing(ids: list[int]) -> None:
+    response = segment_response(TOKENIZER, None, ids)
+    scored = compose_response(response, verdicts(), token_ends(TOKENIZER, response), RewardOptions(), "v1")
+    assert (scored.segments, scored.reward, scored.token_rewards) == ([], 0, [0.0] * len(ids))
+
+
+def test_a_probability_that_is_not_finite_raises() -> None:
+    rows = verdicts(("consistent", "absent", "absent"))
+    rows["relation"][0, 1] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        compose("A red circle is here.", rows)
+
+
+# Batches
+
+
+def items_of(texts: list[str]) -> list[tuple[bytes, str, list[str]]]:
+    return [
+        (picture(index), PROMPT, segment_response(TOKENIZER, text, None).segments) for index, text in enumerate(texts)
+    ]
+
+
+def test_scores_are_those_of_the_model_whatever_the_batches(model: RewardModel) -> None:
+    items = items_of([RESPONSE, "A red circle.", "", RESPONSE * 2, "A blue square is left of a red circle."])
+    batches = [make_batch(items[:2]), make_batch(items[2:])]
+    merged = [outcome for batch in score_batches(model, FACT_TYPES, batches) for outcome in batch]
+    for (data, prompt, segments), outcome in zip(items, merged, strict=True):
+        item = ScoringItem(Image.open(io.BytesIO(data)).convert("RGB"), prompt, segments)
+        for fact_type in FACT_TYPES:
+            [expected] = model.score(fact_type, [item])
+            np.testing.assert_allclose(outcome[fact_type], expected, atol=1e-5)
+
+
+def test_an_item_that_cannot_be_scored_fails_alone(model: RewardModel) -> None:
+    items = items_of([RESPONSE] * 4)
+    items[1] = (b"no image", PROMPT, ["A red circle."])
+    items[2] = (picture(), PROMPT, ["A red circle. " * 2000])
+    [outcomes] = score_batches(model, FACT_TYPES, [make_batch(items)])
+    codes = [outcome.code if isinstance(outcome, ItemError) else None for outcome in outcomes]
+    assert codes == [None, "invalid_image", "not_scorable", None]
+
+
+def test_a_batch_of_unusable_images_reaches_no_model(model: RewardModel) -> None:
+    [[outcome]] = score_batches(model, FACT_TYPES, [make_batch([(b"no image", PROMPT, ["A circle."])])])
+    assert isinstance(outcome, ItemError)
+
+
+def test_equal_images_travel_once() -> None:
+    batch = make_batch([(picture(1), PROMPT, ["a"]), (picture(2), PROMPT, ["b"]), (picture(1), PROMPT, ["c"])])
+    assert [item.image for item in batch.items] == [0, 1, 0] and len(batch.images) == 2
+
+
+def test_the_probe_can_be_scored(model: RewardModel) -> None:
+    [[outcome]] = score_batches(model, FACT_TYPES, [probe_batch()])
+    assert isinstance(outcome, dict) and {values.shape for values in outcome.values()} == {(1, 3)}
+
+
+def test_an_item_that_one_model_cannot_score_has_no_verdict() -> None:
+    values = np.zeros((1, 3), np.float32)
+    merged = merge_verdicts(
+        [
+            Verdicts({"a": "1"}, [{"a": values}, {"a": values}]),
+            Verdicts({"b": "2"}, [{"b": values}, ItemError("x", "y")]),
+        ]
+    )
+    assert merged.versions == {"a": "1", "b": "2"}
+    assert set(merged.outcomes[0]) == {"a", "b"} and isinstance(merged.outcomes[1], ItemError)
+
+
+def test_the_combined_version_changes_with_any_model() -> None:
+    assert combined_version({"a": "1", "b": "2"}) == combined_version({"b": "2", "a": "1"})
+    assert combined_version({"a": "1", "b": "2"}) != combined_version({"a": "1", "b": "3"})
+
+
+# OpenRLHF
+
+
+SPECIAL = TOKENIZER.all_special_tokens
+
+
+def test_the_response_is_what_follows_the_prompt() -> None:
+    prompt = "<s>USER: <image>\nDescribe this image.\nASSISTANT:\n"
+    query = prompt.replace("<image>", "<image>" * 9) + RESPONSE + "</s><pad><pad>"
+    assert split_query(query, prompt, SPECIAL) == RESPONSE
+
+
+def test_white_space_of_prompt_and_query_may_differ() -> None:
+    assert split_query("<s> USER: hi ASSISTANT: A circle.</s>", "USER: hi\nASSISTANT:", SPECIAL) == "A circle."
+
+
+@pytest.mark.parametrize("query", ["", "USER: ho ASSISTANT: A circle.", "USER: h"])
+def test_a_query_without_its_prompt_is_refused(query: str) -> None:
+    with pytest.raises(ItemError) as error:
+        split_query(query, "USER: hi ASSISTANT:", SPECIAL)
+    assert code_of(error) == "query_mismatch"
+
+
+def test_labels_are_objects_or_their_json() -> None:
+    label = {"image": "QUJD", "prompt": PROMPT, "id": 7}
+    assert label_fields(label) == label_fields(json.dumps(label)) == ("QUJD", PROMPT)
+
+
+@pytest.mark.parametrize("label", [None, 3, [], "{", "cat.png", {"image": "QUJD"}, '{"image": 1, "prompt": "x"}'])
+def test_other_labels_are_refused(label: object) -> None:
+    with pytest.raises(ItemError) as error:
+        label_fields(label)
+    assert code_of(error) == "invalid_label"
+
+
+def test_the_wire_format_needs_no_torch(repository: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, fgaif_ray.serving.client; sys.exit(bool({'torch', 'transformers', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=repository, check=False).returncode == 0

@@ -1,0 +1,237 @@
+"""The learner's loop, step by step and across a kill, with an engine and rewards that repeat to the bit.
+
+vLLM and Serve put requests into batches as they come, so the runs of `test_align.py` repeat only to rounding. Here a
+plain model in the test takes the place of the engine, and a function that of the reward service.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from support.paths import ROOT
+
+from actors.alignment import experience, learner
+from actors.alignment.rewarder import Verdicts
+from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest
+from fgaif_ray.config import Config, LoRAOptions, load_config
+from fgaif_ray.rl.guards import TrainingStopped
+from fgaif_ray.rl.policy import PolicyModel
+from fgaif_ray.rl.run_log import read_lines
+from fgaif_ray.vlm.backbone import load_backbone
+
+CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/policy")
+PROMPT = "Describe it."
+STEPS = 4
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class Engine:
+    """Answers with words that the seed decides, and their log-probabilities under the version asked for."""
+
+    def __init__(self) -> None:
+        self.model = PolicyModel(load_backbone(CHECKPOINT, "float32"), LoRAOptions(rank=2, alpha=4))
+        self.sampled: list[tuple[int, str]] = []
+        self.error = 0.0
+
+    def sample(self, _workers: Any, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout]:
+        weights = load_file(Path(version.folder, "adapter_model.safetensors"))
+        with torch.no_grad():
+            for name, parameter in self.model.policy_parameters().items():
+                parameter.copy_(weights[name.removeprefix("_peft.").replace(".policy.", ".")])
+        digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights.values())).hexdigest()
+        self.sampled.append((version.number, digest))
+        answers = []
+        for request in requests:
+            generator = torch.Generator().manual_seed(request.seed)
+            answers.append(torch.randint(60, 120, (2 + request.seed % 4,), generator=generator).tolist())
+        images = [experience.decode_image(request.image) for request in requests]
+        with torch.no_grad():
+            rows = self.model.encode([PROMPT] * len(answers), images, answers)
+            log_probs = self.model.log_probs(rows).log_probs + self.error
+        return [
+            Rollout(tuple(ids), tuple(scores[: len(ids)].tolist()), "stop", version.number)
+            for ids, scores in zip(answers, log_probs, strict=True)
+        ]
+
+
+class Rewards:
+    """Likes even tokens at the end."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def score(self, items: Sequence[dict[str, Any]]) -> list[Verdicts]:
+        truth, lie, absent = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)
+        return [
+            Verdicts(
+                spans=((0, 1),),
+                token_ends=(len(ids) - 1,),
+                response="x",
+                probabilities=(((lie, truth)[ids[-1] % 2], absent, absent),),
+            )
+            for ids in (item["response_token_ids"] for item in items)
+        ]
+
+
+class Saved:
+    """A checkpoint as Ray Train hands it to a new process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def as_directory(self) -> AbstractContextManager[str]:
+        return nullcontext(str(self.folder))
+
+
+class Runs:
+    """Starts learners in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.engine, self.folder, self.saved = Engine(), folder, {}
+        self.checkpoint: Saved | None = None
+        self.kill_after: int | None = None
+        self.notice_from: int | None = None
+        self.reported: list[int] = []
+        self.settings: dict[str, Any] = {}
+        (folder / "images").mkdir()
+        self.images = []
+        for shade in range(6):
+            self.images.append(str(folder / "images" / f"{shade}.png"))
+            Image.new("RGB", (60, 60), (40 * shade, 90, 200)).save(self.images[-1])
+        monkeypatch.setattr(experience, "sample", self.engine.sample)
+        monkeypatch.setattr(learner, "Rewarder", Rewards)
+        monkeypatch.setattr(ray, "get", lambda _: None)
+        monkeypatch.setattr(ray, "get_gpu_ids", list)
+        monkeypatch.setattr(ray.train, "get_checkpoint", lambda: self.checkpoint)
+        monkeypatch.setattr(ray.train, "report", self.report)
+        monkeypatch.setattr(ray.train, "get_preemption_info", self.notice)
+
+    def notice(self) -> str | None:
+        """What Ray Train says once the node is about to go: from the moment that so many batches are sampled."""
+        noticed = self.notice_from is not None and len(self.engine.sampled) >= self.notice_from
+        return "soon" if noticed else None
+
+    def report(self, metrics: dict[str, int], checkpoint: Any) -> None:
+        self.reported.append(metrics["step"])
+        target = self.folder / f"checkpoint-{len(list(self.folder.iterdir()))}"
+        shutil.copytree(checkpoint.path, target)
+        self.checkpoint = Saved(target)
+        if metrics["step"] == self.kill_after:
+            raise Killed
+
+    def run(self, name: str, staleness: int, kill_after: int | None = None, every: int = 1) -> Path:
+        """One process; after a kill, call it again for the next one."""
+        self.kill_after = kill_after
+        task = learner.LearnerTask(
+            self.config(name, staleness, every), tuple(self.images), str(self.folder / name), None, "none", ()
+        )
+        try:
+            one = learner.Learner(task)
+            one.run()
+        except Killed:
+            one._source._sampling.shutdown(wait=True)  # what ran ahead, so that it does not count for the next process
+        finally:
+            one.close()
+        return self.folder / name
+
+    def config(self, name: str, staleness: int, every: int = 1) -> Config:
+        settings = {
+            "run.dir": self.folder / name,
+            "data.prompts": f"['{PROMPT}']",
+            "policy.model": CHECKPOINT,
+            "align.steps": STEPS,
+            "align.rollout_batch_size": 6,
+            "align.samples_per_prompt": 2,
+            "align.lora.rank": 2,
+            "align.lora.alpha": 4,
+            "align.ppo.epochs": 1,
+            "align.ppo.minibatch_size": 6,
+            "align.ppo.learning_rate": 0.01,
+            "align.ppo.schedule": "cosine",
+            "align.kl.placement": "loss",
+            "align.kl.target": 1.0,
+            "align.rollout.max_staleness": staleness,
+            "align.rollout.log_prob_tolerance": 1e-4,
+            "align.checkpoint_every": every,
+            "align.threads": 1,
+        } | self.settings
+        return load_config("configs/shapes.yaml", [f"{key}={value}" for key, value in settings.items()])
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", lambda _, restore=threads: None)
+    return Runs(monkeypatch, tmp_path)
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """All metrics but those of the clock."""
+    rows = read_lines(str(folder / "metrics.jsonl"))
+    return [{name: row[name] for name in row if not name.startswith(("timing/", "goodput/"))} for row in rows]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_killed_and_resumed_is_uninterrupted_to_the_bit(runs: Runs, staleness: int) -> None:
+    straight = runs.run("straight", staleness)
+    sampled, runs.engine.sampled, runs.checkpoint = runs.engine.sampled, [], None
+    runs.run("killed", staleness, kill_after=2)
+    before = len(runs.engine.sampled)
+    killed = runs.run("killed", staleness)
+
+    ahead = [0, 0, 1, 2] if staleness else [0, 1, 2, 3]
+    assert [number for number, _ in sampled] == ahead
+    assert [row["rollout/policy_version"] for row in figures(straight)] == ahead
+    assert [row["rollout/staleness"] for row in figures(straight)] == ([0, 1, 1, 1] if staleness else [0, 0, 0, 0])
+    assert runs.engine.sampled[before:] == sampled[2:]  # the same weights, by their digest
+    assert figures(killed) == figures(straight)
+    assert (killed / "adapter_model.safetensors").read_bytes() == (straight / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_notice_is_followed_by_a_checkpoint_before_the_update_that_was_sampled_for(
+    runs: Runs, staleness: int
+) -> None:
+    """And that checkpoint is as good as any: a run that goes on from it is the uninterrupted one."""
+    straight = runs.run("straight", staleness, every=STEPS)
+    assert runs.reported == [STEPS]
+    runs.engine.sampled, runs.checkpoint, runs.reported, runs.notice_from = [], None, [], 3
+    killed = runs.run("killed", staleness, kill_after=2, every=STEPS)
+    assert runs.reported == [2]
+    runs.notice_from = None
+    runs.run("killed", staleness, every=STEPS)
+    assert runs.reported == [2, STEPS]
+    assert figures(killed) == figures(straight)
+    assert (killed / "adapter_model.safetensors").read_bytes() == (straight / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_probe_of_a_stale_batch_compares_with_the_policy_that_sampled(runs: Runs) -> None:
+    rows = figures(runs.run("probed", 1))
+    assert max(row["rollout/log_prob_difference_max"] for row in rows) < 1e-4
+    assert rows[-1]["importance/weight_max"] > 1.001  # the newest policy is another one
+
+
+def test_a_sampler_that_differs_from_its_version_stops_a_run_that_samples_ahead(runs: Runs) -> None:
+    runs.engine.error = 0.01
+    with pytest.raises(TrainingStopped, match="log-probability mismatch: on the tokens of policy version 0"):
+        runs.run("differs", 1)
+
+
+def test_a_guard_fires_at_the_threshold_of_the_configuration(runs: Runs) -> None:
+    runs.settings = {"align.guards.min_entropy": 1000, "align.guards.patience": 2}
+    with pytest.raises(
+        TrainingStopped, match=r"^entropy collapse: .* less than 1000 for 2 steps .*guards\.min_entropy$"
+    ):
+        runs.run("strict", 0)
+    assert len(figures(runs.folder / "strict")) == 2

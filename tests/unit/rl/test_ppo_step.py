@@ -1,0 +1,349 @@
+"""One PPO step: what it learns, that it adds up however it is cut, and that it goes on where it was saved."""
+
+import json
+import math
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.paths import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from fgaif_ray.config import GuardConfig, KLConfig, LoRAOptions, PPOConfig
+from fgaif_ray.rl.checkpoint import LearnerState
+from fgaif_ray.rl.guards import TrainingGuards
+from fgaif_ray.rl.kl import AdaptiveKLController
+from fgaif_ray.rl.plan import PromptPlan
+from fgaif_ray.rl.policy import PolicyModel
+from fgaif_ray.rl.run_log import RunLog, read_lines
+from fgaif_ray.rl.step import Experience, PPOUpdater, estimate, prepare
+from fgaif_ray.rl.trajectories import Trajectory, collate
+from fgaif_ray.rl.watch import trajectory_metrics
+from fgaif_ray.vlm.backbone import load_backbone
+from fgaif_ray.vlm.group import LearnerGroup
+
+CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/policy")
+REWARDED = 77
+PROMPT = "Describe this image in detail."
+PPO = PPOConfig(epochs=2, minibatch_size=4, micro_batch_size=2, learning_rate=1e-3, critic_learning_rate=1e-3)
+IMAGE = Image.new("RGB", (60, 60), "white")
+
+
+def new_model() -> PolicyModel:
+    return PolicyModel(load_backbone(CHECKPOINT, "float32"), LoRAOptions(rank=4, alpha=8))
+
+
+def group() -> LearnerGroup:
+    return LearnerGroup(torch.device("cpu"))
+
+
+def toy_responses(count: int = 8, seed: int = 0) -> list[list[int]]:
+    """Random words of one to six tokens; about every other one says the token that is rewarded."""
+    generator = torch.Generator().manual_seed(seed)
+    responses = []
+    for index in range(count):
+        words = torch.randint(60, 120, (1 + index % 6,), generator=generator).tolist()
+        if index % 2:
+            words[-1] = REWARDED
+        responses.append(words)
+    return responses
+
+
+def trajectory(index: int, ids: list[int], log_probs: list[float], **changes: object) -> Trajectory:
+    rewards = tuple(1.0 if token == REWARDED else -0.2 for token in ids)
+    settings = {
+        "sample_id": str(index),
+        "image": "white.png",
+        "prompt": PROMPT,
+        "token_ids": tuple(ids),
+        "behaviour_log_probs": tuple(log_probs),
+        "finish_reason": "stop",
+        "policy_version": 0,
+        "response": "",
+        "segment_spans": (),
+        "token_ends": (),
+        "token_rewards": rewards,
+    }
+    return Trajectory(**(settings | changes))  # type: ignore[arg-type]
+
+
+def experience(
+    model: PolicyModel,
+    responses: list[list[int]],
+    config: PPOConfig = PPO,
+    lost: frozenset[int] = frozenset(),
+    learners: LearnerGroup | None = None,
+) -> Experience:
+    rows = model.encode([PROMPT] * len(responses), [IMAGE] * len(responses), responses)
+    estimates = estimate(model, rows, 4)
+    trajectories = []
+    for index, ids in enumerate(responses):
+        changes: dict[str, object] = {"token_rewards": None, "reward_failure": "lost"} if index in lost else {}
+        trajectories.append(trajectory(index, ids, estimates.log_probs[index, : len(ids)].tolist(), **changes))
+    batch = collate(trajectories, model.backbone.eos_token_id)
+    return prepare(rows, batch, estimates, config, KLConfig(), 0.1, learners or group())
+
+
+def update(model: PolicyModel, data: Experience, config: PPOConfig = PPO, minibatches: int = 2) -> dict[str, float]:
+    return PPOUpdater(model, config, group()).update(data, 0, torch.Generator().manual_seed(0), minibatches)
+
+
+def rewarded_log_prob(model: PolicyModel, responses: list[list[int]]) -> float:
+    rows = model.encode([PROMPT] * len(responses), [IMAGE] * len(responses), responses)
+    with torch.no_grad():
+        log_probs = model.log_probs(rows).log_probs
+    return float(log_probs[rows_ids(responses) == REWARDED].mean())
+
+
+def rows_ids(responses: list[list[int]]) -> Tensor:
+    width = max(map(len, responses))
+    return torch.tensor([ids + [0] * (width - len(ids)) for ids in responses])
+
+
+def test_a_rewarded_token_becomes_more_probable() -> None:
+    model, responses = new_model(), toy_responses()
+    before = rewarded_log_prob(model, responses)
+    for _ in range(3):
+        update(model, experience(model, responses))
+    assert rewarded_log_prob(model, responses) > before + 0.1
+
+
+def test_the_critic_comes_to_expect_the_rewards() -> None:
+    """With the policy standing still, since a policy that moves earns other rewards."""
+    model, responses = new_model(), toy_responses()
+    still = {"learning_rate": 1e-12, "critic_learning_rate": 2e-3, "value_coefficient": 1.0, "value_clip": 9.0}
+    config = PPO.model_copy(update={"epochs": 30, "micro_batch_size": 8, "max_grad_norm": 9.0, **still})
+    first = experience(model, responses)
+    update(model, first, config, minibatches=1)
+    later = experience(model, responses).metrics["critic/explained_variance_before"]
+    assert first.metrics["critic/explained_variance_before"] == pytest.approx(0.0, abs=1e-6)
+    assert later > 0.4
+
+
+def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def test_micro_batches_add_up_to_the_minibatch() -> None:
+    responses = toy_responses()
+    # Gradients are compared, not the weights: Adam's first step is the rate times the gradient's sign.
+    config = PPO.model_copy(update={"epochs": 1, "max_grad_norm": 1e9})
+
+    def norms(micro_batch_size: int) -> dict[str, float]:
+        model = new_model()
+        own = config.model_copy(update={"micro_batch_size": micro_batch_size})
+        return update(model, experience(model, responses), own, minibatches=1)
+
+    one, three, all_rows = norms(1), norms(3), norms(8)
+    # A policy loss of whitened advantages is a sum of terms of order one that cancel: exact to their rounding only.
+    for name in ("update/policy_gradient_norm", "update/critic_gradient_norm", "policy/loss", "critic/loss"):
+        assert one[name] == pytest.approx(all_rows[name], rel=1e-4, abs=1e-6)
+        assert three[name] == pytest.approx(all_rows[name], rel=1e-4, abs=1e-6)
+
+
+def test_a_response_without_reward_teaches_nothing() -> None:
+    responses = toy_responses()
+
+    def learn(rows: list[list[int]], lost: frozenset[int]) -> dict[str, float]:
+        model = new_model()
+        config = PPO.model_copy(update={"epochs": 1})
+        return update(model, experience(model, rows, lost=lost), config, minibatches=1)
+
+    with_lost = learn(responses, frozenset({0, 7}))
+    without = learn(responses[1:7], frozenset())
+    assert with_lost["update/policy_gradient_norm"] == pytest.approx(without["update/policy_gradient_norm"], rel=1e-4)
+
+
+def test_a_step_without_any_reward_changes_nothing() -> None:
+    model, responses = new_model(), toy_responses(4)
+    before = model.trained_state()
+    metrics = update(model, experience(model, responses, lost=frozenset(range(4))))
+    assert difference(before, model.trained_state()) == 0
+    assert metrics["update/skipped"] == 0
+    assert math.isnan(metrics["policy/loss"])
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted() -> None:
+    model, responses = new_model(), toy_responses()
+    data = experience(model, responses)
+    advantages = data.advantages.clone()
+    advantages[0, 0] = float("inf")
+    before = model.trained_state()
+    metrics = update(model, replace(data, advantages=advantages), PPO.model_copy(update={"epochs": 1}), minibatches=1)
+    assert metrics["update/skipped"] == 1
+    assert difference(before, model.trained_state()) == 0
+
+
+def test_the_learning_rate_warms_up() -> None:
+    model, responses = new_model(), toy_responses(4)
+    updater = PPOUpdater(model, PPO.model_copy(update={"warmup_steps": 4}), group())
+    data = experience(model, responses)
+    scales = [
+        updater.update(data, step, torch.Generator().manual_seed(0), 1)["update/learning_rate_scale"]
+        for step in (0, 1, 7)
+    ]
+    assert scales == [0.25, 0.5, 1.0]
+
+
+def test_kl_to_the_reference_costs_reward() -> None:
+    model, responses = new_model(), toy_responses()
+    for _ in range(5):
+        update(model, experience(model, responses))
+    data = experience(model, responses)
+    untouched = sum(1.0 if token == REWARDED else -0.2 for ids in responses for token in ids) / len(responses)
+    assert abs(data.metrics["kl/per_response"]) > 1e-3
+    assert data.metrics["reward/penalised"] == pytest.approx(
+        untouched - 0.1 * data.metrics["kl/per_response"], abs=1e-4
+    )
+
+
+def learner_state(model: PolicyModel, updater: PPOUpdater) -> LearnerState:
+    return LearnerState(model, updater, AdaptiveKLController(0.1, 6.0, 100), TrainingGuards(GuardConfig()))
+
+
+def test_a_saved_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    responses = toy_responses()
+
+    def step(state: LearnerState, number: int) -> None:
+        data = experience(state.model, responses)
+        state.updater.update(data, number, torch.Generator().manual_seed(number), 2)
+        state.kl_controller.update(8.0, 10)
+
+    model = new_model()
+    straight = learner_state(model, PPOUpdater(model, PPO, group()))
+    step(straight, 0)
+    straight.save(tmp_path, 1)
+    step(straight, 1)
+
+    model = new_model()
+    resumed = learner_state(model, PPOUpdater(model, PPO, group()))
+    assert resumed.load(tmp_path) == 1
+    step(resumed, 1)
+    assert difference(straight.model.trained_state(), resumed.model.trained_state()) == 0
+    assert resumed.kl_controller.beta == straight.kl_controller.beta
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
+    model = new_model()
+    updater = PPOUpdater(model, PPO, group())
+    updater.update(experience(model, toy_responses(4)), 0, torch.Generator().manual_seed(0), 1)
+    learner_state(model, updater).save(tmp_path, 1)
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def two_learners(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    learners = LearnerGroup(torch.device("cpu"))
+    model = new_model()
+    config = PPO.model_copy(update={"epochs": 1})
+    data = experience(model, toy_responses()[rank::2], config, learners=learners)
+    metrics = PPOUpdater(model, config, learners).update(data, 0, torch.Generator().manual_seed(0), 1)
+    figures = learners.merge({"own_max": float(rank), "count/rows": 4.0, "mean": float(rank), "lost": math.nan})
+    norms = {name: value for name, value in metrics.items() if name.endswith("gradient_norm")}
+    Path(folder, f"{rank}.json").write_text(json.dumps(figures | norms | {"kl": data.metrics["kl/per_response"]}))
+    save_file(model.trained_state(), Path(folder, f"{rank}.safetensors"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_learners_are_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(two_learners, (port, str(tmp_path)), nprocs=2)
+    model = new_model()
+    config = PPO.model_copy(update={"epochs": 1})
+    alone = update(model, experience(model, toy_responses()), config, minibatches=1)
+    figures = json.loads((tmp_path / "0.json").read_text())
+    states = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    assert difference(states[0], states[1]) == 0
+    for name in ("update/policy_gradient_norm", "update/critic_gradient_norm"):
+        assert figures[name] == pytest.approx(alone[name], rel=1e-4)
+    assert figures["own_max"] == 1 and figures["count/rows"] == 8 and figures["mean"] == 0.5
+    assert math.isnan(figures["lost"])
+
+
+def test_a_plan_goes_through_all_images_each_time_round() -> None:
+    plan = PromptPlan([str(index) for index in range(10)], ["a", "b", "c"], seed=3)
+    drawn = [draw for step in range(5) for draw in plan.draw(step, 4)]
+    rounds = [[draw.image for draw in drawn[start : start + 10]] for start in (0, 10)]
+    assert sorted(rounds[0]) == sorted(rounds[1]) == sorted(str(index) for index in range(10))
+    assert rounds[0] != rounds[1]
+    assert len({draw.seed for draw in drawn}) == len({draw.sample_id for draw in drawn}) == 20
+
+
+def test_an_image_gets_its_next_prompt_the_next_time_round() -> None:
+    plan = PromptPlan(["x", "y"], ["a", "b", "c"], seed=3)
+    prompts = [draw.prompt for step in range(3) for draw in plan.draw(step, 2) if draw.image == "x"]
+    assert prompts == ["a", "b", "c"]
+
+
+def test_a_plan_draws_the_same_whatever_came_before() -> None:
+    images = [str(index) for index in range(7)]
+    straight = PromptPlan(images, ["a", "b"], seed=3)
+    before = [straight.draw(step, 5) for step in range(6)]
+    assert PromptPlan(images, ["a", "b"], seed=3).draw(5, 5) == before[5]
+    assert PromptPlan(images, ["a", "b"], seed=4).draw(5, 5) != before[5]
+
+
+def test_a_log_that_goes_on_drops_what_came_after(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path), 1)
+    one = trajectory(0, [5, 6], [-1.0, -2.0])
+    for step in (1, 2, 3):
+        log.write_metrics(step, {"reward/total": float(step), "lost": math.nan})
+        log.write_samples(step, [one])
+    log.close()
+    resumed = RunLog(str(tmp_path), 2)
+    resumed.write_metrics(2, {"reward/total": 20.0, "lost": 1.0})
+    resumed.close()
+    lines = read_lines(str(tmp_path / "metrics.jsonl"))
+    assert [(line["step"], line["reward/total"], line["lost"]) for line in lines] == [(1, 1.0, None), (2, 20.0, 1.0)]
+    assert [line["step"] for line in read_lines(str(tmp_path / "samples.jsonl"))] == [1]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_sample_line_shows_verdicts_and_rewards(tmp_path: Path) -> None:
+    verdicts = ((0.1, 0.8, 0.1), (0.0, 0.1, 0.9), (1.0, 0.0, 0.0))
+    one = trajectory(
+        0, [5, 6, 7], [-1.0, -2.0, -1.0], response=" a red ball", segment_spans=((0, 11),), token_ends=(1,),
+        class_probabilities=(verdicts,), per_type_rewards=((0.7, -0.8, 0.0),), token_rewards=(0.0, -0.1, -1.0),
+    )  # fmt: skip
+    log = RunLog(str(tmp_path), 1)
+    log.write_samples(1, [one])
+    log.close()
+    [line] = read_lines(str(tmp_path / "samples.jsonl"))
+    [segment] = line["segments"]
+    assert segment["text"] == " a red ball"
+    assert segment["probabilities"]["attribute"] == [0.0, 0.1, 0.9]
+    assert segment["rewards"] == {"existence": 0.7, "attribute": -0.8, "relation": 0.0}
+    assert line["reward"] == pytest.approx(-1.1)
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    [event] = accumulator.Tensors("samples/text_summary")
+    assert "hallucinated 0.90, -0.80" in event.tensor_proto.string_val[0].decode()
+
+
+def test_watched_figures_are_means_over_responses() -> None:
+    truth, lie, absent = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)
+    one = trajectory(
+        0, [5, 6], [-1.0, -2.0], segment_spans=((0, 1), (1, 2)), token_ends=(0, 1), finish_reason="length",
+        class_probabilities=((truth, absent, absent), (lie, truth, absent)),
+        per_type_rewards=((1.0, 0.0, 0.0), (-1.0, 1.0, 0.0)), token_rewards=(1.0, 0.0),
+    )  # fmt: skip
+    two = trajectory(1, [5, 6, 7, 8], [-1.0] * 4, token_rewards=None, reward_failure="lost")
+    metrics = trajectory_metrics([one, two])
+    assert metrics["reward/existence"] == 0 and metrics["reward/attribute"] == 1
+    assert metrics["hallucination/existence"] == 0.5 and metrics["hallucination/attribute"] == 0
+    assert math.isnan(metrics["hallucination/relation"])
+    assert metrics["facts/per_response"] == 3
+    assert metrics["response/length"] == 3
+    assert metrics["response/stopped_share"] == 0.5
+    assert metrics["reward/missing_share"] == 0.5
