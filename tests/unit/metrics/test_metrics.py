@@ -51,8 +51,9 @@ def test_labels_have_few_values_and_none_of_the_names_that_ray_gives(metric: Any
 
 
 def test_every_metric_is_recorded_somewhere(repository: Path) -> None:
-    declared = (repository / "actors" / "metrics.py").read_text()
-    code = "".join(path.read_text() for path in (repository / "actors").glob("*.py") if path.name != "metrics.py")
+    catalogue = repository / "actors" / "metrics" / "__init__.py"
+    declared = catalogue.read_text()
+    code = "".join(path.read_text() for path in (repository / "actors").rglob("*.py") if path != catalogue)
     names = re.findall(r"^([A-Z_]+): Final = (?:Counter|Gauge|Histogram)\(", declared, re.MULTILINE)
     assert len(names) == len(METRICS)
     assert [name for name in names if not re.search(rf"\b\w+\.{name}\b", code)] == []
