@@ -1,7 +1,7 @@
 """Calls per second of fact extraction against an endpoint of constant latency.
 
 Ideal are C calls in flight all the time: C / latency calls per second. A worker does here what it does in the job
-(responses in blocks of which some are open at a time, keys, claims, tickets of a rate limit, one file of answers and
+(responses in blocks of which some are open at a time, keys, claims, permits of a rate limit, one file of answers and
 one of the account); C is shared out among several workers where one process cannot keep so many calls in flight. Run
 as a module it is one such worker.
 """
@@ -20,7 +20,7 @@ import uvloop
 
 from benchmarks.endpoint import HEAD_END, Endpoint
 from fgaif_ray.calls.client import CallClient
-from fgaif_ray.calls.coordinator import CallDesk
+from fgaif_ray.calls.coordinator import CallCoordinator
 from fgaif_ray.calls.garbage import spare_the_loaded
 from fgaif_ray.config import ExtractorConfig, LabelConfig
 from fgaif_ray.feedback.extractor import FactExtractor
@@ -38,7 +38,7 @@ SEGMENTS: Final = 4
 BLOCK: Final[int] = LabelConfig.model_fields["batch_size"].default
 """Responses."""
 NO_LIMIT: Final = 1e9
-"""A rate limit that never holds: tickets are asked for as with one that does."""
+"""A rate limit that never holds: permits are asked for as with one that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ async def _work(url: str, concurrency: int, rows: int, rounds: int, run: str) ->
     config = ExtractorConfig.model_validate(
         {"base_url": url, "model": "m", "concurrency": concurrency, "requests_per_minute": NO_LIMIT}
     )
-    client = CallClient(CallDesk(config, run), config, run)
+    client = CallClient(CallCoordinator(config, run), config, run)
     extractor = FactExtractor(url, "key", "m", load_prompt(config.prompt), concurrency=concurrency, calls=client)
     number = 0
 

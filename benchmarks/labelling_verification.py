@@ -24,7 +24,7 @@ from actors.engine.start import image_prompt, start_engine
 from actors.labelling import extraction
 from benchmarks.labelling_memory import ANNOTATOR
 from fgaif_ray import storage
-from fgaif_ray.calls.answers import Answer, AnswerWriter, cache_folder
+from fgaif_ray.calls.answers import AnswerWriter, CallAnswer, cache_folder
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.images import load_image
@@ -140,7 +140,7 @@ def _prepare(config: Config) -> list[tuple[str, list[str]]]:
         facts = [[Fact(claim.type, claim.statement()) for claim in claims] for claims in read_claims(response, spans)]
         questions = extractor.questions(response, [response[start:end] for start, end in spans])
         for question, found in zip(questions, facts, strict=True):
-            answers.keep(extractor.key(question), Answer([found], None, None, "", 0, 0))
+            answers.keep(extractor.key(question), CallAnswer([found], None, None, "", 0, 0))
         rows.append(
             {
                 "sample_id": sample_identity(image, PROMPT, "policy", {}),

@@ -29,7 +29,7 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
-from actors.labelling.fact_checker import Answer, Findings
+from actors.labelling.fact_checker import Findings, YesProbability
 from actors.labelling.verifier import Verification, Verifier
 from benchmarks.endpoint import Endpoint
 from fgaif_ray import storage
@@ -37,7 +37,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA
 
 if TYPE_CHECKING:
-    from actors.labelling.fact_checker import Question
+    from actors.labelling.fact_checker import FactQuestion
 
 NODES: Final = (1, 2, 4, 8)
 LATENCY_S: Final = 0.1
@@ -75,10 +75,10 @@ class Block:
 class ConstantChecker:
     """Says yes to every fact after a time that the number of rows alone decides."""
 
-    def ask(self, questions: Sequence["Question"], images: dict[str, Any]) -> Findings:
+    def ask(self, questions: Sequence["FactQuestion"], images: dict[str, Any]) -> Findings:
         """As ``FactChecker.ask``; ``images`` has one for each row."""
         time.sleep(VERIFIER_S * len(images))
-        return Findings(answers={question: Answer(0.9, 1.0) for question in questions})
+        return Findings(answers={question: YesProbability(0.9, 1.0) for question in questions})
 
 
 class ConstantVerifier(Verifier):

@@ -27,7 +27,7 @@ NOISE: Final = "noise"
 LABEL_SOURCES: Final = (AI, HUMAN, NOISE)
 """Where a label comes from: the AI's feedback, a person, or a flip on purpose (see ``feedback/overrides.py``)."""
 
-GIVEN: Final = "given"
+PROVIDED: Final = "given"
 """Stands for the model of a response that came with the data."""
 
 

@@ -22,7 +22,7 @@ from fgaif_ray.evaluation.benchmarks.answers import (
     join_answers,
     read_rows,
 )
-from fgaif_ray.evaluation.benchmarks.base import Benchmark, Question, Reviews
+from fgaif_ray.evaluation.benchmarks.base import Benchmark, BenchmarkQuestion, Reviews
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
@@ -43,7 +43,7 @@ class Task:
     images: dict[str, str]
     """Path or URI by official name."""
 
-    def row_id(self, which: str, question: Question) -> str:
+    def row_id(self, which: str, question: BenchmarkQuestion) -> str:
         """Identity of the answer; questions that several splits share have one."""
         image, prompt = self.images[question.image], question.prompt + self.config.suffix
         return fingerprint(which, self.benchmark.name, image, prompt, question.max_tokens)
@@ -240,7 +240,7 @@ def _score(
     cut_off: Mapping[tuple[str, str], int],
 ) -> dict[str, Any]:
     """Figures of every model, and of every later model against the first; prints them."""
-    from fgaif_ray.evaluation.benchmarks.figures import compare, measure, table
+    from fgaif_ray.evaluation.benchmarks.metrics import compare, measure, table
 
     scores = {
         model: benchmark.score(of_model, reviews.get((benchmark.name, model), {}))

@@ -13,7 +13,7 @@ from fgaif_ray.evaluation.benchmarks.base import Benchmark, JudgeQuestion, Revie
 from fgaif_ray.progress import Progress, say
 
 SERVER_LOG: Final = "judging-server.log"
-Place = tuple[str, str, str, bool]
+AnswerPlace = tuple[str, str, str, bool]
 """Benchmark, model, question id, and whether the order is swapped."""
 
 
@@ -90,7 +90,7 @@ def show_cost(config: Config, benchmarks: Sequence[Benchmark], answers: Answers)
     say("Nothing was called or written.")
 
 
-def _questions(benchmarks: Sequence[Benchmark], answers: Answers) -> dict[Place, JudgeQuestion]:
+def _questions(benchmarks: Sequence[Benchmark], answers: Answers) -> dict[AnswerPlace, JudgeQuestion]:
     """What is asked about all models: one after the other they would meet the judge on different days."""
     return {
         (benchmark.name, model, question.id, question.swapped): question
@@ -100,7 +100,7 @@ def _questions(benchmarks: Sequence[Benchmark], answers: Answers) -> dict[Place,
     }
 
 
-def _unanswered(config: Config, judge: JudgeConfig, questions: Mapping[Place, JudgeQuestion]) -> int:
+def _unanswered(config: Config, judge: JudgeConfig, questions: Mapping[AnswerPlace, JudgeQuestion]) -> int:
     """Questions that no kept review answers."""
     from fgaif_ray.calls.answers import AnswerIndex, cache_folder
     from fgaif_ray.evaluation.judging import Judge

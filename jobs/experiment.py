@@ -123,7 +123,7 @@ def _write(
     config: Config, experiment: Experiment, runs: Sequence[Run], ended: Mapping[str, str | None], command: str
 ) -> dict[str, Any]:
     """Write results and page from the runs that have ended."""
-    from fgaif_ray.experiments.figures import read_figures
+    from fgaif_ray.experiments.metrics import read_figures
     from fgaif_ray.experiments.page import build_page
     from fgaif_ray.experiments.plots import draw_plots
     from fgaif_ray.experiments.results import DONE, FAILED, PENDING, RESULTS_FILE, RunOutcome, build_results

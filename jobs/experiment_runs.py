@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config, dump_config
 from fgaif_ray.errors import UserError
-from fgaif_ray.experiments.figures import REWARD_ACCURACY_FILE
+from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.experiments.sharing import RESPONSES, stage_keys
 from fgaif_ray.experiments.variants import Run
 from fgaif_ray.progress import say

@@ -19,9 +19,9 @@ from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.deduplicate import settle
+from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.feedback.labels import LabelledResponse, write_official
-from fgaif_ray.feedback.metrics import FeedbackFigures, TrueLabels
+from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
@@ -243,7 +243,7 @@ def _publish(
     """
     rejected_rows = _rejected_rows(rejected_stage)
     if not rejected_stage.is_complete():
-        settle([stage.partial, rejected_rows])
+        deduplicate([stage.partial, rejected_rows])
     labelled_ids, rejected_ids = identities_of(stage.partial), identities_of(rejected_rows)
     labelled, rejected = len(labelled_ids), len(rejected_ids)
     if labelled + rejected != total or len(distinct(labelled_ids, rejected_ids)) != total:
@@ -256,7 +256,7 @@ def _publish(
             f"delete {stage.partial} and {rejected_stage.partial} to try the same again."
         )
     ledger = read_ledger(config.run.dir)
-    figures, disagreements = FeedbackFigures(_true_labels(config)), Disagreements()
+    figures, disagreements = FeedbackMetrics(_true_labels(config)), Disagreements()
     with fsspec.open(storage.join(stage.partial, OFFICIAL_FILE), "w", encoding="utf-8") as official:
         for row in storage.read_rows(stage.partial):
             figures.add(row)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.cost import Cost, estimate_cost
-from fgaif_ray.feedback.extraction import Mode as ExtractionMode
+from fgaif_ray.feedback.extraction import ExtractionMode
 from fgaif_ray.progress import say
 from jobs.cli import Mode
 

@@ -9,7 +9,7 @@ import sys
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.experiments.figures import REWARD_ACCURACY_FILE
+from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from jobs.cli import main

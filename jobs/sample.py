@@ -19,7 +19,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import GIVEN, RESPONSES_SCHEMA, fingerprint
+from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, fingerprint
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
@@ -40,7 +40,7 @@ def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     sample = config.sample.model_dump(include={"temperature", "top_p", "max_tokens"})
     policy = [config.policy.model, config.sample.engine.dtype]
     prompts = sets.prompts_of(sets.sample, config.data.prompts)
-    given = [sets.given_key] if sets.given else []
+    given = [sets.provided_key] if sets.given else []
     return storage.Stage(
         config.run.dir,
         STAGE,
@@ -78,7 +78,7 @@ def run(config: Config) -> None:
         raise UserError(f"None of the {total} images could be used; the first: {named[0]['reason']}.")
     reasons: Counter[str] = Counter()
     for row in storage.read_rows(stage.partial, ["finish_reason", "model"]):
-        reasons[GIVEN if row["model"] == GIVEN else row["finish_reason"]] += 1
+        reasons[PROVIDED if row["model"] == PROVIDED else row["finish_reason"]] += 1
     stage.publish(
         {
             "rows": kept,
@@ -88,7 +88,7 @@ def run(config: Config) -> None:
             "seconds": round(time.monotonic() - started, 1),
         }
     )
-    given = f" ({reasons[GIVEN]} of them given)" if sets.given else ""
+    given = f" ({reasons[PROVIDED]} of them given)" if sets.given else ""
     say(f"sample: {kept} responses{given}, {rejected} images rejected, in {stage.folder}.")
 
 
@@ -139,11 +139,11 @@ def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -
     initial = len(done) + max(0, sets.given - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
         from actors.sampling.plan import sample_responses
-        from actors.sampling.provided import write_given_blocks
+        from actors.sampling.provided import write_provided_blocks
 
         try:
             if missing:
-                for counts in write_given_blocks(_given_blocks(config, sets, missing), stage.partial):
+                for counts in write_provided_blocks(_given_blocks(config, sets, missing), stage.partial):
                     progress.advance(counts["kept"] + counts["rejected"])
             if blocks:
                 for counts in sample_responses(config, blocks, stage.partial):
@@ -158,10 +158,10 @@ def _given_name(index: int) -> str:
 
 def _given_blocks(config: Config, sets: "ImageSets", missing: set[str]) -> Iterator[tuple[str, pa.Table]]:
     """The named blocks of given responses that are not in the stage yet."""
-    from actors.sampling.provided import GIVEN_SCHEMA
-    from fgaif_ray.sources import given_responses
+    from actors.sampling.provided import PROVIDED_SCHEMA
+    from fgaif_ray.sources import provided_responses
 
-    for index, block in enumerate(_blocks(given_responses(config, sets), GIVEN_BLOCK, GIVEN_SCHEMA)):
+    for index, block in enumerate(_blocks(provided_responses(config, sets), GIVEN_BLOCK, PROVIDED_SCHEMA)):
         name = _given_name(index)
         if name in missing:
             yield name, block
@@ -187,7 +187,7 @@ def _drop_repeated(stage: storage.Stage) -> int:
             {
                 "image": rows[index]["image"],
                 "prompt": rows[index]["prompt"],
-                "reason": f"the same image and prompt{' and response' * (rows[index]['model'] == GIVEN)} as {image}",
+                "reason": f"the same image and prompt{' and response' * (rows[index]['model'] == PROVIDED)} as {image}",
             }
             for index, image in repeated.items()
         ]

@@ -13,7 +13,7 @@ import ray
 from PIL.Image import Image
 from ray.actor import ActorHandle
 
-from actors.alignment.rewarder import Rewarder, Verdicts
+from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, sample
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
@@ -34,7 +34,7 @@ class Sampled:
     images: tuple[Image, ...]
     """``[responses]``; responses to one image share the object."""
     rollouts: tuple[Rollout, ...]
-    verdicts: "Future[tuple[list[Verdicts], float]]"
+    verdicts: "Future[tuple[list[TypeVerdicts], float]]"
     """``[responses]``, and the seconds that the reward service took."""
     unreadable: int
     """Draws left out because their image cannot be read."""
@@ -45,7 +45,7 @@ class Sampled:
     sync_seconds: float
     """What loading the version took, where it was asked for."""
 
-    def trajectories(self, verdicts: Sequence[Verdicts], options: RewardOptions) -> list[Trajectory]:
+    def trajectories(self, verdicts: Sequence[TypeVerdicts], options: RewardOptions) -> list[Trajectory]:
         """The responses with what the reward models say about them, where that could be had."""
         trajectories = []
         for draw, rollout, verdict in zip(self.draws, self.rollouts, verdicts, strict=True):
@@ -139,7 +139,7 @@ class ExperienceSource:
             sync_seconds=began - sync_began if sync else 0.0,
         )
 
-    def _score(self, items: list[dict[str, Any]]) -> tuple[list[Verdicts], float]:
+    def _score(self, items: list[dict[str, Any]]) -> tuple[list[TypeVerdicts], float]:
         began = time.monotonic()
         return self._rewarder.score(items), time.monotonic() - began
 

@@ -26,7 +26,7 @@ TRANSIENT: Final = (RayServeException, RayError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class TypeVerdicts:
     """What the reward models say about one response, or why nothing could be had."""
 
     spans: tuple[tuple[int, int], ...] = ()
@@ -69,9 +69,9 @@ class Rewarder:
         self._app_name, self._timeout_s, self._part_size, self._pause = app_name, timeout_s, part_size, pause
         self._patience_s = patience_s
 
-    def score(self, items: Sequence[dict[str, Any]]) -> list[Verdicts]:
+    def score(self, items: Sequence[dict[str, Any]]) -> list[TypeVerdicts]:
         """Verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
-        verdicts = [Verdicts(failure="not asked") for _ in items]
+        verdicts = [TypeVerdicts(failure="not asked") for _ in items]
         missing = list(range(len(items)))
         give_up = time.monotonic() + self._patience_s
         for attempt in count():
@@ -89,30 +89,30 @@ class Rewarder:
             logger.warning("%d of %d rewards missing: %s", len(failures), len(items), failures[0])
         return verdicts
 
-    def _ask(self, items: list[dict[str, Any]]) -> list[Verdicts]:
+    def _ask(self, items: list[dict[str, Any]]) -> list[TypeVerdicts]:
         parts = [items[start : start + self._part_size] for start in range(0, len(items), self._part_size)]
         try:
             handle = serve.get_app_handle(self._app_name)
             calls = [handle.score_responses.remote(part) for part in parts]
         except TRANSIENT as error:
-            return [Verdicts(failure=_reason(error)) for _ in items]
-        verdicts: list[Verdicts] = []
+            return [TypeVerdicts(failure=_reason(error)) for _ in items]
+        verdicts: list[TypeVerdicts] = []
         for part, call in zip(parts, calls, strict=True):
             try:
                 answers = call.result(timeout_s=self._timeout_s)
             except TRANSIENT as error:
-                verdicts += [Verdicts(failure=_reason(error)) for _ in part]
+                verdicts += [TypeVerdicts(failure=_reason(error)) for _ in part]
             else:
                 verdicts += [_verdicts(answer) for answer in answers]
         return verdicts
 
 
-def _verdicts(answer: dict[str, Any] | None) -> Verdicts:
+def _verdicts(answer: dict[str, Any] | None) -> TypeVerdicts:
     if answer is None:
         reason = "the reward models could not score the response; see the log of the gateway"
-        return Verdicts(failure=reason, refused=True)
+        return TypeVerdicts(failure=reason, refused=True)
     segments = answer["segments"]
-    return Verdicts(
+    return TypeVerdicts(
         spans=tuple((segment["start"], segment["end"]) for segment in segments),
         token_ends=tuple(segment["token_end"] for segment in segments),
         response=answer["response"],

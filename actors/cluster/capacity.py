@@ -15,10 +15,10 @@ SMALLEST: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class NodeRoom:
+class NodeCapacity:
     """What a node has left, and its labels.
 
-    Example: ``NodeRoom({"CPU": 6.0, "GPU": 1.5}, gpus=2, labels={"role": "inference"})``
+    Example: ``NodeCapacity({"CPU": 6.0, "GPU": 1.5}, gpus=2, labels={"role": "inference"})``
     """
 
     free: Mapping[str, float]
@@ -28,7 +28,7 @@ class NodeRoom:
     labels: Mapping[str, str]
 
 
-def has_room(requests: Iterable[ResourceRequest]) -> bool:
+def has_capacity(requests: Iterable[ResourceRequest]) -> bool:
     """Whether all actors of these requests, each ``count`` times, fit on the nodes that are alive (see ``fit``).
 
     What is in use counts as taken, nodes that an autoscaler could add do not count.
@@ -36,11 +36,12 @@ def has_room(requests: Iterable[ResourceRequest]) -> bool:
     free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in free]
     return fit(
-        requests, [NodeRoom(free[node["NodeID"]], node["Resources"].get("GPU", 0.0), node["Labels"]) for node in alive]
+        requests,
+        [NodeCapacity(free[node["NodeID"]], node["Resources"].get("GPU", 0.0), node["Labels"]) for node in alive],
     )
 
 
-def fit(requests: Iterable[ResourceRequest], nodes: Iterable[NodeRoom]) -> bool:
+def fit(requests: Iterable[ResourceRequest], nodes: Iterable[NodeCapacity]) -> bool:
     """Whether all actors of these requests fit on nodes.
 
     The largest are placed first, each on the first node that has room: nodes that are only just large enough may be
@@ -67,6 +68,6 @@ def fit(requests: Iterable[ResourceRequest], nodes: Iterable[NodeRoom]) -> bool:
     return True
 
 
-def _sure(name: str, free: Mapping[str, float], node: NodeRoom, actor: ResourceRequest) -> float:
+def _sure(name: str, free: Mapping[str, float], node: NodeCapacity, actor: ResourceRequest) -> float:
     amount = free.get(name, 0.0)
     return amount / max(node.gpus, 1.0) if name == "GPU" and actor.num_gpus < 1 else amount

@@ -23,22 +23,22 @@ counted for 600 blocks. With four, 3,000 blocks passed two stages that do nothin
 responses a second."""
 
 
-def block_numbers(count: int, consumer: ResourceRequest) -> Dataset:
+def block_ids(count: int, consumer: ResourceRequest) -> Dataset:
     """A dataset of the column `id`, int64: 0 to ``count`` - 1, each a block of its own.
 
     Args:
         count: of blocks, at least one.
         consumer: request of the actors that take the numbers, which are made on the same nodes.
     """
-    options = resources.block_numbers(consumer).options()
+    options = resources.block_ids(consumer).options()
     numbers: Dataset = ray.data.read_datasource(
-        BlockNumbers(count), override_num_blocks=count, concurrency=min(AT_A_TIME, count), **options
+        BlockIds(count), override_num_blocks=count, concurrency=min(AT_A_TIME, count), **options
     )
     return numbers
 
 
-class BlockNumbers(Datasource):
-    """The datasource of ``block_numbers``."""
+class BlockIds(Datasource):
+    """The datasource of ``block_ids``."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import time
 
 from actors import metrics
 from actors.metrics.instruments import OTHER
-from fgaif_ray.calls.answers import Answer
+from fgaif_ray.calls.answers import CallAnswer
 from fgaif_ray.calls.calls import Call, Calls
 from fgaif_ray.calls.tokens import CallSize
 from fgaif_ray.config import CallsConfig
@@ -21,30 +21,30 @@ class MeteredCalls:
         self._price = config.price
         self._sent: dict[int, float] = {}
 
-    async def find(self, key: str) -> Answer | None:
+    async def find(self, key: str) -> CallAnswer | None:
         answer = await self._calls.find(key)
         if answer is not None:
             metrics.EXTRACTION_REUSED.inc()
         return answer
 
-    def keep(self, key: str, answer: Answer) -> None:
+    def keep(self, key: str, answer: CallAnswer) -> None:
         self._calls.keep(key, answer)
 
-    def release(self, key: str) -> None:
-        self._calls.release(key)
+    def abandon(self, key: str) -> None:
+        self._calls.abandon(key)
 
-    async def enter(self, size: CallSize) -> int | None:
+    async def acquire(self, size: CallSize) -> int | None:
         asked = time.monotonic()
-        ticket = await self._calls.enter(size)
+        permit = await self._calls.acquire(size)
         metrics.EXTRACTION_WAIT.inc(time.monotonic() - asked)
-        return ticket
+        return permit
 
-    def leave(self, ticket: int | None) -> None:
-        self._calls.leave(ticket)
+    def release(self, permit: int | None) -> None:
+        self._calls.release(permit)
 
-    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:
+    async def send(self, size: CallSize, permit: int | None, *, retry: bool, repair: bool) -> Call:
         asked = time.monotonic()
-        call = await self._calls.send(size, ticket, retry=retry, repair=repair)
+        call = await self._calls.send(size, permit, retry=retry, repair=repair)
         self._sent[call.number] = sent = time.monotonic()
         metrics.EXTRACTION_WAIT.inc(sent - asked)
         metrics.EXTRACTION_CALLS.inc(kind="retry" if retry else "repair" if repair else "first")

@@ -1,4 +1,4 @@
-"""The desk of a run's extraction calls as a Ray actor."""
+"""The coordinator of a run's extraction calls as a Ray actor."""
 
 import asyncio
 import uuid
@@ -11,59 +11,59 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fgaif_ray.calls.coordinator import CallDesk, CallEnd, KeyEnd, News
+from fgaif_ray.calls.coordinator import CallCoordinator, CallEnd, KeyEnd, News
 from fgaif_ray.calls.tokens import CallSize
 from fgaif_ray.config import CallsConfig
 
 CONCURRENCY: Final = 1000
-"""Questions that the desk holds open: each worker listens and waits for tickets."""
+"""Questions that the coordinator holds open: each worker listens and waits for permits."""
 RESTARTS: Final = -1
 """However often: its state is in files, and its start reads them."""
 
 
-class CallDeskActor:
-    """``CallDesk`` on the cluster; after a restart it reads its state from the run's files again."""
+class CallCoordinatorActor:
+    """``CallCoordinator`` on the cluster; after a restart it reads its state from the run's files again."""
 
     def __init__(self, config: CallsConfig, run: str) -> None:
         with warnings.catch_warnings():  # Ray's own use of a property that it has deprecated
             warnings.simplefilter("ignore", DeprecationWarning)
             again = ray.get_runtime_context().was_current_actor_reconstructed
-        self._desk = CallDesk(config, run, again=bool(again))
+        self._coordinator = CallCoordinator(config, run, again=bool(again))
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
-        return await self._desk.claim(worker, keys)
+        return await self._coordinator.claim(worker, keys)
 
     async def resume(self, worker: str, keys: Sequence[str]) -> None:
-        await self._desk.resume(worker, keys)
+        await self._coordinator.resume(worker, keys)
 
-    async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
-        return await self._desk.enter(worker, sizes)
+    async def acquire(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
+        return await self._coordinator.acquire(worker, sizes)
 
-    async def settle(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
-        await self._desk.settle(worker, ends)
+    async def complete(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
+        await self._coordinator.complete(worker, ends)
 
     async def pause(self, seconds: float) -> None:
-        await self._desk.pause(seconds)
+        await self._coordinator.pause(seconds)
 
     async def stop(self, reason: str) -> None:
-        await self._desk.stop(reason)
+        await self._coordinator.stop(reason)
 
     async def listen(self, worker: str, news: int) -> News:
-        return await self._desk.listen(worker, news)
+        return await self._coordinator.listen(worker, news)
 
 
 @dataclass(frozen=True, slots=True)
-class DeskAddress:
-    """Where workers find the desk: plain data, for the plan from which Ray restarts them."""
+class CoordinatorAddress:
+    """Where workers find the coordinator: plain data, for the plan from which Ray restarts them."""
 
     name: str
     namespace: str
 
 
-def start_call_desk(config: CallsConfig, run: str) -> "tuple[DeskAddress, ActorHandle[Any]]":
-    """Start the desk beside the driver; it ends with the last use of the handle."""
+def start_coordinator(config: CallsConfig, run: str) -> "tuple[CoordinatorAddress, ActorHandle[Any]]":
+    """Start the coordinator beside the driver; it ends with the last use of the handle."""
     context = ray.get_runtime_context()
-    address = DeskAddress(f"call-desk-{uuid.uuid4().hex}", context.namespace)
+    address = CoordinatorAddress(f"call-coordinator-{uuid.uuid4().hex}", context.namespace)
     node = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
     options: dict[str, Any] = {
         "name": address.name,
@@ -74,14 +74,14 @@ def start_call_desk(config: CallsConfig, run: str) -> "tuple[DeskAddress, ActorH
         "max_task_retries": RESTARTS,
         "scheduling_strategy": node,
     }
-    desk: Any = ray.remote(CallDeskActor).options(**options)
-    return address, desk.remote(config, run)
+    coordinator: Any = ray.remote(CallCoordinatorActor).options(**options)
+    return address, coordinator.remote(config, run)
 
 
-class RemoteCallDesk:
-    """The desk as a worker sees it (``fgaif_ray.calls.client.Desk``)."""
+class RemoteCoordinator:
+    """The coordinator as a worker sees it (``fgaif_ray.calls.client.Coordinator``)."""
 
-    def __init__(self, address: DeskAddress) -> None:
+    def __init__(self, address: CoordinatorAddress) -> None:
         self._actor: Any = ray.get_actor(address.name, address.namespace)
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
@@ -91,12 +91,12 @@ class RemoteCallDesk:
     async def resume(self, worker: str, keys: Sequence[str]) -> None:
         await _result(self._actor.resume.remote(worker, keys))
 
-    async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
-        tickets: list[int] | str = await _result(self._actor.enter.remote(worker, sizes))
-        return tickets
+    async def acquire(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
+        permits: list[int] | str = await _result(self._actor.acquire.remote(worker, sizes))
+        return permits
 
-    async def settle(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
-        await _result(self._actor.settle.remote(worker, ends))
+    async def complete(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
+        await _result(self._actor.complete.remote(worker, ends))
 
     async def pause(self, seconds: float) -> None:
         await _result(self._actor.pause.remote(seconds))

@@ -11,12 +11,12 @@ import ray
 from pydantic import SecretStr
 
 from actors.labelling.call_metrics import MeteredCalls
-from actors.labelling.coordinator import DeskAddress, RemoteCallDesk
-from fgaif_ray.calls.answers import Answer, AnswerIndex, cache_folder, model_identity
+from actors.labelling.coordinator import CoordinatorAddress, RemoteCoordinator
+from fgaif_ray.calls.answers import AnswerIndex, CallAnswer, cache_folder, model_identity
 from fgaif_ray.calls.calls import Calls, KnownCalls, UnansweredError
 from fgaif_ray.calls.chat_caller import check_address
 from fgaif_ray.calls.client import CallClient
-from fgaif_ray.calls.coordinator import CallDesk
+from fgaif_ray.calls.coordinator import CallCoordinator
 from fgaif_ray.calls.garbage import spare_the_loaded
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.config import ExtractorConfig
@@ -105,11 +105,11 @@ class FactExtraction:
         config: ExtractorConfig,
         endpoint: Endpoint,
         run: str,
-        desk: DeskAddress,
+        coordinator: CoordinatorAddress,
         identity: str,
         places: "ray.ObjectRef[pa.Table]",
     ) -> None:
-        self._calls = CallClient(RemoteCallDesk(desk), config, run, ray.get_runtime_context().get_actor_id())
+        self._calls = CallClient(RemoteCoordinator(coordinator), config, run, ray.get_runtime_context().get_actor_id())
         self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity)
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
@@ -157,9 +157,9 @@ def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str
     index = AnswerIndex(cache_folder(run, config.cache))
     try:
 
-        def find(key: str) -> Answer | None:
+        def find(key: str) -> CallAnswer | None:
             text = index.find(key)
-            return None if text is None else Answer.from_json(json.loads(text))
+            return None if text is None else CallAnswer.from_json(json.loads(text))
 
         extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find))
 
@@ -188,8 +188,8 @@ def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: s
     """
 
     async def ask() -> None:
-        desk = CallDesk(config, run)
-        calls = CallClient(desk, config, run)
+        coordinator = CallCoordinator(config, run)
+        calls = CallClient(coordinator, config, run)
         extractor = new_extractor(config, endpoint, calls)
         try:
             with contextlib.suppress(UnusableAnswer):
@@ -197,7 +197,7 @@ def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: s
         finally:
             await extractor.close()
             await calls.close()
-            desk.close()
+            coordinator.close()
 
     asyncio.run(ask())
 

@@ -17,12 +17,12 @@ from fgaif_ray.feedback.prompts import load_prompt
 if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
 
-Question = tuple[str, str]
+FactQuestion = tuple[str, str]
 """Key of the image, text of the fact."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class YesProbability:
     """``p_yes`` is P(yes) / (P(yes) + P(no)), as exact as float32; ``mass`` the share of the two among all tokens."""
 
     p_yes: float
@@ -33,8 +33,8 @@ class Answer:
 class Findings:
     """What a set of questions brought."""
 
-    answers: dict[Question, Answer] = field(default_factory=dict)
-    refused: dict[Question, str] = field(default_factory=dict)
+    answers: dict[FactQuestion, YesProbability] = field(default_factory=dict)
+    refused: dict[FactQuestion, str] = field(default_factory=dict)
     """Why a question cannot be asked: a fact is somebody else's text."""
     prompt_tokens: int = 0
     """Tokens of all prompts, image tokens included."""
@@ -68,7 +68,7 @@ class FactChecker:
         self._engine = start_engine(config.model, config.engine)
         self._words = self._chat.tokens_of("yes") | self._chat.tokens_of("no")
 
-    def ask(self, questions: Iterable[Question], images: Mapping[str, Image]) -> Findings:
+    def ask(self, questions: Iterable[FactQuestion], images: Mapping[str, Image]) -> Findings:
         """Ask each question once.
 
         Those about one image go to the engine one after the other. vLLM counts a prefix as cached from the moment that
@@ -80,7 +80,7 @@ class FactChecker:
         for image, text in questions:
             by_image.setdefault(image, {})[text] = None
         found = Findings()
-        prompts: dict[Question, TokensPrompt] = {}
+        prompts: dict[FactQuestion, TokensPrompt] = {}
         for image, texts in by_image.items():
             for text in texts:
                 try:
@@ -103,10 +103,10 @@ class FactChecker:
             found.cached_tokens += result.num_cached_tokens or 0
         return found
 
-    def _read(self, logprobs: dict[int, Any]) -> Answer:
+    def _read(self, logprobs: dict[int, Any]) -> YesProbability:
         values = {token: logprobs[token_id].logprob for token_id, token in self._words.items()}
         p_yes = yes_probability(values)
         if p_yes is None:
             raise ValueError(f"the engine gave no probability to any of {sorted(values)}")
         # Rows keep float32: a verdict must be the same on what is read back.
-        return Answer(float(np.float32(p_yes)), math.fsum(math.exp(value) for value in values.values()))
+        return YesProbability(float(np.float32(p_yes)), math.fsum(math.exp(value) for value in values.values()))

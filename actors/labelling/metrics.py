@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors import metrics
-from actors.labelling.fact_checker import Findings, Question
+from actors.labelling.fact_checker import FactQuestion, Findings
 from fgaif_ray.audit.control_items import Canary
 from fgaif_ray.feedback.labels import is_consistent
 from fgaif_ray.feedback.verdicts import Thresholds
@@ -17,7 +17,7 @@ def record_prompt_tokens(verifier: str, found: Findings) -> None:
     metrics.VERIFIER_PROMPT_TOKENS.inc(found.prompt_tokens - found.cached_tokens, verifier=verifier, cache="miss")
 
 
-def record_canaries(found: Findings, canaries: Mapping[Question, Canary], thresholds: Thresholds) -> None:
+def record_canaries(found: Findings, canaries: Mapping[FactQuestion, Canary], thresholds: Thresholds) -> None:
     """Export how gullible a verifier was; a canary of no fact type is believed at the lowest of the thresholds."""
     for question, canary in canaries.items():
         if (answer := found.answers.get(question)) is not None:

@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from actors.labelling.block_ids import block_numbers
-from actors.labelling.coordinator import start_call_desk
+from actors.labelling.block_ids import block_ids
+from actors.labelling.coordinator import start_coordinator
 from actors.labelling.extraction import Endpoint, FactExtraction
 from actors.labelling.second_verifier import SecondVerifier
 from actors.labelling.verifier import Verification, Verifier
@@ -35,7 +35,7 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
     second = verification.config.second_verifier
     assert second is not None
     request = resources.verifier(second, second=True)
-    dataset = block_numbers(len(parts), request).map_batches(
+    dataset = block_ids(len(parts), request).map_batches(
         SecondVerifier,
         fn_constructor_kwargs={"verification": verification, "parts": ray.put([part for part, _ in parts])},
         batch_size=None,
@@ -55,19 +55,19 @@ def label_responses(
     """
     label = config.label
     extractor = label.extractor
-    address, desk = start_call_desk(extractor, config.run.dir)
+    address, coordinator = start_coordinator(extractor, config.run.dir)
     extraction = {
         "config": extractor,
         "endpoint": endpoint,
         "run": config.run.dir,
-        "desk": address,
+        "coordinator": address,
         "places": ray.put(pending.places),
         "identity": model_identity(extractor.model, extractor.serve_model),
     }
     request = resources.fact_extraction(config)
     dataset = (
         # Numbers of blocks: a driver that handed out the places themselves would hold an object for each.
-        block_numbers(pending.blocks, request)
+        block_ids(pending.blocks, request)
         .map_batches(
             FactExtraction,
             fn_constructor_kwargs=extraction,
@@ -90,4 +90,4 @@ def label_responses(
     try:
         yield from count_down("label", pending.rows, dataset.iter_rows())
     finally:
-        ray.kill(desk)
+        ray.kill(coordinator)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import ray
 from PIL.Image import Image
 
-from actors.labelling.fact_checker import FactChecker, Question
+from actors.labelling.fact_checker import FactChecker, FactQuestion
 from actors.labelling.metrics import record_prompt_tokens, record_verified_again
 from actors.labelling.verifier import CHECKS_FOLDER, CHECKS_SCHEMA, COUNTS_SCHEMA, Verification, checks_of
 from fgaif_ray import storage
@@ -56,7 +56,7 @@ class SecondVerifier:
         part = self._parts[number]
         rows = storage.read_part(part)
         images = _readable_images(rows)
-        questions: list[Question] = [
+        questions: list[FactQuestion] = [
             (row["image_sha256"], fact["text"])
             for row in rows
             if row["image_sha256"] in images

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 from PIL.Image import Image
 
-from actors.labelling.fact_checker import FactChecker, Findings, Question
+from actors.labelling.fact_checker import FactChecker, FactQuestion, Findings
 from actors.labelling.metrics import record_canaries, record_labelled, record_prompt_tokens
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CANARIES_SCHEMA, Canary, CanaryPool
@@ -87,7 +87,7 @@ def _plain(thresholds: Thresholds) -> float | dict[str, float]:
     return values.pop() if len(values) == 1 else dict(thresholds)
 
 
-def checks_of(second: bool, found: Findings, own: list[Question]) -> dict[str, Any]:
+def checks_of(second: bool, found: Findings, own: list[FactQuestion]) -> dict[str, Any]:
     """A row of ``CHECKS_SCHEMA``; ``own`` are the questions without canaries."""
     masses = [found.answers[question].mass for question in own if question in found.answers]
     return {
@@ -148,12 +148,12 @@ class Verifier:
         counts = {"labelled": len(labelled), "rejected": len(rejected)}
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 
-    def _draw_canaries(self, name: str, images: dict[str, Image]) -> dict[Question, Canary]:
+    def _draw_canaries(self, name: str, images: dict[str, Image]) -> dict[FactQuestion, Canary]:
         """The block's canaries by the questions that ask them; their images are added to those of the block.
 
         A canary whose image cannot be read is not asked, and counted as such.
         """
-        drawn: dict[Question, Canary] = {}
+        drawn: dict[FactQuestion, Canary] = {}
         for canary in self._canaries.draw(name, sorted(images)):
             assert canary.image is not None
             key = canary.image
@@ -177,9 +177,9 @@ class Verifier:
         name: str,
         labelled: list[dict[str, Any]],
         rejected: list[dict[str, Any]],
-        canaries: dict[Question, Canary],
+        canaries: dict[FactQuestion, Canary],
         found: Findings,
-        own: list[Question],
+        own: list[FactQuestion],
     ) -> None:
         """Rows come last: a block is done when they are there."""
         asked = [

@@ -21,9 +21,9 @@ from actors.rewards.metrics import record_answer, record_items
 from fgaif_ray.errors import ItemError
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.scoring import (
+    ScoredBatch,
     ScoringBatch,
     SegmentedResponse,
-    Verdicts,
     combined_version,
     compose_response,
     image_bytes,
@@ -38,7 +38,7 @@ from fgaif_ray.serving.remote_reward import label_fields, split_query
 from fgaif_ray.serving.wire import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
+GatewayResult = TypeVar("GatewayResult")
 
 READY_FOR_S: Final = 5.0
 """How long one forward pass vouches for the models."""
@@ -239,25 +239,25 @@ class RewardGateway:
 
         return await self._in_worker(compose)
 
-    async def _call_all(self, batch: ScoringBatch) -> Verdicts:
+    async def _call_all(self, batch: ScoringBatch) -> ScoredBatch:
         parts = await asyncio.gather(*(self._call(scorer, batch) for scorer in self._scorers))
         verdicts = merge_verdicts(parts)
         if not any(isinstance(outcome, ItemError) for outcome in verdicts.outcomes):
             self._ready_until = time.monotonic() + READY_FOR_S
         return verdicts
 
-    async def _call(self, scorer: DeploymentHandle[Any], batch: ScoringBatch) -> Verdicts:
+    async def _call(self, scorer: DeploymentHandle[Any], batch: ScoringBatch) -> ScoredBatch:
         """One call of one deployment; what a dying replica took with it goes to another one."""
         for attempt in range(MAX_REPLICAS_TRIED):
             try:
-                verdicts: Verdicts = await scorer.score.remote(batch)
+                verdicts: ScoredBatch = await scorer.score.remote(batch)
                 return verdicts
             except (RayActorError, DeploymentUnavailableError) as error:
                 cause = error
                 await asyncio.sleep(random.uniform(0.1, 0.2) * 2**attempt)
         raise ServiceError(503, "unavailable", "a reward model is not available", 5) from cause
 
-    async def _in_worker(self, work: Callable[[], Result]) -> Result:
+    async def _in_worker(self, work: Callable[[], GatewayResult]) -> GatewayResult:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
 

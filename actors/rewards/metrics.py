@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from actors import metrics
 from fgaif_ray.errors import ItemError, NonFiniteScoreError
-from fgaif_ray.rewards.scoring import Outcome
+from fgaif_ray.rewards.scoring import ScoringOutcome
 
 FAILURES = frozenset({"scoring_failed"})
 """Codes of items that the service is to blame for."""
@@ -35,7 +35,7 @@ def record_items(outcomes: Sequence[object]) -> None:
     metrics.REWARD_ITEMS.inc(failed, outcome="failed")
 
 
-def record_batch(fact_types: Sequence[str], outcomes: Sequence[Sequence[Outcome]], seconds: float) -> None:
+def record_batch(fact_types: Sequence[str], outcomes: Sequence[Sequence[ScoringOutcome]], seconds: float) -> None:
     """Export a batch of a reward deployment: what came back to each caller, and the time it took."""
     model = fact_types[0] if len(fact_types) == 1 else metrics.SHARED
     metrics.REWARD_BATCH_ITEMS.observe(sum(map(len, outcomes)), model=model)

@@ -29,7 +29,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from actors.cluster.capacity import has_room
+from actors.cluster.capacity import has_capacity
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
@@ -40,7 +40,14 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.files import ADAPTER_FILES, RewardModelFiles, kind_of, read_folder
-from fgaif_ray.rewards.scoring import Outcome, ScoringBatch, Verdicts, combined_version, probe_batch, score_batches
+from fgaif_ray.rewards.scoring import (
+    ScoredBatch,
+    ScoringBatch,
+    ScoringOutcome,
+    combined_version,
+    probe_batch,
+    score_batches,
+)
 from fgaif_ray.serving.client import RewardClient
 from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
 
@@ -103,16 +110,16 @@ class RewardScorer:
         if isinstance(outcome, Exception):
             raise outcome
 
-    async def score(self, batch: ScoringBatch) -> Verdicts:
+    async def score(self, batch: ScoringBatch) -> ScoredBatch:
         """Verdicts of one caller's batch of at most `serve.max_batch_size` items, in order."""
-        return Verdicts(self._versions, await self._score_merged(batch))
+        return ScoredBatch(self._versions, await self._score_merged(batch))
 
     @serve.batch(batch_size_fn=lambda batches: sum(len(batch) for batch in batches))
-    async def _score_merged(self, batches: list[ScoringBatch]) -> list[list[Outcome]]:
+    async def _score_merged(self, batches: list[ScoringBatch]) -> list[list[ScoringOutcome]]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._score_now, batches)
 
-    def _score_now(self, batches: list[ScoringBatch]) -> list[list[Outcome]]:
+    def _score_now(self, batches: list[ScoringBatch]) -> list[list[ScoringOutcome]]:
         began = time.monotonic()
         outcomes = score_batches(self._model, tuple(self._versions), batches)
         record_batch(tuple(self._versions), outcomes, time.monotonic() - began)
@@ -169,7 +176,7 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
     url = _start_serve(config) + prefix
     # Room for one more of each is enough: the one that it replaces makes room for the next.
     replicas = [resources.reward_replica(config, scorer) for scorer in resources.reward_scorers(config)]
-    surge = running is not None and has_room(replace(replica, count=1) for replica in replicas)
+    surge = running is not None and has_capacity(replace(replica, count=1) for replica in replicas)
     if running is not None and not surge:
         logger.warning(
             "no room for the new reward models beside those that are served: "

@@ -11,20 +11,20 @@ from actors import metrics
 from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA
 from fgaif_ray import storage
 from fgaif_ray.images import decode_image
-from fgaif_ray.records import GIVEN, RESPONSES_SCHEMA, sample_identity
+from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, sample_identity
 
-GIVEN_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
+PROVIDED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 BLOCKS_PER_CPU: Final = 2
 """Blocks that are on their way at a time; more would only wait in memory."""
 
 
-def write_given(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
+def write_provided(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
     """Write a block of given responses as a part of the stage, those whose image cannot be read as rejected.
 
     The part comes last, and comes even where all rows are rejected: a block is done when its part is there.
 
     Args:
-        rows: a table of ``GIVEN_SCHEMA``.
+        rows: a table of ``PROVIDED_SCHEMA``.
         partial: folder that gets the parts.
         name: of the part.
 
@@ -42,8 +42,8 @@ def write_given(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
             continue
         digest = hashlib.sha256(data).hexdigest()
         answer = {"response": row["response"]}  # takes the place of the sampling settings, which nobody knows
-        identity = sample_identity(digest, row["prompt"], GIVEN, answer)
-        kept.append(row | {"sample_id": identity, "image_sha256": digest, "model": GIVEN})
+        identity = sample_identity(digest, row["prompt"], PROVIDED, answer)
+        kept.append(row | {"sample_id": identity, "image_sha256": digest, "model": PROVIDED})
     if rejected:
         storage.write_part(storage.join(partial, REJECTED_FOLDER), rejected, REJECTED_IMAGES_SCHEMA, name)
     storage.write_part(partial, kept, RESPONSES_SCHEMA, name)
@@ -52,12 +52,12 @@ def write_given(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
     return {"kept": len(kept), "rejected": len(rejected)}
 
 
-def write_given_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) -> Iterator[dict[str, int]]:
-    """Write named blocks on the cluster; yields the counts of each finished block (see ``write_given``).
+def write_provided_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) -> Iterator[dict[str, int]]:
+    """Write named blocks on the cluster; yields the counts of each finished block (see ``write_provided``).
 
     Blocks are taken as workers become free, so that few of them are in memory at a time.
     """
-    write: Any = ray.remote(write_given)
+    write: Any = ray.remote(write_provided)
     limit = BLOCKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Any] = []
     for name, rows in blocks:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fgaif_ray.adapters.common import FactType, Reduction, answer_text, chat_image, make_item, type_reward
-from fgaif_ray.serving.client import Outcome, RewardClient, RewardServiceError
+from fgaif_ray.serving.client import ReplyOutcome, RewardClient, RewardServiceError
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -34,7 +34,7 @@ class TRLRewards:
             reduction: over the sub-sentences of a completion.
         """
         self._client, self._image_column, self._reduction = client, image_column, reduction
-        self._scored: tuple[Any, Any, list[str], list[Outcome]] | None = None
+        self._scored: tuple[Any, Any, list[str], list[ReplyOutcome]] | None = None
 
     @property
     def functions(self) -> list[RewardFunction]:
@@ -62,7 +62,7 @@ class TRLRewards:
             for outcome in outcomes
         ]
 
-    def _outcomes(self, prompts: list[Any], completions: list[Any], columns: dict[str, Any]) -> list[Outcome]:
+    def _outcomes(self, prompts: list[Any], completions: list[Any], columns: dict[str, Any]) -> list[ReplyOutcome]:
         """The service's answer on the batch: the trainer calls three functions with the same lists."""
         texts = [answer_text(completion) for completion in completions]
         if self._scored is not None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.audit.human import HumanAnswer, Place, majority
+from fgaif_ray.audit.human import HumanAnswer, SegmentPlace, majority
 from fgaif_ray.audit.items import Audit, AuditItem, cell_weights
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES
@@ -78,7 +78,7 @@ def compare(
         JSON-serialisable figures: ``labels`` and ``facts`` by type, ``disagreements``, and what they rest on. Of a
         type, ``covered`` is the share of the labelled set that the weighted figures speak for.
     """
-    by_place: dict[Place, list[HumanAnswer]] = {}
+    by_place: dict[SegmentPlace, list[HumanAnswer]] = {}
     for answer in answers:
         by_place.setdefault(answer.place, []).append(answer)
     annotators = sorted({answer.annotator for answer in answers})
@@ -110,7 +110,7 @@ def compare(
     }
 
 
-def _label_units(audit: Audit, by_place: Mapping[Place, Sequence[HumanAnswer]], name: str) -> list[_Unit]:
+def _label_units(audit: Audit, by_place: Mapping[SegmentPlace, Sequence[HumanAnswer]], name: str) -> list[_Unit]:
     units = []
     for item in audit.items:
         given = by_place.get((item.sample_id, item.segment), ())
@@ -119,7 +119,7 @@ def _label_units(audit: Audit, by_place: Mapping[Place, Sequence[HumanAnswer]], 
     return units
 
 
-def _fact_units(audit: Audit, by_place: Mapping[Place, Sequence[HumanAnswer]], name: str) -> list[_Unit]:
+def _fact_units(audit: Audit, by_place: Mapping[SegmentPlace, Sequence[HumanAnswer]], name: str) -> list[_Unit]:
     units = []
     for item in audit.items:
         given = by_place.get((item.sample_id, item.segment), ())

@@ -29,7 +29,7 @@ FACT_VERDICTS: Final = {"right": True, "wrong": False, UNSURE: None, None: None}
 LABEL_CODES: Final = {name: code for code, name in enumerate(CLASS_NAMES)}
 _DEFAULT_ANNOTATOR: Final = "annotator"
 
-Place = tuple[str, int]
+SegmentPlace = tuple[str, int]
 """Sample id, number of the sub-sentence in the response."""
 
 
@@ -49,7 +49,7 @@ class HumanAnswer:
     """Whether each fact is right, None where that is not known; None where facts were not asked about."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> SegmentPlace:
         """Which sub-sentence this is about."""
         return self.sample_id, self.segment
 
@@ -62,7 +62,7 @@ def read_answers(paths: Iterable[str]) -> list[HumanAnswer]:
             about the same sub-sentence.
     """
     answers: list[HumanAnswer] = []
-    origin: dict[tuple[str, Place], str] = {}
+    origin: dict[tuple[str, SegmentPlace], str] = {}
     for path in paths:
         found = _read_file(path)
         if not found:
@@ -80,15 +80,15 @@ def read_answers(paths: Iterable[str]) -> list[HumanAnswer]:
     return answers
 
 
-def majority_labels(answers: Iterable[HumanAnswer]) -> dict[Place, tuple[str, dict[str, int]]]:
+def majority_labels(answers: Iterable[HumanAnswer]) -> dict[SegmentPlace, tuple[str, dict[str, int]]]:
     """The text and, by fact type, the label that most people gave each sub-sentence; types in a tie are left out."""
-    votes: dict[Place, dict[str, Counter[int]]] = {}
-    texts: dict[Place, str] = {}
+    votes: dict[SegmentPlace, dict[str, Counter[int]]] = {}
+    texts: dict[SegmentPlace, str] = {}
     for answer in answers:
         texts[answer.place] = answer.text
         for name, label in answer.labels.items():
             votes.setdefault(answer.place, {}).setdefault(name, Counter())[label] += 1
-    chosen: dict[Place, tuple[str, dict[str, int]]] = {}
+    chosen: dict[SegmentPlace, tuple[str, dict[str, int]]] = {}
     for place, text in texts.items():
         winners = {name: majority(counts) for name, counts in votes.get(place, {}).items()}
         chosen[place] = text, {name: label for name, label in winners.items() if label is not None}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgaif_ray import storage
-from fgaif_ray.audit.human import HumanAnswer, Place, majority
+from fgaif_ray.audit.human import HumanAnswer, SegmentPlace, majority
 from fgaif_ray.audit.items import Audit, cell_weights
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
@@ -69,7 +69,7 @@ def facts_of_audit(audit: Audit, answers: Sequence[HumanAnswer]) -> list[dict[st
 
     Weights stand for the whole labelled set, as an audit's sample is not as evenly spread as that.
     """
-    votes: dict[tuple[Place, int], Counter[int]] = {}
+    votes: dict[tuple[SegmentPlace, int], Counter[int]] = {}
     for answer in answers:
         for index, right in enumerate(answer.facts or ()):
             if right is not None:

@@ -22,10 +22,10 @@ PREFIX: Final = "answers"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CallAnswer:
     """What one paid call brought: the facts, or why the answer cannot be used.
 
-    Example: ``Answer([[Fact("existence", "There is a dog.")]], None, None, "", 120, 31)``
+    Example: ``CallAnswer([[Fact("existence", "There is a dog.")]], None, None, "", 120, 31)``
     """
 
     facts: list[list[Fact]] | None
@@ -129,7 +129,7 @@ class AnswerWriter:
         """Whether answers wait for ``flush``."""
         return self._log.is_buffered
 
-    def keep(self, key: str, answer: Answer) -> str:
+    def keep(self, key: str, answer: CallAnswer) -> str:
         """Add an answer; returns it as JSON."""
         text = json.dumps(answer.to_json())
         self._log.append_json(f'{{"key": "{key}", "answer": {text}}}')

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from fgaif_ray.calls.answers import Answer
+from fgaif_ray.calls.answers import CallAnswer
 from fgaif_ray.calls.tokens import CallSize
 
 
@@ -14,48 +14,48 @@ class Call:
     size: CallSize
     number: int
     """In the worker's ledger."""
-    ticket: int | None
-    """At the desk of the cluster; None where nothing is limited."""
+    permit: int | None
+    """At the coordinator of the cluster; None where nothing is limited."""
 
 
 class Calls(Protocol):
-    """The extractor's side. A call goes ``find``, ``enter``, ``send``, then ``keep`` and ``answered``, or ``failed``.
+    """The extractor's side. A call goes ``find``, ``acquire``, ``send``, then ``keep`` and ``answered``, or ``failed``.
 
-    Who gets None from ``find`` owes the key a ``keep`` or a ``release``, every ``send`` is owed an ``answered`` or a
+    Who gets None from ``find`` owes the key a ``keep`` or a ``abandon``, every ``send`` is owed an ``answered`` or a
     ``failed``.
     """
 
-    async def find(self, key: str) -> Answer | None:
+    async def find(self, key: str) -> CallAnswer | None:
         """The answer to a call, or None for the one caller that has to make it; others wait for that one."""
         ...
 
-    def keep(self, key: str, answer: Answer) -> None:
+    def keep(self, key: str, answer: CallAnswer) -> None:
         """Keep an answer from the moment it is there."""
         ...
 
-    def release(self, key: str) -> None:
+    def abandon(self, key: str) -> None:
         """Leave a call to others: it brought no answer."""
         ...
 
-    async def enter(self, size: CallSize) -> int | None:
-        """Wait until a call may be made; returns its ticket, or None where nothing is limited.
+    async def acquire(self, size: CallSize) -> int | None:
+        """Wait until a call may be made; returns its permit, or None where nothing is limited.
 
-        A ticket is owed a ``send`` or a ``leave``, soon: limits count it as sent.
+        A permit is owed a ``send`` or a ``release``, soon: limits count it as sent.
 
         Raises:
             UserError: the budget is used up, or another worker has stopped.
         """
         ...
 
-    def leave(self, ticket: int | None) -> None:
-        """Give a ticket back unused."""
+    def release(self, permit: int | None) -> None:
+        """Give a permit back unused."""
         ...
 
-    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:
+    async def send(self, size: CallSize, permit: int | None, *, retry: bool, repair: bool) -> Call:
         """Account for a call that is about to be sent, after a pause that is under way.
 
         Raises:
-            UserError: another worker has stopped; the ticket is given back.
+            UserError: another worker has stopped; the permit is given back.
         """
         ...
 
@@ -79,23 +79,23 @@ class Calls(Protocol):
 class FreeCalls:
     """Calls that nothing limits, and that nobody accounts for or keeps."""
 
-    async def find(self, key: str) -> Answer | None:  # noqa: ARG002
+    async def find(self, key: str) -> CallAnswer | None:  # noqa: ARG002
         return None
 
-    def keep(self, key: str, answer: Answer) -> None:
+    def keep(self, key: str, answer: CallAnswer) -> None:
         pass
 
-    def release(self, key: str) -> None:
+    def abandon(self, key: str) -> None:
         pass
 
-    async def enter(self, size: CallSize) -> int | None:  # noqa: ARG002
+    async def acquire(self, size: CallSize) -> int | None:  # noqa: ARG002
         return None
 
-    def leave(self, ticket: int | None) -> None:
+    def release(self, permit: int | None) -> None:
         pass
 
-    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:  # noqa: ARG002
-        return Call(size, 0, ticket)
+    async def send(self, size: CallSize, permit: int | None, *, retry: bool, repair: bool) -> Call:  # noqa: ARG002
+        return Call(size, 0, permit)
 
     def answered(self, call: Call, tokens: tuple[int, int] | None, unusable: str | None) -> None:
         pass
@@ -120,7 +120,7 @@ class KnownCalls(FreeCalls):
     def __init__(self, find: "FindAnswer") -> None:
         self._find = find
 
-    async def find(self, key: str) -> Answer | None:
+    async def find(self, key: str) -> CallAnswer | None:
         answer = self._find(key)
         if answer is None:
             raise UnansweredError(key)
@@ -130,4 +130,4 @@ class KnownCalls(FreeCalls):
 class FindAnswer(Protocol):
     """The answer to a call by its key, or None."""
 
-    def __call__(self, key: str, /) -> Answer | None: ...
+    def __call__(self, key: str, /) -> CallAnswer | None: ...

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import openai
 
-from fgaif_ray.calls.answers import Answer
+from fgaif_ray.calls.answers import CallAnswer
 from fgaif_ray.calls.calls import Call, Calls, FreeCalls
 from fgaif_ray.calls.chat_connection import Bodies, ChatConnection, Completion
 from fgaif_ray.calls.endpoint_errors import endpoint_failure, failure_reason, may_be_billed, may_pass, retry_after_s
@@ -40,7 +40,7 @@ _NO_KEY: Final = "none"  # the SDK wants a key; servers without authentication i
 _PAUSING: Final = frozenset({429, 503})
 """With ``Retry-After`` they speak to everybody who calls."""
 
-ReadCompletion = Callable[[Completion, tuple[int, int]], Answer]
+ReadCompletion = Callable[[Completion, tuple[int, int]], CallAnswer]
 """Makes an answer of a completion and its prompt and completion tokens."""
 
 
@@ -141,7 +141,7 @@ class ChatCaller:
         self._bind()
         return self._ahead
 
-    async def answer(self, chat: Chat, failures: Sequence[UnusableAnswer] = ()) -> Answer:
+    async def answer(self, chat: Chat, failures: Sequence[UnusableAnswer] = ()) -> CallAnswer:
         """The answer to a question: a known one, or that of a call.
 
         Args:
@@ -158,7 +158,7 @@ class ChatCaller:
         try:
             return await self._call(chat, failures)
         except BaseException:
-            self._calls.release(chat.key)
+            self._calls.abandon(chat.key)
             raise
 
     async def close(self) -> None:
@@ -169,20 +169,20 @@ class ChatCaller:
         self._loop = None
         self._stopped = None
 
-    async def _call(self, chat: Chat, failures: Sequence[UnusableAnswer]) -> Answer:
+    async def _call(self, chat: Chat, failures: Sequence[UnusableAnswer]) -> CallAnswer:
         """One chat completion, tried again after failures that may pass."""
         self._bind()
         body = self._bodies(chat.messages)
         async with self._deck:
-            # Permission comes before the slot, which would stay idle while the desk is asked.
-            ticket = await self._permission(chat, failures)
+            # Permission comes before the slot, which would stay idle while the coordinator is asked.
+            permit = await self._permission(chat, failures)
             try:
                 await self._slots.acquire()
             except BaseException:
-                self._calls.leave(ticket)
+                self._calls.release(permit)
                 raise
             try:
-                call, completion = await self._tried(chat, body, ticket, failures)
+                call, completion = await self._tried(chat, body, permit, failures)
             finally:
                 self._slots.release()
             try:
@@ -195,20 +195,20 @@ class ChatCaller:
     async def _permission(self, chat: Chat, failures: Sequence[UnusableAnswer]) -> int | None:
         self._check(failures)
         try:
-            return await self._calls.enter(chat.size)
+            return await self._calls.acquire(chat.size)
         except UserError as error:
             raise self._stop(error) from None
 
     async def _tried(
-        self, chat: Chat, body: bytes, ticket: int | None, failures: Sequence[UnusableAnswer]
+        self, chat: Chat, body: bytes, permit: int | None, failures: Sequence[UnusableAnswer]
     ) -> tuple[Call, Completion]:
         """The answer of the first try that has one; the slot is held between tries too."""
         if self._client is None:
             self._client = ChatConnection(self._base_url, self._api_key, self._timeout_s)
         for attempt in range(self._max_retries + 1):
             if attempt > 0:
-                ticket = await self._permission(chat, failures)
-            call = await self._sent(chat, ticket, attempt, failures)
+                permit = await self._permission(chat, failures)
+            call = await self._sent(chat, permit, attempt, failures)
             try:
                 completion = await self._client.post(body)
             except openai.APIError as error:
@@ -236,15 +236,15 @@ class ChatCaller:
             return call, completion
         raise AssertionError("unreachable: the last try returns or raises")
 
-    async def _sent(self, chat: Chat, ticket: int | None, attempt: int, failures: Sequence[UnusableAnswer]) -> Call:
+    async def _sent(self, chat: Chat, permit: int | None, attempt: int, failures: Sequence[UnusableAnswer]) -> Call:
         """Account for a try that is about to be made."""
         try:
             self._check(failures)
         except BaseException:
-            self._calls.leave(ticket)
+            self._calls.release(permit)
             raise
         try:
-            call = await self._calls.send(chat.size, ticket, retry=attempt > 0, repair=chat.is_repair)
+            call = await self._calls.send(chat.size, permit, retry=attempt > 0, repair=chat.is_repair)
         except UserError as error:
             raise self._stop(error) from None
         self.usage.calls += 1
@@ -272,7 +272,7 @@ class ChatCaller:
         if failures:
             raise failures[0]
 
-    def _read(self, call: Call, completion: Completion, chat: Chat) -> Answer:
+    def _read(self, call: Call, completion: Completion, chat: Chat) -> CallAnswer:
         tokens = completion.tokens
         if tokens is not None:
             self.usage.prompt_tokens += tokens[0]

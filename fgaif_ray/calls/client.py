@@ -1,4 +1,4 @@
-"""A worker's way to the desk: batches what it asks, keeps answers and the account in files of its own."""
+"""A worker's way to the coordinator: batches what it asks, keeps answers and the account in files of its own."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from fgaif_ray.calls.answers import Answer, AnswerWriter, cache_folder
+from fgaif_ray.calls.answers import AnswerWriter, CallAnswer, cache_folder
 from fgaif_ray.calls.calls import Call
 from fgaif_ray.calls.coordinator import ELSEWHERE, LIFE, MINE, CallEnd, KeyEnd, News
 from fgaif_ray.calls.ledger import CallLedger
@@ -21,20 +21,20 @@ RECONNECT_S: Final = 1.0
 PAUSE_POLL_S: Final = 1.0
 """Between two looks at whether to stop, in a pause."""
 
-Question = TypeVar("Question")
-Result = TypeVar("Result")
+Asked = TypeVar("Asked")
+Replied = TypeVar("Replied")
 
 
-class Desk(Protocol):
-    """The methods of ``CallDesk``, here or in another process."""
+class Coordinator(Protocol):
+    """The methods of ``CallCoordinator``, here or in another process."""
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]: ...
 
     async def resume(self, worker: str, keys: Sequence[str]) -> None: ...
 
-    async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str: ...
+    async def acquire(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str: ...
 
-    async def settle(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None: ...
+    async def complete(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None: ...
 
     async def pause(self, seconds: float) -> None: ...
 
@@ -43,25 +43,25 @@ class Desk(Protocol):
     async def listen(self, worker: str, news: int) -> News: ...
 
 
-class Batcher(Generic[Question, Result]):
+class Batcher(Generic[Asked, Replied]):
     """Sends what is asked while the batch before is under way as the next batch."""
 
-    def __init__(self, send: Callable[[list[Question]], Awaitable[Sequence[Result]]]) -> None:
+    def __init__(self, send: Callable[[list[Asked]], Awaitable[Sequence[Replied]]]) -> None:
         """Args:
         send: gives results for the first questions of a batch; the others are sent again.
         """
         self._send = send
-        self._waiting: list[tuple[Question, asyncio.Future[Result] | None]] = []
+        self._waiting: list[tuple[Asked, asyncio.Future[Replied] | None]] = []
         self._sender: asyncio.Task[None] | None = None
         self._error: Exception | None = None
 
-    async def ask(self, question: Question) -> Result:
+    async def ask(self, question: Asked) -> Replied:
         """The result for one question."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Replied] = asyncio.get_running_loop().create_future()
         self._add(question, future)
         return await future
 
-    def tell(self, question: Question) -> None:
+    def tell(self, question: Asked) -> None:
         """Send what nobody waits for; an error waits for ``drain``."""
         self._add(question, None)
 
@@ -73,7 +73,7 @@ class Batcher(Generic[Question, Result]):
             error, self._error = self._error, None
             raise error
 
-    def _add(self, question: Question, future: asyncio.Future[Result] | None) -> None:
+    def _add(self, question: Asked, future: asyncio.Future[Replied] | None) -> None:
         self._waiting.append((question, future))
         if self._sender is None:
             self._sender = asyncio.get_running_loop().create_task(self._run())
@@ -100,26 +100,26 @@ class Batcher(Generic[Question, Result]):
 class CallClient:
     """The ``Calls`` of one extraction worker; it belongs to the event loop of its first call."""
 
-    def __init__(self, desk: Desk, config: CallsConfig, run: str, name: str | None = None) -> None:
+    def __init__(self, coordinator: Coordinator, config: CallsConfig, run: str, name: str | None = None) -> None:
         """Nothing is written or asked yet.
 
         Args:
-            desk: shared by all workers of the run.
+            coordinator: shared by all workers of the run.
             config: tells where answers are kept and whether calls need permission.
             run: folder of the run.
             name: of the worker; one that was killed and started again has the same. None draws one.
         """
-        self._desk = desk
+        self._coordinator = coordinator
         life = uuid.uuid4().hex
         self._worker = f"{name or uuid.uuid4().hex}{LIFE}{life}"
         self._limited = (config.requests_per_minute, config.tokens_per_minute, config.budget) != (None, None, None)
         self._answers = AnswerWriter(cache_folder(run, config.cache, config.purpose), life)
         self._ledger = CallLedger(run, config.purpose)
-        self._claims = Batcher[str, str](lambda keys: desk.claim(self._worker, keys))
+        self._claims = Batcher[str, str](lambda keys: coordinator.claim(self._worker, keys))
         self._entries = Batcher[CallSize, int](self._enter)
-        self._ends = Batcher[CallEnd | KeyEnd, None](self._settle)
+        self._ends = Batcher[CallEnd | KeyEnd, None](self._complete)
         self._reports: set[asyncio.Task[None]] = set()
-        self._asked: dict[str, asyncio.Future[Answer | None]] = {}
+        self._asked: dict[str, asyncio.Future[CallAnswer | None]] = {}
         self._claimed: set[str] = set()
         self._paused_until = float("-inf")
         self._listener: asyncio.Task[None] | None = None
@@ -127,7 +127,7 @@ class CallClient:
         self.stopped: str | None = None
         """Why no worker may call any more."""
 
-    async def find(self, key: str) -> Answer | None:
+    async def find(self, key: str) -> CallAnswer | None:
         self._start_listening()
         while (asked := self._asked.get(key)) is not None:
             if (answer := await asyncio.shield(asked)) is not None:
@@ -143,54 +143,54 @@ class CallClient:
         if claim == MINE:
             self._claimed.add(key)
             return None
-        answer = Answer.from_json(json.loads(claim))
+        answer = CallAnswer.from_json(json.loads(claim))
         self._resolve(key, answer)
         self._ledger.hit()
         return answer
 
-    def keep(self, key: str, answer: Answer) -> None:
+    def keep(self, key: str, answer: CallAnswer) -> None:
         self._report(KeyEnd(key, self._answers.keep(key, answer)))
         self._resolve(key, answer)
 
-    def release(self, key: str) -> None:
+    def abandon(self, key: str) -> None:
         self._report(KeyEnd(key, None))
         self._resolve(key, None)
 
-    async def enter(self, size: CallSize) -> int | None:
+    async def acquire(self, size: CallSize) -> int | None:
         self._start_listening()
         return await self._entries.ask(size) if self._limited else None
 
-    def leave(self, ticket: int | None) -> None:
-        if ticket is not None:
-            self._report(CallEnd(ticket, (0, 0)))
+    def release(self, permit: int | None) -> None:
+        if permit is not None:
+            self._report(CallEnd(permit, (0, 0)))
 
-    async def send(self, size: CallSize, ticket: int | None, *, retry: bool, repair: bool) -> Call:
+    async def send(self, size: CallSize, permit: int | None, *, retry: bool, repair: bool) -> Call:
         while self.stopped is None and (wait := self._paused_until - time.monotonic()) > 0:
             await asyncio.sleep(min(wait, PAUSE_POLL_S))
         if self.stopped is not None:
-            self.leave(ticket)
+            self.release(permit)
             raise UserError(self.stopped)
-        return Call(size, self._ledger.sent(size, retry=retry, repair=repair), ticket)
+        return Call(size, self._ledger.sent(size, retry=retry, repair=repair), permit)
 
     def answered(self, call: Call, tokens: tuple[int, int] | None, unusable: str | None) -> None:
         used = tokens if tokens is not None else (call.size.prompt_tokens, call.size.completion_tokens)
         self._ledger.answered(call.number, used, counted=tokens is not None, unusable=unusable)
-        if call.ticket is not None:
-            self._report(CallEnd(call.ticket, used))
+        if call.permit is not None:
+            self._report(CallEnd(call.permit, used))
 
     def failed(self, call: Call, reason: str, *, may_be_billed: bool) -> None:
         self._ledger.failed(call.number, reason, may_be_billed=may_be_billed)
-        if call.ticket is not None:
-            self._report(CallEnd(call.ticket, None if may_be_billed else (0, 0)))
+        if call.permit is not None:
+            self._report(CallEnd(call.permit, None if may_be_billed else (0, 0)))
 
     def pause(self, seconds: float) -> None:
         self._paused_until = max(self._paused_until, time.monotonic() + seconds)
-        self._run(self._desk.pause(seconds))
+        self._run(self._coordinator.pause(seconds))
 
     def stop(self, reason: str) -> None:
         if self.stopped is None:
             self.stopped = reason
-            self._run(self._desk.stop(reason))
+            self._run(self._coordinator.stop(reason))
 
     async def flush(self) -> None:
         """Return when everything is written and told: call it before the results of the calls are given away."""
@@ -213,20 +213,20 @@ class CallClient:
             await asyncio.gather(self._listener, return_exceptions=True)
             self._listener, self._is_closed = None, False
 
-    def _resolve(self, key: str, answer: Answer | None) -> None:
+    def _resolve(self, key: str, answer: CallAnswer | None) -> None:
         self._claimed.discard(key)
         future = self._asked.pop(key, None)
         if future is not None and not future.done():
             future.set_result(answer)
 
     async def _enter(self, sizes: list[CallSize]) -> list[int]:
-        tickets = await self._desk.enter(self._worker, sizes)
-        if isinstance(tickets, str):
-            raise UserError(tickets)
-        return tickets
+        permits = await self._coordinator.acquire(self._worker, sizes)
+        if isinstance(permits, str):
+            raise UserError(permits)
+        return permits
 
-    async def _settle(self, ends: list[CallEnd | KeyEnd]) -> list[None]:
-        await self._desk.settle(self._worker, ends)
+    async def _complete(self, ends: list[CallEnd | KeyEnd]) -> list[None]:
+        await self._coordinator.complete(self._worker, ends)
         return [None] * len(ends)
 
     def _report(self, end: CallEnd | KeyEnd) -> None:
@@ -238,25 +238,25 @@ class CallClient:
         task.add_done_callback(self._reports.discard)
 
     async def _introduce(self) -> None:
-        """Tell a desk that was started again, and has read the files, what is under way."""
-        await self._desk.resume(self._worker, list(self._claimed))
+        """Tell a coordinator that was started again, and has read the files, what is under way."""
+        await self._coordinator.resume(self._worker, list(self._claimed))
         if self.stopped is not None:
-            await self._desk.stop(self.stopped)
+            await self._coordinator.stop(self.stopped)
 
     def _start_listening(self) -> None:
         if self._listener is None:
             self._listener = asyncio.get_running_loop().create_task(self._listen())
 
     async def _listen(self) -> None:
-        number, desk = 0, None
+        number, coordinator = 0, None
         while not self._is_closed:
             try:
-                news = await self._desk.listen(self._worker, number)
-            except Exception:  # the desk is being restarted; where it stays away, the next question fails
+                news = await self._coordinator.listen(self._worker, number)
+            except Exception:  # the coordinator is being restarted; where it stays away, the next question fails
                 await asyncio.sleep(RECONNECT_S)
             else:
-                if desk not in (None, news.desk):
+                if coordinator not in (None, news.coordinator):
                     self._run(self._introduce())
-                number, desk = news.number, news.desk
+                number, coordinator = news.number, news.coordinator
                 self.stopped = self.stopped or news.stopped
                 self._paused_until = max(self._paused_until, time.monotonic() + news.paused_s)

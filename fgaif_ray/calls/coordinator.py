@@ -1,14 +1,14 @@
-"""The desk that all extraction workers of a cluster share: rate limits, budget, and who asks what.
+"""The coordinator that all extraction workers of a cluster share: rate limits, budget, and who asks what.
 
 One event loop, no threads. Workers ask in batches; each of them is known by a name, which stays when it is killed and
 started again, and a mark of this life of it, joined by ``LIFE``; that mark names its file of answers too. What a worker
 had under way is free for others when it is lost, after its file was read: it may have kept an answer that it could not
-tell any more. After a desk was started again, workers tell it what they have under way before anybody claims.
+tell any more. After a coordinator was started again, workers tell it what they have under way before anybody claims.
 
     resume  -> nothing; what a worker has under way
     claim   -> the answer, or "yours to ask", or "another worker is asking"
-    enter   -> tickets for the calls that may start now, at least one; or why there are no more
-    settle  -> what calls used and what they brought
+    acquire -> permits for the calls that may start now, at least one; or why there are no more
+    complete -> what calls used and what they brought
     listen  -> pauses the endpoint has asked for, and why to stop; a worker that listens is alive
 """
 
@@ -35,14 +35,14 @@ LOST_S: Final = 30.0
 """Silence after which a worker is taken for dead: others may make its calls."""
 POLL_S: Final = 1.0
 RESUME_S: Final = 3.0
-"""Time for the workers to tell a desk that was started again what they have under way: they hear of it at once."""
+"""Time for workers to tell a restarted coordinator what they have under way: they hear of it at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The end of a call that had a ticket."""
+    """The end of a call that had a permit."""
 
-    ticket: int
+    permit: int
     tokens: tuple[int, int] | None
     """Prompt and completion tokens; None where they are not known and the estimate stays."""
 
@@ -65,8 +65,8 @@ class News:
     """Seconds that are left of a pause."""
     stopped: str | None
     """Why no worker may call any more."""
-    desk: str
-    """Another one after the desk was started again."""
+    coordinator: str
+    """Another one after the coordinator was started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,10 @@ class _OpenCall:
     """Money that the call can cost."""
 
 
-class CallDesk:
+class CallCoordinator:
     """The state behind ``CallClient``, for one run.
 
-    Example: ``desk = CallDesk(config.label.extractor, "runs/a")``; a Ray actor wraps it for a cluster.
+    Example: ``coordinator = CallCoordinator(config.label.extractor, "runs/a")``; a Ray actor wraps it for a cluster.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class CallDesk:
             config: limits, price and budget.
             run: folder of the run.
             clock: seconds, never going back.
-            again: whether workers may have calls under way that another desk knew of.
+            again: whether workers may have calls under way that another coordinator knew of.
         """
         self._price = config.price
         self._budget = config.budget
@@ -106,13 +106,13 @@ class CallDesk:
         self._spent = 0.0 if self._price is None else totals.money(self._price) + totals.unknown_money(self._price)
         self._reserved = 0.0
         self._calls: dict[int, _OpenCall] = {}
-        self._tickets = 0
+        self._permits = 0
         self._claims: dict[str, str] = {}
         self._last_heard: dict[str, float] = {}
         self._lives: dict[str, str] = {}
         self._ended: set[str] = set()
         self._identity = uuid.uuid4().hex
-        # No number that a worker knows: it hears at once which desk this is.
+        # No number that a worker knows: it hears at once which coordinator this is.
         self._news = random.randrange(1, 1 << 62)
         self._stopped: str | None = None
         self._turn = asyncio.Lock()
@@ -127,7 +127,7 @@ class CallDesk:
         return [self._claim(worker, key) for key in keys]
 
     async def resume(self, worker: str, keys: Sequence[str]) -> None:
-        """Take note of what a worker has claimed of another desk."""
+        """Take note of what a worker has claimed of another coordinator."""
         self._hear(worker)
         for key in keys:
             self._claims.setdefault(key, worker)
@@ -139,11 +139,11 @@ class CallDesk:
         holder = self._claims.setdefault(key, worker)
         return MINE if holder == worker else ELSEWHERE
 
-    async def enter(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
+    async def acquire(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
         """Tickets for the first of these calls, as many as may start now and at least one.
 
         Returns:
-            The tickets; none for a worker that was lost while it waited. Or one sentence: another worker has stopped,
+            The permits; none for a worker that was lost while it waited. Or one sentence: another worker has stopped,
             or the budget has no room for a call and no call is under way whose end could make room.
         """
         self._hear(worker)
@@ -162,19 +162,19 @@ class CallDesk:
                 else:
                     break
                 self._forget_lost_workers()
-            tickets = [self._admit(worker, sizes[0])]
+            permits = [self._admit(worker, sizes[0])]
             for size in sizes[1:]:
                 if not self._fits(size) or self._wait_s(size) > 0:
                     break
-                tickets.append(self._admit(worker, size))
-            return tickets
+                permits.append(self._admit(worker, size))
+            return permits
 
-    async def settle(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
+    async def complete(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
         """Take in what calls have used and brought."""
         self._hear(worker)
         for end in ends:
             if isinstance(end, CallEnd):
-                self._end(end.ticket, end.tokens)
+                self._end(end.permit, end.tokens)
             elif self._claims.get(end.key) == worker:
                 del self._claims[end.key]
         self._answers.add((end.key, end.answer) for end in ends if isinstance(end, KeyEnd) and end.answer is not None)
@@ -239,8 +239,8 @@ class CallDesk:
                 self._answers.read(life)
         if lost:
             self._claims = {key: worker for key, worker in self._claims.items() if worker not in lost}
-            for ticket in [ticket for ticket, call in self._calls.items() if call.worker in lost]:
-                self._end(ticket, None)
+            for permit in [permit for permit, call in self._calls.items() if call.worker in lost]:
+                self._end(permit, None)
 
     async def _change(self, seconds: float) -> None:
         """Wait so long, or until a call ends."""
@@ -270,18 +270,18 @@ class CallDesk:
         )
 
     def _admit(self, worker: str, size: CallSize) -> int:
-        self._tickets += 1
+        self._permits += 1
         admission = self._limiter.admit(size.prompt_tokens + size.completion_tokens)
-        self._calls[self._tickets] = _OpenCall(worker, size, admission, self._most(size))
+        self._calls[self._permits] = _OpenCall(worker, size, admission, self._most(size))
         self._reserved += self._most(size)
-        return self._tickets
+        return self._permits
 
-    def _end(self, ticket: int, tokens: tuple[int, int] | None) -> None:
-        call = self._calls.pop(ticket, None)
+    def _end(self, permit: int, tokens: tuple[int, int] | None) -> None:
+        call = self._calls.pop(permit, None)
         if call is None:
-            return  # a ticket of the desk that stood here before a restart, or of a worker taken for dead
+            return  # a permit of the coordinator that stood here before a restart, or of a worker taken for dead
         self._reserved = self._reserved - call.most if self._calls else 0.0
         used = tokens if tokens is not None else (call.size.prompt_tokens, call.size.completion_tokens)
-        self._limiter.settle(call.admission, sum(used))
+        self._limiter.adjust(call.admission, sum(used))
         if self._price is not None:
             self._spent += self._price.cost(*used)

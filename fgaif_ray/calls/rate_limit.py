@@ -62,7 +62,7 @@ class RateLimit:
         self._busy_until = max(at, self._busy_until) + amount / self._per_s
         return Reservation(amount, self._busy_until, self._refunded_s)
 
-    def settle(self, reservation: Reservation, amount: float, now: float) -> None:
+    def adjust(self, reservation: Reservation, amount: float, now: float) -> None:
         """Correct a reservation to its true amount.
 
         Only what the limit has not made up for yet is given back: the rest of an overestimate was idle time, and
@@ -94,7 +94,7 @@ class RateLimiter:
         >>> while wait := limiter.wait_s(tokens=900):
         ...     time.sleep(wait)
         >>> admission = limiter.admit(tokens=900)
-        >>> limiter.settle(admission, tokens=742)
+        >>> limiter.adjust(admission, tokens=742)
     """
 
     def __init__(
@@ -127,10 +127,10 @@ class RateLimiter:
             self._requests.take(1, now)
         return Admission(None if self._tokens is None else self._tokens.take(tokens, now))
 
-    def settle(self, admission: Admission, tokens: float) -> None:
+    def adjust(self, admission: Admission, tokens: float) -> None:
         """Correct a call's estimate to the tokens it used."""
         if self._tokens is not None and admission.tokens is not None:
-            self._tokens.settle(admission.tokens, tokens, self._clock())
+            self._tokens.adjust(admission.tokens, tokens, self._clock())
 
     def pause(self, seconds: float) -> None:
         """Let nothing in for so many seconds from now on; a longer pause that is under way stays."""

@@ -87,11 +87,11 @@ def fact_extraction(config: Config) -> ResourceRequest:
     )
 
 
-def block_numbers(consumer: ResourceRequest) -> ResourceRequest:
+def block_ids(consumer: ResourceRequest) -> ResourceRequest:
     """Of the tasks that make numbers of blocks for ``consumer`` (`actors.labelling.block_ids`): they go where it
     is, and leave it all of the node.
     """
-    return replace(consumer, actor="BlockNumbers", num_cpus=0, num_gpus=0)
+    return replace(consumer, actor="BlockIds", num_cpus=0, num_gpus=0)
 
 
 def verifier(verifier: VerifierConfig, second: bool = False) -> ResourceRequest:

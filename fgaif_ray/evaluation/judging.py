@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
-from fgaif_ray.calls.answers import Answer, call_key, model_identity
+from fgaif_ray.calls.answers import CallAnswer, call_key, model_identity
 from fgaif_ray.calls.calls import Calls
 from fgaif_ray.calls.chat_caller import Chat, ChatCaller
 from fgaif_ray.calls.chat_connection import Completion
 from fgaif_ray.calls.client import CallClient
-from fgaif_ray.calls.coordinator import CallDesk
+from fgaif_ray.calls.coordinator import CallCoordinator
 from fgaif_ray.calls.tokens import CallSize, estimate_prompt
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.config import JudgeConfig
@@ -19,7 +19,7 @@ from fgaif_ray.evaluation.benchmarks.base import JudgeQuestion, Review
 REVIEW_TOKENS = 200
 """What a review probably takes: some sentences."""
 
-Place = TypeVar("Place", bound=Hashable)
+ReviewPlace = TypeVar("ReviewPlace", bound=Hashable)
 
 
 class Judge:
@@ -89,9 +89,9 @@ def collect_reviews(
     base_url: str | None,
     api_key: str | None,
     run: str,
-    questions: Mapping[Place, JudgeQuestion],
+    questions: Mapping[ReviewPlace, JudgeQuestion],
     done: Callable[[], None] = lambda: None,
-) -> dict[Place, Review]:
+) -> dict[ReviewPlace, Review]:
     """Have every question reviewed; equal ones are asked once, and none that an earlier attempt has paid.
 
     Args:
@@ -107,7 +107,7 @@ def collect_reviews(
     """
 
     async def work() -> list[Review | BaseException]:
-        calls = CallClient(CallDesk(config, run), config, run)
+        calls = CallClient(CallCoordinator(config, run), config, run)
         judge = Judge(config, base_url, api_key, calls)
 
         async def ask(question: JudgeQuestion) -> Review:
@@ -128,8 +128,8 @@ def collect_reviews(
     return {place: result for place, result in zip(questions, results, strict=True) if isinstance(result, Review)}
 
 
-def _read(completion: Completion, tokens: tuple[int, int]) -> Answer:
+def _read(completion: Completion, tokens: tuple[int, int]) -> CallAnswer:
     content = (completion.content or "").strip()
     if not content:
-        return Answer(None, "empty", "the answer was empty", "", *tokens)
-    return Answer(None, None, None, content, *tokens)
+        return CallAnswer(None, "empty", "the answer was empty", "", *tokens)
+    return CallAnswer(None, None, None, content, *tokens)

@@ -7,7 +7,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fgaif_ray import __version__
-from fgaif_ray.experiments.figures import GROUP_TITLES, METRICS, NEITHER, Metric
+from fgaif_ray.experiments.metrics import GROUP_TITLES, METRICS, NEITHER, Metric
 from fgaif_ray.experiments.plots import Plot
 from fgaif_ray.experiments.results import DONE, FAILED, OVER_IMAGES, OVER_SEEDS
 from fgaif_ray.report.formats import show_clock, show_count, show_share

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.experiments.figures import METRICS, Figure
+from fgaif_ray.experiments.metrics import METRICS, RunMetric
 from fgaif_ray.experiments.variants import Experiment
 from fgaif_ray.statistics.intervals import CONFIDENCE
 from fgaif_ray.statistics.paired import Mean, mean_interval, paired_difference
@@ -23,7 +23,7 @@ class RunOutcome:
     seed: int
     folder: str
     status: str
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, RunMetric]
     error: str | None = None
     """The last lines that a failed run wrote."""
 
@@ -79,9 +79,9 @@ def build_results(experiment: Experiment, outcomes: Sequence[RunOutcome]) -> dic
     }
 
 
-def _values(runs: Sequence[RunOutcome]) -> dict[str, dict[int, Figure]]:
+def _values(runs: Sequence[RunOutcome]) -> dict[str, dict[int, RunMetric]]:
     """Figure -> seed -> value, of the runs that are done."""
-    found: dict[str, dict[int, Figure]] = {}
+    found: dict[str, dict[int, RunMetric]] = {}
     for run in runs:
         if run.status == DONE:
             for name, figure in run.figures.items():
@@ -89,11 +89,11 @@ def _values(runs: Sequence[RunOutcome]) -> dict[str, dict[int, Figure]]:
     return found
 
 
-def _plain(figures: Mapping[int, Figure]) -> dict[int, float]:
+def _plain(figures: Mapping[int, RunMetric]) -> dict[int, float]:
     return {seed: figure.value for seed, figure in figures.items()}
 
 
-def _entry(figures: Mapping[int, Figure]) -> dict[str, Any]:
+def _entry(figures: Mapping[int, RunMetric]) -> dict[str, Any]:
     mean = mean_interval(list(_plain(figures).values()))
     entry = _mean(mean, OVER_SEEDS)
     if mean.count == 1:

@@ -15,10 +15,10 @@ from fgaif_ray import storage
 from fgaif_ray.feedback.pending import IDENTITY, digests
 
 
-def settle(folders: Sequence[str]) -> int:
+def deduplicate(folders: Sequence[str]) -> int:
     """Leave every identity once: in the first folder that has it, there in the first part by name.
 
-    Parts are rewritten whole, so an interruption leaves nothing that a repetition does not settle.
+    Parts are rewritten whole, so an interruption leaves nothing that running it again does not remove.
 
     Args:
         folders: stage folders whose rows have a ``sample_id``, the ones to prefer first.

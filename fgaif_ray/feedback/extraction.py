@@ -12,7 +12,7 @@ from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.feedback.prompts import Prompt
 from fgaif_ray.records import FACT_TYPES, Fact
 
-Mode = Literal["segment", "response"]
+ExtractionMode = Literal["segment", "response"]
 TRAILING_SPACE_LIMIT: Final = 32
 """An answer cut at its token limit that ends in this many white-space characters ran into endless space."""
 
@@ -33,13 +33,13 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SEGMENT_ANSWER = "Answer with one JSON object: " + json.dumps({name: ["..."] for name in FACT_TYPES})
 
 
-def response_format(mode: Mode) -> dict[str, Any]:
+def response_format(mode: ExtractionMode) -> dict[str, Any]:
     """The ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
     schema = SEGMENT_SCHEMA if mode == "segment" else RESPONSE_SCHEMA
     return {"type": "json_schema", "json_schema": {"name": "facts", "strict": True, "schema": schema}}
 
 
-def supports(prompt: Prompt, mode: Mode) -> bool:
+def supports(prompt: Prompt, mode: ExtractionMode) -> bool:
     """Whether a prompt asks for facts in this mode: a prompt about one ``{segment}`` cannot ask for all."""
     return "segments_json" in prompt.fields or ("segment" in prompt.fields and mode == "segment")
 
@@ -61,7 +61,7 @@ def build_messages(prompt: Prompt, response: str, segments: Sequence[str], index
     Raises:
         ValueError: the prompt cannot ask about all sub-sentences.
     """
-    mode: Mode = "response" if index is None else "segment"
+    mode: ExtractionMode = "response" if index is None else "segment"
     if not supports(prompt, mode):
         raise ValueError(f"prompt {prompt.name} does not support the mode {mode!r}")
     asked = list(segments) if index is None else [segments[index]]

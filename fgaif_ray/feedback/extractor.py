@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from fgaif_ray.calls.answers import Answer, CallKeys
+from fgaif_ray.calls.answers import CallAnswer, CallKeys
 from fgaif_ray.calls.calls import Calls
 from fgaif_ray.calls.chat_caller import CallUsage, Chat, ChatCaller
 from fgaif_ray.calls.chat_connection import Completion
 from fgaif_ray.calls.tokens import CallSize, estimate_completion, estimate_prompt
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.extraction import Mode, build_messages, parse_extraction, response_format, supports
+from fgaif_ray.feedback.extraction import ExtractionMode, build_messages, parse_extraction, response_format, supports
 from fgaif_ray.feedback.prompts import Prompt
 from fgaif_ray.feedback.writing import is_foreign
 from fgaif_ray.records import Fact
@@ -28,10 +28,10 @@ REPAIR_EXCERPT: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ExtractionQuestion:
     """What one call asks.
 
-    Example: ``Question([{"role": "user", "content": "..."}], ["A dog. "], None)``
+    Example: ``ExtractionQuestion([{"role": "user", "content": "..."}], ["A dog. "], None)``
     """
 
     messages: list[dict[str, str]]
@@ -43,16 +43,16 @@ class Question:
     """What they are sub-sentences of."""
     is_repair: bool = False
 
-    def repair(self, answer: Answer) -> "Question":
+    def repair(self, answer: CallAnswer) -> "ExtractionQuestion":
         """The question again, with an answer that cannot be used and what is wrong with it."""
         shown = {"role": "assistant", "content": answer.content or "(no answer)"}
         complaint = {
             "role": "user",
             "content": f"This cannot be used: {answer.detail}. "
-            "Answer the question again, shortly, with the JSON object alone.",
+            "CallAnswer the question again, shortly, with the JSON object alone.",
         }
         messages = [*self.messages, shown, complaint]
-        return Question(messages, self.segments, self.segment_count, self.response, is_repair=True)
+        return ExtractionQuestion(messages, self.segments, self.segment_count, self.response, is_repair=True)
 
 
 class FactExtractor:
@@ -74,7 +74,7 @@ class FactExtractor:
         model: str,
         prompt: Prompt,
         *,
-        mode: Mode = "segment",
+        mode: ExtractionMode = "segment",
         concurrency: int = 32,
         timeout_s: float = 60,
         max_retries: int = 5,
@@ -110,7 +110,7 @@ class FactExtractor:
                 "set label.extractor.mode to 'segment' or choose another label.extractor.prompt."
             )
         self._prompt = prompt
-        self._mode: Mode = mode
+        self._mode: ExtractionMode = mode
         self._max_tokens = max_tokens
         self._options: dict[str, Any] = {
             "max_completion_tokens": max_tokens,
@@ -143,7 +143,7 @@ class FactExtractor:
         """What was asked so far."""
         return self._caller.usage
 
-    def questions(self, response: str, segments: Sequence[str]) -> list[Question]:
+    def questions(self, response: str, segments: Sequence[str]) -> list[ExtractionQuestion]:
         """The calls that a response takes, without repair tries; a sub-sentence without a word takes none."""
         return [self._question(response, segments, index) for index in self._asked(segments)]
 
@@ -154,17 +154,17 @@ class FactExtractor:
             return list(wordy)
         return [None] if wordy else []
 
-    def _question(self, response: str, segments: Sequence[str], index: int | None) -> Question:
+    def _question(self, response: str, segments: Sequence[str], index: int | None) -> ExtractionQuestion:
         messages = build_messages(self._prompt, response, segments, index)
         if index is None:
-            return Question(messages, segments, len(segments), response)
-        return Question(messages, [segments[index]], None, response)
+            return ExtractionQuestion(messages, segments, len(segments), response)
+        return ExtractionQuestion(messages, [segments[index]], None, response)
 
-    def key(self, question: Question) -> str:
+    def key(self, question: ExtractionQuestion) -> str:
         """The content address of a call: sha256 over everything that its answer depends on."""
         return self._keys(question.messages)
 
-    def size(self, question: Question) -> CallSize:
+    def size(self, question: ExtractionQuestion) -> CallSize:
         """Tokens of a call, estimated from its characters."""
         return CallSize(
             estimate_prompt(question.messages),
@@ -222,21 +222,21 @@ class FactExtractor:
             raise
         return answer.facts
 
-    async def _answer(self, question: Question, failures: Sequence[UnusableAnswer]) -> Answer:
+    async def _answer(self, question: ExtractionQuestion, failures: Sequence[UnusableAnswer]) -> CallAnswer:
         """The answer to a question: a known one, or that of a call."""
 
-        def read(completion: Completion, tokens: tuple[int, int]) -> Answer:
+        def read(completion: Completion, tokens: tuple[int, int]) -> CallAnswer:
             try:
-                return Answer(_parse(completion, question), None, None, "", *tokens)
+                return CallAnswer(_parse(completion, question), None, None, "", *tokens)
             except UnusableAnswer as error:
                 content = (completion.content or "").strip()
-                return Answer(None, error.reason, error.detail, content[:REPAIR_EXCERPT], *tokens)
+                return CallAnswer(None, error.reason, error.detail, content[:REPAIR_EXCERPT], *tokens)
 
         chat = Chat(question.messages, self.key(question), self.size(question), read, question.is_repair)
         return await self._caller.answer(chat, failures)
 
 
-def _parse(completion: Completion, question: Question) -> list[list[Fact]]:
+def _parse(completion: Completion, question: ExtractionQuestion) -> list[list[Fact]]:
     facts = parse_extraction(
         completion.content,
         completion.finish_reason,

@@ -11,7 +11,7 @@ TrueLabels = Callable[[Mapping[str, Any]], Sequence[Mapping[str, int]] | None]
 """True label codes per fact type for each sub-sentence of a feedback row, or None where they are not known."""
 
 
-class FeedbackFigures:
+class FeedbackMetrics:
     """Counts feedback rows as they are read."""
 
     def __init__(self, true_labels: TrueLabels | None = None) -> None:

@@ -23,10 +23,10 @@ from fgaif_ray.report.formats import (
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class ReportFigure:
     """A row of the table.
 
-    Example: ``Figure("overall", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share")``
+    Example: ``ReportFigure("overall", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share")``
     """
 
     name: str
@@ -45,32 +45,32 @@ _RATES, _TOLD, _MUCH, _WELL = (
 )
 GROUPS: Final = {
     _RATES: (
-        Figure("overall", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
-        Figure("existence", ("hallucination_rate", "existence"), LOWER_IS_BETTER, "share"),
-        Figure("attribute", ("hallucination_rate", "attribute"), LOWER_IS_BETTER, "share"),
-        Figure("relation", ("hallucination_rate", "relation"), LOWER_IS_BETTER, "share"),
+        ReportFigure("overall", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
+        ReportFigure("existence", ("hallucination_rate", "existence"), LOWER_IS_BETTER, "share"),
+        ReportFigure("attribute", ("hallucination_rate", "attribute"), LOWER_IS_BETTER, "share"),
+        ReportFigure("relation", ("hallucination_rate", "relation"), LOWER_IS_BETTER, "share"),
     ),
     _TOLD: (
-        Figure("coverage", ("coverage",), HIGHER_IS_BETTER, "share"),
-        Figure("objects", ("coverage_objects",), HIGHER_IS_BETTER, "share"),
-        Figure("attributes", ("coverage_attributes",), HIGHER_IS_BETTER, "share"),
+        ReportFigure("coverage", ("coverage",), HIGHER_IS_BETTER, "share"),
+        ReportFigure("objects", ("coverage_objects",), HIGHER_IS_BETTER, "share"),
+        ReportFigure("attributes", ("coverage_attributes",), HIGHER_IS_BETTER, "share"),
     ),
     _MUCH: (
-        Figure("facts per response", ("facts_per_response",), NEITHER, "number"),
-        *(Figure(f"of them {kind}", (f"{kind}_per_response",), NEITHER, "number") for kind in FACT_TYPES),
-        Figure("words per response", ("words_per_response",), NEITHER, "number"),
+        ReportFigure("facts per response", ("facts_per_response",), NEITHER, "number"),
+        *(ReportFigure(f"of them {kind}", (f"{kind}_per_response",), NEITHER, "number") for kind in FACT_TYPES),
+        ReportFigure("words per response", ("words_per_response",), NEITHER, "number"),
     ),
     _WELL: (
-        Figure("repeated statements", ("repetition",), LOWER_IS_BETTER, "share"),
-        Figure("sub-sentences without a statement", ("unreadable",), LOWER_IS_BETTER, "share"),
-        Figure("responses cut at the limit", ("unfinished",), LOWER_IS_BETTER, "share"),
+        ReportFigure("repeated statements", ("repetition",), LOWER_IS_BETTER, "share"),
+        ReportFigure("sub-sentences without a statement", ("unreadable",), LOWER_IS_BETTER, "share"),
+        ReportFigure("responses cut at the limit", ("unfinished",), LOWER_IS_BETTER, "share"),
     ),
 }
 _TILES: Final = (
-    Figure("Hallucinated sub-sentences", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
-    Figure("Coverage of the truth", ("coverage",), HIGHER_IS_BETTER, "share"),
-    Figure("Facts per response", ("facts_per_response",), NEITHER, "number"),
-    Figure("POPE F1", ("pope", "f1"), HIGHER_IS_BETTER, "share"),
+    ReportFigure("Hallucinated sub-sentences", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
+    ReportFigure("Coverage of the truth", ("coverage",), HIGHER_IS_BETTER, "share"),
+    ReportFigure("Facts per response", ("facts_per_response",), NEITHER, "number"),
+    ReportFigure("POPE F1", ("pope", "f1"), HIGHER_IS_BETTER, "share"),
 )
 _BARS: Final = (
     (_RATES, "lower is better", GROUPS[_RATES]),
@@ -129,12 +129,12 @@ def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return drawn
 
 
-def _interval(figures: Mapping[str, Any], one: Figure) -> Sequence[float] | None:
+def _interval(figures: Mapping[str, Any], one: ReportFigure) -> Sequence[float] | None:
     found: Sequence[float] | None = look(figures, ("intervals", *one.path))
     return found
 
 
-def _bar(figures: Mapping[str, Any], one: Figure, which: str, top: float) -> dict[str, Any]:
+def _bar(figures: Mapping[str, Any], one: ReportFigure, which: str, top: float) -> dict[str, Any]:
     value, interval = look(figures, one.path), _interval(figures, one)
     return {
         "which": which,
@@ -209,7 +209,7 @@ def pope(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(figures: Mapping[str, Any], one: Figure) -> dict[str, Any]:
+def _cell(figures: Mapping[str, Any], one: ReportFigure) -> dict[str, Any]:
     value = look(figures, one.path)
     return {"value": value, "text": show(value, one.kind), "bounds": _bounds(_interval(figures, one), one.kind)}
 

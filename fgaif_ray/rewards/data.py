@@ -22,7 +22,7 @@ BUCKET_BATCHES: Final = 16
 
 
 @dataclass(frozen=True)
-class LabelledResponse:
+class TrainingResponse:
     """One response with the label codes of its sub-sentences, ``[segments]`` for each fact type, or ``IGNORED``."""
 
     image: str
@@ -61,10 +61,10 @@ class RewardData:
     """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``"""
 
 
-def from_feedback(rows: Iterable[Mapping[str, Any]]) -> list[LabelledResponse]:
+def from_feedback(rows: Iterable[Mapping[str, Any]]) -> list[TrainingResponse]:
     """The rows of ``feedback/`` by sample id; rows without sub-sentences teach nothing and are left out."""
     return [
-        LabelledResponse(
+        TrainingResponse(
             image=row["image"],
             image_sha256=row["image_sha256"],
             prompt=row["prompt"],
@@ -81,8 +81,8 @@ def _code(label: int | None) -> int:
 
 
 def split_by_image(
-    responses: Sequence[LabelledResponse], validation_fraction: float, seed: int
-) -> tuple[list[LabelledResponse], list[LabelledResponse]]:
+    responses: Sequence[TrainingResponse], validation_fraction: float, seed: int
+) -> tuple[list[TrainingResponse], list[TrainingResponse]]:
     """Training and held-out responses; no image, nor a copy of it under another name, is in both.
 
     Images are ranked by a seeded hash of their content and the first ``validation_fraction`` of them, at
@@ -106,7 +106,7 @@ def split_by_image(
 
 def prepare_data(
     backbone: Backbone,
-    responses: Sequence[LabelledResponse],
+    responses: Sequence[TrainingResponse],
     validation_fraction: float,
     seed: int,
     on_progress: Callable[[int], None],
@@ -137,7 +137,7 @@ def prepare_data(
 
 
 def _encode(
-    backbone: Backbone, responses: Sequence[LabelledResponse], on_progress: Callable[[int], None]
+    backbone: Backbone, responses: Sequence[TrainingResponse], on_progress: Callable[[int], None]
 ) -> list[Example]:
     examples = []
     for response in responses:

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from safetensors.torch import save_file
 
 from fgaif_ray import storage
-from fgaif_ray.rewards.kinds import Granularity, Kind
+from fgaif_ray.rewards.kinds import Granularity, RewardKind
 
 ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 HEAD_FILE: Final = ADAPTER_FILES[-1]
@@ -56,7 +56,7 @@ def read_folder(folder: str) -> RewardModelFiles:
     return RewardModelFiles(adapter, version, header.get("__metadata__", {}))
 
 
-def kind_of(files: Mapping[str, RewardModelFiles]) -> Kind:
+def kind_of(files: Mapping[str, RewardModelFiles]) -> RewardKind:
     """What kind of reward model the folders of a run are, whatever the configuration says."""
     if any(found.granularity == "response" for found in files.values()):
         return "coarse"

@@ -13,7 +13,7 @@ from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 IGNORED: Final = -100
 """In place of a label that is not to be learnt; cross-entropy leaves it out by default."""
 
-Kind = Literal["separate", "multitask", "coarse"]
+RewardKind = Literal["separate", "multitask", "coarse"]
 Granularity = Literal["segment", "response"]
 """What one verdict is about: a sub-sentence, or the whole response, read at its last separator."""
 
@@ -40,7 +40,7 @@ class RewardTask:
         return fact_type if fact_type in self.heads else self.heads[0]
 
 
-def reward_tasks(kind: Kind) -> tuple[RewardTask, ...]:
+def reward_tasks(kind: RewardKind) -> tuple[RewardTask, ...]:
     """What is trained for a kind of reward model, in this order."""
     if kind == "multitask":
         return (RewardTask(MULTITASK, FACT_TYPES, FACT_TYPES),)

@@ -213,24 +213,24 @@ class Scorer(Protocol):
     ) -> dict[str, list[NDArray[np.float32]]]: ...
 
 
-Outcome = TypeProbabilities | ItemError
+ScoringOutcome = TypeProbabilities | ItemError
 """What became of one item."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class ScoredBatch:
     """What a reward deployment answers to a batch."""
 
     versions: dict[str, str]
     """Fact type -> version of the model that was asked."""
-    outcomes: list[Outcome]
+    outcomes: list[ScoringOutcome]
     """One per item, in order."""
 
 
-def merge_verdicts(parts: Sequence[Verdicts]) -> Verdicts:
+def merge_verdicts(parts: Sequence[ScoredBatch]) -> ScoredBatch:
     """Join the answers of several deployments on one batch; an item that one of them could not score has none."""
     versions = {fact_type: version for part in parts for fact_type, version in part.versions.items()}
-    outcomes: list[Outcome] = []
+    outcomes: list[ScoringOutcome] = []
     for row in zip(*(part.outcomes for part in parts), strict=True):
         merged: TypeProbabilities = {}
         failed: ItemError | None = None
@@ -240,7 +240,7 @@ def merge_verdicts(parts: Sequence[Verdicts]) -> Verdicts:
             else:
                 merged |= outcome
         outcomes.append(failed or merged)
-    return Verdicts(versions, outcomes)
+    return ScoredBatch(versions, outcomes)
 
 
 def combined_version(versions: Mapping[str, str]) -> str:
@@ -248,7 +248,9 @@ def combined_version(versions: Mapping[str, str]) -> str:
     return fingerprint(dict(versions))[:12]
 
 
-def score_batches(model: Scorer, fact_types: Sequence[str], batches: Sequence[ScoringBatch]) -> list[list[Outcome]]:
+def score_batches(
+    model: Scorer, fact_types: Sequence[str], batches: Sequence[ScoringBatch]
+) -> list[list[ScoringOutcome]]:
     """Score the batches of several callers in one pass of the model, each image decoded once.
 
     An item that the model refuses fails alone: where the pass over all items fails, each is scored by itself.
@@ -264,7 +266,7 @@ def score_batches(model: Scorer, fact_types: Sequence[str], batches: Sequence[Sc
             opened[data] = open_image(data)
         except ItemError as error:
             opened[data] = error
-    outcomes: list[list[Outcome | None]] = [[None] * len(batch) for batch in batches]
+    outcomes: list[list[ScoringOutcome | None]] = [[None] * len(batch) for batch in batches]
     places: list[tuple[int, int]] = []
     items: list[ScoringItem] = []
     for row, batch in enumerate(batches):
@@ -280,7 +282,7 @@ def score_batches(model: Scorer, fact_types: Sequence[str], batches: Sequence[Sc
     return [[outcome for outcome in row if outcome is not None] for row in outcomes]
 
 
-def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringItem]") -> list[Outcome]:
+def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringItem]") -> list[ScoringOutcome]:
     if not items:
         return []
     try:

@@ -24,7 +24,7 @@ import httpx2
 from PIL import Image
 
 from fgaif_ray.serving.client_session import (
-    Outcome,
+    ReplyOutcome,
     RetryPolicy,
     RewardServiceError,
     Session,
@@ -37,7 +37,7 @@ from fgaif_ray.serving.wire import ModelList, RewardItem, ScoredResponse
 
 __all__ = [
     "AsyncRewardClient",
-    "Outcome",
+    "ReplyOutcome",
     "RetryPolicy",
     "RewardClient",
     "RewardServiceError",
@@ -45,7 +45,7 @@ __all__ = [
     "reward_item",
 ]
 
-Result = TypeVar("Result")
+ClientResult = TypeVar("ClientResult")
 
 
 def png_file(image: Image.Image) -> bytes:
@@ -96,7 +96,7 @@ class RewardClient(Session):
         """
         return [scored for part in self.parts(items) for scored in self._score_part(part)]
 
-    def score_each(self, items: Sequence[RewardItem]) -> list[Outcome]:
+    def score_each(self, items: Sequence[RewardItem]) -> list[ReplyOutcome]:
         """As `score`, but an item that the service refuses costs the others nothing.
 
         Returns:
@@ -110,7 +110,7 @@ class RewardClient(Session):
     def _score_part(self, part: Sequence[bytes]) -> list[ScoredResponse]:
         return parse_results(self._send("POST", "/v1/rewards", request_body(part)), len(part))
 
-    def _score_halves(self, part: Sequence[bytes]) -> list[Outcome]:
+    def _score_halves(self, part: Sequence[bytes]) -> list[ReplyOutcome]:
         """A refusal names no more than its first item: what is left is found by halving."""
         try:
             return [*self._score_part(part)]
@@ -181,13 +181,13 @@ class AsyncRewardClient(Session):
         """
         return await self._gather(self._score_part, items)
 
-    async def score_each(self, items: Sequence[RewardItem]) -> list[Outcome]:
+    async def score_each(self, items: Sequence[RewardItem]) -> list[ReplyOutcome]:
         """As `RewardClient.score_each`."""
         return await self._gather(self._score_halves, items)
 
     async def _gather(
-        self, score: Callable[[Sequence[bytes]], Coroutine[Any, Any, list[Result]]], items: Sequence[RewardItem]
-    ) -> list[Result]:
+        self, score: Callable[[Sequence[bytes]], Coroutine[Any, Any, list[ClientResult]]], items: Sequence[RewardItem]
+    ) -> list[ClientResult]:
         tasks = [asyncio.create_task(score(part)) for part in self.parts(items)]
         try:
             return [result for results in await asyncio.gather(*tasks) for result in results]
@@ -199,7 +199,7 @@ class AsyncRewardClient(Session):
         async with self._slots:
             return parse_results(await self._send("POST", "/v1/rewards", request_body(part)), len(part))
 
-    async def _score_halves(self, part: Sequence[bytes]) -> list[Outcome]:
+    async def _score_halves(self, part: Sequence[bytes]) -> list[ReplyOutcome]:
         try:
             return [*await self._score_part(part)]
         except RewardServiceError as error:

@@ -54,7 +54,7 @@ def _rebuilt_error(message: str, status: int | None, code: str, request_id: str 
     return RewardServiceError(message, status=status, code=code, request_id=request_id)
 
 
-Outcome = ScoredResponse | RewardServiceError
+ReplyOutcome = ScoredResponse | RewardServiceError
 """The reward of one item, or why there is none."""
 
 

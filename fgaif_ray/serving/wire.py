@@ -29,19 +29,19 @@ Probabilities = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 """P(absent), P(consistent), P(hallucinated)."""
 
 
-class Request(BaseModel):
+class RequestModel(BaseModel):
     """Unknown fields and loosely typed values are errors, not guesses."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Clients ignore fields that they do not know yet."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class RewardItem(Request):
+class RewardItem(RequestModel):
     """One response to one image and prompt.
 
     Example: `RewardItem(image="data:image/png;base64,...", prompt="Describe it.", response="A red circle.")`
@@ -65,7 +65,7 @@ class RewardItem(Request):
         return self
 
 
-class RewardRequest(Request):
+class RewardRequest(RequestModel):
     """Body of `POST /v1/rewards`."""
 
     model_config = ConfigDict(
@@ -79,7 +79,7 @@ class RewardRequest(Request):
     items: Annotated[list[RewardItem], Field(max_length=MAX_ITEMS)]
 
 
-class SegmentReward(Answer):
+class SegmentReward(ResponseModel):
     """Verdicts and reward of one sub-sentence, the characters `[start, end)` of the response."""
 
     start: int
@@ -95,7 +95,7 @@ class SegmentReward(Answer):
     """Their sum."""
 
 
-class ScoredResponse(Answer):
+class ScoredResponse(ResponseModel):
     """The dense reward of one response."""
 
     response: str
@@ -108,7 +108,7 @@ class ScoredResponse(Answer):
     model_version: str
 
 
-class RewardResponse(Answer):
+class RewardResponse(ResponseModel):
     """Answer of `POST /v1/rewards`: one result per item, in order."""
 
     results: list[ScoredResponse]
@@ -116,7 +116,7 @@ class RewardResponse(Answer):
     request_id: str
 
 
-class RewardModelCard(Answer):
+class RewardModelCard(ResponseModel):
     """One reward model behind the service."""
 
     id: str
@@ -124,7 +124,7 @@ class RewardModelCard(Answer):
     version: str
 
 
-class ModelList(Answer):
+class ModelList(ResponseModel):
     """Answer of `GET /v1/models`."""
 
     models: list[RewardModelCard]
@@ -177,7 +177,7 @@ class RemoteRewardRequest(BaseModel):
         return self
 
 
-class RemoteRewardResponse(Answer):
+class RemoteRewardResponse(ResponseModel):
     """OpenRLHF's remote-reward protocol: what its trainer reads, each list as long as the query."""
 
     rewards: list[FiniteFloat]
@@ -187,14 +187,14 @@ class RemoteRewardResponse(Answer):
     extra_logs: dict[str, list[FiniteFloat]]
 
 
-class Status(Answer):
+class Status(ResponseModel):
     """Answer of `/live` and `/ready`."""
 
     status: str
     model_version: str
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(ResponseModel):
     """What went wrong."""
 
     code: str
@@ -204,7 +204,7 @@ class ErrorDetail(Answer):
     request_id: str
 
 
-class ErrorResponse(Answer):
+class ErrorResponse(ResponseModel):
     """The one shape of every error."""
 
     error: ErrorDetail

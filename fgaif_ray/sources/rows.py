@@ -52,7 +52,7 @@ def prepare_rows(config: Config) -> ImageSets:
     return sets
 
 
-def given_responses(config: Config, sets: ImageSets) -> Iterator[dict[str, Any]]:
+def provided_responses(config: Config, sets: ImageSets) -> Iterator[dict[str, Any]]:
     """The ``image``, ``prompt`` and ``response`` of every row of the sample set that has a response, in order."""
     if not sets.given:
         return

@@ -28,7 +28,7 @@ class ImageSets:
     """What the source asks about each image; in the sample set, what has no response yet. None: ``data.prompts``."""
     given: int = 0
     """Responses to images of the sample set that came with the data."""
-    given_key: str = ""
+    provided_key: str = ""
     """A digest of those responses."""
 
     def questions(self, images: Sequence[str], shared: Sequence[str]) -> Iterator[tuple[str, str]]:

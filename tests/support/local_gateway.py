@@ -17,7 +17,7 @@ from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.scoring import ScoringBatch, Verdicts, combined_version, score_batches
+from fgaif_ray.rewards.scoring import ScoredBatch, ScoringBatch, combined_version, score_batches
 from fgaif_ray.serving.wire import ModelList, RewardModelCard
 from support.reward_helpers import CHECKPOINT, offline_model, save_reward_models
 
@@ -35,11 +35,11 @@ class LocalScorer:
         self.batches: list[ScoringBatch] = []
         self.worker = ThreadPoolExecutor(max_workers=1)  # forward passes must not overlap
 
-    async def remote(self, batch: ScoringBatch) -> Verdicts:
+    async def remote(self, batch: ScoringBatch) -> ScoredBatch:
         self.batches.append(batch)
         loop = asyncio.get_running_loop()
         [outcomes] = await loop.run_in_executor(self.worker, score_batches, self.model, FACT_TYPES, [batch])
-        return Verdicts(VERSIONS, outcomes)
+        return ScoredBatch(VERSIONS, outcomes)
 
 
 def local_gateway(

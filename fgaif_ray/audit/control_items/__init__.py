@@ -36,7 +36,7 @@ CANARIES_SCHEMA: Final = pa.schema(
     ]
 )
 
-Kind = Literal["text", "scene", "given"]
+ControlItemKind = Literal["text", "scene", "given"]
 _PART = re.compile(r"^\[(false|true|orders)\]$", re.MULTILINE)
 _FACT: Final = "{fact}"
 
@@ -50,7 +50,7 @@ class Canary:
 
     text: str
     consistent: bool
-    kind: Kind
+    kind: ControlItemKind
     type: str | None = None
     image: str | None = None
     """Path or URI; None where the truth holds for every image."""

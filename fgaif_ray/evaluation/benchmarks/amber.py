@@ -14,10 +14,10 @@ import numpy as np
 from fgaif_ray.config import AmberConfig
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    BenchmarkQuestion,
     Floats,
     JudgeQuestion,
     OfficialFiles,
-    Question,
     Reviews,
     Scores,
     divide,
@@ -140,8 +140,8 @@ class Amber:
                 raise files.fault(name, f"annotations.json has no id {row['id']}")
             described = annotation["type"] == GENERATIVE
             limit = config.max_tokens if described else config.short_max_tokens
-            questions.append(Question(str(row["id"]), row["image"], row["query"], limit))
-        self.questions: Sequence[Question] = first_images(questions, config.limit)
+            questions.append(BenchmarkQuestion(str(row["id"]), row["image"], row["query"], limit))
+        self.questions: Sequence[BenchmarkQuestion] = first_images(questions, config.limit)
         self.settings: dict[str, Any] = {
             "files": files.digests,
             "questions": len(self.questions),

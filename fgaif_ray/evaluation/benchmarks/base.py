@@ -21,10 +21,10 @@ RATE: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class BenchmarkQuestion:
     """One question of a benchmark.
 
-    Example: ``Question("popular/7", "COCO_val2014_000000310196.jpg", "Is there a car in the image?", 32)``
+    Example: ``BenchmarkQuestion("popular/7", "COCO_val2014_000000310196.jpg", "Is there a car in the image?", 32)``
     """
 
     id: str
@@ -88,7 +88,7 @@ class Benchmark(Protocol):
     """Whether scores come from a judge."""
 
     @property
-    def questions(self) -> Sequence[Question]:
+    def questions(self) -> Sequence[BenchmarkQuestion]:
         """In the official order."""
         ...
 
@@ -195,7 +195,7 @@ def python_text(source: str, name: str) -> str | None:
     return None
 
 
-def first_images(questions: Sequence[Question], limit: int | None) -> list[Question]:
+def first_images(questions: Sequence[BenchmarkQuestion], limit: int | None) -> list[BenchmarkQuestion]:
     """The questions about the first so many images; all of them without a limit."""
     if limit is None:
         return list(questions)

@@ -17,10 +17,10 @@ from fgaif_ray.config import ChairConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    BenchmarkQuestion,
     Floats,
     JudgeQuestion,
     OfficialFiles,
-    Question,
     Reviews,
     Scores,
     divide,
@@ -142,7 +142,9 @@ class Chair:
             drawn = sorted(random.Random(f"chair/{seed}").sample(known, min(config.sample_images, len(known))))
         drawn = drawn[: config.limit]
         self._truth = self._read_truth(files, kinds, ids, set(drawn))
-        self.questions: Sequence[Question] = [Question(name, name, config.prompt, config.max_tokens) for name in drawn]
+        self.questions: Sequence[BenchmarkQuestion] = [
+            BenchmarkQuestion(name, name, config.prompt, config.max_tokens) for name in drawn
+        ]
         self.settings: dict[str, Any] = {
             "files": files.digests,
             "prompt": config.prompt,

@@ -13,10 +13,10 @@ import numpy as np
 
 from fgaif_ray.config import LlavaBenchConfig
 from fgaif_ray.evaluation.benchmarks.base import (
+    BenchmarkQuestion,
     Floats,
     JudgeQuestion,
     OfficialFiles,
-    Question,
     Review,
     Reviews,
     Scores,
@@ -68,7 +68,7 @@ class LlavaBench:
             need(row, files, QUESTIONS[0], number, image=str, category=str, text=str)
             id_ = str(row.get("question_id"))
             self._categories[id_] = row["category"]
-            questions.append(Question(id_, row["image"], row["text"], config.max_tokens))
+            questions.append(BenchmarkQuestion(id_, row["image"], row["text"], config.max_tokens))
         self._references = {}
         for number, row in enumerate(files.rows(*REFERENCES), start=1):
             need(row, files, REFERENCES[0], number, text=str)
@@ -86,7 +86,7 @@ class LlavaBench:
         for question in questions:
             if question.id not in self._references or question.image not in self._contexts:
                 raise files.fault(QUESTIONS[0], f"question {question.id} has no reference answer or no context")
-        self.questions: Sequence[Question] = first_images(questions, config.limit)
+        self.questions: Sequence[BenchmarkQuestion] = first_images(questions, config.limit)
         self.settings: dict[str, Any] = {
             "files": files.digests,
             "set": "in the wild" if self._wild else "COCO",
@@ -117,7 +117,7 @@ class LlavaBench:
                 asked.append(JudgeQuestion(question.id, swapped, [*messages, {"role": "user", "content": text}]))
         return asked
 
-    def _text(self, question: Question, pair: list[str]) -> str:
+    def _text(self, question: BenchmarkQuestion, pair: list[str]) -> str:
         role, task = self._rules[self._categories[question.id]]
         blocks = [f"[Context]\n{self._contexts[question.image]}", f"[Question]\n{question.prompt}"]
         for number, answer in enumerate(pair, start=1):
@@ -127,7 +127,7 @@ class LlavaBench:
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
         asked = [question for question in self.questions if question.id in answers]
         categories = list(dict.fromkeys(self._categories[question.id] for question in self.questions))
-        kept: list[Question] = []
+        kept: list[BenchmarkQuestion] = []
         rows = []
         for question in asked:
             scores = self._scores(question, reviews)
@@ -146,7 +146,7 @@ class LlavaBench:
             {"unanswered": len(self.questions) - len(asked), "unrated": len(asked) - len(kept)},
         )
 
-    def _scores(self, question: Question, reviews: Reviews) -> tuple[float, float] | None:
+    def _scores(self, question: BenchmarkQuestion, reviews: Reviews) -> tuple[float, float] | None:
         """Scores of the answer and of the reference, each the mean over both orders."""
         read = [read_scores(reviews.get((question.id, swapped), Review(None)).text or "") for swapped in (False, True)]
         first, second = read

@@ -13,10 +13,10 @@ import numpy as np
 from fgaif_ray.config import MMHalConfig
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    BenchmarkQuestion,
     Floats,
     JudgeQuestion,
     OfficialFiles,
-    Question,
     Review,
     Reviews,
     Scores,
@@ -65,13 +65,13 @@ class MMHal:
             image = str(row.get("image_src") or row.get("image_id") or "").rsplit("/", 1)[-1]
             if not image:
                 raise files.fault(name, f"entry {number} has neither image_src nor image_id")
-            questions.append(Question(str(number - 1), image, row["question"], config.max_tokens))
+            questions.append(BenchmarkQuestion(str(number - 1), image, row["question"], config.max_tokens))
         self._types = [str(row.get("question_type", index % TYPES)) for index, row in enumerate(self._rows)]
         template = python_text(files.text(SCRIPT), TEMPLATE)
         if template is None or template.count(_PLACE) != 4:
             raise files.fault(SCRIPT, f"it has no text {TEMPLATE!r} with four places to fill in")
         self._template = template.split(_PLACE)
-        self.questions: Sequence[Question] = first_images(questions, config.limit)
+        self.questions: Sequence[BenchmarkQuestion] = first_images(questions, config.limit)
         self.settings: dict[str, Any] = {"files": files.digests, "questions": len(self.questions)}
 
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:

@@ -13,10 +13,10 @@ from fgaif_ray import storage
 from fgaif_ray.config import PopeConfig
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    BenchmarkQuestion,
     Floats,
     JudgeQuestion,
     OfficialFiles,
-    Question,
     Reviews,
     Scores,
     divide,
@@ -42,17 +42,17 @@ class Pope:
             UserError: one is missing or has another form.
         """
         files = OfficialFiles(self.title, self.name, config.path)
-        found: list[Question] = []
+        found: list[BenchmarkQuestion] = []
         self._labels: dict[str, bool] = {}
         for split in STRATEGIES:
             name = f"{config.prefix}_pope_{split}.json"
             for entry in parse_questions(files.text(name), storage.join(config.path, name)):
-                question = Question(f"{split}/{entry.question_id}", entry.image, entry.text, config.max_tokens)
+                question = BenchmarkQuestion(f"{split}/{entry.question_id}", entry.image, entry.text, config.max_tokens)
                 if question.id in self._labels:
                     raise files.fault(name, f"the question id {entry.question_id} stands there twice")
                 self._labels[question.id] = entry.label
                 found.append(question)
-        self.questions: Sequence[Question] = first_images(found, config.limit)
+        self.questions: Sequence[BenchmarkQuestion] = first_images(found, config.limit)
         self.settings: dict[str, Any] = {
             "files": files.digests,
             "questions": {split: sum(q.id.startswith(f"{split}/") for q in self.questions) for split in STRATEGIES},

@@ -18,10 +18,10 @@ from support.reward_helpers import PROMPT, RESPONSE, picture
 
 from actors import metrics
 from actors.alignment.metrics import record_guards, record_step, record_stop
-from actors.labelling.coordinator import start_call_desk
+from actors.labelling.coordinator import start_coordinator
 from actors.labelling.extraction import Endpoint, FactExtraction
 from actors.metrics.count_down import count_down
-from actors.sampling.provided import GIVEN_SCHEMA, write_given_blocks
+from actors.sampling.provided import PROVIDED_SCHEMA, write_provided_blocks
 from fgaif_ray.calls.ledger import read_ledger
 from fgaif_ray.feedback.pending import digests, find_pending
 from fgaif_ray.records import FACT_TYPES
@@ -46,8 +46,8 @@ def take_given_responses(folder: Path) -> None:
     broken = folder / "broken.png"
     broken.write_text("no image")
     rows = [{"image": str(path), "prompt": PROMPT, "response": RESPONSE} for path in (image, image, broken)]
-    blocks = [("given-000000", pa.Table.from_pylist(rows, schema=GIVEN_SCHEMA))]
-    assert list(count_down("sample", 5, write_given_blocks(blocks, str(folder / "given"))))  # one is rejected
+    blocks = [("given-000000", pa.Table.from_pylist(rows, schema=PROVIDED_SCHEMA))]
+    assert list(count_down("sample", 5, write_provided_blocks(blocks, str(folder / "given"))))  # one is rejected
 
 
 def in_a_process(make: Callable[[], Any], call: Callable[[Any], Any]) -> tuple[Any, str]:
@@ -71,7 +71,7 @@ def extract_facts(folder: Path, endpoint: FakeOpenAI) -> str:
     config = make_config(folder, endpoint.url, IMAGES)
     write_responses(config)
     pending = find_pending(str(folder / "responses"), digests([]), IMAGES)
-    address, desk = start_call_desk(config.label.extractor, str(folder))
+    address, coordinator = start_coordinator(config.label.extractor, str(folder))
     arguments = {
         "config": config.label.extractor,
         "endpoint": Endpoint(endpoint.url, None),
@@ -81,7 +81,7 @@ def extract_facts(folder: Path, endpoint: FakeOpenAI) -> str:
         "identity": "rules",
     }
     table, worker = in_a_process(lambda: FactExtraction(**arguments), lambda stage: stage(pa.table({"id": [0]})))
-    ray.kill(desk)
+    ray.kill(coordinator)
     assert len(table) == IMAGES
     return worker
 

@@ -15,8 +15,8 @@ from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks import parse_names
 from fgaif_ray.evaluation.benchmarks.base import Scores, divide
-from fgaif_ray.evaluation.benchmarks.figures import compare, measure, table
 from fgaif_ray.evaluation.benchmarks.images import ImageFolder
+from fgaif_ray.evaluation.benchmarks.metrics import compare, measure, table
 from jobs import evaluate, evaluate_benchmarks
 from jobs.cli import main
 from jobs.evaluate_benchmarks import run_benchmarks

@@ -17,10 +17,10 @@ from support.label_helpers import ANNOTATOR, KEY_VARIABLE, ROWS, Rules, facts_of
 from actors.labelling import extraction
 from actors.labelling.extraction import new_extractor
 from fgaif_ray import storage
-from fgaif_ray.calls.answers import Answer, AnswerWriter, cache_folder
+from fgaif_ray.calls.answers import AnswerWriter, CallAnswer, cache_folder
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.labels import read_official, segment_labels
-from fgaif_ray.feedback.metrics import FeedbackFigures
+from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.segments import split_segments
 from jobs import label, label_cost
@@ -208,7 +208,7 @@ def test_figures_compare_labels_with_the_truth() -> None:
         labels = {"existence": existence, "attribute": 0, "relation": 0}
         return {"segments": [{"facts": [], "labels": labels}], "truth": 1}
 
-    figures = FeedbackFigures(lambda row: [{"existence": row["truth"], "attribute": 0, "relation": 0}])
+    figures = FeedbackMetrics(lambda row: [{"existence": row["truth"], "attribute": 0, "relation": 0}])
     for existence in (1, 1, 1, 2, 0):
         figures.add(row(existence))
     found = figures.to_dict()["agreement"]["existence"]
@@ -249,7 +249,7 @@ def test_dry_run_leaves_out_what_the_cache_knows_and_a_mode_the_prompt_cannot_do
     segments = [rows[0]["response"][span.start : span.end] for span in split_segments(rows[0]["response"])]
     writer = AnswerWriter(cache_folder(config.run.dir, None))
     for question in extractor.questions(rows[0]["response"], segments):
-        writer.keep(extractor.key(question), Answer([[]], None, None, "", 10, 5))
+        writer.keep(extractor.key(question), CallAnswer([[]], None, None, "", 10, 5))
     label_cost.show_cost(config)
     table = {line.split("  ")[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
     calls = {(row["response"], span.start) for row in rows[1:] for span in split_segments(row["response"])}

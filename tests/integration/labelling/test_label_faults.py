@@ -35,7 +35,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.segments import has_words, split_segments
 
 WORKERS, CONCURRENCY = 2, 4
-EXTRACTION, DESK, VERIFIER, AGENT = "FactExtraction", "CallDeskActor", "Verifier", "Agent"
+EXTRACTION, DESK, VERIFIER, AGENT = "FactExtraction", "CallCoordinatorActor", "Verifier", "Agent"
 DELAY_S = 0.05
 """Of every answer: some calls are under way whenever something is killed."""
 TIMEOUT_S = 5.0

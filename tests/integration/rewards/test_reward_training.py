@@ -23,8 +23,8 @@ from fgaif_ray.rewards.card import model_card
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
 from fgaif_ray.rewards.data import (
     ImageFeatures,
-    LabelledResponse,
     RewardData,
+    TrainingResponse,
     from_feedback,
     make_batches,
     prepare_data,
@@ -112,12 +112,12 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def responses(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledResponse]:
+def responses(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingResponse]:
     return from_feedback(feedback_rows(tmp_path_factory.mktemp("images")))
 
 
 @pytest.fixture(scope="module")
-def data(backbone: Backbone, responses: list[LabelledResponse]) -> RewardData:
+def data(backbone: Backbone, responses: list[TrainingResponse]) -> RewardData:
     return prepare_data(backbone, responses, 0.25, 0, silent)
 
 
@@ -140,7 +140,7 @@ def test_rows_without_sub_sentences_are_left_out(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=40), st.floats(0.01, 0.99), st.integers(0, 3))
 def test_no_image_is_trained_on_and_held_out(images: list[int], fraction: float, seed: int) -> None:
-    responses = [LabelledResponse(f"{i}.png", str(i), str(n), ("A.",), {}) for n, i in enumerate(images)]
+    responses = [TrainingResponse(f"{i}.png", str(i), str(n), ("A.",), {}) for n, i in enumerate(images)]
     if len(set(images)) < 2:
         return
     train, validation = split_by_image(responses, fraction, seed)
@@ -149,23 +149,23 @@ def test_no_image_is_trained_on_and_held_out(images: list[int], fraction: float,
     assert train and validation
 
 
-def test_the_split_depends_on_the_seed_and_not_on_the_order(responses: list[LabelledResponse]) -> None:
-    def held_out(given: list[LabelledResponse], seed: int) -> set[str]:
+def test_the_split_depends_on_the_seed_and_not_on_the_order(responses: list[TrainingResponse]) -> None:
+    def held_out(given: list[TrainingResponse], seed: int) -> set[str]:
         return {response.image for response in split_by_image(given, 0.25, seed)[1]}
 
     assert held_out(responses, 0) == held_out(responses[::-1], 0) != held_out(responses, 1)
 
 
-def test_a_single_image_cannot_be_split(responses: list[LabelledResponse]) -> None:
+def test_a_single_image_cannot_be_split(responses: list[TrainingResponse]) -> None:
     with pytest.raises(UserError, match="label more images"):
         split_by_image(responses[:1], 0.25, 0)
 
 
 def test_responses_that_are_too_long_are_counted_and_left_out(
-    backbone: Backbone, responses: list[LabelledResponse]
+    backbone: Backbone, responses: list[TrainingResponse]
 ) -> None:
     first = responses[0]
-    long = LabelledResponse(first.image, first.image_sha256, first.prompt, ("A red ball. " * 600,), first.labels)
+    long = TrainingResponse(first.image, first.image_sha256, first.prompt, ("A red ball. " * 600,), first.labels)
     counts = prepare_data(backbone, [long, *responses], 0.25, 0, silent).counts
     assert counts["train"]["too_long"] + counts["validation"]["too_long"] == 1
     assert counts["train"]["responses"] + counts["validation"]["responses"] == len(responses)

@@ -6,11 +6,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgaif_ray.calls.answers import Answer, AnswerIndex, AnswerWriter, CallKeys, call_key, model_identity
+from fgaif_ray.calls.answers import AnswerIndex, AnswerWriter, CallAnswer, CallKeys, call_key, model_identity
 from fgaif_ray.records import Fact
 
-DOG = Answer([[Fact("existence", "There is a dog.")]], None, None, "", 10, 4)
-BAD = Answer(None, "malformed", "the answer is not JSON", "Facts: a dog", 10, 4)
+DOG = CallAnswer([[Fact("existence", "There is a dog.")]], None, None, "", 10, 4)
+BAD = CallAnswer(None, "malformed", "the answer is not JSON", "Facts: a dog", 10, 4)
 
 MESSAGES = st.builds(
     lambda role, content: {"role": role, "content": content},
@@ -41,7 +41,7 @@ def test_usable_and_unusable_answers_are_found_again(tmp_path: Path) -> None:
         writer.keep(call_key(n=number), answer)
         index.close()
         index = AnswerIndex(str(tmp_path))
-        assert Answer.from_json(answer.to_json()) == answer
+        assert CallAnswer.from_json(answer.to_json()) == answer
         assert index.find(call_key(n=number)) is not None
     assert len(index) == 2
     index.close()

@@ -1,4 +1,4 @@
-"""Calls that are paid once and accounted for: extractors, one desk and the files, against a real local server."""
+"""Calls that are paid once and accounted for: extractors, a coordinator and the files, against a real local server."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ from unit.feedback.test_feedback_extractor import DOG_FACTS, RESPONSE, make_extr
 
 from fgaif_ray.calls import chat_caller
 from fgaif_ray.calls.client import CallClient
-from fgaif_ray.calls.coordinator import CallDesk, News
+from fgaif_ray.calls.coordinator import CallCoordinator, News
 from fgaif_ray.calls.ledger import read_ledger
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.config import ExtractorConfig
@@ -36,19 +36,19 @@ def quick_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class RestartedDesk:
-    """A desk as workers see it across a restart: whoever was listening asks again."""
+    """A coordinator as workers see it across a restart: whoever was listening asks again."""
 
     def __init__(self, config: ExtractorConfig, run: str) -> None:
-        self._new = lambda again: CallDesk(config, run, again=again)
-        self._desk = self._new(False)
+        self._new = lambda again: CallCoordinator(config, run, again=again)
+        self._coordinator = self._new(False)
         self._listeners: set[asyncio.Task[News]] = set()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._desk, name)
+        return getattr(self._coordinator, name)
 
     async def listen(self, worker: str, news: int) -> News:
         while True:
-            task = asyncio.ensure_future(self._desk.listen(worker, news))
+            task = asyncio.ensure_future(self._coordinator.listen(worker, news))
             self._listeners.add(task)
             await asyncio.wait([task])
             self._listeners.discard(task)
@@ -56,7 +56,7 @@ class RestartedDesk:
                 return task.result()
 
     def restart(self) -> None:
-        self._desk = self._new(True)
+        self._coordinator = self._new(True)
         for task in self._listeners:
             task.cancel()
 
@@ -68,12 +68,12 @@ def extract_all(
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[list[list[Fact]] | BaseException]:
-    """One attempt at a run: a desk, and workers with responses, given as lists of sub-sentences."""
+    """One attempt at a run: a coordinator, and workers with responses, given as lists of sub-sentences."""
     config = ExtractorConfig.model_validate({"base_url": endpoint.url, "model": "annotator", **(settings or {})})
 
     async def attempt() -> list[list[list[Fact]] | BaseException]:
-        desk = CallDesk(config, str(run))
-        clients = [CallClient(desk, config, str(run)) for _ in workers]
+        coordinator = CallCoordinator(config, str(run))
+        clients = [CallClient(coordinator, config, str(run)) for _ in workers]
         extractors = [make_extractor(endpoint, calls=client, **options) for client in clients]
         try:
             return await asyncio.gather(
@@ -112,13 +112,13 @@ def test_a_desk_that_is_started_again_learns_what_is_under_way(endpoint: FakeOpe
     config = ExtractorConfig.model_validate({"base_url": endpoint.url, "model": "annotator"})
 
     async def attempt() -> list[list[list[Fact]]]:
-        desk = RestartedDesk(config, str(tmp_path))
-        clients = [CallClient(desk, config, str(tmp_path)) for _ in range(2)]
+        coordinator = RestartedDesk(config, str(tmp_path))
+        clients = [CallClient(coordinator, config, str(tmp_path)) for _ in range(2)]
         extractors = [make_extractor(endpoint, calls=client) for client in clients]
         first = asyncio.create_task(extractors[0].extract(RESPONSE, [RESPONSE]))
         while not endpoint.requests:
             await asyncio.sleep(0.01)
-        desk.restart()
+        coordinator.restart()
         second = asyncio.create_task(extractors[1].extract(RESPONSE, [RESPONSE]))
         results = [await first, await second]
         for extractor, client in zip(extractors, clients, strict=True):

@@ -59,7 +59,7 @@ def test_amounts_given_back_add_to_no_burst(
         events.append((now, estimate * share))
         for due, reservation, actual in open_calls:
             if due == index:
-                limit.settle(reservation, actual, now)
+                limit.adjust(reservation, actual, now)
     largest = max((estimate for _, estimate, _, _ in calls), default=0)
     assert largest_excess(events, per_minute) <= max(burst, largest) * (1 + 1e-9) + 1e-6
 
@@ -68,7 +68,7 @@ def test_amounts_given_back_add_to_no_burst(
 def test_what_was_given_back_at_once_can_be_used(per_minute: float, amounts: list[float]) -> None:
     limit = RateLimit(per_minute, burst=500)
     for amount in amounts:
-        limit.settle(limit.take(amount, 0.0), 0.0, 0.0)
+        limit.adjust(limit.take(amount, 0.0), 0.0, 0.0)
     assert limit.start_at(500, 0.0) == pytest.approx(0, abs=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_what_was_given_back_at_once_can_be_used(per_minute: float, amounts: lis
 def test_an_underestimate_is_paid_by_later_calls(per_minute: float, estimate: float, more: float) -> None:
     limit = RateLimit(per_minute, burst=1)
     reservation = limit.take(estimate, 0.0)
-    limit.settle(reservation, estimate + more, 0.0)
+    limit.adjust(reservation, estimate + more, 0.0)
     assert limit.start_at(1, 0.0) == pytest.approx((estimate + more) * 60 / per_minute)
 
 

@@ -22,7 +22,7 @@ from fgaif_ray.cluster.resources import generator, learner, reward_replica, rewa
 from fgaif_ray.config import Config, LoRAOptions, PPOConfig, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.data import ImageFeatures, LabelledResponse, prepare_data
+from fgaif_ray.rewards.data import ImageFeatures, TrainingResponse, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.training import train_reward_model
@@ -119,7 +119,7 @@ def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers
         picture(index).save(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         labels = dict.fromkeys(FACT_TYPES, (index % 3,))
-        responses.append(LabelledResponse(str(path), digest, "What is shown?", ("A circle.",), labels))
+        responses.append(TrainingResponse(str(path), digest, "What is shown?", ("A circle.",), labels))
     data = prepare_data(backbone, responses, 0.25, 0, lambda _count: None)
     model, features = RewardModel(backbone), ImageFeatures(backbone)
     for task in reward_tasks("separate"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fgaif_ray.config import load_config
-from fgaif_ray.experiments.figures import Figure
+from fgaif_ray.experiments.metrics import RunMetric
 from fgaif_ray.experiments.page import build_page, describe_intervals
 from fgaif_ray.experiments.plots import draw_plots
 from fgaif_ray.experiments.results import DONE, FAILED, PENDING, RunOutcome, build_results
@@ -23,10 +23,10 @@ def results(name: str = "ablation", seeds: int = 3, error: str = "out of memory"
         for seed in range(seeds):
             value = 0.2 + place / 20 + seed / 200
             figures = {
-                "hallucination.overall": Figure(value, (value - 0.02, value + 0.02)),
-                "hallucination.before": Figure(0.5),
-                "coverage": Figure(1 - value, (0.9 - value, 1.1 - value)),
-                "rewards_present.mean": Figure(0.9 - place / 50),
+                "hallucination.overall": RunMetric(value, (value - 0.02, value + 0.02)),
+                "hallucination.before": RunMetric(0.5),
+                "coverage": RunMetric(1 - value, (0.9 - value, 1.1 - value)),
+                "rewards_present.mean": RunMetric(0.9 - place / 50),
             }
             outcomes.append(RunOutcome(variant.name, seed, f"runs/{variant.name}", DONE, figures))
     last = experiment.variants[-1].name
@@ -90,7 +90,7 @@ def test_equal_results_give_equal_pages() -> None:
 
 def test_a_hostile_name_stays_inside_the_plot() -> None:
     experiment = Experiment("x", "?", (Variant("a", "$\\frac{$<script>--><script>"), Variant("b", "b")))
-    figures = {"hallucination.overall": Figure(0.2), "coverage": Figure(0.5)}
+    figures = {"hallucination.overall": RunMetric(0.2), "coverage": RunMetric(0.5)}
     html = build_html(build_results(experiment, [RunOutcome("a", 0, "runs/a", DONE, figures)]), "command")
     assert "<script>" not in html
     assert all("<script>" not in plot for plot in plots(html))

@@ -14,7 +14,7 @@ from PIL import Image
 from fgaif_ray.audit.human import majority_labels, read_answers
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
-from fgaif_ray.experiments.figures import Figure, read_figures
+from fgaif_ray.experiments.metrics import RunMetric, read_figures
 from fgaif_ray.experiments.results import DONE, FAILED, OVER_IMAGES, OVER_SEEDS, RunOutcome, build_results
 from fgaif_ray.experiments.sharing import (
     BEFORE,
@@ -226,7 +226,7 @@ def test_without_a_common_seed_there_is_no_difference() -> None:
 
 
 def outcome(variant: str, seed: int, value: float, status: str = DONE) -> RunOutcome:
-    figures = {"coverage": Figure(value, (value - 0.1, value + 0.1))} if status == DONE else {}
+    figures = {"coverage": RunMetric(value, (value - 0.1, value + 0.1))} if status == DONE else {}
     return RunOutcome(variant, seed, f"{RUN}/{variant}", status, figures, None if status == DONE else "out of memory")
 
 
@@ -283,8 +283,8 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
     figures = read_figures(str(tmp_path))
-    assert (figures["coverage"], figures["coverage.before"]) == (Figure(0.7, (0.6, 0.8)), Figure(0.6))
-    assert (figures["repetition"], figures["repetition.before"]) == (Figure(0.5), Figure(0.05))
+    assert (figures["coverage"], figures["coverage.before"]) == (RunMetric(0.7, (0.6, 0.8)), RunMetric(0.6))
+    assert (figures["repetition"], figures["repetition.before"]) == (RunMetric(0.5), RunMetric(0.05))
     assert "hallucination.relation" not in figures
     assert (figures["rewards.mean"].value, figures["rewards_after.mean"].value) == pytest.approx((0.9, 0.6))
     # Among facts: 30 of 40 true ones and 5 of 10 false ones, whatever was said where there is none.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fgaif_ray import storage
 from fgaif_ray.config import Config, NoiseConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.metrics import FeedbackFigures
+from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.feedback.overrides import Overrides, is_flipped
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, FEEDBACK_SCHEMA, HALLUCINATED, ai_labels
 from fgaif_ray.rewards.data import from_feedback
@@ -211,7 +211,7 @@ class TestRows:
         assert ai_labels(part) == part["labels"]
 
     def test_figures_count_the_sources(self, rows: list[dict[str, Any]]) -> None:
-        figures = FeedbackFigures()
+        figures = FeedbackMetrics()
         for found in rows:
             figures.add(found)
         counted = figures.to_dict()

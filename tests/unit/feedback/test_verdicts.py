@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fgaif_ray.config import LabelConfig, NoiseConfig
 from fgaif_ray.feedback.labels import segment_labels
-from fgaif_ray.feedback.metrics import FeedbackFigures
+from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Disagreements, Labeller, masked_types
 from fgaif_ray.records import CONSISTENT, FACT_TYPES, HALLUCINATED
@@ -118,7 +118,7 @@ def test_reward_models_do_not_learn_masked_labels() -> None:
 
 
 def test_masked_labels_are_counted_by_themselves() -> None:
-    figures = FeedbackFigures(lambda row: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
+    figures = FeedbackMetrics(lambda row: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
     figures.add(masking().label(row(("existence", 0.8, 0.2))))
     found = figures.to_dict()
     assert found["labels_masked"] == {"existence": 1, "attribute": 0, "relation": 0}

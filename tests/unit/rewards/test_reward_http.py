@@ -16,7 +16,7 @@ from support.reward_helpers import PROMPT, RESPONSE, picture
 from support.reward_service_helpers import assert_scores, error_of, offline_scores
 
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.scoring import ScoringBatch, Verdicts
+from fgaif_ray.rewards.scoring import ScoredBatch, ScoringBatch
 from fgaif_ray.serving.client import RewardClient, reward_item
 
 OPTIONS = RewardOptions(weights=WEIGHTS, value="expected")
@@ -69,7 +69,7 @@ class HeldScorer(LocalScorer):
         super().__init__(folder)
         self.let_go = threading.Event()
 
-    async def remote(self, batch: ScoringBatch) -> Verdicts:
+    async def remote(self, batch: ScoringBatch) -> ScoredBatch:
         while not self.let_go.is_set():
             await asyncio.sleep(0.01)
         return await super().remote(batch)

@@ -18,7 +18,7 @@ from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.files import kind_of, read_folder
-from fgaif_ray.rewards.kinds import Kind
+from fgaif_ray.rewards.kinds import RewardKind
 from fgaif_ray.rewards.model import RewardModel, ScoringItem, encode_item, load_reward_model
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 
@@ -279,7 +279,7 @@ def test_the_head_is_float32(folders: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["separate", "multitask", "coarse"])
-def test_the_kind_is_told_from_the_files(kind: Kind, tmp_path: Path) -> None:
+def test_the_kind_is_told_from_the_files(kind: RewardKind, tmp_path: Path) -> None:
     folders = save_reward_models(tmp_path, kind=kind)
     assert kind_of({name: read_folder(folder) for name, folder in folders.items()}) == kind
 

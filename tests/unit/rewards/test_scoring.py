@@ -18,7 +18,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.model import RewardModel, ScoringItem
 from fgaif_ray.rewards.scoring import (
-    Verdicts,
+    ScoredBatch,
     combined_version,
     compose_response,
     image_bytes,
@@ -255,8 +255,8 @@ def test_an_item_that_one_model_cannot_score_has_no_verdict() -> None:
     values = np.zeros((1, 3), np.float32)
     merged = merge_verdicts(
         [
-            Verdicts({"a": "1"}, [{"a": values}, {"a": values}]),
-            Verdicts({"b": "2"}, [{"b": values}, ItemError("x", "y")]),
+            ScoredBatch({"a": "1"}, [{"a": values}, {"a": values}]),
+            ScoredBatch({"b": "2"}, [{"b": values}, ItemError("x", "y")]),
         ]
     )
     assert merged.versions == {"a": "1", "b": "2"}

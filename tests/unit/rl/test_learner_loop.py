@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from support.paths import ROOT
 
 from actors.alignment import experience, learner
-from actors.alignment.rewarder import Verdicts
+from actors.alignment.rewarder import TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest
 from fgaif_ray.config import Config, LoRAOptions, load_config
 from fgaif_ray.rl.guards import TrainingStopped
@@ -71,10 +71,10 @@ class Rewards:
 
     def __init__(self, *_: Any) -> None: ...
 
-    def score(self, items: Sequence[dict[str, Any]]) -> list[Verdicts]:
+    def score(self, items: Sequence[dict[str, Any]]) -> list[TypeVerdicts]:
         truth, lie, absent = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)
         return [
-            Verdicts(
+            TypeVerdicts(
                 spans=((0, 1),),
                 token_ends=(len(ids) - 1,),
                 response="x",

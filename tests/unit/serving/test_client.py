@@ -14,7 +14,7 @@ import pytest
 
 from fgaif_ray.serving.client import (
     AsyncRewardClient,
-    Outcome,
+    ReplyOutcome,
     RetryPolicy,
     RewardClient,
     RewardServiceError,
@@ -236,13 +236,13 @@ def test_a_url_without_http_is_told_at_once() -> None:
 # Each item for itself
 
 
-def score_each_blocking(url: str, items: list[RewardItem], options: dict[str, Any]) -> list[Outcome]:
+def score_each_blocking(url: str, items: list[RewardItem], options: dict[str, Any]) -> list[ReplyOutcome]:
     with RewardClient(url, **options) as client:
         return client.score_each(items)
 
 
-def score_each_async(url: str, items: list[RewardItem], options: dict[str, Any]) -> list[Outcome]:
-    async def score() -> list[Outcome]:
+def score_each_async(url: str, items: list[RewardItem], options: dict[str, Any]) -> list[ReplyOutcome]:
+    async def score() -> list[ReplyOutcome]:
         async with AsyncRewardClient(url, **options) as client:
             return await client.score_each(items)
 
@@ -250,7 +250,7 @@ def score_each_async(url: str, items: list[RewardItem], options: dict[str, Any])
 
 
 both_each = pytest.mark.parametrize("score_each", [score_each_blocking, score_each_async], ids=["blocking", "async"])
-ScoreEach = Callable[[str, list[RewardItem], dict[str, Any]], list[Outcome]]
+ScoreEach = Callable[[str, list[RewardItem], dict[str, Any]], list[ReplyOutcome]]
 
 
 @both_each

@@ -20,7 +20,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames, Config, DataConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.rl.plan import PromptPlan
-from fgaif_ray.sources import given_responses, prepare_images
+from fgaif_ray.sources import prepare_images, provided_responses
 from fgaif_ray.sources.json_list import CHUNK, iterate_list
 from fgaif_ray.sources.sets import cut_rows
 from fgaif_ray.sources.tables import open_files
@@ -137,7 +137,7 @@ def test_given_responses_of_the_sample_set_come_back_as_they_are(tmp_path: Path)
     path = write_lines(tmp_path / "rows.jsonl", plain_rows(tmp_path))
     config = configure(tmp_path / "run", path=str(path))
     sets = prepare_images(config)
-    rows = list(given_responses(config, sets))
+    rows = list(provided_responses(config, sets))
     assert sets.given == 2
     assert [(row["prompt"], row["response"]) for row in rows] == [
         ("Prompt 0?", "Answer 0."),
@@ -251,7 +251,7 @@ def test_images_in_parquet_are_stored_by_their_content(tmp_path: Path, struct: b
     assert storage.read_bytes(sets.sample[1]) == picture(1, "PNG")
     assert storage.read_bytes(sets.evaluate[1]) == picture(11, "PNG")
     assert {Path(image).suffix for image in sets.sample} == {".jpg", ".png"}
-    assert [row["response"] for row in given_responses(config, sets)] == ["Answer 0.", "Answer 3.", "Answer 6."]
+    assert [row["response"] for row in provided_responses(config, sets)] == ["Answer 0.", "Answer 3.", "Answer 6."]
     stored = [entry for entry in (tmp_path / "run" / "images").iterdir() if entry.suffix in (".jpg", ".png")]
     assert len(stored) == 9  # three of the twelve are in no set
 

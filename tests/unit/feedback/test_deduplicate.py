@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CANARIES_SCHEMA
 from fgaif_ray.config import Config
-from fgaif_ray.feedback.deduplicate import settle
+from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
 from jobs import label
 
@@ -124,13 +124,13 @@ def test_every_identity_is_left_once_and_labels_win(
             storage.write_part(first, [labelled(name) for name in ids], FEEDBACK_SCHEMA, str(number))
         else:
             storage.write_part(second, [rejected(name) for name in ids], REJECTED_SCHEMA, str(number))
-    removed = settle([first, second])
+    removed = deduplicate([first, second])
     with_label = {name for is_labelled, ids in parts if is_labelled for name in ids}
     everything = {name for _, ids in parts for name in ids}
     assert ids_in(first) == sorted(with_label)
     assert ids_in(second) == sorted(everything - with_label)
     assert removed == sum(len(ids) for _, ids in parts) - len(everything)
-    assert settle([first, second]) == 0
+    assert deduplicate([first, second]) == 0
 
 
 class TestLabelledAnew:

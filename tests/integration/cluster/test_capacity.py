@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from actors.cluster.capacity import NodeRoom, fit, has_room
+from actors.cluster.capacity import NodeCapacity, fit, has_capacity
 from fgaif_ray.cluster.resources import ResourceRequest
 
 NODES = [
-    NodeRoom({"CPU": 2.0}, 0, {"role": "rewards"}),
-    NodeRoom({"CPU": 2.0, "GPU": 1.0}, 1, {"role": "learner"}),
+    NodeCapacity({"CPU": 2.0}, 0, {"role": "rewards"}),
+    NodeCapacity({"CPU": 2.0, "GPU": 1.0}, 1, {"role": "learner"}),
 ]
 
 
@@ -48,12 +48,12 @@ def test_actors_go_where_labels_and_free_resources_allow(requests: list[Resource
     ],
 )
 def test_a_fraction_needs_a_single_gpu(requests: list[ResourceRequest], room: bool) -> None:
-    assert fit(requests, [NodeRoom({"CPU": 2.0, "GPU": 0.4}, 2, {})]) is room
+    assert fit(requests, [NodeCapacity({"CPU": 2.0, "GPU": 0.4}, 2, {})]) is room
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_real_cluster_is_asked(ray_cluster: dict[str, Any]) -> None:
-    assert has_room([replicas(1, 0.1)])
-    assert not has_room([replicas(1, 9)])  # of eight
-    assert not has_room([replicas(1, 0.1, role="nobody")])
+    assert has_capacity([replicas(1, 0.1)])
+    assert not has_capacity([replicas(1, 9)])  # of eight
+    assert not has_capacity([replicas(1, 0.1, role="nobody")])

@@ -7,17 +7,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from actors.labelling import block_ids as block_numbers
+from actors.labelling import block_ids
 from fgaif_ray.cluster.resources import ResourceRequest
 
 CONSUMER = ResourceRequest("Consumer", "label.extractor", 1, 1, 0, {})
 TASK_NS = 300_000_000
 
 
-@pytest.mark.parametrize("count", [10, block_numbers.AT_A_TIME - 1])
+@pytest.mark.parametrize("count", [10, block_ids.AT_A_TIME - 1])
 def test_each_number_is_there_once(ray_cluster: dict[str, Any], count: int) -> None:
     # The fewer ones may not warn of tasks that have nothing to do; warnings are errors here.
-    rows = block_numbers.block_numbers(count, CONSUMER).take_all()
+    rows = block_ids.block_ids(count, CONSUMER).take_all()
     assert sorted(row["id"] for row in rows) == list(range(count))
 
 
@@ -25,9 +25,9 @@ def test_few_are_made_at_a_time(ray_cluster: dict[str, Any], monkeypatch: pytest
     def start_and_wait(number: int) -> list[pa.Table]:
         start = time.monotonic_ns()
         time.sleep(TASK_NS / 1e9)
-        return [pa.table({block_numbers.COLUMN: [start]}, schema=block_numbers.SCHEMA)]
+        return [pa.table({block_ids.COLUMN: [start]}, schema=block_ids.SCHEMA)]
 
-    monkeypatch.setattr(block_numbers, "_read", start_and_wait)
-    starts = sorted(row["id"] for row in block_numbers.block_numbers(24, CONSUMER).take_all())
+    monkeypatch.setattr(block_ids, "_read", start_and_wait)
+    starts = sorted(row["id"] for row in block_ids.block_ids(24, CONSUMER).take_all())
     at_a_time = [bisect_left(starts, start + TASK_NS) - index for index, start in enumerate(starts)]
-    assert max(at_a_time) <= block_numbers.AT_A_TIME
+    assert max(at_a_time) <= block_ids.AT_A_TIME

@@ -1,4 +1,4 @@
-"""The desk that extraction workers share: tickets, budget, claims and pauses."""
+"""The coordinator that extraction workers share: permits, budget, claims and pauses."""
 
 import asyncio
 import json
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fgaif_ray.calls.answers import Answer, AnswerWriter, cache_folder, call_key
+from fgaif_ray.calls.answers import AnswerWriter, CallAnswer, cache_folder, call_key
 from fgaif_ray.calls.client import Batcher
-from fgaif_ray.calls.coordinator import ELSEWHERE, LOST_S, MINE, CallDesk, CallEnd, KeyEnd
+from fgaif_ray.calls.coordinator import ELSEWHERE, LOST_S, MINE, CallCoordinator, CallEnd, KeyEnd
 from fgaif_ray.calls.ledger import CallLedger
 from fgaif_ray.calls.tokens import CallSize
 from fgaif_ray.config import ExtractorConfig
@@ -20,7 +20,7 @@ PRICE = {"input_per_million": 1_000_000, "output_per_million": 2_000_000, "curre
 SIZE = CallSize(prompt_tokens=10, completion_tokens=5, max_completion_tokens=20)
 MOST = 10 + 2 * 20
 """Money that a call of SIZE can cost."""
-DOG = Answer([[Fact("existence", "There is a dog.")]], None, None, "", 10, 4)
+DOG = CallAnswer([[Fact("existence", "There is a dog.")]], None, None, "", 10, 4)
 KEY = call_key(messages="dog")
 
 
@@ -38,28 +38,32 @@ def config(**settings: Any) -> ExtractorConfig:
 
 def test_a_call_belongs_to_the_first_who_claims_it(tmp_path: Path) -> None:
     async def work() -> list[list[str]]:
-        desk = CallDesk(config(), str(tmp_path))
-        return [await desk.claim("a", [KEY]), await desk.claim("b", [KEY]), await desk.claim("a", [KEY])]
+        coordinator = CallCoordinator(config(), str(tmp_path))
+        return [
+            await coordinator.claim("a", [KEY]),
+            await coordinator.claim("b", [KEY]),
+            await coordinator.claim("a", [KEY]),
+        ]
 
     assert asyncio.run(work()) == [[MINE], [ELSEWHERE], [MINE]]
 
 
 def test_a_kept_answer_reaches_every_worker(tmp_path: Path) -> None:
     async def work() -> list[str]:
-        desk = CallDesk(config(), str(tmp_path))
-        await desk.claim("a", [KEY])
-        await desk.settle("a", [KeyEnd(KEY, json.dumps(DOG.to_json()))])
-        return await desk.claim("b", [KEY])
+        coordinator = CallCoordinator(config(), str(tmp_path))
+        await coordinator.claim("a", [KEY])
+        await coordinator.complete("a", [KeyEnd(KEY, json.dumps(DOG.to_json()))])
+        return await coordinator.claim("b", [KEY])
 
-    assert Answer.from_json(json.loads(asyncio.run(work())[0])) == DOG
+    assert CallAnswer.from_json(json.loads(asyncio.run(work())[0])) == DOG
 
 
 def test_a_call_without_an_answer_is_left_to_others(tmp_path: Path) -> None:
     async def work() -> list[str]:
-        desk = CallDesk(config(), str(tmp_path))
-        await desk.claim("a", [KEY])
-        await desk.settle("a", [KeyEnd(KEY, None)])
-        return await desk.claim("b", [KEY])
+        coordinator = CallCoordinator(config(), str(tmp_path))
+        await coordinator.claim("a", [KEY])
+        await coordinator.complete("a", [KeyEnd(KEY, None)])
+        return await coordinator.claim("b", [KEY])
 
     assert asyncio.run(work()) == [MINE]
 
@@ -68,9 +72,9 @@ def test_a_desk_that_starts_again_knows_the_answers_in_the_files(tmp_path: Path)
     AnswerWriter(cache_folder(str(tmp_path), None)).keep(KEY, DOG)
 
     async def work() -> list[str]:
-        return await CallDesk(config(), str(tmp_path)).claim("a", [KEY])
+        return await CallCoordinator(config(), str(tmp_path)).claim("a", [KEY])
 
-    assert Answer.from_json(json.loads(asyncio.run(work())[0])) == DOG
+    assert CallAnswer.from_json(json.loads(asyncio.run(work())[0])) == DOG
 
 
 def test_calls_of_a_worker_that_fell_silent_are_left_to_others(tmp_path: Path, monkeypatch: Any) -> None:
@@ -78,26 +82,26 @@ def test_calls_of_a_worker_that_fell_silent_are_left_to_others(tmp_path: Path, m
     clock = Clock()
 
     async def work() -> list[str]:
-        desk = CallDesk(config(), str(tmp_path), clock)
-        await desk.claim("a", [KEY])
-        number = (await desk.listen("b", 0)).number
+        coordinator = CallCoordinator(config(), str(tmp_path), clock)
+        await coordinator.claim("a", [KEY])
+        number = (await coordinator.listen("b", 0)).number
         clock.now = LOST_S + 1
-        await desk.listen("b", number)
-        return await desk.claim("b", [KEY])
+        await coordinator.listen("b", number)
+        return await coordinator.claim("b", [KEY])
 
     assert asyncio.run(work()) == [MINE]
 
 
 def test_what_a_lost_worker_kept_and_could_not_tell_is_not_asked_again(tmp_path: Path) -> None:
     async def work() -> list[list[str]]:
-        desk = CallDesk(config(), str(tmp_path))
-        claims = [await desk.claim("a/1", [KEY])]
+        coordinator = CallCoordinator(config(), str(tmp_path))
+        claims = [await coordinator.claim("a/1", [KEY])]
         AnswerWriter(cache_folder(str(tmp_path), None), "1").keep(KEY, DOG)
-        return [*claims, await desk.claim("a/2", [KEY]), await desk.claim("b/1", [KEY])]
+        return [*claims, await coordinator.claim("a/2", [KEY]), await coordinator.claim("b/1", [KEY])]
 
     (first,), *later = asyncio.run(work())
     assert first == MINE
-    assert [Answer.from_json(json.loads(claim)) for (claim,) in later] == [DOG, DOG]
+    assert [CallAnswer.from_json(json.loads(claim)) for (claim,) in later] == [DOG, DOG]
 
 
 def test_a_desk_that_starts_again_hears_what_is_under_way_before_anybody_claims(
@@ -106,10 +110,10 @@ def test_a_desk_that_starts_again_hears_what_is_under_way_before_anybody_claims(
     monkeypatch.setattr("fgaif_ray.calls.coordinator.RESUME_S", 0.2)
 
     async def work() -> list[str]:
-        desk = CallDesk(config(), str(tmp_path), again=True)
-        claimed = asyncio.create_task(desk.claim("b/1", [KEY]))
+        coordinator = CallCoordinator(config(), str(tmp_path), again=True)
+        claimed = asyncio.create_task(coordinator.claim("b/1", [KEY]))
         await asyncio.sleep(0)
-        await desk.resume("a/1", [KEY])
+        await coordinator.resume("a/1", [KEY])
         return await claimed
 
     assert asyncio.run(work()) == [ELSEWHERE]
@@ -117,50 +121,50 @@ def test_a_desk_that_starts_again_hears_what_is_under_way_before_anybody_claims(
 
 def test_a_worker_that_was_started_again_has_what_it_claimed_at_once(tmp_path: Path) -> None:
     async def work() -> list[list[str]]:
-        desk = CallDesk(config(), str(tmp_path))
-        await desk.claim("a/1", [KEY])
-        claims = [await desk.claim("b/1", [KEY]), await desk.claim("a/2", [KEY])]
-        await desk.settle("a/1", [KeyEnd(KEY, None)])  # late words of the first life end nothing
-        return [*claims, await desk.claim("b/1", [KEY])]
+        coordinator = CallCoordinator(config(), str(tmp_path))
+        await coordinator.claim("a/1", [KEY])
+        claims = [await coordinator.claim("b/1", [KEY]), await coordinator.claim("a/2", [KEY])]
+        await coordinator.complete("a/1", [KeyEnd(KEY, None)])  # late words of the first life end nothing
+        return [*claims, await coordinator.claim("b/1", [KEY])]
 
     assert asyncio.run(work()) == [[ELSEWHERE], [MINE], [ELSEWHERE]]
 
 
 def test_a_worker_that_was_killed_in_the_queue_gets_no_ticket(tmp_path: Path) -> None:
     async def work() -> tuple[list[int] | str, list[int] | str]:
-        desk = CallDesk(config(price=PRICE, budget=1.5 * MOST), str(tmp_path))
-        await desk.enter("a/1", [SIZE])
-        queued = asyncio.create_task(desk.enter("b/1", [SIZE]))
+        coordinator = CallCoordinator(config(price=PRICE, budget=1.5 * MOST), str(tmp_path))
+        await coordinator.acquire("a/1", [SIZE])
+        queued = asyncio.create_task(coordinator.acquire("b/1", [SIZE]))
         await asyncio.sleep(0.01)
-        await desk.claim("b/2", [KEY])
-        await desk.claim("a/2", [KEY])  # gives back what is reserved beyond the estimate
-        return await asyncio.wait_for(queued, 10), await asyncio.wait_for(desk.enter("b/2", [SIZE]), 10)
+        await coordinator.claim("b/2", [KEY])
+        await coordinator.claim("a/2", [KEY])  # gives back what is reserved beyond the estimate
+        return await asyncio.wait_for(queued, 10), await asyncio.wait_for(coordinator.acquire("b/2", [SIZE]), 10)
 
     assert asyncio.run(work()) == ([], [2])
 
 
 def test_as_many_tickets_as_the_limit_allows_now(tmp_path: Path) -> None:
     async def work() -> list[int] | str:
-        return await CallDesk(config(requests_per_minute=180), str(tmp_path), Clock()).enter("a", [SIZE] * 10)
+        return await CallCoordinator(config(requests_per_minute=180), str(tmp_path), Clock()).acquire("a", [SIZE] * 10)
 
     assert len(asyncio.run(work())) == 3  # one second's worth
 
 
 def test_a_budget_lets_in_what_it_can_pay_for_at_the_most(tmp_path: Path) -> None:
     async def work() -> list[int] | str:
-        return await CallDesk(config(price=PRICE, budget=2.5 * MOST), str(tmp_path)).enter("a", [SIZE] * 10)
+        return await CallCoordinator(config(price=PRICE, budget=2.5 * MOST), str(tmp_path)).acquire("a", [SIZE] * 10)
 
     assert len(asyncio.run(work())) == 2
 
 
 def test_a_call_that_ends_makes_room_in_the_budget(tmp_path: Path) -> None:
     async def work() -> list[int] | str:
-        desk = CallDesk(config(price=PRICE, budget=1.5 * MOST), str(tmp_path))
-        (ticket,) = await desk.enter("a", [SIZE])
-        waiting = asyncio.create_task(desk.enter("b", [SIZE]))
+        coordinator = CallCoordinator(config(price=PRICE, budget=1.5 * MOST), str(tmp_path))
+        (permit,) = await coordinator.acquire("a", [SIZE])
+        waiting = asyncio.create_task(coordinator.acquire("b", [SIZE]))
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        await desk.settle("a", [CallEnd(ticket, (10, 5))])
+        await coordinator.complete("a", [CallEnd(permit, (10, 5))])
         return await asyncio.wait_for(waiting, 10)
 
     assert len(asyncio.run(work())) == 1
@@ -168,10 +172,10 @@ def test_a_call_that_ends_makes_room_in_the_budget(tmp_path: Path) -> None:
 
 def test_a_spent_budget_is_told_in_one_sentence(tmp_path: Path) -> None:
     async def work() -> list[int] | str:
-        desk = CallDesk(config(price=PRICE, budget=MOST), str(tmp_path))
-        (ticket,) = await desk.enter("a", [SIZE])
-        await desk.settle("a", [CallEnd(ticket, (10, 5))])
-        return await desk.enter("a", [SIZE])
+        coordinator = CallCoordinator(config(price=PRICE, budget=MOST), str(tmp_path))
+        (permit,) = await coordinator.acquire("a", [SIZE])
+        await coordinator.complete("a", [CallEnd(permit, (10, 5))])
+        return await coordinator.acquire("a", [SIZE])
 
     assert asyncio.run(work()) == (
         "The extraction budget of 50 EUR is used up (20 EUR spent): raise label.extractor.budget and run the same "
@@ -186,7 +190,7 @@ def test_earlier_attempts_count_into_the_budget_and_calls_without_an_end_by_esti
     spent = (10 + 2 * 4) + (10 + 2 * 5)
 
     async def work(budget: float) -> list[int] | str:
-        return await CallDesk(config(price=PRICE, budget=budget), str(tmp_path)).enter("a", [SIZE])
+        return await CallCoordinator(config(price=PRICE, budget=budget), str(tmp_path)).acquire("a", [SIZE])
 
     assert f"({spent} EUR spent)" in asyncio.run(work(spent + MOST - 1))
     assert len(asyncio.run(work(spent + MOST))) == 1
@@ -194,10 +198,10 @@ def test_earlier_attempts_count_into_the_budget_and_calls_without_an_end_by_esti
 
 def test_a_pause_is_told_to_those_who_listen(tmp_path: Path) -> None:
     async def work() -> float:
-        desk = CallDesk(config(), str(tmp_path), Clock())
-        listening = asyncio.create_task(desk.listen("b", (await desk.listen("b", 0)).number))
+        coordinator = CallCoordinator(config(), str(tmp_path), Clock())
+        listening = asyncio.create_task(coordinator.listen("b", (await coordinator.listen("b", 0)).number))
         await asyncio.sleep(0.01)
-        await desk.pause(7)
+        await coordinator.pause(7)
         return (await asyncio.wait_for(listening, 10)).paused_s
 
     assert asyncio.run(work()) == 7
@@ -205,11 +209,11 @@ def test_a_pause_is_told_to_those_who_listen(tmp_path: Path) -> None:
 
 def test_who_waits_for_a_ticket_hears_why_another_worker_stopped(tmp_path: Path) -> None:
     async def work() -> list[int] | str:
-        desk = CallDesk(config(requests_per_minute=1), str(tmp_path), Clock())
-        await desk.enter("a", [SIZE])
-        waiting = asyncio.create_task(desk.enter("b", [SIZE]))
+        coordinator = CallCoordinator(config(requests_per_minute=1), str(tmp_path), Clock())
+        await coordinator.acquire("a", [SIZE])
+        waiting = asyncio.create_task(coordinator.acquire("b", [SIZE]))
         await asyncio.sleep(0.01)
-        await desk.stop("The endpoint is down.")
+        await coordinator.stop("The endpoint is down.")
         return await asyncio.wait_for(waiting, 10)
 
     assert asyncio.run(work()) == "The endpoint is down."

@@ -98,21 +98,21 @@ GROUP_TITLES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class RunMetric:
     """A value, and its interval over images where the evaluation has one."""
 
     value: float
     interval: tuple[float, float] | None = None
 
 
-def read_figures(run_dir: str) -> dict[str, Figure]:
+def read_figures(run_dir: str) -> dict[str, RunMetric]:
     """The figures of a finished run by the names of METRICS; what nobody measured is left out.
 
     Raises:
         FileNotFoundError: the run has not been evaluated.
     """
     evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
-    found: dict[str, Figure] = {}
+    found: dict[str, RunMetric] = {}
     after, before = evaluation[AFTER], evaluation[BEFORE]
     for kind in ("overall", *FACT_TYPES):
         _add(found, f"hallucination.{kind}", after, ("hallucination_rate", kind))
@@ -125,7 +125,7 @@ def read_figures(run_dir: str) -> dict[str, Figure]:
     for name in ("f1", "accuracy"):
         _add(found, f"pope.{name}", after, ("pope", name))
     if "hallucination.overall" in found and "hallucination.before" in found:
-        found["removed"] = Figure(found["hallucination.before"].value - found["hallucination.overall"].value)
+        found["removed"] = RunMetric(found["hallucination.before"].value - found["hallucination.overall"].value)
     labels = _optional(run_dir, "feedback", "metrics.json")
     for kind in FACT_TYPES:
         _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
@@ -137,15 +137,15 @@ def read_figures(run_dir: str) -> dict[str, Figure]:
     for job in PAID_JOBS:
         _add(found, f"seconds.{job}", timing, (job,))
     if timing:
-        found["seconds.total"] = Figure(sum(timing.values()))
+        found["seconds.total"] = RunMetric(sum(timing.values()))
     memory = _optional(run_dir, MEMORY_FILE)
     for job in ("train_rewards", "serve_rewards", "align"):
         _add(found, f"memory.{job}", memory, (job,))
     return found | _cost_figures(run_dir, labels, found)
 
 
-def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, Figure]:
-    found: dict[str, Figure] = {}
+def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetric]:
+    found: dict[str, RunMetric] = {}
     if COARSE in accuracy:
         _add(found, f"{name}.response", accuracy, (COARSE, "balanced_accuracy"))
         return found
@@ -153,11 +153,11 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, Figure]
         _add(found, f"{name}.{kind}", accuracy, (kind, "balanced_accuracy"))
         present = among_present(accuracy[kind]["confusion"]) if kind in accuracy else None
         if present is not None:
-            found[f"{name}_present.{kind}"] = Figure(present)
+            found[f"{name}_present.{kind}"] = RunMetric(present)
     for prefix in (name, f"{name}_present"):
         values = [found[f"{prefix}.{kind}"].value for kind in FACT_TYPES if f"{prefix}.{kind}" in found]
         if len(values) == len(FACT_TYPES):
-            found[f"{prefix}.mean"] = Figure(sum(values) / len(FACT_TYPES))
+            found[f"{prefix}.mean"] = RunMetric(sum(values) / len(FACT_TYPES))
     return found
 
 
@@ -176,22 +176,22 @@ def among_present(confusion: Sequence[Sequence[int]]) -> float | None:
     return float(balanced_accuracy(facts)) if facts.sum() else None
 
 
-def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, Figure]) -> dict[str, Figure]:
+def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, RunMetric]) -> dict[str, RunMetric]:
     """Calls, tokens and money, and what of them a point of hallucination removed takes."""
-    found: dict[str, Figure] = {}
+    found: dict[str, RunMetric] = {}
     asked = labels.get("extraction") or {}
     if "calls" in asked:
-        found["calls.extraction"] = Figure(asked["calls"])
-        found["tokens.extraction"] = Figure(asked["prompt_tokens"] + asked["completion_tokens"])
+        found["calls.extraction"] = RunMetric(asked["calls"])
+        found["tokens.extraction"] = RunMetric(asked["prompt_tokens"] + asked["completion_tokens"])
     if labels.get("facts"):
-        found["calls.verification"] = Figure(sum(labels["facts"].values()))
+        found["calls.verification"] = RunMetric(sum(labels["facts"].values()))
     _add(found, "tokens.verification", labels, ("prefix_cache", "prompt_tokens"))
     _add(found, "money", _optional(run_dir, "feedback", "ledger.json"), ("money",))
     uri = storage.join(run_dir, "policy", "metrics.jsonl")
     if storage.exists(uri):
         from fgaif_ray.rl.run_log import read_lines
 
-        found["tokens.align"] = Figure(sum(line.get("count/tokens") or 0 for line in read_lines(uri)))
+        found["tokens.align"] = RunMetric(sum(line.get("count/tokens") or 0 for line in read_lines(uri)))
     points = 100 * known["removed"].value if "removed" in known else 0.0
     if points > 0:
         sums = {
@@ -200,7 +200,7 @@ def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, F
             "seconds": [known[name].value for name in (f"seconds.{job}" for job in PAID_JOBS) if name in known],
             "money": [found["money"].value] if "money" in found else [],
         }
-        found |= {f"per_point.{name}": Figure(sum(sums[name]) / points) for name in _PER_POINT if sums[name]}
+        found |= {f"per_point.{name}": RunMetric(sum(sums[name]) / points) for name in _PER_POINT if sums[name]}
     return found
 
 
@@ -215,7 +215,7 @@ def _look(tree: Any, path: Sequence[str]) -> Any:
     return tree
 
 
-def _add(found: dict[str, Figure], name: str, tree: Mapping[str, Any], path: Sequence[str]) -> None:
+def _add(found: dict[str, RunMetric], name: str, tree: Mapping[str, Any], path: Sequence[str]) -> None:
     value, interval = _look(tree, path), _look(tree, ("intervals", *path))
     if isinstance(value, int | float):
-        found[name] = Figure(float(value), None if interval is None else (float(interval[0]), float(interval[1])))
+        found[name] = RunMetric(float(value), None if interval is None else (float(interval[0]), float(interval[1])))
