@@ -33,13 +33,12 @@ from actors.cluster.capacity import has_capacity
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
-from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.files import ADAPTER_FILES, RewardModelFiles, kind_of, read_folder
+from fgaif_ray.rewards.files import kind_of, read_folder
 from fgaif_ray.rewards.scoring import (
     ScoredBatch,
     ScoringBatch,
@@ -84,7 +83,7 @@ class ScorerSettings:
     batch_wait_timeout_s: float
     threads: int | None
     versions: dict[str, str]
-    """Fact type -> `model_version` of its folder."""
+    """Fact type -> version of the model in its folder."""
 
 
 class RewardScorer:
@@ -124,32 +123,6 @@ class RewardScorer:
         outcomes = score_batches(self._model, tuple(self._versions), batches)
         record_batch(tuple(self._versions), outcomes, time.monotonic() - began)
         return outcomes
-
-
-def published_reward_folders(config: Config) -> dict[str, str]:
-    """The reward models of the run, by fact type.
-
-    Raises:
-        UserError: one has not been trained.
-    """
-    folders = {fact_type: storage.join(config.run.dir, "rewards", fact_type) for fact_type in FACT_TYPES}
-    for folder in folders.values():
-        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
-            message = (
-                f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
-            )
-            raise UserError(message)
-    return folders
-
-
-def model_version(folder: str, temperature_scaling: bool = False) -> str:
-    """A short hash of a reward model's files, another one where its temperature is applied."""
-    return _served_version(read_folder(folder), temperature_scaling)
-
-
-def _served_version(files: RewardModelFiles, temperature_scaling: bool) -> str:
-    scaled = fingerprint(files.version, "temperature scaling")[: len(files.version)]
-    return scaled if temperature_scaling else files.version
 
 
 def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
@@ -261,7 +234,7 @@ def shutdown(app_name: str = APP_NAME) -> None:
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
     scaled = config.rewards.temperature_scaling
     files = {fact_type: read_folder(folders[fact_type]) for fact_type in FACT_TYPES}
-    versions = {fact_type: _served_version(files[fact_type], scaled) for fact_type in FACT_TYPES}
+    versions = {fact_type: files[fact_type].served_version(scaled) for fact_type in FACT_TYPES}
     return ModelList(
         models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
         model_version=combined_version(versions),

@@ -14,12 +14,14 @@ import pytest
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
 from fgaif_ray.config import Config, load_config
-from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS, stage_keys
+from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS
 from fgaif_ray.experiments.variants import TRUTH_ANSWERS_FILE, Run, build_experiment, build_runs
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
 from fgaif_ray.sources import ImageSets, prepare_images
-from jobs import label, sample, train_rewards
-from jobs.evaluate import before_key
+from fgaif_ray.storage import stages
+from fgaif_ray.storage.stages import planned
+from jobs import label
 from jobs.experiment import EXTRA, MODES
 from jobs.experiment import run as run_experiment
 from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
@@ -44,7 +46,7 @@ def runs_of(base: Config, name: str, seeds: tuple[int, ...] = (0,)) -> dict[str,
 def respond(run: Run) -> ImageSets:
     """Publish the responses that a run's own job would, with a text of our own."""
     sets = prepare_images(run.config)
-    stage = sample.stage_of(run.config, sets)
+    stage = stages.responses(run.config, sets)
     stage.begin()
     rows = [
         {
@@ -59,7 +61,7 @@ def respond(run: Run) -> ImageSets:
 
 
 def give_feedback(run: Run) -> None:
-    for stage, schema in zip(label.stages_of(run.config), (FEEDBACK_SCHEMA, REJECTED_SCHEMA), strict=True):
+    for stage, schema in zip(feedback_stages(run.config), (FEEDBACK_SCHEMA, REJECTED_SCHEMA), strict=True):
         stage.begin()
         storage.write_part(stage.partial, [], schema)
         stage.publish(manifest_entries(run.config))
@@ -70,7 +72,7 @@ def finish(run: Run) -> None:
     stage = storage.Stage(run.folder, EVALUATION, "fingerprint")
     stage.begin()
     storage.write_json(storage.join(stage.partial, "metrics.json"), METRICS)
-    stage.publish({"before": before_key(run.config, prepare_images(run.config))})
+    stage.publish({"before": stages.answers_before(run.config, prepare_images(run.config))})
     mark_finished(run)
 
 
@@ -85,10 +87,10 @@ def test_equal_keys_mean_equal_fingerprints_of_the_jobs(base: Config) -> None:
     for run in (one, other):
         respond(run)
         give_feedback(run)
-    assert stage_keys(one.config)[REWARDS] == stage_keys(other.config)[REWARDS]
+    assert planned(one.config)[REWARDS] == planned(other.config)[REWARDS]
     assert fingerprint(one, RESPONSES) == fingerprint(other, RESPONSES)
     assert fingerprint(one, FEEDBACK) == fingerprint(other, FEEDBACK)
-    assert train_rewards.stage_of(one.config).fingerprint == train_rewards.stage_of(other.config).fingerprint
+    assert stages.rewards(one.config).fingerprint == stages.rewards(other.config).fingerprint
 
 
 def test_a_run_takes_the_stages_that_another_one_has(base: Config) -> None:
@@ -98,8 +100,8 @@ def test_a_run_takes_the_stages_that_another_one_has(base: Config) -> None:
     give_feedback(donor)
     storage.write_json(storage.join(donor.folder, "timing.json"), {"sample": 3.0, "label": 5.0, "evaluate": 9.0})
     assert adopt(run, [donor.folder], sets) == REWARDS
-    assert label.stages_of(run.config)[0].is_complete()
-    assert label.stages_of(run.config)[1].is_complete()
+    assert feedback_stages(run.config)[0].is_complete()
+    assert feedback_stages(run.config)[1].is_complete()
     assert storage.read_json(storage.join(run.folder, "timing.json")) == {"sample": 3.0, "label": 5.0}
 
 
@@ -110,7 +112,7 @@ def test_noise_takes_the_verdicts_to_label_anew(base: Config) -> None:
     assert adopt(run, [donor.folder], sets) == VERDICTS
     give_feedback(donor)
     assert adopt(run, [donor.folder], sets) == FEEDBACK
-    stage, _ = label.stages_of(run.config)
+    stage, _ = feedback_stages(run.config)
     assert not stage.is_complete()
     assert label.can_reuse(run.config, stage)
 
@@ -149,7 +151,7 @@ def test_answers_before_alignment_are_put_where_evaluation_looks(base: Config) -
     adopt(run, [donor.folder], sets)
     manifest = storage.read_manifest(run.folder, EVALUATION)
     assert manifest is not None
-    assert manifest["before"] == before_key(run.config, sets)
+    assert manifest["before"] == stages.answers_before(run.config, sets)
 
 
 def test_a_run_with_other_settings_is_not_finished(base: Config) -> None:

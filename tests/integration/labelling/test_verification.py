@@ -19,6 +19,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.control_items import load_canaries
 from fgaif_ray.config import CalibrationConfig, CanaryConfig, Config, EngineConfig, VerifierConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA
 from fgaif_ray.shapes import tiny_llava
 from fgaif_ray.shapes.canaries import scene_canaries
@@ -205,7 +206,7 @@ class TestRepeatedBlock:
             for row in responses
         ]
         rejected = [rows[0], rows[1] | {"facts": None, "reason": "timeout: no answer"}]
-        stage, rejected_stage = label.stages_of(config)
+        stage, rejected_stage = feedback_stages(config)
         half = dict.fromkeys(FACT_TYPES, 0.5)
         verification = Verification(
             config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))

@@ -39,6 +39,7 @@ from fgaif_ray.rewards.training import (
     predict,
     train_reward_model,
 )
+from fgaif_ray.storage import stages
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 from jobs import train_rewards
 from jobs.cli import find_user_error
@@ -370,7 +371,7 @@ def test_the_job_trains_what_is_missing_under_ray_train(
     config = job_config(tmp_path / "run", num_workers=2)
     publish_feedback(tmp_path / "run", feedback_rows(tmp_path / "images"))
     finished = {"fact_type": "relation", "balanced_accuracy": 0.5, "from": "an interrupted run"}
-    stage = train_rewards.stage_of(config)
+    stage = stages.rewards(config)
     stage.begin()
     storage.write_json(storage.join(stage.partial, "relation", "metrics.json"), finished)
     data = prepare_data(backbone, from_feedback(feedback_rows(tmp_path / "images")), 0.25, 0, silent)
