@@ -33,7 +33,7 @@
     unblocked by: the last rank to arrive
 
 With ``max_staleness: 1`` the source is one batch ahead: it samples step s + 1 from policy s while the learner learns
-from step s. Engines are asked for a version by folder, so a restarted worker loads it before it samples. A reward that is unavailable
-is masked or ends the run (``align.reward.failure``); it never counts as zero. A worker, a replica or a node may die at
-any time: the run goes on from the last checkpoint.
+from step s. Engines are asked for a version by folder, so a restarted worker loads it before it samples. A reward that
+is unavailable is masked or ends the run (``align.reward.failure``); it never counts as zero. A worker, a replica or a
+node may die at any time: the run goes on from the last checkpoint.
 """
