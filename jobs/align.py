@@ -77,6 +77,7 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
 
     from actors.alignment.learner import LearnerTask, train
     from actors.alignment.rollout import rollout_workers
+    from actors.cluster.device import torch_config
     from actors.cluster.lost_nodes import is_loss
     from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
 
@@ -97,6 +98,7 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
         trainer = TorchTrainer(
             cast("Any", train),  # Ray's annotation does not know that a loop may return
             train_loop_config={"task": task},
+            torch_config=torch_config(),
             scaling_config=ScalingConfig(**resources.learner(config).scaling()),
             run_config=RunConfig(
                 name=TRAIN_FOLDER,

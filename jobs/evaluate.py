@@ -153,8 +153,8 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     adapter = storage.join(config.run.dir, stages.POLICY)
     rank = adapter_rank(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
+        from actors.engine.blocks import blocks_of
         from actors.evaluation.generator import answer_questions
-        from actors.sampling.blocks import blocks_of
 
         blocks = []
         for which in POLICIES:

@@ -181,8 +181,8 @@ def _answer(config: Config, tasks: list[Task]) -> None:
         rank = adapter_rank(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}
         with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
+            from actors.engine.blocks import blocks_of
             from actors.evaluation.generator import answer_questions
-            from actors.sampling.blocks import blocks_of
 
             size = config.evaluate.batch_size
             # All of one policy before the other: the engine changes its weights once.

@@ -30,6 +30,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from actors.cluster.capacity import has_capacity
+from actors.cluster.device import worker_device
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
@@ -98,7 +99,7 @@ class RewardScorer:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation)
-        backbone.move_to("cuda" if ray.get_gpu_ids() else "cpu")
+        backbone.move_to(worker_device())
         self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
         self._versions = settings.versions
         # One thread: forward passes do not overlap, while the event loop collects the next batch.
