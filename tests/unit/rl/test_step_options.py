@@ -172,7 +172,7 @@ def prepared(
     rewards: tuple[float, ...] = (1.0, 0.0, 2.0),
     values: tuple[float, ...] = (0.5, -1.0, 3.0),
     drift: tuple[float, ...] = (0.0, 0.0, 0.0),
-    estimator: KLEstimator = "k1",
+    kl: KLConfig | None = None,
     beta: float = 0.1,
     **options: Any,
 ) -> Experience:
@@ -187,9 +187,7 @@ def prepared(
     )
     batch = collate([trajectory(0, ids, policy[0].tolist(), token_rewards=rewards)], model.backbone.eos_token_id)
     config = PPOConfig(**({"gamma": 1.0, "lambda_": 1.0, "whiten_advantages": False} | options))
-    return prepare(
-        model.encode([PROMPT], [IMAGE], [ids]), batch, estimates, config, KLConfig(estimator=estimator), beta, group()
-    )
+    return prepare(model.encode([PROMPT], [IMAGE], [ids]), batch, estimates, config, kl or KLConfig(), beta, group())
 
 
 @pytest.mark.parametrize(
@@ -200,10 +198,22 @@ def prepared(
 def test_estimator_and_weight_decide_what_the_kl_costs(
     model: PolicyModel, estimator: KLEstimator, costs: list[float], beta: float
 ) -> None:
-    data = prepared(model, (0.0,) * 3, (0.0,) * 3, drift=(0.5, -1.0, 0.0), estimator=estimator, beta=beta)
+    data = prepared(model, (0.0,) * 3, (0.0,) * 3, drift=(0.5, -1.0, 0.0), kl=KLConfig(estimator=estimator), beta=beta)
     expected = [[-beta * sum(costs), -beta * sum(costs[1:]), 0.0]]
     torch.testing.assert_close(data.returns, torch.tensor(expected), rtol=1e-4, atol=1e-6)
     assert data.metrics["reward/penalised"] == pytest.approx(expected[0][0], rel=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_a_kl_that_is_left_to_the_loss_keeps_its_estimator_and_weight(
+    model: PolicyModel, estimator: KLEstimator
+) -> None:
+    """The weight is the controller's present one, not the configured one."""
+    kl = KLConfig(estimator=estimator, placement="loss", coefficient=0.1)
+    data = prepared(model, (0.0,) * 3, (0.0,) * 3, drift=(0.5, -1.0, 0.0), kl=kl, beta=0.4)
+    assert data.kl_term is not None
+    assert (data.kl_term.estimator, data.kl_term.coefficient) == (estimator, 0.4)
+    assert torch.equal(data.returns, torch.zeros(1, 3))
 
 
 # Advantages and returns
