@@ -39,12 +39,11 @@ from fgaif_ray.adapters.skyrl import DenseRewards
 from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.files import published_reward_folders, read_folder
+from fgaif_ray.rewards.files import read_folder
 from fgaif_ray.serving.client import AsyncRewardClient, reward_item
 from fgaif_ray.serving.wire import MAX_BODY_BYTES, MAX_ITEMS, MAX_RESPONSE_CHARACTERS, ScoredResponse
 
 pytestmark = pytest.mark.ray
-
 RESPONSES = [
     RESPONSE,
     "A red circle.",
@@ -431,11 +430,6 @@ def test_an_open_port_needs_a_token(service: Service, monkeypatch: pytest.Monkey
     monkeypatch.delenv("FGAIF_REWARD_TOKEN")
     with pytest.raises(UserError, match="FGAIF_REWARD_TOKEN"):
         reward_service.deploy(service_config(Path(service.config.run.dir), host="0.0.0.0"), service.folders)
-
-
-def test_an_untrained_run_names_the_job_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"jobs\.train_rewards"):
-        published_reward_folders(service_config(tmp_path))
 
 
 def test_the_token_is_nowhere_in_the_run_and_the_settings(service: Service) -> None:

@@ -1,11 +1,6 @@
-"""What runs of an experiment take from each other, how the job goes through them, and a small experiment with all that
-is real.
-"""
+"""What runs of an experiment take from each other, and how the job goes through them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,16 +200,6 @@ def test_the_plots_are_files_too(base: Config) -> None:
     assert all(plot.read_bytes().startswith(b"<?xml") for plot in plots)
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.experiment", *arguments],
-        capture_output=True,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        check=False,
-    )
-
-
 def test_a_dry_run_lists_the_runs_and_writes_nothing(base: Config) -> None:
     from jobs.cli import main
 
@@ -231,31 +216,3 @@ def test_wrong_seeds_are_refused(seeds: str, capsys: pytest.CaptureFixture[str])
     arguments = ["cost", "--config", "configs/shapes.yaml", f"--seeds={seeds}"]
     assert main("experiment", None, run_experiment, arguments, MODES, EXTRA) == 2
     assert "--seeds takes whole numbers" in capsys.readouterr().err
-
-
-@pytest.mark.proof
-@pytest.mark.ray
-@pytest.mark.vllm
-def test_a_small_experiment(tmp_path: Path) -> None:
-    """Two levels of noise with everything real: takes minutes, since each run starts engines and Ray of its own."""
-    from tests.test_pipeline import SMALL
-
-    folder = tmp_path / "run"
-    arguments = ["noise", "--config", "configs/shapes.yaml", "--variants", "all-40"]
-    for change in (*SMALL, "align.steps=1", f"run.dir={folder}"):
-        arguments += ["--set", change]
-    first = call(*arguments)
-    assert first.returncode == 0, first.stdout + first.stderr
-    log = (folder / "noise" / "all-40" / "seed-0" / "experiment.log").read_text()
-    assert "== sample: done before" in log
-    assert "nothing is asked again" in log
-    assert "answers of the policy before alignment are taken" in log
-    results = json.loads((folder / "noise" / "results.json").read_text())
-    reference, noisy = results["variants"]
-    replaced = {"labels.existence", "labels.attribute", "rewards.existence", "hallucination.overall", "seconds.align"}
-    assert set(noisy["figures"]) >= replaced
-    before = [variant["figures"]["hallucination.before"]["mean"] for variant in (reference, noisy)]
-    assert before[0] == before[1]
-    second = call(*arguments)
-    assert "none/seed-0: done before" in second.stdout
-    assert "all-40/seed-0: done before" in second.stdout
