@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.files import published_reward_folders, published_versions
 from fgaif_ray.storage import stages
 from jobs.align_export import MODES
-from jobs.cli import find_user_error, main
+from jobs.cli import main
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:

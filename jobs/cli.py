@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fgaif_ray.config import load_config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import find_user_error
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -56,23 +56,6 @@ class _Interruption(KeyboardInterrupt):
 
 def _interrupt(_signal_number: int, _frame: Any) -> None:
     raise _Interruption
-
-
-def find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError behind an exception, also where Ray has wrapped it on its way from a worker."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, UserError):
-            return error
-        for name in ("cause", "worker_failures"):
-            inner = getattr(error, name, None)
-            candidates = inner.values() if isinstance(inner, dict) else [inner]
-            for candidate in candidates:
-                if isinstance(candidate, BaseException) and (found := find_user_error(candidate)) is not None:
-                    return found
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def main(

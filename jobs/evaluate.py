@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
 from jobs import evaluate_benchmarks, evaluate_serve
-from jobs.cli import find_user_error, main
+from jobs.cli import main
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import BenchmarkConfig, Config
+from fgaif_ray.errors import find_user_error
 from fgaif_ray.evaluation import AFTER, POLICIES
 from fgaif_ray.evaluation.benchmarks import NAMES, load_benchmark, parse_names, settings_of
 from fgaif_ray.evaluation.benchmarks.answers import (
@@ -27,7 +28,7 @@ from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
-from jobs.cli import Mode, find_user_error
+from jobs.cli import Mode
 
 FOLDER: Final = "benchmarks"
 ANSWERS_FILE: Final = "answers.jsonl"

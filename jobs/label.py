@@ -18,7 +18,7 @@ import fsspec
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.feedback.labels import LabelledResponse, write_official
@@ -30,7 +30,7 @@ from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import ABSENT, FACT_TYPES
 from fgaif_ray.storage import stages
 from jobs import label_audit, label_calibration, label_cost
-from jobs.cli import find_user_error, main
+from jobs.cli import main
 from jobs.label_reuse import can_reuse, manifest_entries, reuse
 from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
 from jobs.plan import plan_mode

@@ -14,6 +14,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate
 from fgaif_ray.audit.labelled_facts import LabelledFact, read_labelled_facts
 from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
+from fgaif_ray.errors import find_user_error
 from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES
@@ -73,7 +74,6 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
     p_consistent = np.zeros(len(labelled))
     with connect(config), Progress("calibrate", len(labelled), "facts") as progress:
         from actors.labelling.calibration import verify_facts
-        from jobs.cli import find_user_error
 
         try:
             for row in verify_facts(verifier, labelled):

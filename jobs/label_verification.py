@@ -8,9 +8,9 @@ from fgaif_ray import storage
 from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
 from fgaif_ray.audit.control_items import load_canaries, measure
 from fgaif_ray.config import Config
+from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import FACT_TYPES
-from jobs.cli import find_user_error
 from jobs.label_calibration import find_thresholds
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ import pyarrow as pa
 from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TASK_SCHEMA
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
 from fgaif_ray.storage import stages
-from jobs.cli import find_user_error, main
+from jobs.cli import main
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ epoch. `rewards.kind` trains other models for the same folders: one with three h
 import sys
 
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import join, read_json, stages
-from jobs.cli import find_user_error, main
+from jobs.cli import main
 from jobs.plan import plan_mode
 
 

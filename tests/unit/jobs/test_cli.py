@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
-from jobs.cli import find_user_error, main
+from fgaif_ray.errors import UserError, find_user_error
+from jobs.cli import main
 
 ARGUMENTS = ["--config", "configs/shapes.yaml"]
 JOBS = ["sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report", "pipeline", "experiment"]
