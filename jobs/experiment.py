@@ -25,6 +25,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.variants import NAMES, Experiment, Run, build_experiment, build_runs, experiment_folder
 from fgaif_ray.progress import say
+from fgaif_ray.tables import table_lines
 from jobs.cli import Mode, main
 
 PLOTS_FOLDER: Final = "plots"
@@ -162,8 +163,7 @@ def _table(results: Mapping[str, Any]) -> list[str]:
         coverage = variant["figures"].get("coverage")
         figures = (show(overall, show_figure), show(difference, show_difference), show(coverage, show_figure))
         rows.append((variant["title"], *figures))
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["", *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows), ""]
+    return ["", *table_lines(rows), ""]
 
 
 MODES: Final = (

@@ -12,6 +12,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import stages
+from fgaif_ray.tables import estimate_cell, table_lines
 from jobs.cli import Mode
 
 PAGE_FILE: Final = "audit.html"
@@ -106,20 +107,12 @@ def agreement_table(found: Mapping[str, Any]) -> list[str]:
         for name in FACT_TYPES:
             part = found[what][name]
             if what == "labels" or part["compared"]:
-                cells = [_cell(part["weighted"][key]) for key, _ in columns]
+                cells = [estimate_cell(part["weighted"][key]) for key, _ in columns]
                 rows.append([f"{name} {what}", str(part["compared"]), *cells])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*lines, f"(weighted to the whole labelled set; {found['confidence']:.0%} intervals over images)"]
-
-
-def _cell(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "-"
-    if estimate["interval"] is None:
-        return f"{estimate['value']:.3f}"
-    low, high = estimate["interval"]
-    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
+    return [
+        *table_lines(rows),
+        f"(weighted to the whole labelled set; {found['confidence']:.0%} intervals over images)",
+    ]
 
 
 MODES: Final = (

@@ -19,6 +19,7 @@ from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import stages
+from fgaif_ray.tables import estimate_cell, table_lines
 from jobs.cli import Mode
 
 STAGES: Final = {"verifier": stages.CALIBRATION, "second_verifier": stages.SECOND_CALIBRATION}
@@ -115,21 +116,11 @@ def calibration_lines(found: Mapping[str, Any], folder: str) -> list[str]:
     lines = [f"label: {count['facts']} labelled facts of {count['images']} images give the thresholds {thresholds}."]
     rows = [["balanced accuracy", "facts", *(title for _, title in _COLUMNS), "calibration error"]]
     for name, part in found["figures"].items():
-        cells = ["-" if part[how] is None else _cell(part[how]["balanced_accuracy"]) for how, _ in _COLUMNS]
-        rows.append([name, str(part["facts"]), *cells, _cell(part["expected_calibration_error"])])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        cells = ["-" if part[how] is None else estimate_cell(part[how]["balanced_accuracy"]) for how, _ in _COLUMNS]
+        rows.append([name, str(part["facts"]), *cells, estimate_cell(part["expected_calibration_error"])])
+    lines += table_lines(rows)
     lines.append(f"({found['confidence']:.0%} intervals over images; accuracy and kappa are in {folder})")
     return lines
-
-
-def _cell(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "-"
-    if estimate["interval"] is None:
-        return f"{estimate['value']:.3f}"
-    low, high = estimate["interval"]
-    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def calibrate_on(config: Config, path: str) -> None:

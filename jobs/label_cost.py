@@ -7,6 +7,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.feedback.cost import Cost, estimate_cost
 from fgaif_ray.feedback.extraction import ExtractionMode
 from fgaif_ray.progress import say
+from fgaif_ray.tables import table_lines
 from jobs.cli import Mode
 
 EXTRACTION_MODES: Final[tuple[ExtractionMode, ...]] = ("segment", "response")
@@ -71,11 +72,7 @@ def cost_table(config: Config, costs: dict[str, Cost | None]) -> list[str]:
         price = extractor.price
         money = ("-" if cost is None else f"{cost.money(price):,.4f}" for cost in costs.values())
         rows.append((f"money ({price.currency})", *money))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))]).rstrip()
-        for row in rows
-    ]
+    return table_lines(rows, right=range(1, len(rows[0])))
 
 
 MODES: Final = (
