@@ -2,7 +2,11 @@
 
 `policy/` holds the PEFT adapter with its card, `metrics.jsonl` (a line per step), `samples.jsonl` (responses with their
 sub-sentences, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.
-`--export-merged FOLDER` writes the aligned model, adapter merged in, as a checkpoint of its own.
+`fgaif export merged FOLDER` writes the aligned model, adapter merged in, as a checkpoint of its own.
+
+Examples:
+    fgaif align --config my.yaml
+    fgaif align --config my.yaml --set align.steps=60
 """
 
 import json
@@ -22,9 +26,7 @@ from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.files import published_reward_folders, published_versions
 from fgaif_ray.storage import stages
-from jobs.align_export import MODES
-from jobs.cli import main
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
@@ -227,8 +229,8 @@ model = AutoModelForImageTextToText.from_pretrained("{config.policy.model}")
 model = PeftModel.from_pretrained(model, "THIS FOLDER")
 ```
 
-Without PEFT: `python -m jobs.align --config CONFIG --export-merged FOLDER` writes a checkpoint with the adapter merged
-in. With vLLM: `vllm serve {config.policy.model} --enable-lora --max-lora-rank {config.align.lora.rank} --lora-modules
+Without PEFT: `fgaif export merged FOLDER --config CONFIG` writes a checkpoint with the adapter merged in. With vLLM:
+`vllm serve {config.policy.model} --enable-lora --max-lora-rank {config.align.lora.rank} --lora-modules
 aligned=THIS_FOLDER`.
 
 Settings:
@@ -243,5 +245,10 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """What `fgaif align` does."""
+    run(read_config(config, overrides))
+
+
 if __name__ == "__main__":
-    sys.exit(main("align", __doc__, run, modes=(*MODES, plan_mode("serve_rewards", "align"))))
+    sys.exit(main("align"))

@@ -3,6 +3,10 @@
 Describes every image greedily and sampled at T=1, and, where the truth of the images is known, answers POPE's
 questions. Reads `policy/`, writes `evaluation/` into the run's folder: all responses, and `metrics.json` with
 hallucination rates per type, coverage, facts per response and POPE's figures, each rate with a 95 % interval.
+
+Examples:
+    fgaif evaluate --config my.yaml
+    fgaif evaluate --config my.yaml --set evaluate.max_tokens=512
 """
 
 import sys
@@ -19,9 +23,7 @@ from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
-from jobs import evaluate_benchmarks, evaluate_serve
-from jobs.cli import main
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from fgaif_ray.evaluation.pope import PopeQuestion
@@ -215,7 +217,10 @@ def _figures(rows: Sequence[dict[str, Any]], truth: Truth | None, seed: int) -> 
     return measure_descriptions(descriptions, seed)
 
 
+def command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """What `fgaif evaluate` does."""
+    run(read_config(config, overrides))
+
+
 if __name__ == "__main__":
-    sys.exit(
-        main("evaluate", __doc__, run, modes=(*evaluate_benchmarks.MODES, *evaluate_serve.MODES, plan_mode("evaluate")))
-    )
+    sys.exit(main("evaluate"))

@@ -10,6 +10,10 @@ Every variant and seed is a run folder, <run.dir>/<experiment>/<variant>/seed-<n
 once: stages are taken from any other run of the same configuration that has finished them, of other experiments too.
 A finished run is skipped and an interrupted one goes on; one that fails is reported, and the others go on. After every
 run <run.dir>/<experiment>/<experiment>.html, its plots and results.json are written anew.
+
+Examples:
+    fgaif experiment ablation --config configs/shapes.yaml --seeds 0,1,2
+    fgaif experiment noise --config configs/shapes.yaml --variants 'all-*' --dry-run
 """
 
 import os
@@ -18,7 +22,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import typer
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
@@ -26,18 +32,9 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.variants import NAMES, Experiment, Run, build_experiment, build_runs, experiment_folder
 from fgaif_ray.progress import say
 from fgaif_ray.tables import table_lines
-from jobs.cli import Mode, main
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 PLOTS_FOLDER: Final = "plots"
-EXTRA: Final[dict[str, dict[str, Any]]] = {
-    "name": {"choices": NAMES, "metavar": "NAME", "help": f"the experiment: {', '.join(NAMES)}"},
-    "--seeds": {"default": "0", "metavar": "N,N,...", "help": "seeds of every variant, e.g. 0,1,2 (default: 0)"},
-    "--variants": {
-        "metavar": "NAME,...",
-        "help": "only these variants (or patterns, all-*) and their reference",
-    },
-    "--parallel": {"type": int, "default": 1, "metavar": "N", "help": "runs at a time; more than 1 is for a cluster"},
-}
 
 
 def _read_seeds(text: str) -> list[int]:
@@ -56,7 +53,7 @@ def _build(config: Config, name: str, seeds: str, variants: str | None) -> tuple
     return experiment, build_runs(experiment, config, _read_seeds(seeds))
 
 
-def dry_run(config: Config, _given: bool, name: str, seeds: str, variants: str | None, parallel: int) -> None:
+def show_runs(config: Config, name: str, seeds: str, variants: str | None, parallel: int) -> None:
     """Print the runs, what they share and what there is to do; runs and writes nothing.
 
     Raises:
@@ -88,8 +85,8 @@ def _timing(folder: str) -> dict[str, float] | None:
     return dict(storage.read_json(uri)) if storage.exists(uri) else None
 
 
-def run(config: Config, name: str, seeds: str, variants: str | None, parallel: int) -> None:
-    """Do the runs that are not done and write the page.
+def run(config: Config, name: str, seeds: str, variants: str | None, parallel: int, command_line: str) -> None:
+    """Do the runs that are not done and write the page, which shows the command line.
 
     Raises:
         UserError: the experiment does not go with the configuration, or runs failed; the others are done.
@@ -99,15 +96,14 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
     if parallel < 1:
         raise UserError(f"--parallel takes a number from 1 on, not {parallel}.")
     experiment, runs = _build(config, name, seeds, variants)
-    command = shlex.join(["python", "-m", "jobs.experiment", *sys.argv[1:]])
 
     def on_end(ended: Mapping[str, str | None]) -> None:
-        _write(config, experiment, runs, ended, command)
+        _write(config, experiment, runs, ended, command_line)
 
     os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fgaif-matplotlib"))
     with tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch:
         ended = RunQueue(runs, config, parallel, Path(scratch), on_end).work()
-    results = _write(config, experiment, runs, ended, command)
+    results = _write(config, experiment, runs, ended, command_line)
     for line in _table(results):
         say(line)
     page = storage.join(experiment_folder(config, name), f"{name}.html")
@@ -166,13 +162,41 @@ def _table(results: Mapping[str, Any]) -> list[str]:
     return ["", *table_lines(rows), ""]
 
 
-MODES: Final = (
-    Mode(
-        "--dry-run",
-        {"action": "store_true", "help": "show the runs, what they share and the work; run nothing"},
-        dry_run,
-    ),
-)
+def _command_line(
+    file: str, overrides: Sequence[str], name: str, seeds: str, variants: str | None, parallel: int
+) -> str:
+    """The command that repeats this experiment, for its page."""
+    words = ["fgaif", "experiment", name, "--config", file, "--seeds", seeds]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--variants", variants] if variants else []
+    words += ["--parallel", str(parallel)] if parallel > 1 else []
+    return shlex.join(words)
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(NAMES), show_default=False)],
+    config: ConfigOption,
+    overrides: SetOption = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="seeds of every variant, e.g. 0,1,2")] = "0",
+    variants: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="only these variants (or patterns, all-*) and their reference"),
+    ] = None,
+    parallel: Annotated[int, typer.Option(metavar="N", help="runs at a time; more than 1 is for a cluster")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the runs, what they share and the work; run nothing")
+    ] = False,
+) -> None:
+    """What `fgaif experiment` does."""
+    if name not in NAMES:
+        raise UserError(f"There is no experiment {name}: give one of {', '.join(NAMES)}.")
+    base = read_config(config, overrides)
+    if dry_run:
+        show_runs(base, name, seeds, variants, parallel)
+        return
+    repeat = _command_line(config, overrides or (), name, seeds, variants, parallel)
+    run(base, name, seeds, variants, parallel, repeat)
+
 
 if __name__ == "__main__":
-    sys.exit(main("experiment", __doc__, run, modes=MODES, extra=EXTRA))
+    sys.exit(main("experiment"))

@@ -3,6 +3,10 @@
 Reads `responses/`, writes `feedback/` (rows, `metrics.json`, `ledger.json`, `official.jsonl`) and `feedback_rejected/`
 (rows that could not be labelled, with the reason) into the run's folder, and `calibration/` where thresholds are
 calibrated. An interrupted run goes on where it was; finished calls are not repeated.
+
+Examples:
+    fgaif label --config my.yaml --dry-run
+    fgaif label --config my.yaml --set label.extractor.budget=20
 """
 
 import os
@@ -11,10 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import fsspec
+import typer
 
+from actors.labelling.cost import show_cost
+from actors.labelling.reuse import can_reuse, manifest_entries, reuse
+from actors.labelling.verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.config import Config
@@ -29,18 +37,13 @@ from fgaif_ray.feedback.verdicts import Disagreements
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import ABSENT, FACT_TYPES
 from fgaif_ray.storage import stages
-from jobs import label_audit, label_calibration, label_cost
-from jobs.cli import main
-from jobs.label_reuse import can_reuse, manifest_entries, reuse
-from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from actors.engine.openai_server import OpenAIServer
     from actors.labelling.extraction import Endpoint
     from actors.labelling.verifier import Verification
 
-MODES: Final = (*label_cost.MODES, *label_audit.MODES, *label_calibration.MODES, plan_mode("label", "label, second"))
 METRICS_FILE: Final = "metrics.json"
 OFFICIAL_FILE: Final = "official.jsonl"
 SERVER_LOG: Final = "extraction-server.log"
@@ -284,5 +287,18 @@ def _true_labels(config: Config) -> TrueLabels | None:
     return labels
 
 
+def command(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show calls, tokens and money, and do nothing")] = False,
+) -> None:
+    """What `fgaif label` does."""
+    settings = read_config(config, overrides)
+    if dry_run:
+        show_cost(settings, pending_responses(settings))
+    else:
+        run(settings)
+
+
 if __name__ == "__main__":
-    sys.exit(main("label", __doc__, run, modes=MODES))
+    sys.exit(main("label"))

@@ -3,6 +3,9 @@
 Reads `rewards/` and `evaluation/` (the responses sampled before and after alignment), writes `reward-accuracy.json`:
 balanced accuracy and confusion by fact type. The reward models' own metrics are about the labels they were trained on,
 with their mistakes; these are not. Accuracy that is lost after alignment tells what the policy gets away with.
+
+Examples:
+    fgaif reward-accuracy --config configs/shapes.yaml
 """
 
 import sys
@@ -13,7 +16,7 @@ from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.storage import stages
-from jobs.cli import main
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
 def accuracy_key(config: Config) -> str:
@@ -68,5 +71,10 @@ def run(config: Config) -> None:
             say(f"reward_accuracy: {which} alignment, {kind} {share} of {found['count']} verdicts")
 
 
+def command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """What `fgaif reward-accuracy` does."""
+    run(read_config(config, overrides))
+
+
 if __name__ == "__main__":
-    sys.exit(main("reward_accuracy", __doc__, run))
+    sys.exit(main("reward-accuracy"))

@@ -3,6 +3,10 @@
 Reads the images and prompts of `data`, writes `responses/` into the run's folder: one row per image and prompt, with
 the sampled token ids. Responses that come with the data are not sampled again but taken as they are (their model is
 `given`). Images that cannot be read are left out and named in `responses/rejected/`.
+
+Examples:
+    fgaif sample --config configs/shapes.yaml
+    fgaif sample --config my.yaml --set sample.max_tokens=256
 """
 
 import sys
@@ -21,8 +25,7 @@ from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
 from fgaif_ray.storage import stages
-from jobs.cli import main
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
@@ -185,5 +188,10 @@ def _drop_repeated(stage: storage.Stage) -> int:
     return len(first)
 
 
+def command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """What `fgaif sample` does."""
+    run(read_config(config, overrides))
+
+
 if __name__ == "__main__":
-    sys.exit(main("sample", __doc__, run, modes=(plan_mode("sample"),)))
+    sys.exit(main("sample"))

@@ -10,8 +10,8 @@ from support.benchmark_runs import configure, publish_adapter, result
 from support.evaluation_runs import configure as small
 from support.evaluation_runs import publish_policy
 
-from jobs.evaluate_benchmarks import run_benchmarks
-from jobs.evaluate_serve import serve_command
+from actors.engine.serve_command import serving_command
+from actors.evaluation.benchmarks import run_benchmarks
 
 
 @pytest.mark.vllm
@@ -21,7 +21,7 @@ def test_vllm_knows_every_option_of_the_serve_command(repository: Path, tmp_path
 
     config = configure(repository, tmp_path)
     publish_adapter(config)
-    words = serve_command(config)
+    words = serving_command(config)
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
     assert parsed.enable_lora
     assert [module.name for module in parsed.lora_modules] == ["aligned"]

@@ -13,6 +13,7 @@ from support.fake_openai import FakeOpenAI
 from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, KEY_VARIABLE, Rules, make_config, write_responses
 
 from actors.labelling.extraction import EXTRACTED_SCHEMA
+from actors.labelling.thresholds import find_thresholds
 from actors.labelling.verifier import Verification, Verifier
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import load_canaries
@@ -24,7 +25,6 @@ from fgaif_ray.shapes import tiny_llava
 from fgaif_ray.shapes.canaries import scene_canaries
 from fgaif_ray.sources import load_truth
 from jobs import label
-from jobs.label_calibration import find_thresholds
 
 PATCH = 4
 PER_BLOCK = 2

@@ -20,7 +20,6 @@ from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import stages
 from fgaif_ray.tables import estimate_cell, table_lines
-from jobs.cli import Mode
 
 STAGES: Final = {"verifier": stages.CALIBRATION, "second_verifier": stages.SECOND_CALIBRATION}
 FIGURES_FILE: Final = "calibration.json"
@@ -121,33 +120,3 @@ def calibration_lines(found: Mapping[str, Any], folder: str) -> list[str]:
     lines += table_lines(rows)
     lines.append(f"({found['confidence']:.0%} intervals over images; accuracy and kappa are in {folder})")
     return lines
-
-
-def calibrate_on(config: Config, path: str) -> None:
-    """Verify the labelled facts of a file and report thresholds; labels nothing.
-
-    Raises:
-        UserError: the file, one of its images or the verifier cannot be used.
-    """
-    verifier = config.label.verifier
-    calibration = (
-        CalibrationConfig(path=path)
-        if verifier.calibration is None
-        else verifier.calibration.model_copy(update={"path": path})
-    )
-    chosen = verifier.model_copy(update={"calibration": calibration})
-    label = config.label.model_copy(update={"verifier": chosen})
-    find_thresholds(config.model_copy(update={"label": label}))
-    folder = storage.join(config.run.dir, STAGES["verifier"])
-    for line in calibration_lines(storage.read_json(storage.join(folder, FIGURES_FILE)), folder)[1:]:
-        say(line)
-    say(f"label: `--set label.verifier.calibration.path={path}` labels with these thresholds.")
-
-
-MODES: Final = (
-    Mode(
-        "--calibrate",
-        {"metavar": "FILE", "help": "find the verifier's thresholds on the labelled facts of FILE, and label nothing"},
-        calibrate_on,
-    ),
-)

@@ -1,4 +1,4 @@
-"""The mode of `jobs.evaluate` that runs public benchmarks: POPE, CHAIR, AMBER, MMHal-Bench, LLaVA-Bench.
+"""Public benchmarks as a stage: POPE, CHAIR, AMBER, MMHal-Bench, LLaVA-Bench.
 
 Answers the official questions with the policy before and after alignment, or takes answers that were made elsewhere;
 scores them by the official rules, both models in one run, and compares them question by question. Writes
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from actors.engine.adapter import adapter_rank
+from actors.evaluation import judge
 from fgaif_ray import storage
 from fgaif_ray.config import BenchmarkConfig, Config
 from fgaif_ray.errors import find_user_error
@@ -28,7 +30,6 @@ from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
-from jobs.cli import Mode
 
 FOLDER: Final = "benchmarks"
 ANSWERS_FILE: Final = "answers.jsonl"
@@ -63,8 +64,6 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
     Raises:
         UserError: files, images, answers, the policy or the judge cannot be used. What was done so far is kept.
     """
-    from jobs import evaluate_judge
-
     started = time.monotonic()
     chosen = parse_names(names)
     tasks: list[Task] = []
@@ -73,7 +72,7 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
     else:
         tasks = _tasks(config, chosen)
         benchmarks, given = [task.benchmark for task in tasks], {}
-    evaluate_judge.check(config, benchmarks)
+    judge.check(config, benchmarks)
     if dry_run:
         _show_cost(config, benchmarks, tasks, given)
         return
@@ -82,7 +81,7 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
         _answer(config, tasks)
         for task in tasks:
             given[task.benchmark.name] = _collect(task, cut_off)
-    reviews = evaluate_judge.collect(config, benchmarks, given)
+    reviews = judge.collect(config, benchmarks, given)
     results = {}
     for benchmark in benchmarks:
         name = benchmark.name
@@ -90,10 +89,10 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
             "source": list(answers) if answers else "run",
             "settings": benchmark.settings
             | settings_of(config.evaluate.benchmarks, name).model_dump(exclude={"path", "images"}),
-            "judge": evaluate_judge.description(config) if benchmark.judged else None,
+            "judge": judge.description(config) if benchmark.judged else None,
         }
     _publish(config, results)
-    say(f"evaluate: figures in {storage.join(config.run.dir, RESULTS_FILE)}, {time.monotonic() - started:.0f} s.")
+    say(f"benchmark: figures in {storage.join(config.run.dir, RESULTS_FILE)}, {time.monotonic() - started:.0f} s.")
 
 
 def _given(config: Config, names: list[str], rows: list[dict[str, Any]]) -> tuple[list[Benchmark], Answers]:
@@ -158,8 +157,6 @@ def _questions(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
 
 def _answer(config: Config, tasks: list[Task]) -> None:
     """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
-    from jobs.evaluate import adapter_rank
-
     pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
     total = 0
     for task in tasks:
@@ -267,12 +264,10 @@ def _publish(config: Config, results: Mapping[str, Any]) -> None:
 
 def _show_cost(config: Config, benchmarks: Sequence[Benchmark], tasks: Sequence[Task], given: Answers) -> None:
     """Print how many answers and reviews are to be made, and what the judge would cost."""
-    from jobs import evaluate_judge
-
     for task in tasks:
         wanted = {row["id"] for which in POLICIES for row in _questions(config, task, which)}
         done = _done(task)
-        say(f"evaluate: {task.benchmark.title}: {len(wanted - done)} of {len(wanted)} answers are to be made.")
+        say(f"benchmark: {task.benchmark.title}: {len(wanted - done)} of {len(wanted)} answers are to be made.")
         if task.benchmark.judged:
             known = _read_answers(task, task.stage.folder) if task.stage.is_complete() else {}
             given[task.benchmark.name] = {
@@ -283,17 +278,4 @@ def _show_cost(config: Config, benchmarks: Sequence[Benchmark], tasks: Sequence[
                 }
                 for which in POLICIES
             }
-    evaluate_judge.show_cost(config, benchmarks, given)
-
-
-MODES: Final = (
-    Mode(
-        "--benchmarks",
-        {"metavar": "NAMES", "help": "pope,chair,amber,mmhal,llava-bench: run these public benchmarks instead"},
-        run_benchmarks,
-        {
-            "--answers": {"nargs": "+", "metavar": "FILE", "help": "score these answers (JSON lines), start no engine"},
-            "--dry-run": {"action": "store_true", "help": "tell what would be asked and paid, and do nothing"},
-        },
-    ),
-)
+    judge.show_cost(config, benchmarks, given)
