@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CANARIES_SCHEMA
 from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
@@ -182,7 +183,7 @@ class TestLabelledAnew:
 
     def test_another_verifier_asks(self, tmp_path: Path) -> None:
         self.run_once(tmp_path)
-        with pytest.raises(label.UserError, match="neither a readable checkpoint"):
+        with pytest.raises(UserError, match="neither a readable checkpoint"):
             label.run(make_config(tmp_path, verifier={"model": "other"}))
 
 
