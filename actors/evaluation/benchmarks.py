@@ -6,50 +6,26 @@ scores them by the official rules, both models in one run, and compares them que
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from actors.engine.adapter import adapter_rank
 from actors.evaluation import judge
+from actors.evaluation.benchmark_answers import Task, answer, collect, done, questions_of, read_answers
 from fgaif_ray import storage
-from fgaif_ray.config import BenchmarkConfig, Config
-from fgaif_ray.errors import find_user_error
-from fgaif_ray.evaluation import AFTER, POLICIES
+from fgaif_ray.config import Config
+from fgaif_ray.evaluation import POLICIES
 from fgaif_ray.evaluation.benchmarks import NAMES, load_benchmark, parse_names, settings_of
 from fgaif_ray.evaluation.benchmarks.answers import (
     Answers,
-    answer_lines,
     images_of,
     join_answers,
     read_rows,
 )
-from fgaif_ray.evaluation.benchmarks.base import Benchmark, BenchmarkQuestion, Reviews
-from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
-from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import fingerprint
+from fgaif_ray.evaluation.benchmarks.base import Benchmark, Reviews
+from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
 
-FOLDER: Final = "benchmarks"
-ANSWERS_FILE: Final = "answers.jsonl"
 RESULTS_FILE: Final = "benchmarks.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A benchmark that the policies answer."""
-
-    benchmark: Benchmark
-    config: BenchmarkConfig
-    stage: storage.Stage
-    images: dict[str, str]
-    """Path or URI by official name."""
-
-    def row_id(self, which: str, question: BenchmarkQuestion) -> str:
-        """Identity of the answer; questions that several splits share have one."""
-        image, prompt = self.images[question.image], question.prompt + self.config.suffix
-        return fingerprint(which, self.benchmark.name, image, prompt, question.max_tokens)
 
 
 def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = None, dry_run: bool = False) -> None:
@@ -78,9 +54,9 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
         return
     cut_off: dict[tuple[str, str], int] = {}
     if tasks:
-        _answer(config, tasks)
+        answer(config, tasks)
         for task in tasks:
-            given[task.benchmark.name] = _collect(task, cut_off)
+            given[task.benchmark.name] = collect(task, cut_off)
     reviews = judge.collect(config, benchmarks, given)
     results = {}
     for benchmark in benchmarks:
@@ -125,106 +101,6 @@ def _tasks(config: Config, names: list[str]) -> list[Task]:
     return tasks
 
 
-def _done(task: Task) -> set[str]:
-    """Questions that an earlier attempt has answered or rejected."""
-    if task.stage.is_complete():
-        folder = task.stage.folder
-    elif task.stage.is_begun():
-        folder = task.stage.partial
-    else:
-        return set()
-    folders = (folder, storage.join(folder, REJECTED_FOLDER))
-    return {row["id"] for each in folders for row in storage.read_rows(each, ["id"])}
-
-
-def _questions(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
-    """Rows of ``QUESTIONS_SCHEMA``, each once."""
-    rows = {}
-    for question in task.benchmark.questions:
-        id_ = task.row_id(which, question)
-        rows[id_] = {
-            "id": id_,
-            "which": which,
-            "task": task.benchmark.name,
-            "image": task.images[question.image],
-            "prompt": question.prompt + task.config.suffix,
-            "temperature": 0.0,
-            "max_tokens": question.max_tokens,
-            "seed": config.run.seed,
-        }
-    return list(rows.values())
-
-
-def _answer(config: Config, tasks: list[Task]) -> None:
-    """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
-    pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    total = 0
-    for task in tasks:
-        if task.stage.is_complete():
-            continue
-        task.stage.begin()
-        done = _done(task)
-        for which in POLICIES:
-            rows = _questions(config, task, which)
-            total += len(rows)
-            pending[which, task.benchmark.name] = [row for row in rows if row["id"] not in done]
-    left = sum(len(rows) for rows in pending.values())
-    if left:
-        from actors.cluster.connect import connect
-        from actors.engine.chat import ImageChat
-
-        prompts = (row["prompt"] for rows in pending.values() for row in rows)
-        ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
-        adapter = storage.join(config.run.dir, stages.POLICY)
-        rank = adapter_rank(adapter)
-        partials = {task.benchmark.name: task.stage.partial for task in tasks}
-        with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
-            from actors.engine.blocks import blocks_of
-            from actors.evaluation.generator import answer_questions
-
-            size = config.evaluate.batch_size
-            # All of one policy before the other: the engine changes its weights once.
-            ordered = sorted(pending.items(), key=lambda entry: entry[0][0] == AFTER)
-            blocks = [block for _, rows in ordered for block in blocks_of(rows, size, QUESTIONS_SCHEMA)]
-            try:
-                for counts in answer_questions(config, blocks, adapter, rank, partials):
-                    progress.advance(counts["answered"] + counts["rejected"])
-            except Exception as error:
-                raise (find_user_error(error) or error) from error
-    for task in tasks:
-        if not task.stage.is_complete():
-            _publish_answers(config, task)
-
-
-def _publish_answers(config: Config, task: Task) -> None:
-    wanted = {row["id"] for which in POLICIES for row in _questions(config, task, which)}
-    if missing := wanted - _done(task):
-        raise RuntimeError(f"{len(missing)} questions of {task.benchmark.title} came back without an answer")
-    answers = _read_answers(task, task.stage.partial)
-    lines = "".join(answer_lines(task.benchmark, which, answers[which]) for which in POLICIES)
-    storage.write_bytes(storage.join(task.stage.partial, ANSWERS_FILE), lines.encode())
-    rejected = len(list(storage.read_rows(storage.join(task.stage.partial, REJECTED_FOLDER), ["id"])))
-    task.stage.publish({"rows": len(wanted) - rejected, "rejected": rejected})
-
-
-def _read_answers(task: Task, folder: str) -> dict[str, dict[str, str]]:
-    responses = {row["id"]: row["response"] for row in storage.read_rows(folder, ["id", "response"])}
-    found: dict[str, dict[str, str]] = {}
-    for which in POLICIES:
-        ids = {question.id: task.row_id(which, question) for question in task.benchmark.questions}
-        found[which] = {id_: responses[row] for id_, row in ids.items() if row in responses}
-    return found
-
-
-def _collect(task: Task, cut_off: dict[tuple[str, str], int]) -> dict[str, dict[str, str]]:
-    """The published answers by policy; counts those that the limit of tokens has cut off."""
-    counts: dict[str, int] = defaultdict(int)
-    for row in storage.read_rows(task.stage.folder, ["which", "finish_reason"]):
-        counts[row["which"]] += row["finish_reason"] == "length"
-    cut_off |= {(task.benchmark.name, which): counts[which] for which in POLICIES}
-    return _read_answers(task, task.stage.folder)
-
-
 def _score(
     config: Config,
     benchmark: Benchmark,
@@ -265,11 +141,11 @@ def _publish(config: Config, results: Mapping[str, Any]) -> None:
 def _show_cost(config: Config, benchmarks: Sequence[Benchmark], tasks: Sequence[Task], given: Answers) -> None:
     """Print how many answers and reviews are to be made, and what the judge would cost."""
     for task in tasks:
-        wanted = {row["id"] for which in POLICIES for row in _questions(config, task, which)}
-        done = _done(task)
-        say(f"benchmark: {task.benchmark.title}: {len(wanted - done)} of {len(wanted)} answers are to be made.")
+        wanted = {row["id"] for which in POLICIES for row in questions_of(config, task, which)}
+        answered = done(task)
+        say(f"benchmark: {task.benchmark.title}: {len(wanted - answered)} of {len(wanted)} answers are to be made.")
         if task.benchmark.judged:
-            known = _read_answers(task, task.stage.folder) if task.stage.is_complete() else {}
+            known = read_answers(task, task.stage.folder) if task.stage.is_complete() else {}
             given[task.benchmark.name] = {
                 which: {
                     # An answer that is not there is taken to be as long as it may become.
