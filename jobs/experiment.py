@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
 
@@ -31,10 +31,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.variants import NAMES, Experiment, Run, build_experiment, build_runs, experiment_folder
 from fgaif_ray.progress import say
-from fgaif_ray.tables import table_lines
 from jobs.cli import ConfigOption, SetOption, main, read_config
-
-PLOTS_FOLDER: Final = "plots"
 
 
 def _read_seeds(text: str) -> list[int]:
@@ -59,8 +56,8 @@ def show_runs(config: Config, name: str, seeds: str, variants: str | None, paral
     Raises:
         UserError: the experiment does not go with the configuration.
     """
+    from fgaif_ray.experiments.adopt import is_finished, other_folders, read_marker
     from fgaif_ray.experiments.sharing import plan_lines, plan_runs
-    from jobs.experiment_adopt import is_finished, other_folders, read_marker
 
     experiment, runs = _build(config, name, seeds, variants)
     known: dict[str, str] = {}
@@ -91,20 +88,21 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
     Raises:
         UserError: the experiment does not go with the configuration, or runs failed; the others are done.
     """
-    from jobs.experiment_runs import RunQueue
+    os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fgaif-matplotlib"))
+    from fgaif_ray.experiments.outcome import results_table, write_results
+    from fgaif_ray.experiments.run_queue import RunQueue
 
     if parallel < 1:
         raise UserError(f"--parallel takes a number from 1 on, not {parallel}.")
     experiment, runs = _build(config, name, seeds, variants)
 
     def on_end(ended: Mapping[str, str | None]) -> None:
-        _write(config, experiment, runs, ended, command_line)
+        write_results(config, experiment, runs, ended, command_line)
 
-    os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fgaif-matplotlib"))
     with tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch:
         ended = RunQueue(runs, config, parallel, Path(scratch), on_end).work()
-    results = _write(config, experiment, runs, ended, command_line)
-    for line in _table(results):
+    results = write_results(config, experiment, runs, ended, command_line)
+    for line in results_table(results):
         say(line)
     page = storage.join(experiment_folder(config, name), f"{name}.html")
     say(f"Page: {page}")
@@ -114,52 +112,6 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
             f"{len(failed)} of {len(runs)} runs failed ({', '.join(failed)}): {page} and experiment.log in their "
             "folders say why; the same command tries them again."
         )
-
-
-def _write(
-    config: Config, experiment: Experiment, runs: Sequence[Run], ended: Mapping[str, str | None], command: str
-) -> dict[str, Any]:
-    """Write results and page from the runs that have ended."""
-    from fgaif_ray.experiments.metrics import read_figures
-    from fgaif_ray.experiments.page import build_page
-    from fgaif_ray.experiments.plots import draw_plots
-    from fgaif_ray.experiments.results import DONE, FAILED, PENDING, RESULTS_FILE, RunOutcome, build_results
-
-    outcomes = []
-    for one in runs:
-        status = PENDING if one.name not in ended else DONE if ended[one.name] is None else FAILED
-        figures = read_figures(one.folder) if status == DONE else {}
-        outcomes.append(RunOutcome(one.variant.name, one.seed, one.folder, status, figures, ended.get(one.name)))
-    results = build_results(experiment, outcomes)
-    folder = experiment_folder(config, experiment.name)
-    storage.write_json(storage.join(folder, RESULTS_FILE), results)
-    plots = draw_plots(results)
-    for plot in plots:
-        storage.write_bytes(storage.join(folder, PLOTS_FOLDER, f"{plot.name}.svg"), plot.svg)
-    storage.write_bytes(storage.join(folder, f"{experiment.name}.html"), build_page(results, command, plots).encode())
-    return results
-
-
-def _table(results: Mapping[str, Any]) -> list[str]:
-    """The headline figures for the terminal."""
-    from fgaif_ray.experiments.page import show_difference, show_figure
-
-    def show(entry: Mapping[str, Any] | None, written: Any) -> str:
-        if entry is None:
-            return "-"
-        text: str = written(entry["mean"], "share")
-        if entry["interval"] is not None:
-            text += " [" + ", ".join(written(bound, "share") for bound in entry["interval"]) + "]"
-        return text
-
-    rows = [("variant", "hallucination, overall", "difference", "coverage")]
-    for variant in results["variants"]:
-        overall = variant["figures"].get("hallucination.overall")
-        difference = None if overall is None else overall.get("difference")
-        coverage = variant["figures"].get("coverage")
-        figures = (show(overall, show_figure), show(difference, show_difference), show(coverage, show_figure))
-        rows.append((variant["title"], *figures))
-    return ["", *table_lines(rows), ""]
 
 
 def _command_line(

@@ -10,6 +10,7 @@ from actors.labelling.reuse import manifest_entries
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
 from fgaif_ray.config import Config, load_config
+from fgaif_ray.experiments.adopt import adopt, is_finished, mark_finished, other_folders
 from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS
 from fgaif_ray.experiments.variants import TRUTH_ANSWERS_FILE, Run, build_experiment, build_runs
 from fgaif_ray.feedback.label_sources import feedback_stages
@@ -19,7 +20,6 @@ from fgaif_ray.storage import stages
 from fgaif_ray.storage.stages import planned
 from jobs import label
 from jobs.experiment import run as run_experiment
-from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
 
 COUNTS = ("data.sample_images=4", "data.align_images=4", "data.evaluate_images=4")
 METRICS = {
