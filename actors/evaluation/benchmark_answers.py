@@ -82,8 +82,6 @@ def answer(config: Config, tasks: list[Task]) -> None:
     if left:
         from actors.cluster.connect import connect
         from actors.engine.chat import ImageChat
-        from actors.evaluation.generator import answer_questions
-        from actors.sampling.blocks import blocks_of
 
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
         ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
