@@ -27,7 +27,7 @@ from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.run_log import read_lines
-from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
+from fgaif_ray.vlm.backbone import load_backbone
 from jobs import align
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
@@ -138,7 +138,7 @@ def test_samples_are_logged_with_their_verdicts(finished: tuple[Config, Path]) -
 
 def test_the_published_adapter_loads_with_peft(finished: tuple[Config, Path]) -> None:
     base = load_backbone(CHECKPOINT, "float32")
-    ids = torch.tensor([base.expanded_prompt_ids("Describe it.", noise(0))])
+    ids = torch.tensor([base.front_end.expanded_prompt_ids("Describe it.", noise(0))])
     pixels = base.pixel_values([noise(0)])
     before = base.model(input_ids=ids, pixel_values=pixels).logits
     model = PeftModel.from_pretrained(base.model, str(finished[1]))
@@ -236,7 +236,7 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     config = align_config(tmp_path, sync)
     config = config.model_copy(update={"align": config.align.model_copy(update={"num_workers": 3})})
     model = PolicyModel(base, config.align.lora)
-    requests = [RolloutRequest(tuple(base.prompt_ids("Describe it.")), picture(shade), shade) for shade in range(6)]
+    requests = [RolloutRequest(base.front_end.prompt_ids("Describe it."), picture(shade), shade) for shade in range(6)]
     images = [decode_image(request.image) for request in requests]
 
     def learner_log_probs(rollouts: list[Rollout]) -> torch.Tensor:
@@ -247,7 +247,7 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     def engine_log_probs(rollouts: list[Rollout], width: int) -> torch.Tensor:
         return torch.tensor([[*one.log_probs, *[0.0] * (width - len(one.log_probs))] for one in rollouts])
 
-    with rollout_workers(config, banned_token_ids(base)) as workers:
+    with rollout_workers(config, base.front_end.banned_token_ids) as workers:
         [worker] = workers
         previous = None
         rollouts: list[Rollout] = []

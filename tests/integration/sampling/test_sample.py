@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from support.paths import ROOT
 
-from actors.engine.chat import ImageChat
 from actors.sampling.sampler import request_seed
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
+from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 from jobs import sample
 
 POLICY = ROOT / "fgaif_ray" / "shapes" / "checkpoints" / "policy"
@@ -70,8 +69,8 @@ def sampled(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> tuple
 
 
 @pytest.fixture(scope="module")
-def chat() -> ImageChat:
-    return ImageChat(str(POLICY))
+def front_end() -> FrontEnd:
+    return load_front_end(str(POLICY))
 
 
 @pytest.mark.ray
@@ -94,9 +93,9 @@ class TestSample:
         assert asked["a001.png"] == PROMPTS[1]
         assert asked["a002.png"] == PROMPTS[0]
 
-    def test_response_is_the_decoded_token_ids(self, sampled: Any, chat: ImageChat) -> None:
+    def test_response_is_the_decoded_token_ids(self, sampled: Any, front_end: FrontEnd) -> None:
         _, rows = sampled
-        assert all(row["response"] == chat.decode(row["token_ids"]) for row in rows)
+        assert all(row["response"] == front_end.decode(row["token_ids"]) for row in rows)
 
     def test_end_token_is_kept_exactly_where_the_response_ended(self, sampled: Any) -> None:
         _, rows = sampled
@@ -108,9 +107,9 @@ class TestSample:
             else:
                 assert end not in row["token_ids"] and len(row["token_ids"]) == MAX_TOKENS
 
-    def test_banned_tokens_are_never_sampled(self, sampled: Any, chat: ImageChat) -> None:
+    def test_banned_tokens_are_never_sampled(self, sampled: Any, front_end: FrontEnd) -> None:
         _, rows = sampled
-        assert not {token for row in rows for token in row["token_ids"]} & set(chat.banned)
+        assert not {token for row in rows for token in row["token_ids"]} & set(front_end.banned_token_ids)
 
     def test_interrupted_run_goes_on_with_the_same_responses(self, sampled: Any, tmp_path: Path) -> None:
         config, rows = sampled
@@ -213,20 +212,6 @@ def test_model_that_is_no_vision_language_model_is_refused_before_anything_start
     write_images(tmp_path / "images")
     with pytest.raises(UserError, match="LLaVA checkpoint"):
         sample.run(make_config(tmp_path / "images", tmp_path / "run", model=str(tmp_path)))
-
-
-def test_chat_agrees_with_the_backbone_that_reads_the_responses_later(chat: ImageChat) -> None:
-    from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
-
-    backbone = load_backbone(str(POLICY))
-    assert list(chat.token_ids(PROMPTS[0])) == backbone.prompt_ids(PROMPTS[0])
-    assert chat.banned == banned_token_ids(backbone)
-    assert chat.image_tokens == backbone.image_token_count(Image.new("RGB", (60, 60)))
-
-
-def test_prompt_that_holds_the_image_token_is_refused(chat: ImageChat) -> None:
-    with pytest.raises(ValueError, match="image token"):
-        chat.token_ids("Compare with <image> please.")
 
 
 def test_request_seeds_depend_on_run_and_sample() -> None:
