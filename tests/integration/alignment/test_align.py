@@ -25,8 +25,10 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.scoring import ResponseVerdicts, SegmentedResponse
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.run_log import read_lines
+from fgaif_ray.segments import Span
 from fgaif_ray.vlm.backbone import load_backbone
 from jobs import align
 
@@ -281,17 +283,13 @@ class FlakyRewards:
     def __init__(self) -> None:
         self.calls = 0
 
-    async def score_responses(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    async def score_responses(self, items: list[dict[str, Any]]) -> list[ResponseVerdicts | None]:
         self.calls += 1
         if self.calls <= (9 if items[0]["prompt"] == "much later" else 1):
             raise RuntimeError("not yet")
-        verdict = {
-            "start": 0,
-            "end": 2,
-            "token_end": 0,
-            **{kind: [0, 1, 0] for kind in FACT_TYPES},
-        }
-        return [None if item["prompt"] == "lost" else {"response": "ok", "segments": [verdict]} for item in items]
+        response = SegmentedResponse("ok", [Span(0, 2)], [1])
+        verdicts = ResponseVerdicts(response, [0], dict.fromkeys(FACT_TYPES, np.array([[0, 1, 0]], np.float32)), "v1")
+        return [None if item["prompt"] == "lost" else verdicts for item in items]
 
 
 def test_rewards_are_asked_for_again_and_never_made_up(ray_cluster: dict[str, Any]) -> None:
