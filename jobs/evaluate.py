@@ -19,6 +19,7 @@ from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -145,11 +146,10 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     if not pending:
         return
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
 
     # A wrong model or prompt is better found before Ray and an engine are started for it.
     prompts = (row["prompt"] for row in pending)
-    ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+    load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, stages.POLICY)
     rank = adapter_rank(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:

@@ -27,6 +27,7 @@ from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs.cli import Mode, find_user_error
 
 FOLDER: Final = "benchmarks"
@@ -173,10 +174,9 @@ def _answer(config: Config, tasks: list[Task]) -> None:
     left = sum(len(rows) for rows in pending.values())
     if left:
         from actors.cluster.connect import connect
-        from actors.engine.chat import ImageChat
 
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
-        ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+        load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, stages.POLICY)
         rank = adapter_rank(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}

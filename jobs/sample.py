@@ -21,6 +21,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
@@ -106,7 +107,6 @@ def _name_of(part: str) -> str:
 def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -> None:
     """Add what the stage lacks: given responses as they are, others from the policy."""
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
 
     done = _sampled(stage)
     asked = sets.questions(sets.sample, config.data.prompts)
@@ -122,7 +122,7 @@ def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -
     if not blocks and not missing:
         return
     if blocks:
-        ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
+        load_front_end(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
     initial = len(done) + max(0, sets.provided - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
         from actors.sampling.plan import sample_responses

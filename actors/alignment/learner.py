@@ -139,7 +139,7 @@ class Learner:
         self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
         self._log = self._open_log()
         rewarder = Rewarder(task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size)
-        self._source = ExperienceSource(backbone, task.rollout_workers, rewarder)
+        self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder)
         self._timings: dict[str, float] = {}
         self._busy: list[tuple[float, float]] = []
         # Versions of an interrupted run may still be in the engines: a new process uses names of its own.

@@ -57,6 +57,8 @@ MINIMUM_ONGOING_REQUESTS: Final = 32
 PROXY_MARGIN_S: Final = 30.0
 """The proxy waits this much longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
+HANDLE_FORMAT: Final = "verdicts-1"
+"""What the gateway answers through its handle; a running service that answers in another format is replaced."""
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 logger = logging.getLogger(__name__)
 
@@ -201,6 +203,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         )
     digest = token_digest(token) if token is not None else None
     identity = fingerprint(
+        HANDLE_FORMAT,
         card.model_dump(), digest, config.serve.model_dump(), config.rewards.backbone, config.rewards.dtype,
         config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
         config.align.reward.model_dump(),

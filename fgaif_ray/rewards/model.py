@@ -68,11 +68,11 @@ def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
         ValueError: the prompt holds the image token.
     """
     texts = [segment.strip() for segment in item.segments]
-    encoded = backbone.tokenizer(
+    encoded = backbone.front_end.tokenizer(
         " ".join(texts), add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )
     tokens = list(zip(encoded["input_ids"], (end for _, end in encoded["offset_mapping"]), strict=True))
-    input_ids = backbone.expanded_prompt_ids(item.prompt, item.image)
+    input_ids = backbone.front_end.expanded_prompt_ids(item.prompt, item.image)
     separators = []
     position = 0
     segment_end = -1

@@ -198,7 +198,8 @@ class PolicyModel(nn.Module):
             raise ValueError("prompts, images and responses must be as many, at least one, and no response empty")
         distinct = {id(image): image for image in images}
         place = {key: index for index, key in enumerate(distinct)}
-        prompt_ids = [self.backbone.expanded_prompt_ids(*pair) for pair in zip(prompts, images, strict=True)]
+        front_end = self.backbone.front_end
+        prompt_ids = [front_end.expanded_prompt_ids(*pair) for pair in zip(prompts, images, strict=True)]
         prompt_lengths = torch.tensor([len(ids) for ids in prompt_ids])  # [rows]
         response_lengths = torch.tensor([len(ids) for ids in responses])  # [rows]
         width = int((prompt_lengths + response_lengths).max())
