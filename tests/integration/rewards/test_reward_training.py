@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.paths import ROOT
+from support.reward_helpers import predict
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config, LoRAOptions, RewardsConfig
@@ -36,7 +37,6 @@ from fgaif_ray.rewards.training import (
     CLASS_WEIGHT_CAP,
     class_weights,
     learning_rate_factor,
-    predict,
     train_reward_model,
 )
 from fgaif_ray.vlm.backbone import Backbone, load_backbone

@@ -19,6 +19,7 @@ from integration.rewards.test_reward_training import (
     train,
 )
 from pydantic import ValidationError
+from support.reward_helpers import predict
 
 from actors.rewards.trainer import Reporter, train_missing
 from fgaif_ray.config import Config
@@ -28,7 +29,7 @@ from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
 from fgaif_ray.rewards.data import ImageFeatures, RewardData, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import IGNORED, RewardTask, response_label
 from fgaif_ray.rewards.model import RewardModel, ScoringItem, load_reward_model
-from fgaif_ray.rewards.training import predict, train_reward_model
+from fgaif_ray.rewards.training import train_reward_model
 from fgaif_ray.vlm.backbone import load_backbone
 
 
