@@ -40,7 +40,7 @@ def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     from actors.rewards.service import model_version, published_reward_folders
 
     placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "sharding"}
-    placed |= {"checkpoint_every", "log_samples_every", "tracking", "guards"}  # a run that was stopped goes on
+    placed |= {"checkpoint_every", "tracking", "guards"}  # a run that was stopped goes on
     align = config.align.model_dump(exclude=placed | {"rollout"})
     rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
     scaled = config.rewards.temperature_scaling

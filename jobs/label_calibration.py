@@ -52,10 +52,10 @@ def threshold_key(verifier: VerifierConfig) -> Any:
     if verifier.calibration is None:
         values = set(verifier.threshold.model_dump().values())
         return values.pop() if len(values) == 1 else verifier.threshold.model_dump()
-    calibration = verifier.calibration
-    content = [(fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in _facts_of(calibration)]
+    facts = _facts_of(verifier.calibration)
+    content = [(fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in facts]
     digest = hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()
-    return [digest, calibration.objective, calibration.per_type]
+    return [digest, "balanced_accuracy", True]  # once keys: what is made highest, and whether for each type
 
 
 def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]:
@@ -109,7 +109,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         p_consistent=p_consistent,
         weights=np.array([fact.weight for fact in labelled]),
     )
-    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type)
+    found = calibrate(facts)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
         {

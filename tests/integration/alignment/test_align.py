@@ -62,7 +62,6 @@ def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4, a
         "rollout_batch_size": BATCH,
         "lora": {"rank": 4, "alpha": 8},
         "checkpoint_every": 1,
-        "log_samples_every": 1,
         "cpus_per_worker": 0.5,
         "threads": 1,
     }
@@ -130,7 +129,7 @@ def test_every_step_samples_from_the_newest_weights(finished: tuple[Config, Path
 
 def test_samples_are_logged_with_their_verdicts(finished: tuple[Config, Path]) -> None:
     rows = read_lines(str(finished[1] / "samples.jsonl"))
-    assert {row["step"] for row in rows} == {1, 2, 3}
+    assert {row["step"] for row in rows} == {1, 3}  # the first and the last
     spoken = [row for row in rows if row["segments"]]
     assert spoken
     for row in spoken:
