@@ -88,7 +88,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         p_consistent=p_consistent,
         weights=np.array([fact.weight for fact in labelled]),
     )
-    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type)
+    found = calibrate(facts)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
         {

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -64,12 +64,25 @@ class Config(Section):
         return self
 
 
+REMOVED_KEYS: Final = {
+    "align.log_samples_every": "samples of every tenth step and of the last one are logged",
+    "label.second_verifier.calibration.objective": "thresholds are calibrated for balanced accuracy",
+    "label.second_verifier.calibration.per_type": "every fact type has a threshold of its own",
+    "label.verifier.calibration.objective": "thresholds are calibrated for balanced accuracy",
+    "label.verifier.calibration.per_type": "every fact type has a threshold of its own",
+    "serve.batch_wait_timeout_s": "replicas wait 0.01 s for more to score together",
+}
+"""Keys of earlier versions, and what holds in their place."""
+
+
 def _describe(error: ValidationError, source: str) -> str:
     problems = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "missing":
             problems.append(f"the key {where} is missing")
+        elif where in REMOVED_KEYS:
+            problems.append(f"the key {where} no longer exists: leave it out ({REMOVED_KEYS[where]})")
         elif item["type"] == "extra_forbidden":
             problems.append(f"the key {where} is not known (check its spelling)")
         elif item["type"] == "value_error":

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration
 
 from fgaif_ray.progress import Progress
-from fgaif_ray.shapes.muon import Muon
 from fgaif_ray.shapes.packing import Batch, Packer, language_loss
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import COLORS, GRID, SHAPES, SIZES, Scene, draw_scene
@@ -288,7 +287,8 @@ def train_language(
         model: the model.
         streams: batches of each step.
         steps: optimiser steps, the length of every stream.
-        learning_rate: peak, of the matrices inside the layers (Muon); everything else (AdamW) learns at a tenth of it.
+        learning_rate: peak, of the matrices inside the layers (Muon, whose updates are scaled to the size of AdamW's);
+            everything else (AdamW) learns at a tenth of it.
         weight_decay: of the matrices inside the layers.
 
     Returns:
@@ -301,7 +301,7 @@ def train_language(
     inside = set(map(id, matrices))
     others = [parameter for parameter in parameters if id(parameter) not in inside]
     peaks: list[tuple[torch.optim.Optimizer, float]] = [
-        (Muon(matrices, lr=learning_rate, weight_decay=weight_decay), learning_rate),
+        (torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), learning_rate),
         (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01), learning_rate / 10),
     ]
     losses: list[Tensor] = []

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from ray import serve
 from support.adapter_calls import easyr1_call, openrlhf_call, skyrl_call, trl_call
-from support.metrics_endpoint import scrape_until, total
+from support.metrics_endpoint import exported_names, scrape_until, total
 from support.reward_helpers import (
     CHECKPOINT,
     PROMPT,
@@ -358,7 +358,7 @@ def test_models_are_listed_with_their_versions(service: Service) -> None:
 def test_requests_and_batches_of_each_model_are_exported_for_prometheus(service: Service) -> None:
     assert service.post(json={"items": [wire_item()]}).status_code == 200
     recorded = (metrics.REWARD_REQUESTS, metrics.REWARD_BATCH_ITEMS, metrics.REWARD_FORWARD_DURATION)
-    samples = scrape_until(name for metric in recorded for name in metric.exported_names)
+    samples = scrape_until(name for metric in recorded for name in exported_names(metric))
     assert total(samples, "ray_fgaif_reward_requests_total", route="/v1/rewards", status="200") >= 1
     for name in ("ray_fgaif_reward_batch_items_count", "ray_fgaif_reward_forward_duration_seconds_count"):
         assert all(total(samples, name, model=fact_type) >= 1 for fact_type in FACT_TYPES)

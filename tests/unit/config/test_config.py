@@ -1,10 +1,12 @@
 """The configuration tree: shipped files load, overrides apply, and every mistake is named in one sentence."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from fgaif_ray.config import Config, dump_config, load_config
+from fgaif_ray.config import Config, Section, dump_config, load_config
+from fgaif_ray.config.tree import REMOVED_KEYS
 from fgaif_ray.errors import UserError
 
 SERVE_APPLICATION = "serve-rewards.yaml"  # of Ray Serve's own form, see test_serve_deploy.py
@@ -49,6 +51,24 @@ def test_the_weight_of_one_fact_type_leaves_the_others() -> None:
 def test_a_mistake_is_named(override: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         load_config("configs/shapes.yaml", [override])
+
+
+def test_a_key_that_is_gone_is_told_with_what_holds_instead() -> None:
+    with pytest.raises(UserError, match=r"serve\.batch_wait_timeout_s no longer exists: leave it out \(replicas wait"):
+        load_config("configs/shapes.yaml", ["serve.batch_wait_timeout_s=0.1"])
+
+
+def test_no_key_that_is_gone_is_there() -> None:
+    for key in REMOVED_KEYS:
+        section: Any = Config
+        *sections, last = key.split(".")
+        for name in sections:
+            section = next(
+                kind
+                for kind in (section.model_fields[name].annotation, *get_args(section.model_fields[name].annotation))
+                if isinstance(kind, type) and issubclass(kind, Section)
+            )
+        assert last not in section.model_fields
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Sources: what each kind of input becomes, how it is cut, and what is said about input that cannot be used."""
 
-import io
 import json
 import os
 import uuid
@@ -21,7 +20,7 @@ from fgaif_ray.config import ColumnNames, Config, DataConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.rl.plan import PromptPlan
 from fgaif_ray.sources import prepare_images, provided_responses
-from fgaif_ray.sources.json_list import CHUNK, iterate_list
+from fgaif_ray.sources.coco import find_coco_images
 from fgaif_ray.sources.sets import cut_rows
 from fgaif_ray.sources.tables import open_files
 from fgaif_ray.storage import stages
@@ -99,22 +98,36 @@ VALUES = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def coco_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    write_pictures(folder, 3)
+    return folder
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     before=st.dictionaries(st.text().filter(lambda key: key != "images"), VALUES, max_size=4),
-    items=st.lists(VALUES, max_size=4),
+    more=st.lists(VALUES, min_size=3, max_size=3),
+    start=st.sampled_from(["", "\ufeff"]),
     indent=st.sampled_from([None, 2]),
 )
-def test_a_list_is_read_item_by_item_from_any_object(
-    before: dict[str, Any], items: list[Any], indent: int | None
+def test_images_are_found_in_any_object(
+    coco_images: Path, before: dict[str, Any], more: list[Any], start: str, indent: int | None
 ) -> None:
-    text = json.dumps(before | {"images": items} | {"after": 1}, indent=indent)
-    assert list(iterate_list(io.StringIO(text), "images")) == items
+    entries = [{"more": value, "id": index, "file_name": f"{index:02d}.png"} for index, value in enumerate(more)]
+    file = coco_images / "annotations.json"
+    file.write_text(start + json.dumps(before | {"images": entries, "annotations": [{"id": 1}]}, indent=indent))
+    found = find_coco_images(DataConfig(source="coco", path=str(coco_images), annotations=str(file)))
+    assert names(found) == ["00.png", "01.png", "02.png"]
 
 
-def test_items_that_pass_the_end_of_a_chunk_are_whole() -> None:
-    items = [{"id": index, "file_name": "x" * 1000} for index in range(3 * CHUNK // 1000)]
-    assert list(iterate_list(io.StringIO(json.dumps({"images": items})), "images")) == items
+def test_nothing_behind_the_images_is_read(coco_images: Path) -> None:
+    file = coco_images / "annotations.json"
+    entries = json.dumps([{"id": index, "file_name": f"{index:02d}.png"} for index in range(3)])
+    file.write_text(f'{{"images": {entries}, "annotations": [{" " * 1_000_000} no JSON')
+    found = find_coco_images(DataConfig(source="coco", path=str(coco_images), annotations=str(file)))
+    assert len(found) == 3
 
 
 # Rows
