@@ -54,6 +54,7 @@ def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     )
 
 
+@storage.writes_run("align")
 def run(config: Config) -> None:
     """Run PPO and publish ``policy/``; its reward service and rollout workers live no longer than that.
 
@@ -81,7 +82,7 @@ def run(config: Config) -> None:
     require_packages(config.align.tracking)
     asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
     ImageChat(config.policy.model).check_prompts(asked, config.align.rollout.engine.max_model_len)
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config), _reward_app(config) as app_name:
         steps, done_before = _train(config, stage, sets, app_name)
     goodput = _finish(config, stage, steps, done_before, time.monotonic() - started)

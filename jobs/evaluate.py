@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
@@ -72,6 +72,7 @@ def stage_of(config: Config, sets: "ImageSets", policy: dict[str, Any]) -> stora
     )
 
 
+@storage.writes_run("evaluate")
 def run(config: Config) -> None:
     """Answer what is not answered yet, measure, and publish ``evaluation/``.
 
@@ -92,7 +93,7 @@ def run(config: Config) -> None:
     splits = _pope_splits(config, images, truth) if truth is not None else {}
     questions = _questions(config, sets, splits)
     before = before_key(config, sets)
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     _keep_before(stage, before)
     _answer(config, stage, questions)
     rows = list(storage.read_rows(stage.partial))
@@ -208,7 +209,7 @@ def adapter_rank(adapter: str) -> int:
     uri = storage.join(adapter, "adapter_config.json")
     try:
         return int(storage.read_json(uri)["r"])
-    except (OSError, ValueError, KeyError) as error:
+    except (BrokenFileError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{adapter} holds no LoRA adapter ({uri}): align the policy again with jobs.align.") from error
 
 

@@ -160,6 +160,7 @@ def _questions(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+@storage.writes_run("benchmark")
 def _answer(config: Config, tasks: list[Task]) -> None:
     """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
     from jobs.evaluate import adapter_rank
@@ -169,7 +170,7 @@ def _answer(config: Config, tasks: list[Task]) -> None:
     for task in tasks:
         if task.stage.is_complete():
             continue
-        task.stage.begin()
+        task.stage.begin(overwrite=config.run.overwrite)
         done = _done(task)
         for which in POLICIES:
             rows = _questions(config, task, which)
@@ -259,6 +260,7 @@ def _score(
     return {"title": benchmark.title, "models": models, "comparisons": comparisons}
 
 
+@storage.writes_run("benchmark")
 def _publish(config: Config, results: Mapping[str, Any]) -> None:
     """Write ``benchmarks.json``: the latest figures of every benchmark."""
     from fgaif_ray.statistics.intervals import CONFIDENCE

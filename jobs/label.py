@@ -30,7 +30,7 @@ from fgaif_ray.records import ABSENT, FACT_TYPES, fingerprint
 from jobs import label_audit, label_calibration, label_cost
 from jobs.cli import find_user_error, main
 from jobs.label_calibration import threshold_key, verdict_key
-from jobs.label_reuse import EXTRACTION_KEYS, can_reuse, manifest_entries, reuse
+from jobs.label_reuse import EXTRACTION_KEYS, can_reuse, loses_nothing, manifest_entries, reuse
 from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
 from jobs.plan import plan_mode
 
@@ -97,6 +97,7 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
     )
 
 
+@storage.writes_run("label")
 def run(config: Config, server: "OpenAIServer | None" = None) -> None:
     """Label every response that has no label yet and publish ``feedback/`` and ``feedback_rejected/``.
 
@@ -115,7 +116,7 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
         return
     responses = storage.join(stage.run, "responses")
     Overrides.load(config.label).check(storage.read_rows(responses, ["sample_id", "response"]))
-    _begin(stage, rejected_stage)
+    _begin(stage, rejected_stage, overwrite=config.run.overwrite or loses_nothing(config, stage))
     verification = prepare(config, stage.partial, rejected_stage.partial)
     reuse(config, stage, rejected_stage, verification)
     pending = pending_responses(config)
@@ -130,11 +131,11 @@ def _rejected_rows(rejected_stage: storage.Stage) -> str:
     return rejected_stage.folder if rejected_stage.is_complete() else rejected_stage.partial
 
 
-def _begin(stage: storage.Stage, rejected_stage: storage.Stage) -> None:
+def _begin(stage: storage.Stage, rejected_stage: storage.Stage, overwrite: bool) -> None:
     """Make the stages ready."""
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     if not rejected_stage.is_complete():
-        rejected_stage.begin()
+        rejected_stage.begin(overwrite=True)  # rejected rows go with the labelled ones
 
 
 def pending_responses(config: Config) -> Pending:

@@ -48,6 +48,7 @@ def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
     )
 
 
+@storage.writes_run("sample")
 def run(config: Config) -> None:
     """Sample every image that has no response yet and publish ``responses/``.
 
@@ -62,7 +63,7 @@ def run(config: Config) -> None:
     if stage.is_complete():
         say(f"sample: {stage.folder} is up to date.")
         return
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     total = sets.given + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
     _fill(config, stage, sets, total)
     kept = _drop_repeated(stage)

@@ -11,7 +11,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES, fingerprint
-from fgaif_ray.storage import Stage, join, read_json, require_stage
+from fgaif_ray.storage import Stage, join, read_json, require_stage, writes_run
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
@@ -34,6 +34,7 @@ def stage_of(config: Config) -> Stage:
     return Stage(config.run.dir, STAGE, key)
 
 
+@writes_run("train_rewards")
 def run(config: Config) -> None:
     """Train what is not trained yet and publish the stage.
 
@@ -50,7 +51,7 @@ def run(config: Config) -> None:
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
 
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:
             train_reward_models(config, join(config.run.dir, "feedback"), stage.partial)

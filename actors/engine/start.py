@@ -77,7 +77,7 @@ def start_engine(
         logprobs_mode="processed_logprobs",
         max_logprobs=log_probs,
         disable_log_stats=True,
-        seed=seed,
+        seed=seed % (1 << 32),  # vLLM seeds numpy, which takes no more bits
         **options,
     )
     if config.threads is not None:

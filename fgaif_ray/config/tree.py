@@ -124,6 +124,12 @@ def _mistakes_in(tree: dict[str, Any]) -> ValidationError | None:
     return None
 
 
+def recorded_config(config: Config) -> str:
+    """The YAML that a run keeps of its configuration: ``run.overwrite`` was meant once, not for whoever loads it."""
+    run = config.run.model_copy(update={"overwrite": False})
+    return dump_config(config.model_copy(update={"run": run}))
+
+
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; ``load_config`` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

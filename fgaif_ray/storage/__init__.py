@@ -1,6 +1,8 @@
 """Where runs are kept: files, Parquet parts, and stage folders that are published whole or not at all."""
 
 from fgaif_ray.storage.files import (
+    MANIFEST,
+    broken_file,
     exists,
     file_key,
     is_folder,
@@ -23,13 +25,14 @@ from fgaif_ray.storage.files import (
 )
 from fgaif_ray.storage.parts import (
     list_parts,
+    open_part,
     part_uri,
     read_part,
     read_rows,
     write_part,
 )
+from fgaif_ray.storage.run_lock import hold_run, writes_run
 from fgaif_ray.storage.stage import (
-    MANIFEST,
     Stage,
     copy_stage,
     read_manifest,
@@ -39,9 +42,11 @@ from fgaif_ray.storage.stage import (
 __all__ = [
     "MANIFEST",
     "Stage",
+    "broken_file",
     "copy_stage",
     "exists",
     "file_key",
+    "hold_run",
     "is_folder",
     "is_local",
     "join",
@@ -50,6 +55,7 @@ __all__ = [
     "list_parts",
     "local_copy",
     "open_binary",
+    "open_part",
     "parent",
     "part_uri",
     "read_bytes",
@@ -66,4 +72,5 @@ __all__ = [
     "write_image",
     "write_json",
     "write_part",
+    "writes_run",
 ]
