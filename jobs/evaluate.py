@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.errors import BrokenFileError, UserError
+from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
+from fgaif_ray.vlm.checkpoint import check_adapter
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -184,7 +185,7 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     prompts = (row["prompt"] for row in pending)
     ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, "policy")
-    rank = adapter_rank(adapter)
+    rank = check_adapter(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
         from actors.evaluation.generator import answer_questions
         from actors.sampling.blocks import blocks_of
@@ -198,19 +199,6 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
                 progress.advance(counts["answered"] + counts["rejected"])
         except Exception as error:
             raise (find_user_error(error) or error) from error
-
-
-def adapter_rank(adapter: str) -> int:
-    """Rank of a LoRA adapter in a folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    uri = storage.join(adapter, "adapter_config.json")
-    try:
-        return int(storage.read_json(uri)["r"])
-    except (BrokenFileError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{adapter} holds no LoRA adapter ({uri}): align the policy again with jobs.align.") from error
 
 
 def _measure(

@@ -163,7 +163,7 @@ def _questions(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
 @storage.writes_run("benchmark")
 def _answer(config: Config, tasks: list[Task]) -> None:
     """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
-    from jobs.evaluate import adapter_rank
+    from fgaif_ray.vlm.checkpoint import check_adapter
 
     pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
     total = 0
@@ -184,7 +184,7 @@ def _answer(config: Config, tasks: list[Task]) -> None:
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
         ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, "policy")
-        rank = adapter_rank(adapter)
+        rank = check_adapter(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}
         with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
             from actors.evaluation.generator import answer_questions

@@ -17,6 +17,7 @@ import fsspec
 
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
+from fgaif_ray.calls.unusable import describe_failures
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate
@@ -193,6 +194,7 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
     check_verifiers(config)  # better found wrong before servers and engines start
     first = first_unanswered(config.label.extractor, config.run.dir, pending)
     stopped, give_up = None, float("inf")
+    unavailable: list[str] = []
     with (
         _endpoint(config, server, first) as endpoint,
         connect(config),
@@ -211,11 +213,14 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
                         break
                     continue
                 progress.advance(counts["labelled"] + counts["rejected"])
+                unavailable += counts["unavailable"]
         except Exception as error:
             raise (find_user_error(error) or error) from error
     say(_spent(config, read_ledger(config.run.dir)))
     if stopped is not None:
         raise UserError(stopped)
+    if unavailable:
+        raise UserError(describe_failures(unavailable, pending.total, config.label.extractor.section))
 
 
 def _spent(config: Config, ledger: LedgerTotals) -> str:

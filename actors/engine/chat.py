@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.checkpoint import load_config_and_processor
 
-SUPPORTED_MODEL_TYPE: Final = "llava"
 SHOWN_PROMPT: Final = 60
 """Characters of a prompt in a message."""
 WORD_MARKERS: Final = " \t\n\u2581\u0120"
@@ -20,25 +20,11 @@ class ImageChat:
         model: checkpoint folder, or the name of a model that has been downloaded.
 
     Raises:
-        UserError: there is no checkpoint, or it has no image processor or no chat template.
+        UserError: the checkpoint is not downloaded, not supported or broken.
     """
 
     def __init__(self, model: str) -> None:
-        from transformers import AutoConfig, AutoProcessor
-
-        advice = "give the folder of a LLaVA checkpoint such as llava-hf/llava-1.5-7b-hf"
-        try:
-            config = AutoConfig.from_pretrained(model, local_files_only=True)
-            # Told first: the processor of a model without images fails in other words.
-            if config.model_type != SUPPORTED_MODEL_TYPE:
-                raise UserError(f"{model} is a {config.model_type!r} model, not a LLaVA that sees images: {advice}.")
-            self._processor: Any = AutoProcessor.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{model} is neither a readable checkpoint folder nor a downloaded model: {advice}."
-            ) from error
-        if getattr(self._processor, "chat_template", None) is None:
-            raise UserError(f"{model} has no chat template: {advice}, or add a chat_template.jinja to it.")
+        config, self._processor = load_config_and_processor(model)
         self._tokenizer: Any = self._processor.tokenizer
         self._image_token_id = int(config.image_token_id)
         self.image_tokens = int(config.image_seq_length)

@@ -134,7 +134,7 @@ def published_reward_folders(config: Config) -> dict[str, str]:
     """
     folders = {fact_type: storage.join(config.run.dir, "rewards", fact_type) for fact_type in FACT_TYPES}
     for folder in folders.values():
-        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
+        if not any(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
             message = (
                 f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
             )

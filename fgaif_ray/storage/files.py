@@ -154,15 +154,16 @@ def read_json(uri: str) -> Any:
 def broken_file(uri: str, error: Exception) -> BrokenFileError:
     """What to say of a file of a run that cannot be read: which it is, why, and what to remove to make it again."""
     reason = "it is missing" if isinstance(error, FileNotFoundError) else (str(error).strip() or type(error).__name__)
+    return BrokenFileError(uri, reason.splitlines()[0].rstrip("."), repair_advice(uri))
+
+
+def repair_advice(uri: str) -> str:
+    """How to make a broken file of a run again: its stage is written whole, so the stage goes."""
     folder = parent(uri)
     for stage in (folder, parent(folder)):
         if exists(join(stage, MANIFEST)):
-            return BrokenFileError(uri, _first_line(reason), f"remove {stage} and run the job that writes it again")
-    return BrokenFileError(uri, _first_line(reason), "remove it and run the same command again")
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0].rstrip(".")
+            return f"remove {stage} and run the job that writes it again"
+    return "remove it and run the same command again"
 
 
 def exists(uri: str) -> bool:

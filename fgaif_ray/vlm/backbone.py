@@ -7,7 +7,6 @@ embeddings (``Backbone.input_embeddings``).
 """
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,12 +14,18 @@ from typing import Any, Final
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.checkpoint import (
+    broken,
+    check_checkpoint,
+    load_config_and_processor,
+    naming_broken_file,
+    weight_files,
+)
 
-SUPPORTED_MODEL_TYPE: Final = "llava"
 PROMPT_CACHE: Final = 4096
 """Prompts whose token ids are remembered."""
 
@@ -178,45 +183,33 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
         The backbone on the CPU (``move_to`` moves it), in eval mode, dropout 0, without gradients.
 
     Raises:
-        UserError: there is no checkpoint, it is not a LLaVA, or it lacks safetensors weights or a chat template; or
-            this machine cannot quantise.
+        UserError: the checkpoint is not downloaded, not supported or broken; or this machine cannot quantise.
     """
     options = _quantisation_options(dtype) if quantisation == "4bit" else {}
-    advice = "give the folder of a LLaVA checkpoint such as llava-hf/llava-1.5-7b-hf"
-    if os.path.exists(path) and not os.path.exists(os.path.join(path, "config.json")):
-        raise UserError(f"{path} holds no config.json: {advice}.")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is neither a readable checkpoint folder nor a downloaded model: {advice}, or download the model "
-            f"first with `hf download NAME`."
-        ) from error
-    if config.model_type != SUPPORTED_MODEL_TYPE:
-        raise UserError(f"{path} is a {config.model_type!r} model, not a LLaVA that sees images: {advice}.")
+    folder = check_checkpoint(path)
+    config, processor = load_config_and_processor(path)
     for section in (config, config.text_config, config.vision_config):
         if hasattr(section, "attention_dropout"):
             section.attention_dropout = 0.0
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} could not be loaded as a LLaVA with safetensors weights: {reason}") from error
+        with naming_broken_file(lambda: weight_files(path, folder)[0]):
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(f"{path} has no chat template: {advice}, or add a chat_template.jinja to it.")
+    if found["missing_keys"]:  # they would be drawn at random
+        missing = min(found["missing_keys"])
+        raise broken(weight_files(path, folder)[0], f"the weights lack {missing}")
     return Backbone(
         path=path,
         model=model.eval().requires_grad_(False),

@@ -211,12 +211,31 @@ class TestRepeatedBlock:
             config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
         )
         worker = ray.remote(Verifier).remote(verification)
-        tables = [pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA) for given in (rows, rejected, rows)]
+        failed = [rows[0], rows[1] | {"facts": None, "unavailable": "server: the endpoint failed"}]
+        tables = [pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA) for given in (rows, rejected, failed, rows)]
         counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["labelled"] for table in tables]
         ray.kill(worker)
-        assert counts == [2, 2, 2]
+        assert counts == [2, 2, 2, 2]
         assert len(list(storage.read_rows(stage.partial))) == 2
         assert storage.list_parts(rejected_stage.partial) == []
+
+    def test_a_response_that_the_endpoint_failed_on_is_neither_labelled_nor_rejected(
+        self, tmp_path: Path, ray_cluster: Any
+    ) -> None:
+        import ray
+
+        config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
+        row = write_responses(config)[0] | {"spans": [], "facts": None, "unavailable": "server: down"}
+        stage, rejected_stage = label.stages_of(config)
+        half = dict.fromkeys(FACT_TYPES, 0.5)
+        verification = Verification(
+            config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
+        )
+        worker = ray.remote(Verifier).remote(verification)
+        [counts] = ray.get(worker.__call__.remote(pa.Table.from_pylist([row], schema=EXTRACTED_SCHEMA))).to_pylist()
+        ray.kill(worker)
+        assert (counts["labelled"], counts["rejected"], counts["unavailable"]) == (0, 0, ["server: down"])
+        assert [list(storage.read_rows(place.partial)) for place in (stage, rejected_stage)] == [[], []]
 
 
 def test_a_second_pass_goes_on_with_the_parts_that_are_left(tmp_path: Path) -> None:
