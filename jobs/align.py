@@ -37,6 +37,7 @@ MAX_FAILURES: Final = 3
 FOLLOW_EVERY_S: Final = 1.0
 
 
+@storage.writes_run("align")
 def run(config: Config) -> None:
     """Run PPO and publish ``policy/``; its reward service and rollout workers live no longer than that.
 
@@ -64,7 +65,7 @@ def run(config: Config) -> None:
     asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
     front_end = load_front_end(config.policy.model)
     front_end.check_prompts(asked, config.align.rollout.engine.max_model_len)
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config), _reward_app(config) as app_name:
         steps, done_before = _train(config, stage, sets, app_name, front_end.banned_token_ids)
     goodput = _finish(config, stage, steps, done_before, time.monotonic() - started)

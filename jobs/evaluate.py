@@ -19,6 +19,7 @@ from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter
 from fgaif_ray.vlm.front_end import load_front_end
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
@@ -41,6 +42,7 @@ NO_TRUTH_NOTE: Final = (
 Truth = dict[str, "Scene"]
 
 
+@storage.writes_run("evaluate")
 def run(config: Config) -> None:
     """Answer what is not answered yet, measure, and publish ``evaluation/``.
 
@@ -61,7 +63,7 @@ def run(config: Config) -> None:
     splits = _pope_splits(config, images, truth) if truth is not None else {}
     questions = _questions(config, sets, splits)
     before = stages.answers_before(config, sets)
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     _keep_before(stage, before)
     _answer(config, stage, questions)
     rows = list(storage.read_rows(stage.partial))
@@ -151,7 +153,7 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     prompts = (row["prompt"] for row in pending)
     load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, stages.POLICY)
-    rank = adapter_rank(adapter)
+    rank = check_adapter(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
         from actors.engine.blocks import blocks_of
         from actors.evaluation.generator import answer_questions
@@ -165,19 +167,6 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
                 progress.advance(counts["answered"] + counts["rejected"])
         except Exception as error:
             raise (find_user_error(error) or error) from error
-
-
-def adapter_rank(adapter: str) -> int:
-    """Rank of a LoRA adapter in a folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    uri = storage.join(adapter, "adapter_config.json")
-    try:
-        return int(storage.read_json(uri)["r"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{adapter} holds no LoRA adapter ({uri}): align the policy again with jobs.align.") from error
 
 
 def _measure(

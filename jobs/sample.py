@@ -36,6 +36,7 @@ GIVEN_BLOCK: Final = 128
 """Given responses of one part; fixed, so that a run that goes on cuts the same blocks."""
 
 
+@storage.writes_run("sample")
 def run(config: Config) -> None:
     """Sample every image that has no response yet and publish ``responses/``.
 
@@ -50,7 +51,7 @@ def run(config: Config) -> None:
     if stage.is_complete():
         say(f"sample: {stage.folder} is up to date.")
         return
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     total = sets.provided + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
     _fill(config, stage, sets, total)
     kept = _drop_repeated(stage)

@@ -11,11 +11,12 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.storage import join, read_json, stages
+from fgaif_ray.storage import join, read_json, stages, writes_run
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
 
+@writes_run("train_rewards")
 def run(config: Config) -> None:
     """Train what is not trained yet and publish the stage.
 
@@ -32,7 +33,7 @@ def run(config: Config) -> None:
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
 
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:
             train_reward_models(config, join(config.run.dir, stages.FEEDBACK), stage.partial)

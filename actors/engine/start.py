@@ -13,6 +13,7 @@ from PIL.Image import Image
 from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,11 @@ def start_engine(
         lora_rank: largest rank of the adapters it will serve; None serves none.
         seed: seed of requests that carry none.
         log_probs: most log-probabilities per token that a request may ask for.
+
+    Raises:
+        UserError: the model is not downloaded, not supported or broken, or the rank is more than vLLM serves.
     """
+    check_checkpoint(model)
     set_environment(config)
     import torch
     from vllm import LLM
@@ -77,7 +82,7 @@ def start_engine(
         logprobs_mode="processed_logprobs",
         max_logprobs=log_probs,
         disable_log_stats=True,
-        seed=seed,
+        seed=seed % (1 << 32),  # vLLM seeds numpy, which takes no more bits
         **options,
     )
     if config.threads is not None:

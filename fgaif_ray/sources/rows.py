@@ -13,7 +13,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress
 from fgaif_ray.sources.dataset import open_dataset
 from fgaif_ray.sources.row import Row, RowSource, parse_row
-from fgaif_ray.sources.sets import ImageSets, cut_rows
+from fgaif_ray.sources.sets import ImageSets, cut_rows, may_replace_images
 from fgaif_ray.sources.tables import open_files
 from fgaif_ray.storage import stages
 
@@ -48,7 +48,7 @@ def prepare_rows(config: Config) -> ImageSets:
     if stage.is_complete():
         return cut_rows(_paths(_stored(stage)), config.data, source.name)
     sets = cut_rows(_named(source, stage), config.data, source.name)
-    _store(source, stage, sets)
+    _store(source, stage, sets, may_replace_images(config))
     return sets
 
 
@@ -99,13 +99,13 @@ def _named(source: RowSource, stage: storage.Stage) -> Iterator[tuple[str, str |
         yield storage.resolve_path(_stored_name(row.image), stage.folder), row.prompt, row.response
 
 
-def _store(source: RowSource, stage: storage.Stage, sets: ImageSets) -> None:
+def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: bool) -> None:
     """Publish the images of the sets, and all rows with names in place of images."""
     wanted = {image for part in (sets.sample, sets.align, sets.evaluate) for image in part}
     written: set[str] = set()
     part: list[dict[str, Any]] = []
     parts = rows = 0
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     with Progress("images", None, "images") as progress:
         for row in source.read():
             name = _stored_name(row.image)

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.config import DataConfig
+from fgaif_ray import storage
+from fgaif_ray.config import Config, DataConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.storage import stages
 
 FEWEST_IMAGES: Final = 5
 
@@ -41,6 +43,11 @@ class ImageSets:
     def prompts_of(self, images: Sequence[str], shared: Sequence[str]) -> Sequence[Any]:
         """What the prompts of one set depend on, for the fingerprint of a stage."""
         return shared if self.prompts is None else [self.prompts[image] for image in images]
+
+
+def may_replace_images(config: Config) -> bool:
+    """Whether images of other settings may go: they cost little to make again, but finished responses name them."""
+    return config.run.overwrite or storage.read_manifest(config.run.dir, stages.RESPONSES) is None
 
 
 def cut(images: list[str], data: DataConfig, source: str) -> ImageSets:

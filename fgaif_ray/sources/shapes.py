@@ -15,7 +15,7 @@ from fgaif_ray.progress import Progress
 from fgaif_ray.shapes.augmentation import augment
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import Scene, Split, draw_scene
-from fgaif_ray.sources.sets import ImageSets
+from fgaif_ray.sources.sets import ImageSets, may_replace_images
 from fgaif_ray.storage import stages
 
 TRUTH_FILE: Final = "scenes.jsonl"
@@ -40,10 +40,12 @@ def _stages(config: Config) -> list[tuple[storage.Stage, list[tuple[str, Split, 
     return plans
 
 
-def _draw(stage: storage.Stage, plan: Sequence[tuple[str, Split, int]], augmented: float, seed: int) -> None:
+def _draw(
+    stage: storage.Stage, plan: Sequence[tuple[str, Split, int]], augmented: float, seed: int, overwrite: bool
+) -> None:
     if stage.is_complete():
         return
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     truth: list[str] = []
     with Progress("draw scenes", len(plan), "images") as progress:
         for name, split, index in plan:
@@ -64,7 +66,7 @@ def prepare_shapes(config: Config) -> ImageSets:
     """Scenes for the three sets; evaluation has its own, held out from training."""
     paths: dict[str, list[str]] = {}
     for stage, plan, augmented in _stages(config):
-        _draw(stage, plan, augmented, config.run.seed)
+        _draw(stage, plan, augmented, config.run.seed, may_replace_images(config))
         of_stage: dict[str, list[str]] = {}
         for name, split, _ in plan:
             of_stage.setdefault(split, []).append(storage.join(stage.folder, name))
@@ -80,7 +82,7 @@ def load_truth(config: Config) -> dict[str, Scene] | None:
         return None
     truth: dict[str, Scene] = {}
     for stage, plan, augmented in _stages(config):
-        _draw(stage, plan, augmented, config.run.seed)
+        _draw(stage, plan, augmented, config.run.seed, may_replace_images(config))
         lines = storage.read_bytes(storage.join(stage.folder, TRUTH_FILE)).decode().splitlines()
         for entry in map(json.loads, lines):
             truth[storage.join(stage.folder, entry["image"])] = Scene.from_dict(entry["scene"])

@@ -474,6 +474,6 @@ def test_other_models_and_placement_replace_the_service(service: Service, tmp_pa
 def test_a_backbone_that_is_none_is_told_in_one_sentence(service: Service, tmp_path: Path) -> None:
     config = service_config(tmp_path, placement="shared")
     config = config.model_copy(update={"rewards": config.rewards.model_copy(update={"backbone": str(tmp_path)})})
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} holds no config.json")):
+    with pytest.raises(UserError, match=re.escape(f"broken: {tmp_path}/config.json")):
         reward_service.deploy(config, service.folders)
     assert reward_service.APP_NAME not in serve.status().applications
