@@ -1,4 +1,4 @@
-"""Claims: the atomic statements one can make about a scene, and whether they hold."""
+"""Claims: atomic statements about a scene that are true or false."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ OPPOSITE: Final = {"left": "right", "right": "left", "above": "below", "below": 
 
 
 def article(word: str) -> str:
-    """``"a"`` or ``"an"``, as the word wants it."""
+    """The indefinite article of a word, ``"a"`` or ``"an"``."""
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -46,7 +46,7 @@ class Claim:
         return f"Is the {self.subject} {RELATIONS[self.value]} the {self.other} in the image?"
 
     def holds(self, scene: Scene) -> bool:
-        """Whether the claim is true of the scene; a claim about an object that is not there is false."""
+        """Tell whether the claim is true of the scene. A claim about an object that is not there is false."""
         subject = scene.find(self.subject)
         if subject is None or self.type == "existence":
             return subject is not None
@@ -62,7 +62,7 @@ class Claim:
 
 
 def true_claims(scene: Scene) -> Iterator[Claim]:
-    """Every claim that holds: one existence, one colour and one size per object, and each strict relation."""
+    """List every true claim: one existence, one colour and one size per object, and each strict relation."""
     for item in scene.objects:
         yield Claim("existence", item.shape)
         yield Claim("attribute", item.shape, item.color)
@@ -75,9 +75,9 @@ def true_claims(scene: Scene) -> Iterator[Claim]:
 
 
 def draw_claim(scene: Scene, kind: str, truth: bool, generator: random.Random) -> Claim:
-    """Draw a claim of a type that holds, or one that does not, about the scene.
+    """Draw a true or a false claim of one type about the scene.
 
-    False claims are of every sort that a describer makes: absent objects, wrong colours and sizes, reversed and
+    False claims are of every kind that a describer makes: absent objects, wrong colours and sizes, reversed and
     sideways relations, and attributes or relations of absent objects.
     """
     present = [item.shape for item in scene.objects]

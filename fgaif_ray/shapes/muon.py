@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration: they favour a quick rise of small singular values over exactness."""
+"""Coefficients of the quintic Newton-Schulz iteration: small singular values rise quickly, at the cost of exactness."""
 ITERATIONS: Final = 5
 UPDATE_RMS: Final = 0.2
 """Root mean square of an update at learning rate 1, that of AdamW in practice (Liu et al. 2025, arXiv 2502.16982)."""
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Near-orthogonal matrices with the singular vectors of the given ones.
+    """Return near-orthogonal matrices with the singular vectors of the given ones.
 
     Args:
         matrices: ``[matrices, rows, columns]`` with rows <= columns.
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         """Takes two-dimensional parameters only; embeddings, heads, norms and biases belong to AdamW.
 
         Raises:
-            ValueError: a parameter is no matrix.
+            ValueError: a parameter is not a matrix.
         """
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         if any(parameter.ndim != 2 for group in self.param_groups for parameter in group["params"]):
