@@ -1,4 +1,4 @@
-"""One list of a large JSON file, item by item."""
+"""Reader of one list of a large JSON file, item by item."""
 
 import json
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from typing import Any, Final, TextIO
 CHUNK: Final = 1 << 20
 """Characters read at a time."""
 LARGEST_ITEM: Final = 1 << 26
-"""Characters; a file whose items are no JSON is given up after so many."""
+"""Most characters of an item; beyond that the file is taken to be invalid."""
 
 
 def iterate_list(file: TextIO, key: str) -> Iterator[Any]:
-    """The items of the list that stands under a key of the one object in a file; the file is never held as a whole.
+    """Yield the items of the list under a key of a file's object, without holding the whole file in memory.
 
-    Nothing behind the list is read. Only the largest single item has to fit into memory.
+    Nothing after the list is read. Only the largest single item has to fit into memory.
 
     Raises:
-        ValueError: the file is no JSON, no object, or has no list under the key.
+        ValueError: the file is not JSON, not an object, or has no list under the key.
     """
     scanner = _Scanner(file)
     scanner.expect("{")
@@ -36,7 +36,7 @@ def iterate_list(file: TextIO, key: str) -> Iterator[Any]:
 
 
 class _Scanner:
-    """A place in a file of JSON."""
+    """A position in a JSON file."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -48,7 +48,7 @@ class _Scanner:
         self._text, self._place, self._ended = self._text[self._place :] + more, 0, not more
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """Return the next character that is not white space; empty at the end."""
         while True:
             while self._place < len(self._text):
                 if not self._text[self._place].isspace():
@@ -65,7 +65,7 @@ class _Scanner:
         self._place += 1
 
     def value(self) -> Any:
-        """The value that comes next."""
+        """Return the next value."""
         self.peek()
         size = CHUNK
         while True:
@@ -82,7 +82,7 @@ class _Scanner:
             size *= 2
 
     def items(self) -> Iterator[Any]:
-        """The items of the list that comes next."""
+        """Yield the items of the next list."""
         self.expect("[")
         if self.peek() != "]":
             yield self.value()
@@ -92,7 +92,7 @@ class _Scanner:
         self.expect("]")
 
     def skip(self) -> None:
-        """Leave out the value that comes next."""
+        """Skip the next value."""
         if self.peek() != "[":
             self.value()
             return
