@@ -1,4 +1,4 @@
-"""The figures of a finished run, read from what its stages measured."""
+"""The metrics of a finished run, read from what its stages measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from fgaif_ray.statistics.reliability import balanced_accuracy
 from fgaif_ray.storage import stages
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
-"""Which change of a figure is good."""
+"""Which change of a metric is good."""
 REWARD_ACCURACY_FILE: Final = "reward-accuracy.json"
-"""What ``reward_accuracy`` found out about a run's reward models."""
+"""The file of ``reward_accuracy`` about a run's reward models."""
 PAID_JOBS: Final = ("label", "train_rewards", "align")
-"""The jobs that fine-grained and coarse feedback pay differently for."""
+"""The jobs whose cost differs between fine-grained and coarse feedback."""
 _PER_POINT: Final = ("calls", "tokens", "seconds", "money")
 _PRESENT: Final = ", consistent or hallucinated"
-"""Figures without the class of absent facts, which is easy to see and lifts the mean of three."""
+"""Metrics without the class of absent facts, which is easy to see and lifts the mean of three."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure of a run.
+    """A metric of a run.
 
     Example: ``Metric("coverage", "coverage", "said", HIGHER, "share")``
     """
@@ -85,12 +85,12 @@ METRICS: Final = (
     Metric("per_point.money", "money", "per point", LOWER, "money"),
 )
 GROUP_TITLES: Final = {
-    "hallucination": "Hallucinated sub-sentences",
+    "hallucination": "Hallucinated segments",
     "said": "What is said",
     "pope": "POPE",
     "labels": "Labels that were trained on: balanced accuracy against the truth",
     "rewards": "Reward models: balanced accuracy against the truth, on the images of the evaluation",
-    "rewards after": "Reward models: the same on what the aligned policy says, lower where it deceives them",
+    "rewards after": "Reward models: the same on what the aligned policy says, lower where it exploits them",
     "seconds": "Wall time",
     "memory": "Peak memory",
     "cost": "What labelling and PPO took",
@@ -107,7 +107,7 @@ class RunMetric:
 
 
 def read_figures(run_dir: str) -> dict[str, RunMetric]:
-    """The figures of a finished run by the names of METRICS; what nobody measured is left out.
+    """Read the metrics of a finished run by the names of METRICS; unmeasured ones are left out.
 
     Raises:
         FileNotFoundError: the run has not been evaluated.
@@ -165,7 +165,7 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetr
 def among_present(confusion: Sequence[Sequence[int]]) -> float | None:
     """Balanced accuracy of consistent against hallucinated, where truth and verdict agree that there is a fact.
 
-    Chance is a half. ``balanced_accuracy_present`` of labels is the same figure.
+    Chance is a half. ``balanced_accuracy_present`` of labels is the same metric.
 
     Args:
         confusion: ``[classes, classes]`` counts in the order of ``CLASS_NAMES``, rows are true classes.
@@ -178,7 +178,7 @@ def among_present(confusion: Sequence[Sequence[int]]) -> float | None:
 
 
 def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, RunMetric]) -> dict[str, RunMetric]:
-    """Calls, tokens and money, and what of them a point of hallucination removed takes."""
+    """Return calls, tokens and money, in total and per point of hallucination removed."""
     found: dict[str, RunMetric] = {}
     asked = labels.get("extraction") or {}
     if "calls" in asked:

@@ -1,4 +1,4 @@
-"""The report page: figures of a run's folder, put into one HTML file."""
+"""The report page: metrics of a run's folder, put into one HTML file."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -17,17 +17,17 @@ from fgaif_ray.report.verdicts import CLASS_SHORT, cards
 from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, POLICY, REPORT, REWARDS
 
 SHOWN: Final = 4
-"""Examples of a group that are seen at once; the others open with a click."""
+"""Examples of a group that are visible at once; the others open with a click."""
 MARKS: Final = dict(zip(CLASS_NAMES, ("\u00b7", "\u2713", "\u2717"), strict=True))
-"""What says a verdict without colour."""
+"""Marks of verdicts, for readers without colour."""
 
 
 def build_report(run_dir: str) -> str:
-    """The report of a run as one HTML document that loads nothing else and runs no script.
+    """Build the report of a run as one HTML document that loads nothing else and runs no script.
 
     Args:
-        run_dir: folder of the run; ``evaluation/`` and ``report/`` have to be there (see ``jobs.report``), of the
-            other stages what is there is shown.
+        run_dir: folder of the run; ``evaluation/`` and ``report/`` have to be there (see ``jobs.report``); of the
+            other stages, it shows what is there.
 
     Raises:
         FileNotFoundError: ``evaluation/metrics.json`` or the files of ``report/`` are not there.
@@ -94,7 +94,7 @@ def _environment() -> Environment:
 
 
 def _groups(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The examples by group, in the order of ``GROUPS``."""
+    """Group the examples, in the order of ``GROUPS``."""
     found = []
     for group in GROUPS:
         members = [_example(one) for one in examples if one.get("group", DRAWN) == group]

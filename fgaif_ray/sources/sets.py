@@ -1,4 +1,4 @@
-"""The three disjoint sets of images of a run, and what is asked about each image."""
+"""The three disjoint sets of images of a run, and the prompts for each image."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,14 +25,14 @@ class ImageSets:
     align: list[str]
     evaluate: list[str]
     prompts: Mapping[str, tuple[str, ...]] | None = None
-    """What the source asks about each image; in the sample set, what has no response yet. None: ``data.prompts``."""
+    """The source's prompts for each image; in the sample set, those without a response. None: ``data.prompts``."""
     provided: int = 0
-    """Responses to images of the sample set that came with the data."""
+    """Number of provided responses to images of the sample set."""
     provided_key: str = ""
     """A digest of those responses."""
 
     def questions(self, images: Sequence[str], shared: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Images of one set with their prompts: all of an image's own, else the shared ones in turn."""
+        """Yield the images of one set with their prompts: all of an image's own, else the shared ones in turn."""
         for index, image in enumerate(images):
             if self.prompts is None:
                 yield image, shared[index % len(shared)]
@@ -41,7 +41,7 @@ class ImageSets:
                     yield image, prompt
 
     def prompts_of(self, images: Sequence[str], shared: Sequence[str]) -> Sequence[Any]:
-        """What the prompts of one set depend on, for the fingerprint of a stage."""
+        """Return what the prompts of one set depend on, for the fingerprint of a stage."""
         return shared if self.prompts is None else [self.prompts[image] for image in images]
 
 
@@ -67,9 +67,9 @@ def cut(images: list[str], data: DataConfig, source: str) -> ImageSets:
 
 
 def cut_rows(rows: Iterable[tuple[str, str | None, str | None]], data: DataConfig, source: str) -> ImageSets:
-    """Cut rows of image, prompt and response, so that all rows of an image come into the same set.
+    """Cut rows of image, prompt and response, so that all rows of an image go into the same set.
 
-    Images count in the order in which they are first named. What is kept of a response is a digest.
+    Images count in the order in which they are first named. Of a response only a digest is kept.
 
     Raises:
         UserError: the rows name too few images for three sets.

@@ -23,7 +23,7 @@ _HELDOUT: Final = "heldout"
 
 
 def _stages(config: Config) -> list[tuple[storage.Stage, list[tuple[str, Split, int]], float]]:
-    """The stages that these images take, what is in them, and the share of their images that are augmented."""
+    """The stages of these images, their scenes, and the share of their images that is augmented."""
     data = config.data
     count = data.sample_images + data.align_images
     train: list[tuple[str, Split, int]] = [(f"train-{i:06d}.png", "train", i) for i in range(count)]
@@ -70,14 +70,14 @@ def prepare_shapes(config: Config) -> ImageSets:
         of_stage: dict[str, list[str]] = {}
         for name, split, _ in plan:
             of_stage.setdefault(split, []).append(storage.join(stage.folder, name))
-        paths |= of_stage  # augmented training images stand in place of the plain ones
+        paths |= of_stage  # augmented training images take the place of the plain ones
     train = paths["train"]
     sampled = config.data.sample_images
     return ImageSets(train[:sampled], train[sampled:], paths[config.data.shapes.evaluate_split])
 
 
 def load_truth(config: Config) -> dict[str, Scene] | None:
-    """The scene behind each image path, or None for images whose truth is not known."""
+    """Return the scene behind each image path, or None for images whose truth is unknown."""
     if config.data.source != "shapes":
         return None
     truth: dict[str, Scene] = {}

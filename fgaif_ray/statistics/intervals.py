@@ -1,6 +1,6 @@
-"""Ratios and other figures over images with bootstrap intervals.
+"""Ratios and other metrics over images with bootstrap intervals.
 
-Sub-sentences of one image hang together, so images are what is drawn, not sub-sentences (a cluster bootstrap).
+Segments of one image depend on each other, so the bootstrap draws images, not segments (a cluster bootstrap).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ _DRAWS_AT_ONCE: Final = 250
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and the interval of its bootstrap distribution; None where it is not defined.
+    """A metric and the interval of its bootstrap distribution; None where it is not defined.
 
     Example: ``Estimate(0.25, (0.2, 0.3))``
     """
@@ -35,7 +35,7 @@ def estimate_ratios(
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Estimate]:
-    """Estimate ``sum(part) / sum(whole)`` of several figures with percentile bootstrap intervals.
+    """Estimate ``sum(part) / sum(whole)`` of several metrics with percentile bootstrap intervals.
 
     Args:
         clusters: ``[rows]`` the cluster (image) of each row; whole clusters are drawn with replacement.
@@ -46,12 +46,12 @@ def estimate_ratios(
         confidence: probability that the interval encloses.
 
     Raises:
-        ValueError: figures or lengths differ, or the confidence is not inside (0, 1).
+        ValueError: metrics or lengths differ, or the confidence is not inside (0, 1).
     """
     if list(parts) != list(wholes) or any(
         len(column) != len(clusters) for column in (*parts.values(), *wholes.values())
     ):
-        raise ValueError("every figure needs a part and a whole for each row")
+        raise ValueError("every metric needs a part and a whole for each row")
     if not parts:
         return {}
     columns = np.array([*parts.values(), *wholes.values()], dtype=np.float64).T  # [rows, 2 * figures]
@@ -68,14 +68,14 @@ def estimate_figures(
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> list[Estimate]:
-    """Estimate figures that follow from sums over rows, with percentile bootstrap intervals.
+    """Estimate metrics that follow from sums over rows, with percentile bootstrap intervals.
 
     Args:
         clusters: ``[rows]`` the cluster (image) of each row; whole clusters are drawn with replacement.
         columns: ``[rows, columns]`` what is summed.
         figures: ``[samples, columns]`` sums to ``[samples, figures]`` values, NaN where one is not defined.
         seed: seed of the draws; equal arguments give equal intervals.
-        draws: bootstrap samples; those in which a figure is not defined do not count for it.
+        draws: bootstrap samples; those in which a metric is not defined do not count for it.
         confidence: probability that the interval encloses.
 
     Raises:
@@ -114,6 +114,6 @@ def estimate_figures(
 
 
 def _divide(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[rows, 2 * figures]`` sums to ``[rows, figures]`` ratios, NaN where the whole is zero."""
+    """Turn ``[rows, 2 * figures]`` sums into ``[rows, figures]`` ratios, NaN where the whole is zero."""
     parts, wholes = np.split(sums, 2, axis=1)
     return np.divide(parts, wholes, out=np.full_like(parts, np.nan), where=wholes > 0)

@@ -1,6 +1,6 @@
 """Reliability of labels: chance-corrected agreement, with bootstrap intervals clustered by image.
 
-Every figure follows from sums over sub-sentences (a confusion or a coincidence matrix), so that resampling images means
+Every metric follows from sums over segments (a confusion or a coincidence matrix), so that resampling images means
 weighting their sums. Units may carry weights: a stratified sample then speaks for the set that it was drawn from.
 
 Cohen, "A coefficient of agreement for nominal scales", 1960; Krippendorff, "Computing Krippendorff's
@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, estimate_figures
 
 MISSING: Final = -1
-"""In place of a class code: this annotator did not rate this unit."""
+"""Stands for a missing rating, in place of a class code."""
 FIGURES: Final = ("accuracy", "balanced_accuracy", "kappa")
 
 Floats = NDArray[np.float64]
 
 
 def accuracy(confusion: ArrayLike) -> Floats:
-    """Share of equal labels; NaN without any.
+    """Return the share of equal labels; NaN without any label.
 
     Args:
         confusion: ``[..., classes, classes]`` counts or weights, rows are true classes.
@@ -36,7 +36,7 @@ def accuracy(confusion: ArrayLike) -> Floats:
 
 
 def balanced_accuracy(confusion: ArrayLike) -> Floats:
-    """Mean recall over the classes that occur among the true labels; shapes as in ``accuracy``."""
+    """Return the mean recall over the classes that occur among the true labels; shapes as in ``accuracy``."""
     table = np.asarray(confusion, dtype=np.float64)
     support = table.sum(axis=-1)  # [..., classes]
     recall = _divide(np.diagonal(table, axis1=-2, axis2=-1), support)
@@ -45,7 +45,7 @@ def balanced_accuracy(confusion: ArrayLike) -> Floats:
 
 
 def cohens_kappa(confusion: ArrayLike) -> Floats:
-    """Cohen's kappa of two annotators; NaN where chance alone would always agree. Shapes as in ``accuracy``."""
+    """Return Cohen's kappa of two annotators; NaN where chance alone would always agree. Shapes as in ``accuracy``."""
     table = np.asarray(confusion, dtype=np.float64)
     total = table.sum(axis=(-2, -1))
     expected = _divide((table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1), total**2)
@@ -53,14 +53,14 @@ def cohens_kappa(confusion: ArrayLike) -> Floats:
 
 
 def coincidences(ratings: ArrayLike, classes: int) -> Floats:
-    """Each unit's share of Krippendorff's coincidence matrix: its pairs of ratings, each ``1 / (raters - 1)``.
+    """Return each unit's share of Krippendorff's coincidence matrix: its pairs of ratings, each ``1 / (raters - 1)``.
 
     Args:
         ratings: ``[annotators, units]`` class codes, MISSING where there is none.
         classes: number of classes.
 
     Returns:
-        ``[units, classes, classes]``, all zero for a unit with less than two ratings: it can be paired with nothing.
+        ``[units, classes, classes]``, all zero for a unit with less than two ratings, which cannot be paired.
 
     Raises:
         ValueError: not two-dimensional, or a code out of range.
@@ -80,7 +80,7 @@ def coincidences(ratings: ArrayLike, classes: int) -> Floats:
 
 
 def krippendorff_alpha(coincidence: ArrayLike) -> Floats:
-    """Krippendorff's alpha for nominal data; NaN where nothing can be paired or only one class occurs.
+    """Return Krippendorff's alpha for nominal data; NaN where nothing can be paired or only one class occurs.
 
     Args:
         coincidence: ``[..., classes, classes]`` sums of ``coincidences`` over units.
@@ -178,6 +178,6 @@ def _chance_corrected(observed: Floats, expected: Floats) -> Floats:
 
 def _divide(parts: Floats, wholes: Floats) -> Floats:
     """Ratios, NaN where the whole is zero or less."""
-    # Sums of floats that should cancel leave a rest far below any real whole.
+    # Sums of floats that should cancel leave a remainder far below any real whole.
     ratios: Floats = np.divide(parts, wholes, out=np.full(np.shape(wholes), np.nan), where=np.asarray(wholes) > 1e-12)
     return ratios

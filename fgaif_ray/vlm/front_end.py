@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-SUPPORTED_MODEL_TYPE: Final = "llava"
-ADVICE: Final = "give the folder of a LLaVA checkpoint such as llava-hf/llava-1.5-7b-hf"
 PROMPT_CACHE: Final = 4096
 """Prompts whose token ids are remembered: a service meets any number of them."""
 SHOWN_PROMPT: Final = 60

@@ -72,13 +72,13 @@ def test_coco_images_come_in_the_order_of_their_ids_where_they_exist(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"questions": [{"question_id": 1}]}', "no COCO annotation file"),
-        ('[{"image_id": 3, "caption": "a dog"}]', "no COCO annotation file"),
+        ('{"questions": [{"question_id": 1}]}', "not a COCO annotation file"),
+        ('[{"image_id": 3, "caption": "a dog"}]', "not a COCO annotation file"),
         ('{"images": ["a.png"]}', "no id or no file_name"),
-        ('{"images": [{"id": 1, "file_name": "a.png"}', "no COCO annotation file"),
+        ('{"images": [{"id": 1, "file_name": "a.png"}', "not a COCO annotation file"),
         ('{"images": []}', "names no images"),
         ('{"images": [{"id": 1, "file_name": "elsewhere.png"}]}', "None of the 1 images .* elsewhere.png"),
-        ("", "no COCO annotation file"),
+        ("", "not a COCO annotation file"),
         (None, "data.annotations"),
     ],
 )
@@ -313,14 +313,14 @@ def test_images_are_not_held_while_rows_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"image": "00.png", "prompt": ', "line 3 is no JSON"),
-        ("[1]", "line 3 is no JSON object"),
+        ('{"image": "00.png", "prompt": ', "line 3 is not JSON"),
+        ("[1]", "line 3 is not a JSON object"),
         ('{"prompt": "a"}', "line 3 has no column 'image' .it has prompt."),
         ('{"image": "00.png"}', "line 3: there is no prompt"),
         ('{"image": "00.png", "prompt": "  "}', "line 3: there is no prompt"),
-        ('{"image": "00.png", "prompt": 7}', "line 3: 'prompt' is no text"),
+        ('{"image": "00.png", "prompt": 7}', "line 3: 'prompt' is not text"),
         ('{"image": null, "prompt": "a"}', "line 3: there is no image"),
-        ('{"image": ["00.png"], "prompt": "a"}', "line 3: 'image' is no image but list"),
+        ('{"image": ["00.png"], "prompt": "a"}', "line 3: 'image' is not an image but list"),
         ('{"image": "00.png", "prompt": "<image>\\na"}', "line 3: the prompt holds <image>"),
         ('{"image": "00.png", "prompt": "\\ud800"}', "line 3: 'prompt' holds half a surrogate"),
     ],
@@ -366,7 +366,7 @@ def test_other_inputs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "lost.jsonl", ({"image": f"gone/{index}.png", "prompt": "a"} for index in range(9)))
     assert "does not exist" in said(tmp_path / "none.jsonl")
     assert "holds no rows" in said(tmp_path / "empty.jsonl")
-    assert "no readable Parquet" in said(tmp_path / "bad.parquet")
+    assert "not a readable Parquet" in said(tmp_path / "bad.parquet")
     assert "neither JSON lines nor Parquet" in said(tmp_path / "rows.csv")
     assert "holds no rows" in said(tmp_path / "folder")
     assert "at least 5" in said(tmp_path / "few.jsonl")
