@@ -136,7 +136,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
     transformers_logging.disable_progress_bar()
     try:
         with naming_broken_file(lambda: weight_files(path, folder)[0]):
-            model, found = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 config=config,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -148,6 +148,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
+    model, found = loaded  # as ``output_loading_info`` makes it
     if found["missing_keys"]:  # they would be drawn at random
         missing = min(found["missing_keys"])
         raise broken(weight_files(path, folder)[0], f"the weights lack {missing}")

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from fgaif_ray.config import Config, Section, dump_config, load_config
-from fgaif_ray.config.tree import REMOVED_KEYS
+from fgaif_ray.config.mistakes import REMOVED_KEYS
 from fgaif_ray.errors import UserError
 
 SERVE_APPLICATION = "serve-rewards.yaml"  # of Ray Serve's own form, see test_serve_deploy.py

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from actors.engine.chat import ImageChat
 from actors.engine.openai_server import start_openai_server
 from actors.engine.start import start_engine
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
+from fgaif_ray.vlm.front_end import load_front_end
 from fgaif_ray.vlm.merging import write_merged
 
 CHECKPOINTS = ROOT / "fgaif_ray" / "shapes" / "checkpoints"
@@ -116,7 +116,7 @@ def test_a_missing_shard_is_named(model: Path) -> None:
 @pytest.mark.parametrize(
     "load",
     [
-        ImageChat,
+        load_front_end,
         load_backbone,
         lambda model: start_engine(model, EngineConfig()),
         lambda model: start_openai_server(model, "m", EngineConfig(), f"{model}.log"),
@@ -149,7 +149,7 @@ def test_weights_that_are_pickled_are_not_supported(model: Path) -> None:
 def test_a_model_without_a_chat_template_is_not_supported(model: Path) -> None:
     (model / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match=r"is not supported \(it has no chat template"):
-        ImageChat(str(model))
+        load_front_end(str(model))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
