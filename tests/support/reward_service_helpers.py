@@ -40,7 +40,8 @@ class Service:
 
     def through_handle(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
         handle = serve.get_app_handle(self.info.app_name)
-        return handle.score_responses.remote(items).result(timeout_s=60)
+        scored: list[dict[str, Any] | None] = handle.score_responses.remote(items).result(timeout_s=60)
+        return scored
 
     def offline(self, data: bytes, text: str) -> dict[str, np.ndarray]:
         return offline_scores(self.model, data, text)
