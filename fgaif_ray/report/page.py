@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from fgaif_ray import __version__, storage
 from fgaif_ray.evaluation import AFTER, BEFORE
+from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
 from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE, cost, formats, result
 from fgaif_ray.report.examples import DRAWN, GROUPS, predicted_codes, verdict_codes
@@ -41,9 +42,8 @@ def build_report(run_dir: str) -> str:
     steps, stages = read_metrics(policy), cost.stages(run_dir)
     charts = training_charts(policy)
     environment = _environment()
-    source = PackageLoader("fgaif_ray.report").get_source(environment, "report.css")[0]
     html: str = environment.get_template("report.html.j2").render(
-        style=Markup(source),
+        style=Markup(page_style(environment, "report.css")),
         title=settings["title"],
         settings=settings,
         evaluation=evaluation,
@@ -76,13 +76,7 @@ def build_report(run_dir: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fgaif_ray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("fgaif_ray.report")
     environment.filters |= {
         "share": formats.show_share,
         "number": formats.show_number,

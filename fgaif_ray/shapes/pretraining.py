@@ -23,6 +23,7 @@ from fgaif_ray.shapes.packing import Batch, Packer, language_loss
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import COLORS, GRID, SHAPES, SIZES, Scene, draw_scene
 from fgaif_ray.shapes.turns import COLUMNS, ROWS, TurnMaker
+from fgaif_ray.vlm.schedule import learning_rate_scale
 
 _Made = TypeVar("_Made")
 _Make = Callable[[random.Random, np.random.Generator], _Made]
@@ -64,9 +65,9 @@ def _cell_targets(scenes: Sequence[Scene]) -> Tensor:
 
 
 def _schedule(step: int, steps: int, peak: float, warmup: int = 50) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))))
+    """Learning rate of a step: a linear warm-up to the peak, then half a cosine down to a twentieth of it."""
+    scale = learning_rate_scale(step, schedule="cosine", warmup_steps=warmup, total_steps=steps)
+    return peak * (scale if step < warmup else 0.05 + 0.95 * scale)
 
 
 def _cell_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
