@@ -56,6 +56,23 @@ class _Stages:
         say(f"== {name}: {seconds:.0f} s")
 
 
+def _check_models(config: Config, stage: _Stages) -> None:
+    """Find out what is wrong with a model before Ray starts and any stage is done."""
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
+
+    label = config.label
+    verifiers = [label.verifier, *([] if label.second_verifier is None else [label.second_verifier])]
+    models = {
+        "feedback": [verifier.model for verifier in verifiers],
+        "rewards": [config.rewards.backbone],
+        "policy": [config.policy.model, config.rewards.backbone],
+    }
+    for model in dict.fromkeys(model for folder, used in models.items() if stage.missing(folder) for model in used):
+        check_checkpoint(model)
+    if label.extractor.serve_model is not None and stage.missing("feedback"):
+        check_checkpoint(label.extractor.serve_model, sees_images=False)
+
+
 def _run_stages(config: Config, stage: _Stages) -> None:
     """Everything but the report, in one Ray session."""
     from actors.cluster.connect import connect
@@ -65,6 +82,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
     from jobs import align, evaluate, label, sample, train_rewards
 
     run_dir = config.run.dir
+    _check_models(config, stage)
     with connect(config):
         stage("images", sources.STAGE, lambda: sources.prepare_images(config))
         server = label.start_extractor_server(config) if stage.missing("feedback") else None
