@@ -47,9 +47,15 @@ def run(config: Config) -> None:
         UserError: the reward models are missing, the critic cannot start from the wanted one, or the run was stopped
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
+    from actors.rewards.service import published_reward_folders
     from fgaif_ray.sources import prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
+    published_reward_folders(config)  # what is missing is told before images are prepared
+    if storage.read_manifest(config.run.dir, stages.POLICY) is None:
+        for model in (config.policy.model, config.rewards.backbone):
+            check_checkpoint(model)
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")

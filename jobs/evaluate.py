@@ -16,10 +16,10 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
-from fgaif_ray.progress import Progress, say
+from fgaif_ray.progress import Progress, say, say_rejected
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
-from fgaif_ray.vlm.checkpoint import check_adapter
+from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
 from fgaif_ray.vlm.front_end import load_front_end
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
@@ -53,6 +53,8 @@ def run(config: Config) -> None:
 
     started = time.monotonic()
     stages.require(config.run.dir, stages.POLICY)
+    if storage.read_manifest(config.run.dir, stages.EVALUATION) is None:
+        check_checkpoint(config.policy.model)
     sets = prepare_images(config)
     images = sets.evaluate
     stage = stages.evaluation(config, sets)
@@ -79,6 +81,8 @@ def run(config: Config) -> None:
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
     counts = {"images": len(kept), "rows": len(rows), "rejected_images": len(rejected)}
     stage.publish(counts | {"before": before})
+    lost = ({"image": image, "reason": reason} for image, reason in rejected.items())
+    say_rejected("evaluate", lost, len(rejected), storage.join(stage.folder, REJECTED_FOLDER))
     say(f"evaluate: {len(rows)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
 
 

@@ -27,7 +27,7 @@ from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
-from fgaif_ray.progress import Progress, say
+from fgaif_ray.progress import Progress, say, say_rejected
 from fgaif_ray.records import ABSENT, FACT_TYPES
 from fgaif_ray.storage import stages
 from jobs import label_audit, label_calibration, label_cost
@@ -156,6 +156,7 @@ def _endpoint(config: Config, server: "OpenAIServer | None", first: str | None) 
     used = server or own
     assert used is not None
     try:
+        say("label: waiting for the extraction server (about 20 s, longer for large models)")
         used.wait_ready()
         yield Endpoint(used.base_url, SecretStr(used.api_key))
     finally:
@@ -259,6 +260,8 @@ def _publish(
     stage.publish({"rows": labelled, "rejected": rejected, **manifest_entries(config)})
     for line in summary_lines(config, metrics):
         say(line)
+    rejections = storage.read_rows(rejected_stage.folder, ["image", "reason"])
+    say_rejected("label", rejections, rejected, rejected_stage.folder)
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 

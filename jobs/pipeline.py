@@ -57,6 +57,23 @@ class _Stages:
         say(f"== {name}: {seconds:.0f} s")
 
 
+def _check_models(config: Config, stage: _Stages) -> None:
+    """Find out what is wrong with a model before Ray starts and any stage is done."""
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
+
+    label = config.label
+    verifiers = [label.verifier, *([] if label.second_verifier is None else [label.second_verifier])]
+    models = {
+        stages.FEEDBACK: [verifier.model for verifier in verifiers],
+        stages.REWARDS: [config.rewards.backbone],
+        stages.POLICY: [config.policy.model, config.rewards.backbone],
+    }
+    for model in dict.fromkeys(model for folder, used in models.items() if stage.missing(folder) for model in used):
+        check_checkpoint(model)
+    if label.extractor.serve_model is not None and stage.missing(stages.FEEDBACK):
+        check_checkpoint(label.extractor.serve_model, sees_images=False)
+
+
 def _run_stages(config: Config, stage: _Stages) -> None:
     """Everything but the report, in one Ray session."""
     from actors.cluster.connect import connect
@@ -65,6 +82,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
     from fgaif_ray.storage import stages
     from jobs import align, evaluate, label, sample, train_rewards
 
+    _check_models(config, stage)
     with connect(config):
         stage("images", stages.IMAGES, lambda: sources.prepare_images(config))
         server = label.start_extractor_server(config) if stage.missing(stages.FEEDBACK) else None

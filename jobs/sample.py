@@ -18,7 +18,7 @@ from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TAS
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.progress import Progress, say
+from fgaif_ray.progress import Progress, say, say_rejected
 from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.front_end import load_front_end
@@ -44,8 +44,14 @@ def run(config: Config) -> None:
         UserError: the images or the policy cannot be used, or no image could be read.
     """
     from fgaif_ray.sources import prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
+    if storage.read_manifest(config.run.dir, stages.RESPONSES) is None and config.data.source not in (
+        "rows",
+        "dataset",
+    ):
+        check_checkpoint(config.policy.model)  # told before images are prepared; rows may bring their responses
     sets = prepare_images(config)
     stage = stages.responses(config, sets)
     if stage.is_complete():
@@ -78,6 +84,8 @@ def run(config: Config) -> None:
         }
     )
     given = f" ({reasons[PROVIDED]} of them given)" if sets.provided else ""
+    folder = storage.join(stage.folder, REJECTED_FOLDER)
+    say_rejected("sample", named, rejected, folder)
     say(f"sample: {kept} responses{given}, {rejected} images rejected, in {stage.folder}.")
 
 

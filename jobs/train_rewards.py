@@ -32,7 +32,9 @@ def run(config: Config) -> None:
     from actors.cluster.lost_nodes import is_loss
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
+    check_checkpoint(config.rewards.backbone)
     stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:

@@ -13,6 +13,7 @@ from PIL.Image import Image
 from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say
 from fgaif_ray.vlm.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def set_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if config.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def announce_engines(job: str, count: int = 1) -> None:
+    """Say, on the driver, why nothing is to be seen for a while."""
+    say(f"{job}: starting {'the engine' if count == 1 else f'{count} engines'} (about 20 s, longer for large models)")
 
 
 def start_engine(

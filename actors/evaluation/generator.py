@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from actors import metrics
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
-from actors.engine.start import BAN, image_prompt, reload_weights, start_engine
+from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
@@ -133,6 +133,7 @@ def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
+    announce_engines("evaluate")
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         Generator,
         fn_constructor_kwargs={"config": config, "adapter": adapter, "rank": rank, "partial": partial},

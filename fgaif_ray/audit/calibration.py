@@ -103,7 +103,7 @@ def cross_validate(facts: Facts) -> NDArray[np.bool_] | None:
     """Verdicts on each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
     if len(set(facts.images)) < 2:
         return None
-    fold = image_folds(facts.images, folds)
+    fold = image_folds(facts.images, FOLDS)
     verdicts = np.zeros(len(fold), dtype=bool)
     for held_out in np.unique(fold):
         inside = fold == held_out

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config, DataConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say_once
 from fgaif_ray.storage import stages
 
 FEWEST_IMAGES: Final = 5
@@ -63,7 +64,22 @@ def cut(images: list[str], data: DataConfig, source: str) -> ImageSets:
         raise UserError(f"{source} holds {len(images)} images; give at least {FEWEST_IMAGES}.")
     train = len(images) - min(data.evaluate_images, len(images) // FEWEST_IMAGES)
     sampled = min(data.sample_images, max(train // 2, train - data.align_images))
-    return ImageSets(images[:sampled], images[sampled:train][: data.align_images], images[train:])
+    sets = ImageSets(images[:sampled], images[sampled:train][: data.align_images], images[train:])
+    _say_what_is_missing(sets, data, source)
+    return sets
+
+
+def _say_what_is_missing(sets: ImageSets, data: DataConfig, source: str) -> None:
+    """Fewer images than the configuration asks for are used as they are, but not without a word."""
+    found = {
+        "sample_images": (len(sets.sample), data.sample_images),
+        "align_images": (len(sets.align), data.align_images),
+        "evaluate_images": (len(sets.evaluate), data.evaluate_images),
+    }
+    short = [f"{name} {got} of {asked}" for name, (got, asked) in found.items() if got < asked]
+    if short:
+        got, asked = (sum(column) for column in zip(*found.values(), strict=True))
+        say_once(f"{source} gives {got} of {asked} images asked for ({', '.join(short)}).")
 
 
 def cut_rows(rows: Iterable[tuple[str, str | None, str | None]], data: DataConfig, source: str) -> ImageSets:

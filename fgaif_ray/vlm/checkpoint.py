@@ -23,12 +23,12 @@ ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 """One of them is enough."""
 PROCESSOR_FILES: Final = ("processor_config.json", "preprocessor_config.json")
-_HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def not_downloaded(model: str) -> UserError:
     """There is no such folder, and no such model in the cache of downloads."""
-    name = model if _HUB_NAME.fullmatch(model) else EXAMPLE
+    name = model if _HUB_NAME.fullmatch(model) else EXAMPLE  # a path cannot be downloaded
     return UserError(
         f"{model} is not a folder here and not downloaded: correct the name, or download a model with "
         f"`hf download {name}`."

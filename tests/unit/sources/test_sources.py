@@ -47,6 +47,15 @@ def test_sampling_takes_what_ppo_leaves(tmp_path: Path) -> None:
     assert [len(part) for part in (sets.sample, sets.align, sets.evaluate)] == [7, 1, 2]
 
 
+def test_fewer_images_than_asked_for_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "a", 11)
+    sizes = {"sample_images": 30, "align_images": 2, "evaluate_images": 18}
+    prepare_images(configure(tmp_path, source="folder", path=str(tmp_path / "a"), **sizes))
+    assert (
+        "gives 11 of 50 images asked for (sample_images 7 of 30, evaluate_images 2 of 18)." in capsys.readouterr().out
+    )
+
+
 def test_a_file_system_that_is_not_installed_is_named() -> None:
     with pytest.raises(UserError, match="zzz"):
         storage.exists("zzz://bucket/a")
