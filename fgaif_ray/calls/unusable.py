@@ -7,7 +7,7 @@ from typing import Final, Literal
 Reason = Literal[
     "empty", "language", "length", "malformed", "refusal", "rejected", "server", "shape", "timeout", "white_space"
 ]
-"""Why a row has no facts: named so that rejected rows can be counted by it."""
+"""Reasons why a row has no facts, by which rejected rows are counted."""
 
 
 ENDPOINT_REASONS: Final = frozenset({"server", "timeout"})
@@ -15,7 +15,7 @@ ENDPOINT_REASONS: Final = frozenset({"server", "timeout"})
 
 
 class UnusableAnswer(Exception):
-    """No usable facts for a response: the row is rejected with ``reason``, the others go on.
+    """Error of a response without usable facts: its row is rejected with ``reason``, and the others go on.
 
     The message is ``"{reason}: {detail}"``; ``detail`` is one sentence for people and for the repair try.
     """
