@@ -47,7 +47,6 @@ def run(config: Config) -> None:
         UserError: the reward models are missing, the critic cannot start from the wanted one, or the run was stopped
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
-    from actors.rewards.service import published_reward_folders
     from fgaif_ray.sources import prepare_images
     from fgaif_ray.vlm.checkpoint import check_checkpoint
 

@@ -139,4 +139,5 @@ def chance_corrected(observed: Floats, expected: Floats) -> Floats:
 
 
 def _known(figure: ArrayLike) -> float | None:
-    return None if np.isnan(figure) else float(figure)
+    value = float(np.asarray(figure))
+    return None if np.isnan(value) else value
