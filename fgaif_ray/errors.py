@@ -9,6 +9,20 @@ class UserError(Exception):
     """
 
 
+class BrokenFileError(UserError):
+    """A file is damaged or missing; ``str`` says which, why, and what to do.
+
+    Example: ``BrokenFileError("runs/a/policy/_manifest.json", "it is not JSON", "remove runs/a/policy")``
+    """
+
+    def __init__(self, file: str, reason: str, advice: str) -> None:
+        super().__init__(file, reason, advice)  # what pickle calls it with again
+        self.file, self.reason, self.advice = file, reason, advice
+
+    def __str__(self) -> str:
+        return f"broken: {self.file} ({self.reason}): {self.advice}."
+
+
 def find_user_error(error: BaseException | None) -> UserError | None:
     """The UserError behind an exception, also where Ray has wrapped it on its way from a worker."""
     seen: set[int] = set()

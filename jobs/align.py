@@ -12,14 +12,16 @@ Examples:
 import sys
 import time
 
+from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
-from fgaif_ray.rewards.files import published_versions
+from fgaif_ray.rewards.files import published_reward_folders, published_versions
 from fgaif_ray.storage import stages
-from jobs.cli import ConfigOption, SetOption, main, read_config
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 
+@storage.writes_run("align")
 def run(config: Config) -> None:
     """Run PPO and publish ``policy/``; its reward service and rollout workers live no longer than that.
 
@@ -30,8 +32,13 @@ def run(config: Config) -> None:
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
     from fgaif_ray.sources import prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
+    published_reward_folders(config)  # what is missing is told before images are prepared
+    if storage.read_manifest(config.run.dir, stages.POLICY) is None:
+        for model in (config.policy.model, config.rewards.backbone):
+            check_checkpoint(model)
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
@@ -42,22 +49,23 @@ def run(config: Config) -> None:
 
     from actors.alignment.run import publish_policy, reward_app, train_policy
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
     from fgaif_ray.rl.trackers import require_packages
+    from fgaif_ray.vlm.front_end import load_front_end
 
     require_packages(config.align.tracking)
     asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
-    ImageChat(config.policy.model).check_prompts(asked, config.align.rollout.engine.max_model_len)
-    stage.begin()
+    front_end = load_front_end(config.policy.model)
+    front_end.check_prompts(asked, config.align.rollout.engine.max_model_len)
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config), reward_app(config) as app_name:
-        steps, done_before = train_policy(config, stage, sets, app_name)
+        steps, done_before = train_policy(config, stage, sets, app_name, front_end.banned_token_ids)
     goodput = publish_policy(config, stage, steps, done_before, time.monotonic() - started)
     say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
 
 
-def command(config: ConfigOption, overrides: SetOption = None) -> None:
+def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:
     """What `fgaif align` does."""
-    run(read_config(config, overrides))
+    run(read_config(config, overrides, overwrite))
 
 
 if __name__ == "__main__":

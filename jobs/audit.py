@@ -21,7 +21,7 @@ from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import stages
 from fgaif_ray.tables import estimate_cell, table_lines
-from jobs.cli import ConfigOption, SetOption, main, read_config
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 PAGE_FILE: Final = "audit.html"
 TASKS_FILE: Final = "audit_tasks.json"
@@ -38,6 +38,7 @@ _COLUMNS: Final = (
 )
 
 
+@storage.writes_run("audit")
 def draw_audit(config: Config, count: int) -> None:
     """Write `<run.dir>/audit/`: the page, Label Studio's tasks and the sample with the AI's verdicts.
 
@@ -53,19 +54,19 @@ def draw_audit(config: Config, count: int) -> None:
         for row in storage.read_rows(folder, ["sample_id", "image_sha256", "segments"]):
             sampler.offer(row)
         audit = sampler.collect(storage.read_rows(folder))
-        _write(stage, audit, config.report.title)
+        _write(stage, audit, config.report.title, config.run.overwrite)
         if len(audit.items) < count:
             say(f"audit: the run has only {len(audit.items)} sub-sentences; all are in the audit.")
     say(f"audit: open {page} in a browser, label, export, then `fgaif audit import FILE` with this configuration.")
 
 
-def _write(stage: storage.Stage, audit: Audit, title: str) -> None:
+def _write(stage: storage.Stage, audit: Audit, title: str, overwrite: bool) -> None:
     from fgaif_ray.audit.label_studio import LABELLING_CONFIG, build_tasks
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
+    stage.begin(overwrite=overwrite)
     pictures = load_pictures(audit, load_image)
-    stage.begin()
     tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
     page = build_page(audit, pictures, title)
     storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())
@@ -75,6 +76,7 @@ def _write(stage: storage.Stage, audit: Audit, title: str) -> None:
     stage.publish({"sub_sentences": len(audit.items), "audit": audit.id})
 
 
+@storage.writes_run("audit")
 def import_answers(config: Config, paths: Sequence[str]) -> None:
     """Compare answers with the AI's labels; write `<run.dir>/audit/agreement.json` and print a table.
 
@@ -127,6 +129,7 @@ def draw(
     count: Annotated[int, typer.Argument(metavar="N", help="sub-sentences to label", show_default=False)],
     config: ConfigOption,
     overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a page on which to label N sub-sentences by hand.
 
@@ -135,7 +138,7 @@ def draw(
     Example:
         fgaif audit draw 200 --config my.yaml
     """
-    draw_audit(read_config(config, overrides), count)
+    draw_audit(read_config(config, overrides, overwrite), count)
 
 
 def import_files(

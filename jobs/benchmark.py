@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import ConfigOption, SetOption, main, read_config
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 
 def command(
@@ -24,6 +24,7 @@ def command(
     ],
     config: ConfigOption,
     overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
     answers: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,7 +38,7 @@ def command(
     """What `fgaif benchmark` does."""
     from actors.evaluation.benchmarks import run_benchmarks
 
-    run_benchmarks(read_config(config, overrides), names, answers, dry_run)
+    run_benchmarks(read_config(config, overrides, overwrite), names, answers, dry_run)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from fgaif_ray.progress import say
 from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
+@storage.writes_run("calibrate")
 def calibrate_on(config: Config, path: str) -> None:
     """Verify the labelled facts of a file and report thresholds; labels nothing.
 

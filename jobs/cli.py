@@ -78,15 +78,18 @@ SetOption = Annotated[
         show_default=False,
     ),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="replace what was finished with other settings (run.overwrite=true)")
+]
 
 
-def read_config(file: str, overrides: Sequence[str] | None) -> Config:
+def read_config(file: str, overrides: Sequence[str] | None, overwrite: bool = False) -> Config:
     """The configuration of a command line.
 
     Raises:
         UserError: the file or a key cannot be used.
     """
-    return load_config(file, overrides or ())
+    return load_config(file, [*(overrides or ()), *(["run.overwrite=true"] if overwrite else ())])
 
 
 class _Interruption(KeyboardInterrupt):

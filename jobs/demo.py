@@ -24,7 +24,7 @@ from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 from fgaif_ray.tables import table_lines
-from jobs.cli import SetOption, main
+from jobs.cli import OverwriteOption, SetOption, main
 
 FOLDER: Final = "fgaif-demo"
 QUICK: Final = (
@@ -88,9 +88,10 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="a taste in about three minutes")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would run and where; start nothing")] = False,
     overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """What `fgaif demo` does."""
-    config = demo_config(folder, quick, overrides)
+    config = demo_config(folder, quick, [*(overrides or ()), *(["run.overwrite=true"] if overwrite else ())])
     engine_is_there = importlib.util.find_spec("vllm") is not None
     missing = "vLLM is not installed: `pip install 'fgaif-ray[cpu]'`, or 'fgaif-ray[gpu]' on a machine with one."
     if dry_run:

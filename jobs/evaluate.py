@@ -15,11 +15,13 @@ import time
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.progress import say
+from fgaif_ray.evaluation.rows import REJECTED_FOLDER
+from fgaif_ray.progress import say, say_rejected
 from fgaif_ray.storage import stages
-from jobs.cli import ConfigOption, SetOption, main, read_config
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 
+@storage.writes_run("evaluate")
 def run(config: Config) -> None:
     """Answer what is not answered yet, measure, and publish ``evaluation/``.
 
@@ -27,9 +29,12 @@ def run(config: Config) -> None:
         UserError: the policy has not been aligned yet, or images or models cannot be used.
     """
     from fgaif_ray.sources import load_truth, prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
     stages.require(config.run.dir, stages.POLICY)
+    if storage.read_manifest(config.run.dir, stages.EVALUATION) is None:
+        check_checkpoint(config.policy.model)
     sets = prepare_images(config)
     images = sets.evaluate
     stage = stages.evaluation(config, sets)
@@ -44,7 +49,7 @@ def run(config: Config) -> None:
     splits = pope_splits(config, images, truth) if truth is not None else {}
     questions = questions_of(config, sets, splits)
     before = stages.answers_before(config, sets)
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     keep_before(stage, before)
     answer(config, stage, questions)
     rows = list(storage.read_rows(stage.partial))
@@ -60,12 +65,14 @@ def run(config: Config) -> None:
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
     counts = {"images": len(kept), "rows": len(rows), "rejected_images": len(rejected)}
     stage.publish(counts | {"before": before})
+    lost = ({"image": image, "reason": reason} for image, reason in rejected.items())
+    say_rejected("evaluate", lost, len(rejected), storage.join(stage.folder, REJECTED_FOLDER))
     say(f"evaluate: {len(rows)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
 
 
-def command(config: ConfigOption, overrides: SetOption = None) -> None:
+def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:
     """What `fgaif evaluate` does."""
-    run(read_config(config, overrides))
+    run(read_config(config, overrides, overwrite))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def _read_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _build(config: Config, name: str, seeds: str, variants: str | None) -> tuple[Experiment, list[Run]]:
+def _build(config: Config, name: str, seeds: str, variants: str | None, parallel: int) -> tuple[Experiment, list[Run]]:
+    if parallel < 1:
+        raise UserError(f"--parallel takes a number from 1 on, not {parallel}.")
     chosen = [part.strip() for part in variants.split(",") if part.strip()] if variants else []
     experiment = build_experiment(name, config, chosen)
     return experiment, build_runs(experiment, config, _read_seeds(seeds))
@@ -59,7 +61,7 @@ def show_runs(config: Config, name: str, seeds: str, variants: str | None, paral
     from fgaif_ray.experiments.adopt import is_finished, other_folders, read_marker
     from fgaif_ray.experiments.sharing import plan_lines, plan_runs
 
-    experiment, runs = _build(config, name, seeds, variants)
+    experiment, runs = _build(config, name, seeds, variants, parallel)
     known: dict[str, str] = {}
     timing: Mapping[str, float] | None = _timing(config.run.dir)
     for folder in other_folders(config):
@@ -92,14 +94,15 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
     from fgaif_ray.experiments.outcome import results_table, write_results
     from fgaif_ray.experiments.run_queue import RunQueue
 
-    if parallel < 1:
-        raise UserError(f"--parallel takes a number from 1 on, not {parallel}.")
-    experiment, runs = _build(config, name, seeds, variants)
+    experiment, runs = _build(config, name, seeds, variants, parallel)
 
     def on_end(ended: Mapping[str, str | None]) -> None:
         write_results(config, experiment, runs, ended, command_line)
 
-    with tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch:
+    with (
+        storage.hold_run(experiment_folder(config, name), "experiment"),
+        tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch,
+    ):
         ended = RunQueue(runs, config, parallel, Path(scratch), on_end).work()
     results = write_results(config, experiment, runs, ended, command_line)
     for line in results_table(results):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actors.labelling.reuse import can_reuse, reuse
+from actors.labelling.reuse import can_reuse, loses_nothing, reuse
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.label_sources import feedback_stages
@@ -23,7 +23,7 @@ from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
-from jobs.cli import ConfigOption, SetOption, main, read_config
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from actors.engine.openai_server import OpenAIServer
@@ -47,6 +47,7 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
     return start_server(config)
 
 
+@storage.writes_run("label")
 def run(config: Config, server: "OpenAIServer | None" = None) -> None:
     """Label every response that has no label yet and publish ``feedback/`` and ``feedback_rejected/``.
 
@@ -70,9 +71,9 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
 
     responses = storage.join(stage.run, stages.RESPONSES)
     Overrides.load(config.label).check(storage.read_rows(responses, ["sample_id", "response"]))
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite or loses_nothing(config, stage))
     if not rejected_stage.is_complete():
-        rejected_stage.begin()
+        rejected_stage.begin(overwrite=True)  # rejected rows go with the labelled ones
     verification = prepare(config, stage.partial, rejected_stage.partial)
     reuse(config, stage, rejected_stage, verification)
     pending = pending_responses(config)
@@ -100,10 +101,11 @@ def pending_responses(config: Config) -> Pending:
 def command(
     config: ConfigOption,
     overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show calls, tokens and money, and do nothing")] = False,
 ) -> None:
     """What `fgaif label` does."""
-    settings = read_config(config, overrides)
+    settings = read_config(config, overrides, overwrite)
     if dry_run:
         from actors.labelling.cost import show_cost
 

@@ -10,11 +10,13 @@ Examples:
 
 import sys
 
+from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.progress import say
 from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
+@storage.writes_run("reward_accuracy")
 def run(config: Config) -> None:
     """Score and compare, unless that is done.
 

@@ -17,15 +17,16 @@ from typing import Any, Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.progress import say
+from fgaif_ray.progress import say, say_rejected
 from fgaif_ray.records import PROVIDED
 from fgaif_ray.storage import stages
-from jobs.cli import ConfigOption, SetOption, main, read_config
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 REJECTED_NAMED: Final = 20
 """Rejected images that the manifest names; all of them stand in the stage's ``rejected`` folder."""
 
 
+@storage.writes_run("sample")
 def run(config: Config) -> None:
     """Sample every image that has no response yet and publish ``responses/``.
 
@@ -33,8 +34,12 @@ def run(config: Config) -> None:
         UserError: the images or the policy cannot be used, or no image could be read.
     """
     from fgaif_ray.sources import prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
+    published = storage.read_manifest(config.run.dir, stages.RESPONSES) is not None
+    if not published and config.data.source not in ("rows", "dataset"):
+        check_checkpoint(config.policy.model)  # told before images are prepared; rows may bring their responses
     sets = prepare_images(config)
     stage = stages.responses(config, sets)
     if stage.is_complete():
@@ -42,8 +47,9 @@ def run(config: Config) -> None:
         return
 
     from actors.sampling.run import drop_repeated, fill, rejected_folder
+    from actors.sampling.sampler import REJECTED_FOLDER
 
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     total = sets.provided + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
     fill(config, stage, sets, total)
     kept = drop_repeated(stage)
@@ -70,12 +76,14 @@ def run(config: Config) -> None:
         }
     )
     given = f" ({reasons[PROVIDED]} of them given)" if sets.provided else ""
+    folder = storage.join(stage.folder, REJECTED_FOLDER)
+    say_rejected("sample", named, rejected, folder)
     say(f"sample: {kept} responses{given}, {rejected} images rejected, in {stage.folder}.")
 
 
-def command(config: ConfigOption, overrides: SetOption = None) -> None:
+def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:
     """What `fgaif sample` does."""
-    run(read_config(config, overrides))
+    run(read_config(config, overrides, overwrite))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import say
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.storage import join, read_json, stages
-from jobs.cli import ConfigOption, SetOption, main, read_config
+from fgaif_ray.storage import join, read_json, stages, writes_run
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 
+@writes_run("train_rewards")
 def run(config: Config) -> None:
     """Train what is not trained yet and publish the stage.
 
@@ -34,8 +35,10 @@ def run(config: Config) -> None:
     from actors.cluster.lost_nodes import is_loss
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
-    stage.begin()
+    check_checkpoint(config.rewards.backbone)
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:
             train_reward_models(config, join(config.run.dir, stages.FEEDBACK), stage.partial)
@@ -52,9 +55,9 @@ def run(config: Config) -> None:
     say(f"train_rewards: wrote {stage.folder}")
 
 
-def command(config: ConfigOption, overrides: SetOption = None) -> None:
+def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:
     """What `fgaif train-rewards` does."""
-    run(read_config(config, overrides))
+    run(read_config(config, overrides, overwrite))
 
 
 if __name__ == "__main__":

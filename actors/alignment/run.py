@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -26,7 +26,6 @@ from fgaif_ray.rl.policy_card import policy_card
 from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
 from fgaif_ray.rl.watch import progress_note
 from fgaif_ray.sources import ImageSets
-from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
 
 TRAIN_FOLDER: Final = "train"
 """Ray Train's own folder inside the partial stage: its checkpoints."""
@@ -47,7 +46,9 @@ def reward_app(config: Config) -> Iterator[str]:
             reward_service.shutdown(config.serve.app_name)
 
 
-def train_policy(config: Config, stage: storage.Stage, sets: ImageSets, app_name: str) -> tuple[int, int]:
+def train_policy(
+    config: Config, stage: storage.Stage, sets: ImageSets, app_name: str, banned: Sequence[int]
+) -> tuple[int, int]:
     """Run rollout workers and the learner to the last step.
 
     Args:
@@ -55,6 +56,7 @@ def train_policy(config: Config, stage: storage.Stage, sets: ImageSets, app_name
         stage: of the policy, begun.
         sets: the images.
         app_name: of the Serve application that scores.
+        banned: token ids that are never sampled.
 
     Returns:
         The number of steps, and how many of them an earlier call did.
@@ -66,7 +68,7 @@ def train_policy(config: Config, stage: storage.Stage, sets: ImageSets, app_name
     critic = align.critic_from_reward
     folder = stage.partial if not storage.is_local(stage.partial) else os.path.abspath(stage.partial)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
-    with rollout_workers(config, banned_token_ids(load_backbone(config.policy.model))) as workers:
+    with rollout_workers(config, banned) as workers:
         task = LearnerTask(
             config=config,
             images=tuple(sets.align),

@@ -3,13 +3,13 @@
 import os
 from typing import Any, Final
 
-from actors.engine.adapter import adapter_rank
 from actors.engine.start import GIB
 from fgaif_ray import storage
 from fgaif_ray.cluster.resources import LORA_RANKS
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter
 
 BASE_NAME: Final = "base"
 ALIGNED_NAME: Final = "aligned"
@@ -28,7 +28,7 @@ def serving_command(config: Config) -> list[str]:
     adapter = storage.join(config.run.dir, stages.POLICY)
     if not storage.is_local(adapter):
         raise UserError(f"vLLM serves adapters from local folders: copy {adapter} to one and give its run folder.")
-    rank = adapter_rank(adapter)
+    rank = check_adapter(adapter)
     room = next((room for room in LORA_RANKS if room >= rank), None)
     if room is None:
         raise UserError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}: lower align.lora.rank from {rank}.")

@@ -3,8 +3,6 @@
 from typing import Any, Final
 
 from actors.cluster.connect import connect
-from actors.engine.adapter import adapter_rank
-from actors.engine.chat import ImageChat
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import find_user_error
@@ -12,6 +10,8 @@ from fgaif_ray.evaluation import BEFORE, POLICIES
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter
+from fgaif_ray.vlm.front_end import load_front_end
 
 KEPT_PART: Final = "before-kept"
 """Name of the part with answers that were taken from an earlier evaluation."""
@@ -54,9 +54,9 @@ def answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]]
         return
     # A wrong model or prompt is better found before Ray and an engine are started for it.
     prompts = (row["prompt"] for row in pending)
-    ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+    load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, stages.POLICY)
-    rank = adapter_rank(adapter)
+    rank = check_adapter(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
         from actors.engine.blocks import blocks_of
         from actors.evaluation.generator import answer_questions

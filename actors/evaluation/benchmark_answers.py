@@ -4,7 +4,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Final
 
-from actors.engine.adapter import adapter_rank
 from fgaif_ray import storage
 from fgaif_ray.config import BenchmarkConfig, Config
 from fgaif_ray.errors import find_user_error
@@ -15,6 +14,8 @@ from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter
+from fgaif_ray.vlm.front_end import load_front_end
 
 ANSWERS_FILE: Final = "answers.jsonl"
 
@@ -65,6 +66,7 @@ def questions_of(config: Config, task: Task, which: str) -> list[dict[str, Any]]
     return list(rows.values())
 
 
+@storage.writes_run("benchmark")
 def answer(config: Config, tasks: list[Task]) -> None:
     """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
     pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -72,7 +74,7 @@ def answer(config: Config, tasks: list[Task]) -> None:
     for task in tasks:
         if task.stage.is_complete():
             continue
-        task.stage.begin()
+        task.stage.begin(overwrite=config.run.overwrite)
         known = done(task)
         for which in POLICIES:
             rows = questions_of(config, task, which)
@@ -81,12 +83,11 @@ def answer(config: Config, tasks: list[Task]) -> None:
     left = sum(len(rows) for rows in pending.values())
     if left:
         from actors.cluster.connect import connect
-        from actors.engine.chat import ImageChat
 
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
-        ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+        load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, stages.POLICY)
-        rank = adapter_rank(adapter)
+        rank = check_adapter(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}
         with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
             from actors.engine.blocks import blocks_of

@@ -128,6 +128,7 @@ def _score(
     return {"title": benchmark.title, "models": models, "comparisons": comparisons}
 
 
+@storage.writes_run("benchmark")
 def _publish(config: Config, results: Mapping[str, Any]) -> None:
     """Write ``benchmarks.json``: the latest figures of every benchmark."""
     from fgaif_ray.statistics.intervals import CONFIDENCE

@@ -18,7 +18,7 @@ from fgaif_ray.feedback.labels import LabelledResponse, write_official
 from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.pending import distinct, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
-from fgaif_ray.progress import say
+from fgaif_ray.progress import say, say_rejected
 from fgaif_ray.records import ABSENT, FACT_TYPES
 from fgaif_ray.shapes.oracle import label_claims, read_claims
 from fgaif_ray.sources import load_truth
@@ -86,6 +86,8 @@ def publish(
     stage.publish({"rows": labelled, "rejected": rejected, **manifest_entries(config)})
     for line in summary_lines(config, metrics):
         say(line)
+    rejections = storage.read_rows(rejected_stage.folder, ["image", "reason"])
+    say_rejected("label", rejections, rejected, rejected_stage.folder)
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 

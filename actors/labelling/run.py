@@ -15,6 +15,7 @@ from actors.labelling.verification import check_verifiers
 from actors.labelling.verifier import Verification
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LedgerTotals, read_ledger
+from fgaif_ray.calls.unusable import describe_failures
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.feedback.pending import Pending
@@ -55,6 +56,7 @@ def label_pending(config: Config, verification: Verification, pending: Pending, 
     check_verifiers(config)  # better found wrong before servers and engines start
     first = first_unanswered(config.label.extractor, config.run.dir, pending)
     stopped, give_up = None, float("inf")
+    unavailable: list[str] = []
     with (
         _endpoint(config, server, first) as endpoint,
         connect(config),
@@ -73,11 +75,14 @@ def label_pending(config: Config, verification: Verification, pending: Pending, 
                         break
                     continue
                 progress.advance(counts["labelled"] + counts["rejected"])
+                unavailable += counts["unavailable"]
         except Exception as error:
             raise (find_user_error(error) or error) from error
     say(_spent(config, read_ledger(config.run.dir)))
     if stopped is not None:
         raise UserError(stopped)
+    if unavailable:
+        raise UserError(describe_failures(unavailable, pending.total, config.label.extractor.section))
 
 
 @contextmanager
@@ -101,6 +106,7 @@ def _endpoint(config: Config, server: OpenAIServer | None, first: str | None) ->
     used = server or own
     assert used is not None
     try:
+        say("label: waiting for the extraction server (about 20 s, longer for large models)")
         used.wait_ready()
         yield Endpoint(used.base_url, SecretStr(used.api_key))
     finally:

@@ -88,7 +88,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         p_consistent=p_consistent,
         weights=np.array([fact.weight for fact in labelled]),
     )
-    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type)
+    found = calibrate(facts)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
         {
@@ -101,7 +101,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         }
         for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
     ]
-    stage.begin()
+    stage.begin(overwrite=True)  # verified again without a paid call
     storage.write_part(stage.partial, rows, VERIFIED_FACTS_SCHEMA, "facts")
     storage.write_json(storage.join(stage.partial, FIGURES_FILE), {"verifier": described} | found)
     stage.publish({"rows": len(rows), "thresholds": found["thresholds"]})

@@ -7,7 +7,6 @@ from typing import Any, Final
 import pyarrow as pa
 
 from actors.cluster.connect import connect
-from actors.engine.chat import ImageChat
 from actors.sampling.provided import PROVIDED_SCHEMA, write_provided_blocks
 from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TASK_SCHEMA
 from fgaif_ray import storage
@@ -16,6 +15,7 @@ from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
 from fgaif_ray.sources import ImageSets, provided_responses
+from fgaif_ray.vlm.front_end import load_front_end
 
 GIVEN_PART: Final = "given-"
 """Start of the names of parts with given responses."""
@@ -74,7 +74,7 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
     if not blocks and not missing:
         return
     if blocks:
-        ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
+        load_front_end(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
     initial = len(done) + max(0, sets.provided - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
         from actors.sampling.plan import sample_responses

@@ -14,7 +14,7 @@ LabelSelector = dict[str, LabelCondition]
 class Section(BaseModel):
     """A section of the configuration; unknown keys are errors, and a section does not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -22,7 +22,9 @@ class RunConfig(Section):
 
     dir: str
     """Folder of the run (a local path, or a URI that fsspec knows, e.g. ``s3://bucket/run``)."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    overwrite: bool = False
+    """Replace finished stages that were made with other settings; otherwise a job says what would be lost and stops."""
 
 
 class RayConfig(Section):
