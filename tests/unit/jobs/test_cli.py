@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fgaif_ray import __version__
+from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError, find_user_error
 from jobs.cli import SECTIONS, SUMMARIES, main, run_job
 from jobs.old_flags import replace_old_flag
@@ -160,7 +161,17 @@ class TestCommands:
 
     def test_an_override_reaches_the_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main("sample", [*ARGUMENTS, "--set", "sample.no_such_key=1"]) == 2
-        assert "sample: configs/shapes.yaml: the key sample.no_such_key is not known" in capsys.readouterr().err
+        assert "the key sample.no_such_key is not known" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("command", ["pipeline", "sample", "label", "train-rewards", "align", "evaluate"])
+    def test_overwriting_is_a_key_of_the_configuration(
+        self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[Config] = []
+        monkeypatch.setattr(f"jobs.{command.replace('-', '_')}.run", given.append)
+        arguments = [*ARGUMENTS, "--set", f"run.dir={tmp_path}"]
+        assert main(command, arguments) == main(command, [*arguments, "--overwrite"]) == 0
+        assert [config.run.overwrite for config in given] == [False, True]
 
 
 class TestOldFlags:
