@@ -7,6 +7,8 @@ VENV_PYTHON := .venv/bin/python
 CONFIG ?= configs/shapes.yaml
 # Extra arguments for pytest or for a job, e.g. `make test ARGS=tests/unit`.
 ARGS ?=
+# Of pytest; more of them overlap more of the waiting, and take more memory.
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast proofs bench-labelling bench-rewards bench-ppo bench-scale bench-gpu lint format lock pretrain-shapes clean
@@ -22,9 +24,9 @@ setup: ## create or update .venv from requirements/cpu.lock
 demo: setup ## run the whole loop on the embedded world and write runs/shapes/report.html
 	$(VENV_PYTHON) -m jobs.pipeline --config $(CONFIG) $(ARGS)
 
-# Two processes, a file of tests each: engines and Ray start on one core and wait a lot.
+# Several processes, a file of tests each: engines and Ray start on one core and wait a lot.
 test: setup ## run all tests but the proofs
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV_PYTHON) -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## run the tests that start neither Ray nor vLLM
 	$(VENV_PYTHON) -m pytest --ignore tests/integration --ignore tests/proofs -m "not slow" $(ARGS)
