@@ -1,4 +1,4 @@
-"""Asking the reward service, from inside the cluster, for the dense rewards of a batch."""
+"""Asking the reward service, from inside the cluster, for its verdicts on a batch."""
 
 import logging
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from ray.serve.exceptions import RayServeException
 from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
 
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.scoring import ResponseVerdicts
 
 logger = logging.getLogger(__name__)
 
@@ -103,16 +104,16 @@ class Rewarder:
         return verdicts
 
 
-def _verdicts(answer: dict[str, Any] | None) -> TypeVerdicts:
+def _verdicts(answer: ResponseVerdicts | None) -> TypeVerdicts:
     if answer is None:
         reason = "the reward models could not score the response; see the log of the gateway"
         return TypeVerdicts(failure=reason, refused=True)
-    segments = answer["segments"]
+    by_type = [answer.probabilities[kind].tolist() for kind in FACT_TYPES]  # [types][segments][classes]
     return TypeVerdicts(
-        spans=tuple((segment["start"], segment["end"]) for segment in segments),
-        token_ends=tuple(segment["token_end"] for segment in segments),
-        response=answer["response"],
-        probabilities=tuple(tuple(tuple(segment[kind]) for kind in FACT_TYPES) for segment in segments),
+        spans=tuple((span.start, span.end) for span in answer.response.spans),
+        token_ends=tuple(answer.token_ends or ()),
+        response=answer.response.text,
+        probabilities=tuple(tuple(map(tuple, segment)) for segment in zip(*by_type, strict=True)),
     )
 
 

@@ -28,16 +28,16 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from actors.cluster.device import worker_device
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
-from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.files import ADAPTER_FILES, RewardModelFiles, kind_of, read_folder
+from fgaif_ray.rewards.files import kind_of, read_folder
 from fgaif_ray.rewards.scoring import (
     ScoredBatch,
     ScoringBatch,
@@ -57,6 +57,8 @@ BATCH_WAIT_S: Final = 0.01
 PROXY_MARGIN_S: Final = 30.0
 """The proxy waits this much longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
+HANDLE_FORMAT: Final = "verdicts-1"
+"""What the gateway answers through its handle; a running service that answers in another format is replaced."""
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -82,7 +84,7 @@ class ScorerSettings:
     max_batch_size: int
     threads: int | None
     versions: dict[str, str]
-    """Fact type -> `model_version` of its folder."""
+    """Fact type -> version of the model in its folder."""
 
 
 class RewardScorer:
@@ -97,7 +99,7 @@ class RewardScorer:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation)
-        backbone.move_to("cuda" if ray.get_gpu_ids() else "cpu")
+        backbone.move_to(worker_device())
         self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
         self._versions = settings.versions
         # One thread: forward passes do not overlap, while the event loop collects the next batch.
@@ -122,32 +124,6 @@ class RewardScorer:
         outcomes = score_batches(self._model, tuple(self._versions), batches)
         record_batch(tuple(self._versions), outcomes, time.monotonic() - began)
         return outcomes
-
-
-def published_reward_folders(config: Config) -> dict[str, str]:
-    """The reward models of the run, by fact type.
-
-    Raises:
-        UserError: one has not been trained.
-    """
-    folders = {fact_type: storage.join(config.run.dir, "rewards", fact_type) for fact_type in FACT_TYPES}
-    for folder in folders.values():
-        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
-            message = (
-                f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
-            )
-            raise UserError(message)
-    return folders
-
-
-def model_version(folder: str, temperature_scaling: bool = False) -> str:
-    """A short hash of a reward model's files, another one where its temperature is applied."""
-    return _served_version(read_folder(folder), temperature_scaling)
-
-
-def _served_version(files: RewardModelFiles, temperature_scaling: bool) -> str:
-    scaled = fingerprint(files.version, "temperature scaling")[: len(files.version)]
-    return scaled if temperature_scaling else files.version
 
 
 def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
@@ -215,6 +191,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         )
     digest = token_digest(token) if token is not None else None
     identity = fingerprint(
+        HANDLE_FORMAT,
         card.model_dump(), digest, config.serve.model_dump(exclude={"replace"}), config.rewards.backbone,
         config.rewards.dtype, config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
         config.align.reward.model_dump(),
@@ -249,7 +226,7 @@ def shutdown(app_name: str = APP_NAME) -> None:
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
     scaled = config.rewards.temperature_scaling
     files = {fact_type: read_folder(folders[fact_type]) for fact_type in FACT_TYPES}
-    versions = {fact_type: _served_version(files[fact_type], scaled) for fact_type in FACT_TYPES}
+    versions = {fact_type: files[fact_type].served_version(scaled) for fact_type in FACT_TYPES}
     return ModelList(
         models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
         model_version=combined_version(versions),

@@ -4,16 +4,17 @@ A threshold fitted to facts looks better on them than it is. So its figures come
 images held out, beside those of the plain 0.5 and of the fit itself.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.statistics.intervals import CONFIDENCE, estimate_figures
+from fgaif_ray.statistics.calibration import estimate_calibration_error
+from fgaif_ray.statistics.folds import image_folds
+from fgaif_ray.statistics.intervals import CONFIDENCE
 from fgaif_ray.statistics.reliability import estimate_agreement
 
 PLAIN: Final = 0.5
@@ -100,14 +101,11 @@ def fit_thresholds(facts: Facts) -> dict[str, float]:
 
 def cross_validate(facts: Facts) -> NDArray[np.bool_] | None:
     """Verdicts on each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
-    images = sorted(set(facts.images), key=lambda image: hashlib.sha256(image.encode()).hexdigest())
-    if len(images) < 2:
+    if len(set(facts.images)) < 2:
         return None
-    folds = min(FOLDS, len(images))
-    fold_of = {image: index % folds for index, image in enumerate(images)}
-    fold = np.array([fold_of[image] for image in facts.images])
+    fold = image_folds(facts.images, FOLDS)
     verdicts = np.zeros(len(fold), dtype=bool)
-    for held_out in range(folds):
+    for held_out in np.unique(fold):
         inside = fold == held_out
         verdicts[inside] = judge(facts.where(inside), fit_thresholds(facts.where(~inside)))
     return verdicts
@@ -175,21 +173,6 @@ def _figures(facts: Facts, verdicts: Mapping[str, NDArray[np.bool_] | None], see
             continue
         truth = facts.consistent.astype(np.int64)
         found = estimate_agreement(facts.images, truth, given.astype(np.int64), 2, weights=facts.weights, seed=seed)
-        measured[how] = {name: asdict(estimate) for name, estimate in found.items()}
-    return counts | measured | {"expected_calibration_error": _calibration_error(facts, seed)}
-
-
-def _calibration_error(facts: Facts, seed: int) -> dict[str, Any]:
-    """Mean gap between P(yes) and the share of right facts over bins of P(yes) (Guo et al. 2017, equation 3)."""
-    bins = np.minimum((facts.p_consistent * BINS).astype(int), BINS - 1)
-    inside = np.eye(BINS)[bins]  # [facts, bins]
-    gaps = inside * ((facts.p_consistent - facts.consistent) * facts.weights)[:, None]
-    columns = np.column_stack([gaps, facts.weights])  # [facts, bins + 1]
-
-    def figures(sums: Floats) -> Floats:
-        whole = sums[:, -1:]
-        gap = np.abs(sums[:, :-1]).sum(axis=1, keepdims=True)
-        errors: Floats = np.divide(gap, whole, out=np.full_like(whole, np.nan), where=whole > 0)
-        return errors
-
-    return asdict(estimate_figures(facts.images, columns, figures, seed=seed)[0])
+        measured[how] = {name: estimate.to_dict() for name, estimate in found.items()}
+    error = estimate_calibration_error(facts.images, facts.p_consistent, facts.consistent, facts.weights, BINS, seed)
+    return counts | measured | {"expected_calibration_error": error.to_dict()}

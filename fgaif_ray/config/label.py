@@ -21,6 +21,9 @@ class ExtractorConfig(CallsConfig):
     label_selector: LabelSelector = {}
     """Labels of the nodes that the workers, which call the endpoint, may run on."""
     max_tokens: int = Field(default=512, ge=1)
+    reject_failed: bool = False
+    """Reject the responses that the endpoint fails on after all retries (HTTP 5xx, time-outs). Otherwise they stay for
+    the next run of the same command."""
 
 
 FactType = Literal["existence", "attribute", "relation"]

@@ -1,4 +1,4 @@
-"""What both clients of the reward service share, everything but waiting: requests, retries, checked answers."""
+"""The shared part of both clients of the reward service: requests, retries, checked answers; all but the waiting."""
 
 import os
 import random
@@ -22,17 +22,17 @@ from fgaif_ray.serving.wire import (
 )
 
 RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
-"""Busy, restarting, or behind a gateway that lost it: scoring again changes nothing, so it is safe."""
+"""Statuses of a busy, restarting or lost service. Scoring has no side effect, so a retry is safe."""
 
 REFUSED_STATUSES: Final = frozenset({413, 422})
-"""Something about an item is wrong or too large; asking again with the same changes nothing."""
+"""Statuses of an item that is wrong or too large; a retry would be refused again."""
 
 BODY_MARGIN: Final = 1024
-"""Bytes of a body around its items."""
+"""Bytes of a request body around its items."""
 
 
 class RewardServiceError(Exception):
-    """The service gave no rewards.
+    """An answer of the service without rewards, or no answer.
 
     `status` is the HTTP status, None where no answer came; `code` and `request_id` are the service's own.
     """
@@ -47,7 +47,7 @@ class RewardServiceError(Exception):
 
     @property
     def refused(self) -> bool:
-        """Whether the service answered, and one of the items was the reason: the others can have their rewards."""
+        """Whether one of the items was the reason, so that the others can still be scored."""
         return self.status in REFUSED_STATUSES or self.code == "scoring_failed"
 
 
@@ -56,7 +56,7 @@ def _rebuilt_error(message: str, status: int | None, code: str, request_id: str 
 
 
 ReplyOutcome = ScoredResponse | RewardServiceError
-"""The reward of one item, or why there is none."""
+"""The reward of one item, or the error in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class RetryPolicy:
 
 
 class Session:
-    """Settings of a client, and the requests that it makes of items."""
+    """The settings of a client, and its requests."""
 
     def __init__(
         self,
@@ -107,11 +107,11 @@ class Session:
             token: bearer token; the environment variable FGAIF_REWARD_TOKEN unless given.
             timeout_s: longest wait for the answer of one request.
             connect_timeout_s: longest wait for a connection.
-            retries: how often and how patiently a request is tried again.
+            retries: how often a request is retried, and with what back-off.
             items_per_request: longer lists, and images that are too large together, are sent in several requests.
 
         Raises:
-            ValueError: no URL of HTTP, or more items than a request may have.
+            ValueError: the URL is not HTTP, or there are more items than a request may have.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, not {url!r}")
@@ -128,7 +128,7 @@ class Session:
         self._items_per_request = items_per_request
 
     def parts(self, items: Sequence[RewardItem]) -> Iterator[list[bytes]]:
-        """The items of each request, encoded: as many as the service takes in number and bytes."""
+        """Split the encoded items into requests, as many in each as the service takes in number and bytes."""
         part: list[bytes] = []
         size = BODY_MARGIN
         for item in items:
@@ -146,7 +146,7 @@ def _seconds(retry_after: str | None) -> float:
     try:
         return max(float(retry_after or 0), 0.0)
     except ValueError:
-        return 0.0  # the header's other form, a date, is none that the service sends
+        return 0.0  # the service never sends the header's other form, a date
 
 
 def no_answer(error: httpx2.TransportError) -> RewardServiceError:
@@ -173,12 +173,12 @@ def checked(answer: httpx2.Response) -> httpx2.Response:
 
 
 def request_body(part: Sequence[bytes]) -> bytes:
-    """The body of a request with these encoded items."""
+    """Build the body of a request from encoded items."""
     return b'{"items":[' + b",".join(part) + b"]}"
 
 
 def parse_models(answer: httpx2.Response) -> ModelList:
-    """What the service says that it serves.
+    """Parse which reward models the service has.
 
     Raises:
         RewardServiceError: it says something else.
@@ -186,20 +186,20 @@ def parse_models(answer: httpx2.Response) -> ModelList:
     try:
         return ModelList.model_validate_json(answer.content)
     except ValidationError as error:
-        message = f"this is no reward service: {error.errors()[0]['msg']}"
+        message = f"this is not a reward service: {error.errors()[0]['msg']}"
         raise RewardServiceError(message, status=answer.status_code, code="bad_answer") from error
 
 
 def parse_results(answer: httpx2.Response, expected: int) -> list[ScoredResponse]:
-    """The rewards in an answer, one per item asked about.
+    """Parse the rewards in an answer, one per item.
 
     Raises:
-        RewardServiceError: they are not all there, or are no finite numbers.
+        RewardServiceError: some are missing or not finite.
     """
     try:
         results = RewardResponse.model_validate_json(answer.content).results
     except ValidationError as error:
-        message = f"the reward service's answer is none of its protocol: {error.errors()[0]['msg']}"
+        message = f"the reward service's answer does not follow its protocol: {error.errors()[0]['msg']}"
         raise RewardServiceError(message, status=answer.status_code, code="bad_answer") from error
     if len(results) != expected:
         message = f"the reward service answered {len(results)} results to {expected} items"

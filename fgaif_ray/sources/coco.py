@@ -1,4 +1,4 @@
-"""COCO: a folder of images, and an annotation file that says which of them."""
+"""COCO: a folder of images, and an annotation file that says which of them to take."""
 
 import codecs
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from fgaif_ray.progress import say
 
 
 def find_coco_images(data: DataConfig) -> list[str]:
-    """The images of the folder ``data.path`` that the file ``data.annotations`` names, in the order of their ids.
+    """List the images in ``data.path`` that the file ``data.annotations`` names, in the order of their ids.
 
     Any COCO file with a list of images will do: ``instances_*.json``, ``captions_*.json``, ``image_info_*.json``.
 
     Raises:
-        UserError: the folder or the file is missing, the file is no COCO file, or none of its images exists.
+        UserError: the folder or the file is missing, the file is not a COCO file, or none of its images exists.
     """
     assert data.path is not None and data.annotations is not None  # the configuration checks them
     if not storage.is_folder(data.path):
@@ -38,9 +38,9 @@ def find_coco_images(data: DataConfig) -> list[str]:
 
 
 def _names_by_id(annotations: str) -> list[str]:
-    """File names of the images, each once, in the order of their ids."""
+    """Read the file names of the images, each once, in the order of their ids."""
     other_kind = (
-        f"{annotations} is no COCO annotation file (a list of images, each with id and file_name): set "
+        f"{annotations} is not a COCO annotation file (a list of images, each with id and file_name): set "
         "data.annotations to an instances_*.json or captions_*.json"
     )
     try:
@@ -68,7 +68,7 @@ def _iterate_images(file: BinaryIO) -> Iterator[Any]:
 
 
 def _identified(entry: Any) -> tuple[int, str]:
-    """Id and file name of an image; raises ValueError where it has none."""
+    """Return id and file name of an image; raises ValueError where it lacks one."""
     number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
     if not isinstance(number, int) or not isinstance(name, str):
         raise ValueError("an image has no id or no file_name")

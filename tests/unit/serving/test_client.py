@@ -310,9 +310,9 @@ def test_an_error_keeps_its_fields_on_the_way_to_another_process() -> None:
     assert (str(arrived), arrived.status, arrived.code, arrived.request_id) == ("no", 503, "busy", "r1")
 
 
-def test_what_is_no_reward_service_is_told(server: Server) -> None:
+def test_what_is_not_a_reward_service_is_told(server: Server) -> None:
     server.answer = lambda number, body: (200, {}, {"hello": "world"})
-    with RewardClient(server.url) as client, pytest.raises(RewardServiceError, match="no reward service"):
+    with RewardClient(server.url) as client, pytest.raises(RewardServiceError, match="not a reward service"):
         client.models()
 
 
