@@ -23,19 +23,19 @@ SMALLEST_PHOTO: Final = 128
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """Decode an image file in full to RGB: the first frame, upright as its EXIF says.
 
     Raises:
-        ValueError: no image, truncated, larger than ``max_pixels``, or more than MAX_ASPECT times as wide as high.
+        ValueError: no image, truncated, larger than MAX_PIXELS, or more than MAX_ASPECT times as wide as high.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             width, height = image.size
-            if width * height > max_pixels:
-                raise ValueError(f"the image has {width} x {height} pixels, more than {max_pixels} in all")
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS} in all")
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise ValueError(f"the image is {width} x {height} pixels, too narrow to be seen")
             image.load()

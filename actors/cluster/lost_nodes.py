@@ -26,8 +26,8 @@ class NodeWatch:
     Example: ``with NodeWatch(): ...`` while connected to Ray.
     """
 
-    def __init__(self, tell: Callable[[str], None] = say, every_s: float = EVERY_S) -> None:
-        self._tell, self._every_s = tell, every_s
+    def __init__(self, tell: Callable[[str], None] = say) -> None:
+        self._tell = tell
         self._alive: set[str] = set()
         self._announced: set[str] = set()
         self._stop = threading.Event()
@@ -68,7 +68,7 @@ class NodeWatch:
             # Where the head does not answer, the job itself will find out.
             with contextlib.suppress(RayError, RuntimeError):
                 self.look(ray.nodes(), _deadlines(), time.time())
-            self._stop.wait(self._every_s)
+            self._stop.wait(EVERY_S)
 
 
 def _deadlines() -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Self
 import psutil
 
 GIB = 1 << 30
+INTERVAL_S = 2.0
 
 
 class PeakMemory:
@@ -16,8 +17,8 @@ class PeakMemory:
     object store and the libraries many times.
     """
 
-    def __init__(self, interval_s: float = 2.0) -> None:
-        self._interval, self._peak, self._lap = interval_s, 0, 0
+    def __init__(self) -> None:
+        self._peak = self._lap = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peak-memory")
 
@@ -41,7 +42,7 @@ class PeakMemory:
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
             self._peak, self._lap = max(self._peak, total), max(self._lap, total)
-            if self._stop.wait(self._interval):
+            if self._stop.wait(INTERVAL_S):
                 return
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -185,9 +185,6 @@ def _validation_message(error: RequestValidationError) -> str:
     for part in first["loc"][1:]:
         place += f"[{part}]" if isinstance(part, int) else f".{part}"
     return f"{place.removeprefix('.') or 'body'}: {first['msg'].removeprefix('Value error, ')}"
-
-
-Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 
 
 def build_app(backend: RewardBackend, digest: str | None, observe: Observer) -> FastAPI:

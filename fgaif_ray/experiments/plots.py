@@ -95,12 +95,12 @@ def _svg(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _error(entry: Mapping[str, Any], scale: float = 100) -> list[list[float]] | None:
-    """Return ``[[down], [up]]`` of one interval, as matplotlib takes it."""
+def _error(entry: Mapping[str, Any]) -> list[list[float]] | None:
+    """Return ``[[down], [up]]`` of one interval in percent, as matplotlib takes it."""
     if entry["interval"] is None:
         return None
     low, high = entry["interval"]
-    return [[max(0.0, (entry["mean"] - low) * scale)], [max(0.0, (high - entry["mean"]) * scale)]]
+    return [[max(0.0, 100 * (entry["mean"] - low))], [max(0.0, 100 * (high - entry["mean"]))]]
 
 
 def _forest(variants: Sequence[Mapping[str, Any]]) -> "Figure":
