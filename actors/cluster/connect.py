@@ -9,10 +9,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
-from ray.data import DataContext
 
 from actors.cluster.address import check_cluster_address
 from actors.cluster.lost_nodes import NodeWatch
+from actors.cluster.quiet import quiet_loggers, quiet_progress, without_lines
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
@@ -22,16 +22,6 @@ START_TRIES = 2
 NOT_STARTED = ("timed out during startup", "Failed to start GCS", "Failed to get node info")
 """What Ray says of a start on this machine that took too long."""
 VERSION_MISMATCH = "Version mismatch"
-QUIET_LOGGERS = ("ray.data", "ray.serve", "ray.train", "ray.tune")
-
-
-def _quiet(config: Config) -> None:
-    if not config.ray.log_to_driver:
-        for name in QUIET_LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
 
 
 @contextmanager
@@ -96,33 +86,36 @@ def connect(config: Config) -> Iterator[None]:
         "logging_level": logging_level,
         "ignore_reinit_error": False,
     }
-    try:
-        with _own_sigterm():
-            if address is not None:
-                check_cluster_address(address)
-                ray.init(address=address, **common)
-            else:
-                start_with_retry(
-                    lambda: ray.init(
-                        address="local",
-                        num_cpus=config.ray.num_cpus,
-                        include_dashboard=False,
-                        object_store_memory=int(config.ray.object_store_gib * GIB),
-                        **common,
+    with nullcontext() if config.ray.log_to_driver else without_lines():
+        try:
+            with _own_sigterm():
+                if address is not None:
+                    check_cluster_address(address)
+                    ray.init(address=address, **common)
+                else:
+                    start_with_retry(
+                        lambda: ray.init(
+                            address="local",
+                            num_cpus=config.ray.num_cpus,
+                            include_dashboard=False,
+                            object_store_memory=int(config.ray.object_store_gib * GIB),
+                            **common,
+                        )
                     )
-                )
-    except ConnectionError as error:
-        raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
-    except RuntimeError as error:
-        if VERSION_MISMATCH not in str(error):
-            raise
-        raise UserError(
-            f"The Ray cluster at {address} runs other versions of Ray or Python than this environment: install the "
-            "cluster's here, or start the cluster from this environment."
-        ) from error
-    _quiet(config)
-    try:
-        with nullcontext() if address is None else NodeWatch():
-            yield
-    finally:
-        ray.shutdown()
+        except ConnectionError as error:
+            raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
+        except RuntimeError as error:
+            if VERSION_MISMATCH not in str(error):
+                raise
+            raise UserError(
+                f"The Ray cluster at {address} runs other versions of Ray or Python than this environment: install the "
+                "cluster's here, or start the cluster from this environment."
+            ) from error
+        quiet_progress()
+        if not config.ray.log_to_driver:
+            quiet_loggers()
+        try:
+            with nullcontext() if address is None else NodeWatch():
+                yield
+        finally:
+            ray.shutdown()

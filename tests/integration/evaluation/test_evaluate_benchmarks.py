@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from support.benchmark_files import write_amber, write_chair, write_lines, write_llava_bench, write_mmhal, write_pope
 from support.fake_openai import FakeOpenAI, Reply
 
@@ -338,6 +339,7 @@ def publish_adapter(config: Config, rank: int = 16) -> None:
     stage = storage.Stage(config.run.dir, "policy", "adapter-of-the-test")
     stage.begin()
     storage.write_json(f"{stage.partial}/adapter_config.json", {"r": rank})
+    storage.write_bytes(f"{stage.partial}/adapter_model.safetensors", safetensors.numpy.save({}))
     stage.publish({})
 
 
