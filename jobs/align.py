@@ -64,6 +64,7 @@ def run(config: Config) -> None:
         UserError: the reward models are missing, the critic cannot start from the wanted one, or the run was stopped
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
+    from actors.cluster.connect import cluster_address, connect
     from actors.rewards.service import published_reward_folders
     from fgaif_ray.sources import prepare_images
     from fgaif_ray.vlm.checkpoint import check_checkpoint
@@ -71,8 +72,9 @@ def run(config: Config) -> None:
     started = time.monotonic()
     published_reward_folders(config)  # what is missing is told before images are prepared
     if storage.read_manifest(config.run.dir, STAGE) is None:
-        for model in (config.policy.model, config.rewards.backbone):
-            check_checkpoint(model)
+        check_checkpoint(config.policy.model)
+        if cluster_address(config) is None:
+            check_checkpoint(config.rewards.backbone)
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
@@ -81,7 +83,6 @@ def run(config: Config) -> None:
         say(f"align: {stage.folder} is up to date.")
         return
 
-    from actors.cluster.connect import connect
     from actors.engine.chat import ImageChat
     from fgaif_ray.rl.trackers import require_packages
 

@@ -58,15 +58,14 @@ class _Stages:
 
 def _check_models(config: Config, stage: _Stages) -> None:
     """Find out what is wrong with a model before Ray starts and any stage is done."""
+    from actors.cluster.connect import cluster_address
     from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     label = config.label
     verifiers = [label.verifier, *([] if label.second_verifier is None else [label.second_verifier])]
-    models = {
-        "feedback": [verifier.model for verifier in verifiers],
-        "rewards": [config.rewards.backbone],
-        "policy": [config.policy.model, config.rewards.backbone],
-    }
+    models = {"feedback": [verifier.model for verifier in verifiers], "policy": [config.policy.model]}
+    if cluster_address(config) is None:  # the nodes of a cluster may have it where this one has not
+        models["rewards"] = [config.rewards.backbone]
     for model in dict.fromkeys(model for folder, used in models.items() if stage.missing(folder) for model in used):
         check_checkpoint(model)
     if label.extractor.serve_model is not None and stage.missing("feedback"):

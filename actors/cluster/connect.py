@@ -65,6 +65,11 @@ def start_with_retry(start: Callable[[], object]) -> None:
             return
 
 
+def cluster_address(config: Config) -> str | None:
+    """Of the cluster that jobs join; None where they start Ray on this machine, which then needs every model."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
     """Be connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
@@ -79,7 +84,7 @@ def connect(config: Config) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     logging_level = logging.INFO if config.ray.log_to_driver else logging.ERROR
     common: dict[str, Any] = {
         "log_to_driver": config.ray.log_to_driver,

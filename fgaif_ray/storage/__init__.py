@@ -34,6 +34,7 @@ from fgaif_ray.storage.parts import (
 )
 from fgaif_ray.storage.run_lock import hold_run, writes_run
 from fgaif_ray.storage.stage import (
+    COPIED_FROM,
     Stage,
     copy_stage,
     read_manifest,
@@ -41,6 +42,7 @@ from fgaif_ray.storage.stage import (
 )
 
 __all__ = [
+    "COPIED_FROM",
     "MANIFEST",
     "Stage",
     "broken_file",
