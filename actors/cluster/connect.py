@@ -67,7 +67,7 @@ def start_with_retry(start: Callable[[], object]) -> None:
 
 def cluster_address(config: Config) -> str | None:
     """Of the cluster that jobs join; None where they start Ray on this machine, which then needs every model."""
-    return config.ray.address or os.environ.get("RAY_ADDRESS")
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
