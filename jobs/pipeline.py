@@ -112,8 +112,9 @@ def run(config: Config) -> None:
 
     run_dir = config.run.dir
     settings = storage.join(run_dir, "config.yaml")
+    recorded = recorded_config(config).encode()
     if not storage.exists(settings):
-        storage.write_bytes(settings, recorded_config(config).encode())
+        storage.write_bytes(settings, recorded)
     started = time.monotonic()
     with PeakMemory() as memory:
         stage = _Stages(run_dir, memory)
@@ -121,9 +122,10 @@ def run(config: Config) -> None:
             _run_stages(config, stage)
         finally:
             if stage.published:
-                storage.write_bytes(settings, recorded_config(config).encode())
+                storage.write_bytes(settings, recorded)
             if stage.worked:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
+    storage.write_bytes(settings, recorded)  # only now: settings that are refused leave those of the run
     stage("report", "report", lambda: report.run(config))
     figures = summary.build_summary(run_dir)
     say("")
