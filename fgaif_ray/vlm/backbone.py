@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from fgaif_ray.errors import UserError
 from fgaif_ray.vlm.checkpoint import (
     broken,
-    check_checkpoint,
+    find_checkpoint,
     load_config_and_processor,
     naming_broken_file,
     weight_files,
@@ -186,8 +186,8 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
         UserError: the checkpoint is not downloaded, not supported or broken; or this machine cannot quantise.
     """
     options = _quantisation_options(dtype) if quantisation == "4bit" else {}
-    folder = check_checkpoint(path)
     config, processor = load_config_and_processor(path)
+    folder = find_checkpoint(path)
     for section in (config, config.text_config, config.vision_config):
         if hasattr(section, "attention_dropout"):
             section.attention_dropout = 0.0
@@ -195,7 +195,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
     transformers_logging.disable_progress_bar()
     try:
         with naming_broken_file(lambda: weight_files(path, folder)[0]):
-            model, found = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 config=config,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -204,6 +204,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
                 output_loading_info=True,
                 **options,
             )
+            model, found = loaded  # which transformers' annotations do not say
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
