@@ -44,8 +44,10 @@ def _read_seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds takes whole numbers from 0 on with commas between them, e.g. 0,1,2, not {text!r}.")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 1 << 63:
+        raise UserError(
+            f"--seeds takes whole numbers from 0 to 2^63 - 1 with commas between them, e.g. 0,1,2, not {text!r}."
+        )
     return list(dict.fromkeys(seeds))
 
 

@@ -56,8 +56,8 @@ def _write(stage: storage.Stage, audit: Audit, title: str, overwrite: bool) -> N
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
-    stage.begin(overwrite=overwrite)
     pictures = load_pictures(audit, load_image)
+    stage.begin(overwrite=overwrite)
     tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
     page = build_page(audit, pictures, title)
     storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())

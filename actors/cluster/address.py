@@ -53,7 +53,9 @@ def check_cluster_address(address: str, timeout_s: float = ANSWER_S) -> None:
 def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError(f"ray.address is host:port, such as 10.0.0.1:6379 or ray://10.0.0.1:10001, not {address!r}.")
+        raise UserError(
+            f"ray.address (or RAY_ADDRESS) is host:port, e.g. 10.0.0.1:6379 or ray://10.0.0.1:10001, not {address!r}."
+        )
     return host.strip("[]"), int(port)
 
 

@@ -20,7 +20,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
-    dir: str
+    dir: str = Field(min_length=1)
     """Folder of the run (a local path, or a URI that fsspec knows, e.g. ``s3://bucket/run``)."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     overwrite: bool = False

@@ -94,7 +94,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the file is missing or no YAML, or a key is unknown, given twice, missing or out of range; the
             message names it, and the file or the override that it stands in.
     """
-    return _validated(read_tree(path), overrides, str(path))
+    return _validated(read_tree(path), overrides, str(path), "--set ")
 
 
 def change_config(config: Config, overrides: Sequence[str]) -> Config:
@@ -103,17 +103,18 @@ def change_config(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: a key is unknown or out of range; the message names it.
     """
-    return _validated(config.model_dump(mode="json"), overrides, "the configuration")
+    return _validated(config.model_dump(mode="json"), overrides, "the configuration", "")
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str, flag: str) -> Config:
     changed = copy.deepcopy(tree)
     for override in overrides:
         _assign(changed, override)
     try:
         return Config.model_validate(changed)
     except ValidationError as error:
-        raise UserError(describe_mistakes(error, Config, source, overrides, _mistakes_in(tree))) from error
+        given = [f"{flag}{override}" for override in overrides]
+        raise UserError(describe_mistakes(error, Config, source, given, _mistakes_in(tree))) from error
 
 
 def _mistakes_in(tree: dict[str, Any]) -> ValidationError | None:

@@ -34,12 +34,14 @@ from fgaif_ray.storage.parts import (
 )
 from fgaif_ray.storage.run_lock import hold_run, writes_run
 from fgaif_ray.storage.stage import (
+    COPIED_FROM,
     Stage,
     copy_stage,
     read_manifest,
 )
 
 __all__ = [
+    "COPIED_FROM",
     "MANIFEST",
     "Stage",
     "broken_file",

@@ -104,12 +104,12 @@ def _unwritable(folder: str, reason: str) -> UserError:
 
 @contextmanager
 def _file_lock(path: Path, folder: str, job: str) -> Iterator[None]:
-    file = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
-    if file is not None:
-        what = "is a file" if file == path else f"lies below the file {file}"
-        raise UserError(f"run.dir={folder} {what}: set run.dir to a folder.")
-    was_there = path.exists()
     try:
+        file = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+        if file is not None:
+            what = "is a file" if file == path else f"lies below the file {file}"
+            raise UserError(f"run.dir={folder} {what}: set run.dir to a folder.")
+        was_there = path.exists()
         path.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(path / LOCK_FILE, folder)
         if descriptor is not None:
@@ -138,6 +138,7 @@ def _locked(path: Path, folder: str) -> int | None:
     Raises:
         UserError: another process has it.
     """
+    until: float | None = None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -146,7 +147,15 @@ def _locked(path: Path, folder: str) -> int | None:
             text = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
-                raise _in_use(folder, text) from error
+                now = time.monotonic()
+                # A file server takes a while to notice that a machine is gone that had the lock.
+                if _host(text) == socket.gethostname() or (until is not None and now > until):
+                    raise _in_use(folder, text) from error
+                if until is None:
+                    until = now + STALE_S
+                    _say_waiting(folder)
+                time.sleep(STALE_S / 40)
+                continue
             if error.errno in _NO_FLOCK:
                 return None
             raise
@@ -201,7 +210,7 @@ def _wait_for_marker(uri: str, folder: str) -> None:
     first = read_bytes(uri)
     if _is_dead(first):
         return
-    say(f"{folder}: waiting up to {STALE_S:g} s to see whether the job that has marked this run as its own is alive.")
+    _say_waiting(folder)
     until = time.monotonic() + STALE_S
     while time.monotonic() < until:
         time.sleep(min(RENEW_S, STALE_S) / 10)
@@ -209,6 +218,19 @@ def _wait_for_marker(uri: str, folder: str) -> None:
             return
         if (now := read_bytes(uri)) != first:
             raise _in_use(folder, now)
+
+
+def _say_waiting(folder: str) -> None:
+    say(f"{folder}: waiting up to {STALE_S:g} s to see whether the job of another machine that uses it is alive.")
+
+
+def _host(text: bytes) -> str:
+    """Where the owner runs; here, where it does not say so."""
+    try:
+        host: str = json.loads(text)["host"]
+    except (ValueError, KeyError, TypeError):
+        return socket.gethostname()
+    return host
 
 
 def _is_dead(text: bytes) -> bool:

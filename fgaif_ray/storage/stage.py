@@ -73,14 +73,18 @@ class Stage:
         """
         begun = self.is_begun()
         if not begun and not overwrite:
-            self._refuse_to_replace()
+            self.require_replaceable()
         filesystem, path = filesystem_of(self.partial)
         if filesystem.exists(path) and not begun:
             filesystem.rm(path, recursive=True)
         filesystem.makedirs(path, exist_ok=True)
         write_bytes(join(self.partial, "_fingerprint"), self.fingerprint.encode())
 
-    def _refuse_to_replace(self) -> None:
+    def require_replaceable(self) -> None:
+        """Raises UserError where publishing would replace a finished stage of another fingerprint.
+
+        A copy of another run's stage may go: that run still has it.
+        """
         published = read_manifest(self.run, self.name)
         if published is None or published["fingerprint"] == self.fingerprint or COPIED_FROM in published:
             return
@@ -114,16 +118,25 @@ class Stage:
             write_json(join(self.folder, MANIFEST), manifest)
 
 
-def copy_stage(source: str, target: str, name: str) -> None:
-    """Publish a copy of a stage of one run, manifest included, in another run, replacing what that has.
+def copy_stage(source: str, target: str, name: str, *, overwrite: bool = False) -> None:
+    """Publish a copy of a stage of one run, manifest included, in another run.
+
+    Args:
+        source: run folder with the stage.
+        target: run folder.
+        name: of the stage.
+        overwrite: whether the copy may replace a finished stage of the target that has another fingerprint.
 
     Raises:
         ValueError: the source run has not published the stage.
+        UserError: the target has such a stage; the message says what would be lost.
     """
     manifest = read_manifest(source, name)
     if manifest is None:
         raise ValueError(f"{join(source, name)} is not there")
     stage = Stage(target, name, manifest.pop("fingerprint"))
+    if not overwrite:
+        stage.require_replaceable()
     remove_folder(stage.partial)
     stage.begin(overwrite=True)
     for relative, uri in list_files(join(source, name)).items():

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.vlm.checkpoint import broken, check_checkpoint, naming_broken_file, weight_files
+from fgaif_ray.vlm.checkpoint import broken, find_checkpoint, naming_broken_file, weight_files
 from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 
 
@@ -126,9 +126,9 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
         UserError: the checkpoint is not downloaded, not supported or broken; or this machine cannot quantise.
     """
     options = _quantisation_options(dtype) if quantisation == "4bit" else {}
-    folder = check_checkpoint(path)
     front_end = load_front_end(path)
     config = copy.deepcopy(front_end.config)
+    folder = find_checkpoint(path)
     for section in (config, config.text_config, config.vision_config):
         if hasattr(section, "attention_dropout"):
             section.attention_dropout = 0.0
@@ -145,10 +145,10 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
                 output_loading_info=True,
                 **options,
             )
+            model, found = loaded  # which transformers' annotations do not say
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
-    model, found = loaded  # as ``output_loading_info`` makes it
     if found["missing_keys"]:  # they would be drawn at random
         missing = min(found["missing_keys"])
         raise broken(weight_files(path, folder)[0], f"the weights lack {missing}")

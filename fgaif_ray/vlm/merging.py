@@ -50,16 +50,14 @@ def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
         folder: is made, and may be there only if it is empty.
 
     Raises:
-        ValueError: the folder is not empty, the checkpoint has no safetensors files, or the adapter has tensors that
-            fit no weight of it.
+        ValueError: the folder is not empty, or the adapter has tensors that fit no weight of the checkpoint.
+        UserError: the checkpoint or the adapter is not downloaded, not supported or broken.
     """
     target, source, merger = Path(folder), check_checkpoint(checkpoint), _Merger(adapter)
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise ValueError(f"{folder} is not empty")
     files = _weight_files(source)
-    if not files:
-        raise ValueError(f"{checkpoint} has no safetensors files")
     for path in files:
         save_file(dict(merger.tensors(path)), target / path.name, metadata={"format": "pt"})
         (target / path.name).chmod(0o644)  # safetensors writes for the owner alone

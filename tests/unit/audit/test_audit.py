@@ -108,6 +108,12 @@ class TestPage:
         label_audit.draw_audit(run, 16)
         assert audit_file(run, "audit.html").stat().st_mtime_ns == before
 
+    def test_it_is_not_replaced_unasked(self, run: Config) -> None:
+        before = sample_of(run)
+        with pytest.raises(UserError, match=r"audit is finished \(\d+ sub-sentences, .*--overwrite"):
+            label_audit.draw_audit(run, 5)
+        assert sample_of(run) == before
+
     def test_an_image_is_embedded_once(self, run: Config) -> None:
         audit = sample_of(run)
         pictures = load_pictures(audit, load_image)

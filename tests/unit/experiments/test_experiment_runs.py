@@ -9,6 +9,7 @@ import pytest
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
 from fgaif_ray.config import Config, load_config
+from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS
 from fgaif_ray.experiments.variants import TRUTH_ANSWERS_FILE, Run, build_experiment, build_runs
 from fgaif_ray.feedback.label_sources import feedback_stages
@@ -130,6 +131,18 @@ def test_a_run_keeps_what_it_has(base: Config) -> None:
     assert storage.list_parts(storage.join(run.folder, RESPONSES)) == before
 
 
+def test_a_finished_stage_of_other_settings_is_not_replaced_unasked(base: Config) -> None:
+    runs = runs_of(base, "ablation")
+    donor, run = runs["full/seed-0"], runs["wo-object/seed-0"]
+    sets = respond(donor)
+    stage = storage.Stage(run.folder, RESPONSES, "other settings")
+    stage.begin()
+    stage.publish({"rows": 4})
+    with pytest.raises(UserError, match="responses is finished"):
+        adopt(run, [donor.folder], sets)
+    assert stage.is_complete()
+
+
 def test_the_truth_labels_the_responses_of_its_variant(base: Config) -> None:
     runs = runs_of(base, "ablation")
     run = runs["human/seed-0"]
@@ -167,7 +180,6 @@ def test_one_failed_run_does_not_keep_the_others_from_going_on(
     base: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last variant's labels cannot be read: it fails before anything is started for it."""
-    from fgaif_ray.errors import UserError
 
     people = load_config("configs/shapes.yaml", [f"run.dir={base.run.dir}", *COUNTS, "label.human={path: nobody.json}"])
     runs = runs_of(people, "ablation")
