@@ -14,7 +14,8 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors import metrics
-from actors.engine.start import BAN, image_prompt, reload_weights, start_engine
+from actors.engine.blocks import ONE_BLOCK, seal, unseal
+from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
@@ -30,7 +31,7 @@ from fgaif_ray.vlm.front_end import load_front_end
 class Generator:
     """Answers the questions of a block and writes the block as a part of the stage.
 
-    Takes tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
+    Takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
     ``rejected`` (the image cannot be read), ``tokens``.
 
     Args:
@@ -51,7 +52,8 @@ class Generator:
         )
         self._loaded = BEFORE
 
-    def __call__(self, questions: pa.Table) -> pa.Table:
+    def __call__(self, sealed: pa.Table) -> pa.Table:
+        questions = unseal(sealed)
         rows: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
         opened: dict[str, Image | UserError] = {}
@@ -131,11 +133,11 @@ def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    announce_engines("evaluate")
+    dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         Generator,
         fn_constructor_kwargs={"config": config, "adapter": adapter, "rank": rank, "partial": partial},
-        batch_size=None,
-        batch_format="pyarrow",
+        **ONE_BLOCK,
         compute=ActorPoolStrategy(size=1),
         **resources.generator(config).options(),
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from fastapi import FastAPI
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from transformers import AutoTokenizer
 
 from actors import metrics
@@ -249,14 +249,21 @@ class RewardGateway:
 
     async def _call(self, scorer: DeploymentHandle[Any], batch: ScoringBatch) -> ScoredBatch:
         """One call of one deployment; what a dying replica took with it goes to another one."""
-        for attempt in range(MAX_REPLICAS_TRIED):
-            try:
-                verdicts: ScoredBatch = await scorer.score.remote(batch)
-                return verdicts
-            except (RayActorError, DeploymentUnavailableError) as error:
-                cause = error
-                await asyncio.sleep(random.uniform(0.1, 0.2) * 2**attempt)
-        raise ServiceError(503, "unavailable", "a reward model is not available", 5) from cause
+
+        async def call() -> ScoredBatch:
+            verdicts: ScoredBatch = await scorer.score.remote(batch)
+            return verdicts
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((RayActorError, DeploymentUnavailableError)),
+            stop=stop_after_attempt(MAX_REPLICAS_TRIED),
+            wait=wait_random_exponential(multiplier=0.2, min=0.1),
+        )
+        try:
+            return await retrying(call)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            raise ServiceError(503, "unavailable", "a reward model is not available", 5) from cause
 
     async def _in_worker(self, work: Callable[[], GatewayResult]) -> GatewayResult:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

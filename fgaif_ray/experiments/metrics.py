@@ -1,4 +1,4 @@
-"""The figures of a finished run, read from what its stages measured."""
+"""The metrics of a finished run, read from what its stages measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
 from fgaif_ray.rewards.kinds import COARSE
 from fgaif_ray.statistics.agreement import balanced_accuracy_present
+from fgaif_ray.storage import stages
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
-"""Which change of a figure is good."""
+"""Which change of a metric is good."""
 REWARD_ACCURACY_FILE: Final = "reward-accuracy.json"
-"""What ``reward_accuracy`` found out about a run's reward models."""
+"""The file of ``reward_accuracy`` about a run's reward models."""
 PAID_JOBS: Final = ("label", "train_rewards", "align")
-"""The jobs that fine-grained and coarse feedback pay differently for."""
+"""The jobs whose cost differs between fine-grained and coarse feedback."""
 _PER_POINT: Final = ("calls", "tokens", "seconds", "money")
 _PRESENT: Final = ", consistent or hallucinated"
-"""Figures without the class of absent facts, which is easy to see and lifts the mean of three."""
+"""Metrics without the class of absent facts, which is easy to see and lifts the mean of three."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure of a run.
+    """A metric of a run.
 
     Example: ``Metric("coverage", "coverage", "said", HIGHER, "share")``
     """
@@ -82,12 +83,12 @@ METRICS: Final = (
     Metric("per_point.money", "money", "per point", LOWER, "money"),
 )
 GROUP_TITLES: Final = {
-    "hallucination": "Hallucinated sub-sentences",
+    "hallucination": "Hallucinated segments",
     "said": "What is said",
     "pope": "POPE",
     "labels": "Labels that were trained on: balanced accuracy against the truth",
     "rewards": "Reward models: balanced accuracy against the truth, on the images of the evaluation",
-    "rewards after": "Reward models: the same on what the aligned policy says, lower where it deceives them",
+    "rewards after": "Reward models: the same on what the aligned policy says, lower where it exploits them",
     "seconds": "Wall time",
     "memory": "Peak memory",
     "cost": "What labelling and PPO took",
@@ -104,12 +105,12 @@ class RunMetric:
 
 
 def read_figures(run_dir: str) -> dict[str, RunMetric]:
-    """The figures of a finished run by the names of METRICS; what nobody measured is left out.
+    """Read the metrics of a finished run by the names of METRICS; unmeasured ones are left out.
 
     Raises:
         FileNotFoundError: the run has not been evaluated.
     """
-    evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
+    evaluation = storage.read_json(storage.join(run_dir, stages.EVALUATION, "metrics.json"))
     found: dict[str, RunMetric] = {}
     after, before = evaluation[AFTER], evaluation[BEFORE]
     for kind in ("overall", *FACT_TYPES):
@@ -124,7 +125,7 @@ def read_figures(run_dir: str) -> dict[str, RunMetric]:
         _add(found, f"pope.{name}", after, ("pope", name))
     if "hallucination.overall" in found and "hallucination.before" in found:
         found["removed"] = RunMetric(found["hallucination.before"].value - found["hallucination.overall"].value)
-    labels = _optional(run_dir, "feedback", "metrics.json")
+    labels = _optional(run_dir, stages.FEEDBACK, "metrics.json")
     for kind in FACT_TYPES:
         _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
         _add(found, f"labels_present.{kind}", labels, ("agreement", kind, "balanced_accuracy_present"))
@@ -160,7 +161,7 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetr
 
 
 def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, RunMetric]) -> dict[str, RunMetric]:
-    """Calls, tokens and money, and what of them a point of hallucination removed takes."""
+    """Return calls, tokens and money, in total and per point of hallucination removed."""
     found: dict[str, RunMetric] = {}
     asked = labels.get("extraction") or {}
     if "calls" in asked:
@@ -169,8 +170,8 @@ def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, R
     if labels.get("facts"):
         found["calls.verification"] = RunMetric(sum(labels["facts"].values()))
     _add(found, "tokens.verification", labels, ("prefix_cache", "prompt_tokens"))
-    _add(found, "money", _optional(run_dir, "feedback", "ledger.json"), ("money",))
-    uri = storage.join(run_dir, "policy", "metrics.jsonl")
+    _add(found, "money", _optional(run_dir, stages.FEEDBACK, "ledger.json"), ("money",))
+    uri = storage.join(run_dir, stages.POLICY, "metrics.jsonl")
     if storage.exists(uri):
         from fgaif_ray.rl.run_log import read_lines
 

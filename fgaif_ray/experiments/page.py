@@ -16,7 +16,7 @@ _DASH: Final = "\u2013"
 
 
 def build_page(results: Mapping[str, Any], command: str, plots: Sequence[Plot]) -> str:
-    """The page as one HTML document; every text in it is escaped.
+    """Build the page as one HTML document; every text in it is escaped.
 
     Args:
         results: what ``build_results`` returned.
@@ -41,19 +41,19 @@ def build_page(results: Mapping[str, Any], command: str, plots: Sequence[Plot]) 
 
 
 def describe_intervals(results: Mapping[str, Any]) -> str:
-    """What the intervals of this page are, in words."""
+    """Say in words what the intervals of this page are."""
     confidence = f"{results['confidence']:.0%}"
     over = {entry["over"] for variant in results["variants"] for entry in variant["figures"].values()}
     sentences = []
     if OVER_SEEDS in over:
         sentences.append(
-            f"Figures over several seeds have the {confidence} t interval of their mean over seeds; differences are "
+            f"Metrics over several seeds have the {confidence} t interval of their mean over seeds; differences are "
             "paired by seed, with the t interval of their mean."
         )
     if OVER_IMAGES in over:
         sentences.append(
-            f"Figures of a single seed have a {confidence} bootstrap interval over the images of the evaluation, which "
-            "does not hold what another seed of training would change; their differences have none."
+            f"Metrics of a single seed have a {confidence} bootstrap interval over the images of the evaluation, which "
+            "does not cover what another seed of training would change; their differences have none."
         )
     if not sentences:
         sentences.append("There are no intervals: they need two seeds, or an evaluation with intervals.")
@@ -61,7 +61,7 @@ def describe_intervals(results: Mapping[str, Any]) -> str:
 
 
 def show_figure(value: float, kind: str) -> str:
-    """A figure in the unit of its metric."""
+    """Format a value in the unit of its metric."""
     if kind == "share":
         return show_share(value)
     if kind == "seconds":
@@ -72,7 +72,7 @@ def show_figure(value: float, kind: str) -> str:
 
 
 def show_difference(value: float, kind: str) -> str:
-    """A difference with its sign, shares in percentage points."""
+    """Format a difference with its sign, shares in percentage points."""
     sign = "+" if value >= 0 else "\u2212"
     if kind == "share":
         return f"{sign}{abs(100 * value):.1f}"
@@ -80,7 +80,7 @@ def show_difference(value: float, kind: str) -> str:
 
 
 def _tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table per group of figures, variants as rows; figures that no variant has are left out."""
+    """Build one table per group of metrics, variants as rows; metrics that no variant has are left out."""
     order = [*results["groups"], *(group for group in GROUP_TITLES if group not in results["groups"])]
     tables = []
     for group in order:

@@ -1,6 +1,6 @@
 """Plots of an experiment as SVG, drawn from ``results.json`` with the parts of the report's charts.
 
-They travel in the page as data URLs of images: nothing inside an image can act on the page.
+The page embeds them as data URLs of images, so nothing inside an image can act on the page.
 """
 
 import base64
@@ -13,7 +13,7 @@ from markupsafe import escape
 from fgaif_ray.report.charts import Axis, Frame, dash, marker, nice_ticks, tick_words
 
 COLORS: Final = ("#0b7285", "#d97706", "#8b5cf6", "#2f6fd0", "#c02b3c", "#117a4f", "#98a3b3")
-"""Like the ink below, readable on a light and on a dark page: an image does not know which it is on."""
+"""Readable on a light and on a dark page, as is the grey of the text: an image does not know which one it is on."""
 _BEFORE: Final = COLORS[6]
 _STYLE: Final = (
     'text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif;fill:#7a8699}'
@@ -21,14 +21,14 @@ _STYLE: Final = (
     ".line{fill:none;stroke-width:2}.whisker{fill:none;stroke-width:1.4}.pale{opacity:.45}"
 )
 _LETTER: Final = 6.9
-"""Width of a letter, roughly."""
+"""Rough width of a letter."""
 _LONGEST: Final = 44
 """Letters of a name that are shown."""
 _TOP, _BOTTOM, _LEFT, _RIGHT, _ROW = 14.0, 52.0, 62.0, 24.0, 32.0
 _WIDTH, _HEIGHT = 440.0, 280.0
-"""Of a plot area."""
-_NARROWEST: Final = 280.0
-"""Width of one beside long names."""
+"""Size of a plot area."""
+_NARROWEST: Final = 300.0
+"""Width of a plot area beside long names."""
 HALLUCINATION: Final = "hallucination.overall"
 _SHIFT: Final = 0.6
 """Percentage points of noise between families at one level, whose intervals would hide each other."""
@@ -39,9 +39,9 @@ class Plot:
     """One plot of an experiment."""
 
     name: str
-    """Of its file, without the ending."""
+    """Name of its file, without the ending."""
     title: str
-    """What it shows."""
+    """Its title."""
     svg: bytes
 
     @property
@@ -51,7 +51,7 @@ class Plot:
 
 
 def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
-    """The plots of an experiment; none before the first run is done.
+    """Draw the plots of an experiment; none before the first run is done.
 
     Args:
         results: what ``build_results`` returned.
@@ -59,7 +59,7 @@ def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
     variants = [variant for variant in results["variants"] if HALLUCINATION in variant["figures"]]
     if not variants:
         return []
-    title = "Hallucinated sub-sentences after alignment, by variant"
+    title = "Hallucinated segments after alignment, by variant"
     plots = [Plot("variants", title, _forest(variants, title))]
     if any(variant["family"] is not None for variant in variants):
         for name, metric, title in (
@@ -77,7 +77,7 @@ def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
 
 
 def _forest(variants: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """A row for each variant: mean and interval, single seeds, and the model before alignment."""
+    """Draw a row for each variant: mean and interval, single seeds, and the model before alignment."""
     left = _LETTER * max(len(_short(variant["title"])) for variant in variants) + 18
     right, bottom = max(_LEFT + _WIDTH, left + _NARROWEST), _TOP + _ROW * len(variants)
     shown = [value for variant in variants for value in _bounds(variant["figures"][HALLUCINATION])]
@@ -89,7 +89,7 @@ def _forest(variants: Sequence[Mapping[str, Any]], title: str) -> bytes:
     parts = [
         *frame.columns(tick_words(ticks)),
         *frame.rows({row: _short(variant["title"]) for row, variant in enumerate(variants, start=1)}),
-        frame.below("% of sub-sentences; circles: before, ticks: seeds"),
+        frame.below("% of segments; circles: before alignment, ticks: seeds"),
     ]
     for row, variant in enumerate(variants, start=1):
         entry, y = variant["figures"][HALLUCINATION], frame.y.place(row)
@@ -106,7 +106,7 @@ def _forest(variants: Sequence[Mapping[str, Any]], title: str) -> bytes:
 
 
 def _curves(variants: Sequence[Mapping[str, Any]], name: str, title: str) -> bytes | None:
-    """Lines over the level of noise, one per family; all of them start at the variant without."""
+    """Draw lines over the level of noise, one per family; all of them start at the variant without."""
     start = [variant for variant in variants if variant["family"] is None and name in variant["figures"]]
     families = list(dict.fromkeys(variant["family"] for variant in variants if variant["family"] is not None))
     lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
@@ -123,7 +123,7 @@ def _curves(variants: Sequence[Mapping[str, Any]], name: str, title: str) -> byt
     levels = [level for points in lines.values() for level, _ in points]
     frame, parts = _area(levels, [value for points in lines.values() for _, one in points for value in _bounds(one)])
     beside = "; intervals of one level side by side" if len(families) > 1 else ""
-    parts += [frame.below(f"labels turned around, %{beside}"), frame.beside(f"{title}, %")]
+    parts += [frame.below(f"labels flipped, %{beside}"), frame.beside(f"{title}, %")]
     for place, points in enumerate(lines.values()):
         color = COLORS[place % len(COLORS)]
         means = [(level, 100 * entry["mean"]) for level, entry in points]
@@ -147,7 +147,7 @@ def _scatter(variants: Sequence[Mapping[str, Any]], title: str) -> bytes:
     )
     parts += [
         frame.below("coverage of the truth, %; circles: before alignment"),
-        frame.beside("hallucinated sub-sentences, %"),
+        frame.beside("hallucinated segments, %"),
         *(_circle(frame.x.place(x), frame.y.place(y)) for x, y in before),
     ]
     for place, (across, upright) in enumerate(entries):
@@ -158,7 +158,7 @@ def _scatter(variants: Sequence[Mapping[str, Any]], title: str) -> bytes:
 
 
 def _area(xs: Sequence[float], ys: Sequence[float]) -> tuple[Frame, list[str]]:
-    """A plot area around points of the data, and its grid."""
+    """Return a plot area around points of the data, and its grid."""
     across, upright = nice_ticks(min(xs), max(xs), 6), nice_ticks(min(ys), max(ys), 5)
     frame = Frame(
         Axis(across[0], across[-1], _LEFT, _LEFT + _WIDTH), Axis(upright[0], upright[-1], _TOP + _HEIGHT, _TOP)
@@ -167,7 +167,7 @@ def _area(xs: Sequence[float], ys: Sequence[float]) -> tuple[Frame, list[str]]:
 
 
 def _with_legend(frame: Frame, title: str, parts: list[str], names: Sequence[str]) -> bytes:
-    """The drawing with the names of its lines or points below."""
+    """Return the drawing with the names of its lines or points below."""
     x, y = frame.x.start, frame.y.start + 68
     for place, name in enumerate(names):
         width = _LETTER * len(_short(name)) + 34
@@ -186,7 +186,7 @@ def _document(width: float, height: float, title: str, parts: Sequence[str]) -> 
 
 
 def _bounds(entry: Mapping[str, Any]) -> tuple[float, float]:
-    """From where to where a figure is drawn, in percent."""
+    """Return from where to where a figure is drawn, in percent."""
     low, high = entry["interval"] or (entry["mean"], entry["mean"])
     return 100 * min(low, entry["mean"]), 100 * max(high, entry["mean"])
 
@@ -196,7 +196,7 @@ def _singles(entry: Mapping[str, Any]) -> list[float]:
 
 
 def _across(frame: Frame, entry: Mapping[str, Any], y: float, color: str) -> str:
-    """The interval of a figure on the horizontal axis; nothing where there is none."""
+    """Draw the interval of a figure on the horizontal axis; nothing where there is none."""
     if entry["interval"] is None:
         return ""
     low, high = map(frame.x.place, _bounds(entry))
@@ -205,7 +205,7 @@ def _across(frame: Frame, entry: Mapping[str, Any], y: float, color: str) -> str
 
 
 def _upright(frame: Frame, entry: Mapping[str, Any], x: float, color: str) -> str:
-    """The interval of a figure on the vertical axis; nothing where there is none."""
+    """Draw the interval of a figure on the vertical axis; nothing where there is none."""
     if entry["interval"] is None:
         return ""
     low, high = map(frame.y.place, _bounds(entry))
@@ -214,7 +214,7 @@ def _upright(frame: Frame, entry: Mapping[str, Any], x: float, color: str) -> st
 
 
 def _circle(x: float, y: float) -> str:
-    """What was before alignment."""
+    """Draw a figure from before alignment."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="none" stroke="{_BEFORE}" stroke-width="1.5"/>'
 
 

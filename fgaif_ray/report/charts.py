@@ -17,14 +17,14 @@ MOST_POINTS: Final = 240
 SMOOTHING: Final = 0.8
 """Weight of the past in the bold line; less for few points, behind which the line would lag."""
 FRESH: Final = 15
-"""The newest of n points weighs this over n, at least ``1 - SMOOTHING``."""
+"""Weight of the newest of n points, divided by n; at least ``1 - SMOOTHING``."""
 DASHES: Final = ("", "8 4", "2 4", "12 4 2 4", "5 3", "1 3")
-"""Lines differ by these and by the shape at their end, not by colour alone."""
+"""Dash patterns: lines differ by these and by the shape at their end, not by colour alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a chart; None where there is no figure.
+    """One line of a chart; None where there is no value.
 
     Example: ``Series("existence", [0, 1, 2], [0.1, None, 0.4], "existence")``
     """
@@ -36,7 +36,7 @@ class Series:
     """Name of a colour of the style sheet: ``var(--<color>)``."""
 
     def points(self) -> list[tuple[float, float]]:
-        """The finite points, averaged in buckets where there are many."""
+        """Return the finite points, averaged in buckets if there are many."""
         found = [
             (step, value)
             for step, value in zip(self.steps, self.values, strict=True)
@@ -52,7 +52,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers that span ``[low, high]``, about ``count`` of them.
+    """Return round numbers that span ``[low, high]``, about ``count`` of them.
 
     Raises:
         ValueError: ``low`` is above ``high``.
@@ -71,7 +71,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def format_tick(value: float) -> str:
-    """A short label of an axis."""
+    """Format a short label of an axis."""
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.6g}".replace("-", "\u2212")
@@ -89,7 +89,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, below: str = "PPO step") -> Markup | None:
-    """Lines over steps: the raw figures pale, their moving average bold.
+    """Draw lines over steps: the raw values pale, their moving average bold.
 
     Args:
         title: name for screen readers.
@@ -126,7 +126,7 @@ def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, belo
 
 
 def swatch(index: int, color: str) -> Markup:
-    """The look of a chart's line number ``index``, for its legend."""
+    """Draw a sample of a chart's line number ``index`` for its legend."""
     style = f"var(--{color})"
     line = f'<line class="line" style="stroke:{style}" stroke-dasharray="{dash(index)}" x1="1" x2="29" y1="6" y2="6"/>'
     end = marker(index, style, 30, 6)
@@ -134,7 +134,7 @@ def swatch(index: int, color: str) -> Markup:
 
 
 def dash(index: int) -> str:
-    """The ``stroke-dasharray`` of a chart's line number ``index``."""
+    """Return the ``stroke-dasharray`` of a chart's line number ``index``."""
     return DASHES[index % len(DASHES)] or "none"
 
 
@@ -154,7 +154,7 @@ def marker(index: int, color: str, x: float, y: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From data to places along one direction of a drawing."""
+    """One direction of a drawing: maps data to places."""
 
     low: float
     high: float
@@ -164,23 +164,23 @@ class Axis:
     """Place of ``high``."""
 
     def place(self, value: float) -> float:
-        """Where a value is."""
+        """Return the place of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A plot area. A style sheet gives its parts their looks, by the classes grid, zero, tick and label."""
+    """A plot area. The style sheet of its page styles its parts by their classes: grid, zero, tick and label."""
 
     x: Axis
     y: Axis
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
-        """A line through points of the data."""
+        """Return the path of a line through points of the data."""
         return "M" + "L".join(f"{self.x.place(x):.1f},{self.y.place(y):.1f}" for x, y in points)
 
     def rows(self, ticks: Mapping[float, str]) -> list[str]:
-        """Lines across, with words at their left."""
+        """Draw horizontal lines with their words at the left."""
         parts = []
         for tick, words in ticks.items():
             y = self.y.place(tick)
@@ -193,7 +193,7 @@ class Frame:
         return parts
 
     def columns(self, ticks: Mapping[float, str], *, lines: bool = True) -> list[str]:
-        """Words below, and lines down to them."""
+        """Draw vertical lines with their words below, or the words alone."""
         parts = []
         for tick, words in ticks.items():
             x = self.x.place(tick)
@@ -205,24 +205,24 @@ class Frame:
         return parts
 
     def below(self, words: str) -> str:
-        """What the horizontal axis is."""
+        """Draw the name of the horizontal axis."""
         place = f'x="{(self.x.start + self.x.end) / 2:.1f}" y="{self.y.start + 41:.1f}" text-anchor="middle"'
         return f'<text class="label" {place}>{escape(words)}</text>'
 
     def beside(self, words: str) -> str:
-        """What the vertical axis is, read upwards."""
+        """Draw the name of the vertical axis, read upwards."""
         middle = (self.y.start + self.y.end) / 2
         place = f'x="12" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 12 {middle:.1f})"'
         return f'<text class="label" {place}>{escape(words)}</text>'
 
 
 def tick_words(ticks: Sequence[float]) -> dict[float, str]:
-    """What stands at the ticks of an axis."""
+    """Return the words at the ticks of an axis."""
     return {tick: format_tick(tick) for tick in ticks}
 
 
 def _tooltips(frame: Frame, values: Mapping[str, Mapping[float, float]], steps: Sequence[float]) -> list[str]:
-    """What a mouse finds: one narrow column per step, all series in its tooltip."""
+    """Draw what a mouse finds: one narrow column per step, with all series in its tooltip."""
     width = _INNER_WIDTH / max(len(steps) - 1, 1)
     parts = []
     for step in steps:

@@ -1,4 +1,4 @@
-"""What a run took: time per stage and PPO phase, calls, tokens, money, memory; what nobody measured is left out."""
+"""The cost of a run: time per stage and PPO phase, calls, tokens, money, memory. Unmeasured parts are left out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -6,12 +6,13 @@ from typing import Any, Final
 from fgaif_ray import storage
 from fgaif_ray.report.formats import show_clock, show_count
 from fgaif_ray.report.summary import TIMING_FILE, read_calls
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, RESPONSES
 
 _STAGES: Final = ("images", "sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report")
 _TIMED: Final = (  # job, and the file that holds its seconds where no pipeline has taken the time
-    ("sample", "responses", storage.MANIFEST),
-    ("label", "feedback", "metrics.json"),
-    ("evaluate", "evaluation", "metrics.json"),
+    ("sample", RESPONSES, storage.MANIFEST),
+    ("label", FEEDBACK, "metrics.json"),
+    ("evaluate", EVALUATION, "metrics.json"),
 )
 _PHASES: Final = ("rollout", "reward", "reference", "update", "sync")
 _LEDGER: Final = (
@@ -29,7 +30,7 @@ Pairs = list[tuple[str, str]]
 
 
 def read_optional(run_dir: str, *names: str) -> dict[str, Any]:
-    """A JSON object of the run; empty where there is no file."""
+    """Read a JSON object of the run; empty where there is no file."""
     uri = storage.join(run_dir, *names)
     if not storage.exists(uri):
         return {}
@@ -38,7 +39,7 @@ def read_optional(run_dir: str, *names: str) -> dict[str, Any]:
 
 
 def stages(run_dir: str) -> list[dict[str, Any]]:
-    """Seconds of the stages in their order, with lengths in percent of the longest and shares of the whole."""
+    """List the seconds of the stages in their order, with lengths in percent of the longest and shares of the whole."""
     timing: dict[str, float] = read_optional(run_dir, TIMING_FILE)
     for name, folder, file in _TIMED:
         seconds = read_optional(run_dir, folder, file).get("seconds")
@@ -49,7 +50,7 @@ def stages(run_dir: str) -> list[dict[str, Any]]:
 
 
 def phases(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean seconds of the phases of a PPO step; the rest of the step is ``other``, unless phases overlap.
+    """Return the mean seconds of the phases of a PPO step; the rest of the step is ``other``, unless phases overlap.
 
     Args:
         steps: the lines of ``metrics.jsonl``.
@@ -78,8 +79,8 @@ def _lengths(pairs: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def ledger(run_dir: str, labels: Mapping[str, Any]) -> Pairs:
-    """The calls of fact extraction, in words; kinds of calls that did not occur are left out."""
-    counts = read_optional(run_dir, "feedback", "ledger.json") or dict(labels.get("extraction") or {})
+    """List the calls of fact extraction in words; kinds of calls that did not occur are left out."""
+    counts = read_optional(run_dir, FEEDBACK, "ledger.json") or dict(labels.get("extraction") or {})
     if not counts:
         return []
     counts.setdefault("failed", counts.get("failed_calls", 0))
@@ -93,9 +94,9 @@ def ledger(run_dir: str, labels: Mapping[str, Any]) -> Pairs:
 
 
 def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Pairs:
-    """How much was sampled, labelled, learnt and asked."""
+    """Count what was sampled, labelled, learnt and asked."""
     pairs: Pairs = []
-    sampled = storage.read_manifest(run_dir, "responses") or {}
+    sampled = storage.read_manifest(run_dir, RESPONSES) or {}
     if "rows" in sampled:
         pairs.append(("responses sampled", show_count(sampled["rows"])))
     if "rows" in labels:
@@ -107,14 +108,14 @@ def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, A
         total = sum(line.get(key) or 0 for line in steps)
         if total:
             pairs.append((f"PPO, sampled {name}", show_count(total)))
-    answered = storage.read_manifest(run_dir, "evaluation") or {}
+    answered = storage.read_manifest(run_dir, EVALUATION) or {}
     if "rows" in answered:
         pairs.append(("answers in evaluation", show_count(answered["rows"])))
     return pairs
 
 
 def tiles(run_dir: str, taken: Sequence[Mapping[str, Any]], labels: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The headline figures of cost.
+    """Build the headline numbers of cost.
 
     Args:
         run_dir: folder of the run.
@@ -136,7 +137,7 @@ def tiles(run_dir: str, taken: Sequence[Mapping[str, Any]], labels: Mapping[str,
     elif taken:
         whole = sum(stage["seconds"] for stage in taken)
         found.append({"name": "Wall time", "value": show_clock(whole), "hint": "sum of the stages"})
-    counts = read_optional(run_dir, "feedback", "ledger.json") or dict(labels.get("extraction") or {})
+    counts = read_optional(run_dir, FEEDBACK, "ledger.json") or dict(labels.get("extraction") or {})
     tokens = counts.get("prompt_tokens", 0) + counts.get("completion_tokens", 0)
     if tokens:
         found.append({"name": "Extraction", "value": f"{show_count(tokens)}", "hint": "tokens"})

@@ -1,4 +1,4 @@
-"""The report page: figures of a run's folder, put into one HTML file."""
+"""The report page: metrics of a run's folder, put into one HTML file."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -10,34 +10,35 @@ from fgaif_ray import __version__, storage
 from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
-from fgaif_ray.report import EXAMPLES_FILE, REPORT_STAGE, SETTINGS_FILE, cost, formats, result
+from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE, cost, formats, result
 from fgaif_ray.report.examples import DRAWN, GROUPS, predicted_codes, verdict_codes
 from fgaif_ray.report.summary import SUMMARY_FILE, package_versions
 from fgaif_ray.report.training import read_metrics, training_charts
 from fgaif_ray.report.verdicts import CLASS_SHORT, cards
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, POLICY, REPORT, REWARDS
 
 SHOWN: Final = 4
-"""Examples of a group that are seen at once; the others open with a click."""
+"""Examples of a group that are visible at once; the others open with a click."""
 MARKS: Final = dict(zip(CLASS_NAMES, ("\u00b7", "\u2713", "\u2717"), strict=True))
-"""What says a verdict without colour."""
+"""Marks of verdicts, for readers without colour."""
 
 
 def build_report(run_dir: str) -> str:
-    """The report of a run as one HTML document that loads nothing else and runs no script.
+    """Build the report of a run as one HTML document that loads nothing else and runs no script.
 
     Args:
-        run_dir: folder of the run; ``evaluation/`` and ``report/`` have to be there (see ``jobs.report``), of the
-            other stages what is there is shown.
+        run_dir: folder of the run; ``evaluation/`` and ``report/`` have to be there (see ``jobs.report``); of the
+            other stages, it shows what is there.
 
     Raises:
         FileNotFoundError: ``evaluation/metrics.json`` or the files of ``report/`` are not there.
     """
-    evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
-    settings = storage.read_json(storage.join(run_dir, REPORT_STAGE, SETTINGS_FILE))
-    examples = storage.read_json(storage.join(run_dir, REPORT_STAGE, EXAMPLES_FILE))
-    labels = cost.read_optional(run_dir, "feedback", "metrics.json")
-    rewards = {kind: cost.read_optional(run_dir, "rewards", kind, "metrics.json") or None for kind in FACT_TYPES}
-    policy = storage.join(run_dir, "policy")
+    evaluation = storage.read_json(storage.join(run_dir, EVALUATION, "metrics.json"))
+    settings = storage.read_json(storage.join(run_dir, REPORT, SETTINGS_FILE))
+    examples = storage.read_json(storage.join(run_dir, REPORT, EXAMPLES_FILE))
+    labels = cost.read_optional(run_dir, FEEDBACK, "metrics.json")
+    rewards = {kind: cost.read_optional(run_dir, REWARDS, kind, "metrics.json") or None for kind in FACT_TYPES}
+    policy = storage.join(run_dir, POLICY)
     steps, stages = read_metrics(policy), cost.stages(run_dir)
     charts = training_charts(policy)
     environment = _environment()
@@ -87,7 +88,7 @@ def _environment() -> Environment:
 
 
 def _groups(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The examples by group, in the order of ``GROUPS``."""
+    """Group the examples, in the order of ``GROUPS``."""
     found = []
     for group in GROUPS:
         members = [_example(one) for one in examples if one.get("group", DRAWN) == group]

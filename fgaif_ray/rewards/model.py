@@ -161,11 +161,8 @@ class RewardModel(nn.Module):
             UserError: files are missing, or it was trained for another fact type or on another backbone.
         """
         local = Path(storage.local_copy(folder))
-        missing = [name for name in ADAPTER_FILES if not (local / name).is_file()]
-        if missing:
-            raise UserError(
-                f"{folder} is no reward model, it lacks {', '.join(missing)}: train it with jobs.train_rewards."
-            )
+        if not any((local / name).is_file() for name in ADAPTER_FILES):
+            raise UserError(f"{folder} holds no reward model: train it with jobs.train_rewards.")
         files = read_folder(str(local))
         trained_for = files.metadata.get("fact_type")
         if trained_for != fact_type:

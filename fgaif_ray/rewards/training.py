@@ -167,11 +167,6 @@ def train_reward_model(
     return {name: {"fact_type": name, **shared, **found[task.head_of(name)]} for name in task.fact_types}
 
 
-def predict(model: RewardModel, head: str, examples: Sequence[Example], features: ImageFeatures) -> NDArray[np.float32]:
-    """Class probabilities of one head; see ``predict_heads``."""
-    return predict_heads(model, [head], examples, features)[head]
-
-
 def predict_heads(
     model: RewardModel, heads: Sequence[str], examples: Sequence[Example], features: ImageFeatures
 ) -> dict[str, NDArray[np.float32]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.checkpoint import check_adapter
 from fgaif_ray.vlm.group import LearnerGroup
 from fgaif_ray.vlm.lora import with_own_layers
 from fgaif_ray.vlm.passes import DecoderPass, ImagePass, VocabularyScores
@@ -303,6 +304,7 @@ def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
 
 
 def _load_critic(model: PeftModel, folder: str) -> None:
+    check_adapter(folder)
     config = LoraConfig.from_pretrained(folder)
     config.lora_dropout, config.inference_mode = 0.0, False
     model.add_adapter(CRITIC, with_own_layers(config))

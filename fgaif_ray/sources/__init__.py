@@ -1,17 +1,17 @@
-"""Where a run's images and prompts come from, and the truth about them where it is known."""
+"""Sources of a run's images and prompts, and the truth about them where it is known."""
 
 from fgaif_ray.config import Config
 from fgaif_ray.images import find_images
 from fgaif_ray.sources.coco import find_coco_images
 from fgaif_ray.sources.rows import prepare_rows, provided_responses
-from fgaif_ray.sources.sets import STAGE, ImageSets, cut
+from fgaif_ray.sources.sets import ImageSets, cut
 from fgaif_ray.sources.shapes import load_truth, prepare_shapes
 
-__all__ = ["STAGE", "ImageSets", "load_truth", "prepare_images", "provided_responses"]
+__all__ = ["ImageSets", "load_truth", "prepare_images", "provided_responses"]
 
 
 def prepare_images(config: Config) -> ImageSets:
-    """The images of a run, cut into its three sets; equal sources are cut equally.
+    """Find the images of a run and cut them into its three sets; equal sources are cut equally.
 
     The embedded world draws its images, and rows that hold images store them, on the first call.
 

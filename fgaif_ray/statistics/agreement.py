@@ -1,7 +1,7 @@
 """Agreement of predicted labels with true ones.
 
 Accuracy alone misleads where one class dominates (always "yes" scores 80.7 % on FGAIF's human-labelled
-facts), so balanced accuracy and per-class figures come with it.
+facts), so balanced accuracy and per-class metrics come with it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from fgaif_ray.statistics.intervals import Floats, ratios
 
 @dataclass(frozen=True)
 class Agreement:
-    """Figures of one comparison; None where a figure is not defined."""
+    """The metrics of one comparison; None where a metric is not defined."""
 
     class_names: tuple[str, ...]
     confusion: NDArray[np.int64]
@@ -31,7 +31,7 @@ class Agreement:
     """Per class; None for a class that never occurs."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON-serialisable values, per-class ones by class name."""
+        """Return the metrics as JSON-serialisable values, per-class ones by class name."""
         return {
             "count": int(self.confusion.sum()),
             "accuracy": self.accuracy,
@@ -44,7 +44,7 @@ class Agreement:
 
 
 def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Counts ``[classes, classes]`` of pairs (true class, predicted class).
+    """Count pairs (true class, predicted class), ``[classes, classes]``.
 
     Args:
         truth: ``[items]`` class codes in ``[0, classes)``.
@@ -139,4 +139,5 @@ def chance_corrected(observed: Floats, expected: Floats) -> Floats:
 
 
 def _known(figure: ArrayLike) -> float | None:
-    return None if np.isnan(figure) else float(figure)
+    value = float(np.asarray(figure))
+    return None if np.isnan(value) else value

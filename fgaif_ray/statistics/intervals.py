@@ -1,6 +1,6 @@
-"""Ratios and other figures over images with bootstrap intervals.
+"""Ratios and other metrics over images with bootstrap intervals.
 
-Sub-sentences of one image hang together, so images are what is drawn, not sub-sentences (a cluster bootstrap).
+Segments of one image depend on each other, so the bootstrap draws images, not segments (a cluster bootstrap).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and the interval of its bootstrap distribution; None where it is not defined.
+    """A metric and the interval of its bootstrap distribution; None where it is not defined.
 
     Example: ``Estimate(0.25, (0.2, 0.3))``
     """
@@ -46,7 +46,7 @@ def estimate_ratios(
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Estimate]:
-    """Estimate ``sum(part) / sum(whole)`` of several figures with percentile bootstrap intervals.
+    """Estimate ``sum(part) / sum(whole)`` of several metrics with percentile bootstrap intervals.
 
     Args:
         clusters: ``[rows]`` the cluster (image) of each row; whole clusters are drawn with replacement.
@@ -57,12 +57,12 @@ def estimate_ratios(
         confidence: probability that the interval encloses.
 
     Raises:
-        ValueError: figures or lengths differ, or the confidence is not inside (0, 1).
+        ValueError: metrics or lengths differ, or the confidence is not inside (0, 1).
     """
     if list(parts) != list(wholes) or any(
         len(column) != len(clusters) for column in (*parts.values(), *wholes.values())
     ):
-        raise ValueError("every figure needs a part and a whole for each row")
+        raise ValueError("every metric needs a part and a whole for each row")
     if not parts:
         return {}
     columns = np.array([*parts.values(), *wholes.values()], dtype=np.float64).T  # [rows, 2 * figures]
@@ -79,14 +79,14 @@ def estimate_figures(
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> list[Estimate]:
-    """Estimate figures that follow from sums over rows, with percentile bootstrap intervals.
+    """Estimate metrics that follow from sums over rows, with percentile bootstrap intervals.
 
     Args:
         clusters: ``[rows]`` the cluster (image) of each row; whole clusters are drawn with replacement.
         columns: ``[rows, columns]`` what is summed.
         figures: ``[samples, columns]`` sums to ``[samples, figures]`` values, NaN where one is not defined.
         seed: seed of the draws; equal arguments give equal intervals.
-        draws: bootstrap samples; those in which a figure is not defined do not count for it.
+        draws: bootstrap samples; those in which a metric is not defined do not count for it.
         confidence: probability that the interval encloses.
 
     Raises:

@@ -1,6 +1,6 @@
 """Reliability of labels: chance-corrected agreement, with bootstrap intervals clustered by image.
 
-Every figure follows from sums over sub-sentences (a confusion or a coincidence matrix), so that resampling images means
+Every metric follows from sums over segments (a confusion or a coincidence matrix), so that resampling images means
 weighting their sums. Units may carry weights: a stratified sample then speaks for the set that it was drawn from.
 
 Cohen, "A coefficient of agreement for nominal scales", 1960; Krippendorff, "Computing Krippendorff's
@@ -17,19 +17,19 @@ from fgaif_ray.statistics.agreement import accuracy, balanced_accuracy, chance_c
 from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, Floats, estimate_figures, ratios
 
 MISSING: Final = -1
-"""In place of a class code: this annotator did not rate this unit."""
+"""Stands for a missing rating, in place of a class code."""
 FIGURES: Final = ("accuracy", "balanced_accuracy", "kappa")
 
 
 def coincidences(ratings: ArrayLike, classes: int) -> Floats:
-    """Each unit's share of Krippendorff's coincidence matrix: its pairs of ratings, each ``1 / (raters - 1)``.
+    """Return each unit's share of Krippendorff's coincidence matrix: its pairs of ratings, each ``1 / (raters - 1)``.
 
     Args:
         ratings: ``[annotators, units]`` class codes, MISSING where there is none.
         classes: number of classes.
 
     Returns:
-        ``[units, classes, classes]``, all zero for a unit with less than two ratings: it can be paired with nothing.
+        ``[units, classes, classes]``, all zero for a unit with less than two ratings, which cannot be paired.
 
     Raises:
         ValueError: not two-dimensional, or a code out of range.
@@ -49,7 +49,7 @@ def coincidences(ratings: ArrayLike, classes: int) -> Floats:
 
 
 def krippendorff_alpha(coincidence: ArrayLike) -> Floats:
-    """Krippendorff's alpha for nominal data; NaN where nothing can be paired or only one class occurs.
+    """Return Krippendorff's alpha for nominal data; NaN where nothing can be paired or only one class occurs.
 
     Args:
         coincidence: ``[..., classes, classes]`` sums of ``coincidences`` over units.

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.checkpoint import broken, check_checkpoint, naming_broken_file, weight_files
 from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 
 
@@ -122,10 +123,10 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
         The backbone on the CPU (``move_to`` moves it), in eval mode, dropout 0, without gradients.
 
     Raises:
-        UserError: there is no checkpoint, it is not a LLaVA, or it lacks safetensors weights or a chat template; or
-            this machine cannot quantise.
+        UserError: the checkpoint is not downloaded, not supported or broken; or this machine cannot quantise.
     """
     options = _quantisation_options(dtype) if quantisation == "4bit" else {}
+    folder = check_checkpoint(path)
     front_end = load_front_end(path)
     config = copy.deepcopy(front_end.config)
     for section in (config, config.text_config, config.vision_config):
@@ -134,20 +135,23 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} could not be loaded as a LLaVA with safetensors weights: {reason}") from error
+        with naming_broken_file(lambda: weight_files(path, folder)[0]):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
+    model, found = loaded  # as ``output_loading_info`` makes it
+    if found["missing_keys"]:  # they would be drawn at random
+        missing = min(found["missing_keys"])
+        raise broken(weight_files(path, folder)[0], f"the weights lack {missing}")
     return Backbone(front_end, model.eval().requires_grad_(False), quantised=quantisation == "4bit")
 
 

@@ -6,18 +6,16 @@ How a model family writes an image into its prompt is known in this file alone.
 """
 
 import functools
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.checkpoint import load_config_and_processor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-SUPPORTED_MODEL_TYPE: Final = "llava"
-ADVICE: Final = "give the folder of a LLaVA checkpoint such as llava-hf/llava-1.5-7b-hf"
 PROMPT_CACHE: Final = 4096
 """Prompts whose token ids are remembered: a service meets any number of them."""
 SHOWN_PROMPT: Final = 60
@@ -168,23 +166,7 @@ def load_front_end(path: str) -> FrontEnd:
         path: checkpoint folder, or the name of one that has been downloaded, e.g. ``llava-hf/llava-1.5-7b-hf``.
 
     Raises:
-        UserError: there is no checkpoint, it is not a LLaVA, or it lacks an image processor or a chat template.
+        UserError: the checkpoint is not downloaded, not supported or broken.
     """
-    from transformers import AutoConfig, AutoProcessor
-
-    if os.path.exists(path) and not os.path.exists(os.path.join(path, "config.json")):
-        raise UserError(f"{path} holds no config.json: {ADVICE}.")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        # Checked first: the processor of a model without images fails in other words.
-        if config.model_type != SUPPORTED_MODEL_TYPE:
-            raise UserError(f"{path} is a {config.model_type!r} model, not a LLaVA that sees images: {ADVICE}.")
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is neither a readable checkpoint folder nor a downloaded model: {ADVICE}, or download the model "
-            f"first with `hf download NAME`."
-        ) from error
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(f"{path} has no chat template: {ADVICE}, or add a chat_template.jinja to it.")
+    config, processor = load_config_and_processor(path)
     return FrontEnd(path, config, processor)

@@ -41,7 +41,8 @@ class Service:
 
     def through_handle(self, items: list[dict[str, Any]]) -> list[ResponseVerdicts | None]:
         handle = serve.get_app_handle(self.info.app_name)
-        return handle.score_responses.remote(items).result(timeout_s=60)
+        scored: list[ResponseVerdicts | None] = handle.score_responses.remote(items).result(timeout_s=60)
+        return scored
 
     def over_http(self, items: list[dict[str, Any]]) -> list[ScoredResponse]:
         with self.client() as client:

@@ -1,4 +1,4 @@
-"""Figures of scored answers with intervals, differences of two models on the same questions, and a table of both."""
+"""Metrics of scored answers with intervals, differences of two models on the same questions, and a table of both."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from fgaif_ray.statistics.intervals import estimate_figures
 
 
 def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:
-    """A model's figures, JSON-serialisable.
+    """Measure a model; the result is JSON-serialisable.
 
     Returns:
         ``figures``: name -> ``value`` (rates between 0 and 1) and its 95 % ``interval`` from a bootstrap over images,
@@ -25,7 +25,7 @@ def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:
 
 
 def compare(first: Scores, second: Scores, seed: int = 0) -> dict[str, Any]:
-    """The second model's figures less the first's, on the questions for which both have a score.
+    """Subtract the first model's metrics from the second's, on the questions for which both have a score.
 
     The bootstrap draws the same images for both, so what makes an image hard for both does not widen the interval.
 
@@ -56,11 +56,11 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> dict[str, Any]:
 def table(
     title: str, scales: Mapping[str, float], models: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Lines of a table: a row for each figure, a column for each model and each comparison.
+    """Format a table as lines: a row for each metric, a column for each model and each comparison.
 
     Args:
         title: of the benchmark.
-        scales: figure -> what to multiply it by.
+        scales: metric -> factor with which it is printed.
         models: name -> what ``measure`` gave.
         comparisons: what ``compare`` gave, with ``first`` and ``second``.
     """

@@ -1,4 +1,4 @@
-"""POPE (Li et al., arXiv 2305.10355): the published files, the official reading and the official figures.
+"""POPE (Li et al., arXiv 2305.10355): the published files, the official reading and the official metrics.
 
 The three splits are joined with answers by id and text, never by position: the random split has had 2,910 and 3,000
 questions. The headline is the mean over the splits.
@@ -49,7 +49,7 @@ class Pope:
             for entry in parse_questions(files.text(name), storage.join(config.path, name)):
                 question = BenchmarkQuestion(f"{split}/{entry.question_id}", entry.image, entry.text, config.max_tokens)
                 if question.id in self._labels:
-                    raise files.fault(name, f"the question id {entry.question_id} stands there twice")
+                    raise files.fault(name, f"the question id {entry.question_id} occurs twice")
                 self._labels[question.id] = entry.label
                 found.append(question)
         self.questions: Sequence[BenchmarkQuestion] = first_images(found, config.limit)
@@ -80,9 +80,9 @@ class Pope:
 
 
 def _figures(sums: Floats) -> Floats:
-    """``[samples, 4 * splits]`` counts to the means over the splits, then each split's FIGURES."""
+    """Turn ``[samples, 4 * splits]`` counts into the means over the splits, then each split's FIGURES."""
     splits = [_of_split(sums[:, start : start + COUNTS]) for start in range(0, sums.shape[1], COUNTS)]
-    # A mean over splits is not defined where a split has no such figure.
+    # A mean over splits is not defined where a split has no such metric.
     return np.concatenate([np.mean(splits, axis=0), *splits], axis=1)
 
 

@@ -1,7 +1,7 @@
-"""The page on which a person tries the reward models: an image, a response, and what each sub-sentence is worth.
+"""The page on which a person tries the reward models: an image, a response, and the reward of each segment.
 
 One HTML document without outside resources. It asks `POST /v1/rewards` of the service that serves it, with a token that
-is typed in and kept in the page's memory alone. Texts of strangers become text nodes, and the page's policy runs no
+is typed in and kept in the page's memory only. Untrusted texts become text nodes, and the page's policy allows no
 script but its own.
 """
 
@@ -29,14 +29,14 @@ EXAMPLES: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Playground:
-    """What the service answers with."""
+    """The page and the headers of the service's answer."""
 
     html: str
     headers: Mapping[str, str]
 
 
 def build_playground(*, token_needed: bool) -> Playground:
-    """The page of a service that does or does not want a token."""
+    """Render the page, for a service with or without a token."""
     environment = page_environment("fgaif_ray.serving.playground")
     style, script = page_style(environment, "playground.css"), page_source(environment, "playground.js")
     html: str = environment.get_template("playground.html.j2").render(
@@ -54,7 +54,7 @@ def build_playground(*, token_needed: bool) -> Playground:
 
 
 def example_scenes() -> list[dict[str, Any]]:
-    """Held-out scenes, each with a description that has the errors of the embedded world's policy."""
+    """Make held-out scenes, each with a description that has the errors of the embedded world's policy."""
     examples = []
     for index in range(EXAMPLES):
         scene = draw_scene("heldout", index)
@@ -72,7 +72,7 @@ def example_scenes() -> list[dict[str, Any]]:
 
 
 def _data() -> dict[str, Any]:
-    """What the script reads."""
+    """The data that the script reads."""
     return {
         "types": list(FACT_TYPES),
         "classes": list(CLASS_NAMES),

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from ray import serve
 from support.adapter_calls import easyr1_call, openrlhf_call, skyrl_call, trl_call
-from support.metrics_endpoint import scrape_until, total
+from support.metrics_endpoint import exported_names, scrape_until, total
 from support.reward_helpers import (
     CHECKPOINT,
     PROMPT,
@@ -47,11 +47,11 @@ from fgaif_ray.adapters.skyrl import DenseRewards
 from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.files import read_folder
 from fgaif_ray.serving.client import AsyncRewardClient, reward_item
 from fgaif_ray.serving.wire import MAX_BODY_BYTES, MAX_ITEMS, MAX_RESPONSE_CHARACTERS, ScoredResponse
 
 pytestmark = pytest.mark.ray
-
 RESPONSES = [
     RESPONSE,
     "A red circle.",
@@ -349,7 +349,7 @@ def test_models_are_listed_with_their_versions(service: Service) -> None:
         [scored] = client.score([reward_item(picture(), PROMPT, RESPONSE)])
     assert [card.id for card in listed.models] == list(FACT_TYPES)
     assert [card.version for card in listed.models] == [
-        reward_service.model_version(folder) for folder in service.folders.values()
+        read_folder(folder).version for folder in service.folders.values()
     ]
     assert listed.model_version == service.info.model_version == scored.model_version
     assert str(Path(CHECKPOINT).parent) not in listed.model_dump_json()
@@ -358,7 +358,7 @@ def test_models_are_listed_with_their_versions(service: Service) -> None:
 def test_requests_and_batches_of_each_model_are_exported_for_prometheus(service: Service) -> None:
     assert service.post(json={"items": [wire_item()]}).status_code == 200
     recorded = (metrics.REWARD_REQUESTS, metrics.REWARD_BATCH_ITEMS, metrics.REWARD_FORWARD_DURATION)
-    samples = scrape_until(name for metric in recorded for name in metric.exported_names)
+    samples = scrape_until(name for metric in recorded for name in exported_names(metric))
     assert total(samples, "ray_fgaif_reward_requests_total", route="/v1/rewards", status="200") >= 1
     for name in ("ray_fgaif_reward_batch_items_count", "ray_fgaif_reward_forward_duration_seconds_count"):
         assert all(total(samples, name, model=fact_type) >= 1 for fact_type in FACT_TYPES)
@@ -428,18 +428,13 @@ def test_a_coarse_verdict_is_not_to_be_divided(service: Service, tmp_path: Path)
 
 def test_applied_temperatures_are_another_version(service: Service) -> None:
     folder = service.folders["existence"]
-    assert reward_service.model_version(folder) != reward_service.model_version(folder, temperature_scaling=True)
+    assert read_folder(folder).served_version(False) != read_folder(folder).served_version(True)
 
 
 def test_an_open_port_needs_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FGAIF_REWARD_TOKEN")
     with pytest.raises(UserError, match="FGAIF_REWARD_TOKEN"):
         reward_service.deploy(service_config(Path(service.config.run.dir), host="0.0.0.0"), service.folders)
-
-
-def test_an_untrained_run_names_the_job_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"jobs\.train_rewards"):
-        reward_service.published_reward_folders(service_config(tmp_path))
 
 
 def test_the_token_is_nowhere_in_the_run_and_the_settings(service: Service) -> None:
@@ -479,6 +474,6 @@ def test_other_models_and_placement_replace_the_service(service: Service, tmp_pa
 def test_a_backbone_that_is_none_is_told_in_one_sentence(service: Service, tmp_path: Path) -> None:
     config = service_config(tmp_path, placement="shared")
     config = config.model_copy(update={"rewards": config.rewards.model_copy(update={"backbone": str(tmp_path)})})
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} holds no config.json")):
+    with pytest.raises(UserError, match=re.escape(f"broken: {tmp_path}/config.json")):
         reward_service.deploy(config, service.folders)
     assert reward_service.APP_NAME not in serve.status().applications

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,12 +53,12 @@ def test_features_for_another_number_of_image_tokens_are_refused(backbone: Backb
 
 
 def test_a_missing_path_is_one_clear_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"give the folder of a LLaVA checkpoint"):
+    with pytest.raises(UserError, match=r"is not a folder here and not downloaded.*`hf download "):
         load_backbone(str(tmp_path / "nowhere"))
 
 
 def test_a_folder_without_a_checkpoint_is_one_clear_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no config\.json"):
+    with pytest.raises(UserError, match=r"broken: .*config\.json \(it is missing\)"):
         load_backbone(str(tmp_path))
 
 
@@ -69,15 +67,14 @@ def test_a_text_only_model_is_refused(tmp_path: Path) -> None:
         vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"'llama' model, not a LLaVA"):
+    with pytest.raises(UserError, match=r"is not supported \(it is of the type 'llama'"):
         load_backbone(str(tmp_path))
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
-    for file in Path(CHECKPOINT).iterdir():
-        if file.suffix != ".safetensors":
-            (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(UserError, match=r"safetensors"):
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((Path(CHECKPOINT) / name).read_text())
+    with pytest.raises(UserError, match=r"broken: .*model\.safetensors \(it is missing\)"):
         load_backbone(str(tmp_path))
 
 
@@ -90,37 +87,6 @@ def test_dropout_of_a_checkpoint_is_switched_off(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = load_backbone(str(tmp_path)).model
     assert {layer.self_attn.attention_dropout for layer in model.model.language_model.layers} == {0.0}
-
-
-EXPAND_IN_VLLM = """
-import json, sys
-from PIL import Image
-from actors.engine.start import image_prompt, start_engine
-from fgaif_ray.config import EngineConfig
-
-checkpoint, picture, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-options = {"max_model_len": 128, "max_num_seqs": 2, "kv_cache_gib": 0.1, "enforce_eager": True, "threads": 1}
-engine = start_engine(checkpoint, EngineConfig(dtype="float32", **options))
-from vllm import SamplingParams
-prompt = image_prompt(ids, Image.open(picture).convert("RGB"))
-[output] = engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)
-print(json.dumps(output.prompt_token_ids))
-"""
-
-
-@pytest.mark.vllm
-def test_vllm_expands_the_image_to_the_same_ids(backbone: Backbone, image: Image.Image, tmp_path: Path) -> None:
-    image.save(tmp_path / "image.png")
-    ids = json.dumps(backbone.front_end.prompt_ids(PROMPT))
-    finished = subprocess.run(
-        [sys.executable, "-c", EXPAND_IN_VLLM, CHECKPOINT, str(tmp_path / "image.png"), ids],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    assert json.loads(finished.stdout.splitlines()[-1]) == backbone.front_end.expanded_prompt_ids(PROMPT, image)
 
 
 def test_what_four_bits_need_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
