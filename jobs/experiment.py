@@ -12,7 +12,6 @@ A finished run is skipped and an interrupted one goes on; one that fails is repo
 run <run.dir>/<experiment>/<experiment>.html, its plots and results.json are written anew.
 """
 
-import os
 import shlex
 import sys
 import tempfile
@@ -105,7 +104,6 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
     def on_end(ended: Mapping[str, str | None]) -> None:
         _write(config, experiment, runs, ended, command)
 
-    os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fgaif-matplotlib"))
     with (
         storage.hold_run(experiment_folder(config, name), "experiment"),
         tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch,
