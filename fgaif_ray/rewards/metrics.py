@@ -1,4 +1,4 @@
-"""Figures of a reward model on held-out images: ranking, calibration, and the temperature that mends it."""
+"""Metrics of a reward model on held-out images: ranking, calibration, and the temperature that improves it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from fgaif_ray.statistics.agreement import agreement
 CALIBRATION_BINS: Final = 15
 CALIBRATION_FOLDS: Final = 5
 LARGEST_TEMPERATURE: Final = 10.0
-"""A set that is predicted without a mistake has no finite best temperature; neither end goes beyond this factor."""
+"""Bound of the temperature and its inverse; a set predicted without a mistake has no finite best temperature."""
 
 
 def expected_calibration_error(probabilities: NDArray[Any], labels: ArrayLike, bins: int = CALIBRATION_BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins of confidence (Guo et al. 2017, equation 3).
+    """Return the mean gap between confidence and accuracy over equal bins of confidence (Guo et al. 2017, eq. 3).
 
     Args:
         probabilities: ``[verdicts, classes]``.
@@ -37,7 +37,7 @@ def expected_calibration_error(probabilities: NDArray[Any], labels: ArrayLike, b
 def reliability_bins(
     probabilities: NDArray[Any], labels: ArrayLike, bins: int = CALIBRATION_BINS
 ) -> list[dict[str, float]]:
-    """The points of a reliability diagram (Guo et al. 2017, figure 1), JSON-serialisable.
+    """Return the points of a reliability diagram (Guo et al. 2017, figure 1), JSON-serialisable.
 
     Args:
         probabilities: ``[verdicts, classes]``.
@@ -66,13 +66,13 @@ def reliability_bins(
 
 
 def negative_log_likelihood(probabilities: NDArray[Any], labels: ArrayLike) -> float:
-    """Mean of minus the log of the probability that the true class was given, in nats."""
+    """Return the mean negative log-probability of the true class, in nats."""
     truth = np.asarray(labels)
     return float(-_log(probabilities)[np.arange(len(truth)), truth].mean())
 
 
 def area_under_roc(scores: ArrayLike, positive: ArrayLike) -> float | None:
-    """Chance that a positive outranks a negative, ties counting half (the Mann-Whitney statistic).
+    """Return the chance that a positive outranks a negative, ties counting half (the Mann-Whitney statistic).
 
     Args:
         scores: ``[items]``, larger for what is more likely positive.
@@ -91,9 +91,9 @@ def area_under_roc(scores: ArrayLike, positive: ArrayLike) -> float | None:
 
 
 def ranking_figures(probabilities: NDArray[Any], labels: ArrayLike) -> dict[str, float | None]:
-    """Area under the ROC curve of each class against the rest, and of hallucinated against consistent.
+    """Return the area under the ROC curve of each class against the rest, and of hallucinated against consistent.
 
-    The latter is about facts alone: verdicts whose label is absent are left out, and the score is
+    The latter is about facts only: verdicts whose label is absent are left out, and the score is
     P(hallucinated) / P(consistent).
     """
     truth = np.asarray(labels)
@@ -105,14 +105,14 @@ def ranking_figures(probabilities: NDArray[Any], labels: ArrayLike) -> dict[str,
 
 
 def fit_temperature(probabilities: NDArray[Any], labels: ArrayLike) -> float:
-    """The temperature that makes the labels most likely (Guo et al. 2017, section 4.2), found by L-BFGS.
+    """Fit the temperature that makes the labels most likely (Guo et al. 2017, section 4.2), found by L-BFGS.
 
     Args:
-        probabilities: ``[verdicts, classes]``; their logarithms are the logits up to a constant that does not matter.
+        probabilities: ``[verdicts, classes]``; their logarithms are the logits up to a constant, which does not matter.
         labels: ``[verdicts]`` class codes.
 
     Returns:
-        At most ``LARGEST_TEMPERATURE``, at least its inverse; above 1 where the model is too sure.
+        At most ``LARGEST_TEMPERATURE``, at least its inverse; above 1 if the model is overconfident.
     """
     logits = torch.from_numpy(_log(probabilities))  # [verdicts, classes]
     truth = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
@@ -132,7 +132,7 @@ def fit_temperature(probabilities: NDArray[Any], labels: ArrayLike) -> float:
 
 
 def scale_probabilities(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """The distributions of the same logits divided by a temperature, ``[verdicts, classes]``."""
+    """Divide the logits of distributions by a temperature, ``[verdicts, classes]``."""
     scaled: NDArray[np.float64] = torch.from_numpy(_log(probabilities) / temperature).softmax(dim=-1).numpy()
     return scaled
 
@@ -140,7 +140,7 @@ def scale_probabilities(probabilities: NDArray[Any], temperature: float) -> NDAr
 def cross_fitted_probabilities(
     probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str], folds: int = CALIBRATION_FOLDS
 ) -> NDArray[np.float64] | None:
-    """Probabilities after temperature scaling, each with a temperature that was fitted on other images.
+    """Scale probabilities, each with a temperature that was fitted on other images.
 
     Args:
         probabilities: ``[verdicts, classes]``.
@@ -165,7 +165,7 @@ def cross_fitted_probabilities(
 
 
 def held_out_figures(probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str]) -> dict[str, Any]:
-    """All figures of one head, JSON-serialisable; a figure that is not defined is None.
+    """Compute all metrics of one head, JSON-serialisable; a metric that is not defined is None.
 
     Args:
         probabilities: ``[verdicts, classes]``.
