@@ -1,8 +1,8 @@
-"""The vision-language backbone: a frozen LLaVA and the ways into it that reward models, policy and critic share.
+"""The vision-language backbone: a frozen LLaVA with the methods that reward models, policy and critic share.
 
 A LLaVA reads an image as a run of image tokens whose embeddings are replaced by the projected features of the
-vision tower. The tower is never trained here, so its features depend on the image alone: whoever reads an
-image more than once computes them once (``Backbone.image_features``) and merges them into the token
+vision tower. The tower is never trained here, so its features depend only on the image. Callers that read an
+image more than once compute them once (``Backbone.image_features``) and merge them into the token
 embeddings (``Backbone.input_embeddings``).
 """
 
@@ -33,7 +33,7 @@ class Backbone:
     """
 
     path: str
-    """Where it was loaded from; written into the adapters trained on it."""
+    """The checkpoint that it was loaded from; it is written into the adapters trained on it."""
     model: Any
     """``LlavaForConditionalGeneration``, in eval mode, without gradients."""
     processor: Any
@@ -57,12 +57,12 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """Positions that the decoder was made for, image tokens included."""
+        """Number of positions of the decoder, image tokens included."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         device: torch.device = self.model.device
         return device
 
@@ -77,7 +77,7 @@ class Backbone:
         return int(self.tokenizer.eos_token_id)
 
     def prompt_text(self, prompt: str) -> str:
-        """The chat template with one image, the prompt, and the opening of the answer.
+        """Render the chat template with one image, the prompt, and the opening of the answer.
 
         Raises:
             ValueError: the prompt holds the image token, which would stand for a second image.
@@ -92,7 +92,7 @@ class Backbone:
         return text
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of ``prompt_text`` with the image as ONE token, ``[prompt_tokens]``: what vLLM expects.
+        """Return the token ids of ``prompt_text`` with the image as ONE token, ``[prompt_tokens]``, for vLLM.
 
         The tokenizer adds its special tokens only where the template has not written the BOS token itself.
 
@@ -109,7 +109,7 @@ class Backbone:
         return list(self._prompt_ids[prompt])
 
     def image_token_count(self, image: Image.Image) -> int:
-        """Image tokens that the processor makes of an image of this size."""
+        """Return the number of image tokens that the processor makes of an image of this size."""
         if image.size not in self._image_tokens:
             blank = Image.new("RGB", image.size)
             encoded = self.processor(images=blank, text=self.processor.image_token)
@@ -117,7 +117,7 @@ class Backbone:
         return self._image_tokens[image.size]
 
     def expanded_prompt_ids(self, prompt: str, image: Image.Image) -> list[int]:
-        """Token ids of ``prompt_text`` with the image token repeated, ``[prompt_tokens]``: what the model reads.
+        """Return the token ids of ``prompt_text`` with the image token repeated, ``[prompt_tokens]``, for the model.
 
         Raises:
             ValueError: the prompt holds the image token.
@@ -127,14 +127,14 @@ class Backbone:
         return ids[:place] + [self.image_token_id] * self.image_token_count(image) + ids[place + 1 :]
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB images as the vision tower wants them, ``[images, channels, height, width]``, on the model's device."""
+        """Preprocess RGB images for the vision tower, ``[images, channels, height, width]``, on the model's device."""
         encoded = self.processor.image_processor(images=list(images), return_tensors="pt")
         values: Tensor = encoded["pixel_values"].to(self.device, self.model.dtype)
         return values
 
     @torch.no_grad()
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Features of the vision tower after the projector.
+        """Compute the features of the vision tower after the projector.
 
         Args:
             pixel_values: ``[images, channels, height, width]``.
@@ -145,7 +145,7 @@ class Backbone:
         return torch.stack(list(self.model.get_image_features(pixel_values).pooler_output))
 
     def input_embeddings(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
-        """Token embeddings with the image tokens replaced by the features of their image.
+        """Embed tokens, with the image tokens replaced by the features of their image.
 
         Args:
             input_ids: ``[batch, tokens]`` with the image tokens repeated; padding on either side.
@@ -228,7 +228,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
 
 
 def _quantisation_options(dtype: str) -> dict[str, Any]:
-    """Keywords of ``from_pretrained`` for a model in 4 bits.
+    """Return the keywords of ``from_pretrained`` for a model in 4 bits.
 
     Raises:
         UserError: bitsandbytes or a GPU is missing.
@@ -259,7 +259,7 @@ def _quantisation_options(dtype: str) -> dict[str, Any]:
 
 
 def banned_token_ids(backbone: Backbone) -> list[int]:
-    """Ids that must never be sampled: they would break the image merge, or stand for no text.
+    """Return the ids that must never be sampled: they would break the image merge, or stand for no text.
 
     The image, padding and unknown tokens, and rows of the vocabulary head that no token uses (checkpoints pad
     it); never the EOS token, even where a tokenizer pads with it.
