@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,7 +19,10 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.files import published_reward_folders, published_versions
+from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs.align_export import MODES
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -27,7 +30,6 @@ from jobs.plan import plan_mode
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
 
-STAGE: Final = "policy"
 TRAIN_FOLDER: Final = "train"
 """Ray Train's own folder inside the partial stage: its checkpoints."""
 MAX_FAILURES: Final = 3
@@ -35,25 +37,7 @@ MAX_FAILURES: Final = 3
 FOLLOW_EVERY_S: Final = 1.0
 
 
-def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
-    """The stage of these settings over these images and reward models; where actors run does not change it."""
-    from actors.rewards.service import model_version, published_reward_folders
-
-    placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "sharding"}
-    placed |= {"checkpoint_every", "log_samples_every", "tracking", "guards"}  # a run that was stopped goes on
-    align = config.align.model_dump(exclude=placed | {"rollout"})
-    rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
-    scaled = config.rewards.temperature_scaling
-    rewards = [model_version(folder, scaled) for folder in published_reward_folders(config).values()]
-    policy = config.policy.model_dump()
-    prompts = sets.prompts_of(sets.align, config.data.prompts)
-    return storage.Stage(
-        config.run.dir,
-        STAGE,
-        fingerprint("align-1", config.run.seed, align, rollout, policy, prompts, sets.align, rewards),
-    )
-
-
+@storage.writes_run("align")
 def run(config: Config) -> None:
     """Run PPO and publish ``policy/``; its reward service and rollout workers live no longer than that.
 
@@ -64,46 +48,52 @@ def run(config: Config) -> None:
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
     from fgaif_ray.sources import prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
+    published_reward_folders(config)  # what is missing is told before images are prepared
+    if storage.read_manifest(config.run.dir, stages.POLICY) is None:
+        for model in (config.policy.model, config.rewards.backbone):
+            check_checkpoint(model)
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
-    stage = stage_of(config, sets)
+    stage = stages.policy(config, sets, published_versions(config))
     if stage.is_complete():
         say(f"align: {stage.folder} is up to date.")
         return
 
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
     from fgaif_ray.rl.trackers import require_packages
 
     require_packages(config.align.tracking)
     asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
-    ImageChat(config.policy.model).check_prompts(asked, config.align.rollout.engine.max_model_len)
-    stage.begin()
+    front_end = load_front_end(config.policy.model)
+    front_end.check_prompts(asked, config.align.rollout.engine.max_model_len)
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config), _reward_app(config) as app_name:
-        steps, done_before = _train(config, stage, sets, app_name)
+        steps, done_before = _train(config, stage, sets, app_name, front_end.banned_token_ids)
     goodput = _finish(config, stage, steps, done_before, time.monotonic() - started)
     say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
 
 
-def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str) -> tuple[int, int]:
+def _train(
+    config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str, banned: Sequence[int]
+) -> tuple[int, int]:
     """Runs rollout workers and the learner to the last step; returns their number and how many an earlier call did."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from actors.alignment.learner import LearnerTask, train
     from actors.alignment.rollout import rollout_workers
+    from actors.cluster.device import torch_config
     from actors.cluster.lost_nodes import is_loss
-    from actors.rewards.service import published_reward_folders
-    from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
 
     align = config.align
     critic = align.critic_from_reward
     folder = stage.partial if not storage.is_local(stage.partial) else os.path.abspath(stage.partial)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
-    with rollout_workers(config, banned_token_ids(load_backbone(config.policy.model))) as workers:
+    with rollout_workers(config, banned) as workers:
         task = LearnerTask(
             config=config,
             images=tuple(sets.align),
@@ -116,6 +106,7 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
         trainer = TorchTrainer(
             cast("Any", train),  # Ray's annotation does not know that a loop may return
             train_loop_config={"task": task},
+            torch_config=torch_config(),
             scaling_config=ScalingConfig(**resources.learner(config).scaling()),
             run_config=RunConfig(
                 name=TRAIN_FOLDER,
@@ -150,7 +141,7 @@ def _reward_app(config: Config) -> Iterator[str]:
     from actors.rewards import service as reward_service
 
     there = config.serve.app_name in serve.status().applications
-    info = reward_service.deploy(config, reward_service.published_reward_folders(config))
+    info = reward_service.deploy(config, published_reward_folders(config))
     try:
         yield info.app_name
     finally:

@@ -16,8 +16,11 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
-from fgaif_ray.progress import Progress, say
+from fgaif_ray.progress import Progress, say, say_rejected
 from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from fgaif_ray.shapes.scenes import Scene
     from fgaif_ray.sources import ImageSets
 
-STAGE: Final = "evaluation"
 METRICS_FILE: Final = "metrics.json"
 POPE_MAX_TOKENS: Final = 8
 """The official rule reads no further than the first full stop."""
@@ -40,38 +42,7 @@ NO_TRUTH_NOTE: Final = (
 Truth = dict[str, "Scene"]
 
 
-def before_key(config: Config, sets: "ImageSets") -> str:
-    """Equal for evaluations whose answers of the policy before alignment are equal."""
-    return fingerprint(
-        "before-1",
-        config.run.seed,
-        config.evaluate.model_dump(include={"max_tokens", "pope_questions_per_image"}),
-        [config.policy.model, config.evaluate.engine.dtype],
-        config.data.source,
-        sets.prompts_of(sets.evaluate, config.data.prompts),
-        sets.evaluate,
-    )
-
-
-def stage_of(config: Config, sets: "ImageSets", policy: dict[str, Any]) -> storage.Stage:
-    """The stage of these settings, images and aligned policy; how the engine is placed does not change it."""
-    evaluate = config.evaluate.model_dump(include={"max_tokens", "pope_questions_per_image"})
-    return storage.Stage(
-        config.run.dir,
-        STAGE,
-        fingerprint(
-            "evaluate-1",
-            config.run.seed,
-            evaluate,
-            [config.policy.model, config.evaluate.engine.dtype],
-            config.data.source,
-            sets.prompts_of(sets.evaluate, config.data.prompts),
-            sets.evaluate,
-            policy["fingerprint"],
-        ),
-    )
-
-
+@storage.writes_run("evaluate")
 def run(config: Config) -> None:
     """Answer what is not answered yet, measure, and publish ``evaluation/``.
 
@@ -81,18 +52,20 @@ def run(config: Config) -> None:
     from fgaif_ray.sources import load_truth, prepare_images
 
     started = time.monotonic()
-    policy = storage.require_stage(config.run.dir, "policy", "align")
+    stages.require(config.run.dir, stages.POLICY)
+    if storage.read_manifest(config.run.dir, stages.EVALUATION) is None:
+        check_checkpoint(config.policy.model)
     sets = prepare_images(config)
     images = sets.evaluate
-    stage = stage_of(config, sets, policy)
+    stage = stages.evaluation(config, sets)
     if stage.is_complete():
         say(f"evaluate: {stage.folder} is up to date.")
         return
     truth = load_truth(config)
     splits = _pope_splits(config, images, truth) if truth is not None else {}
     questions = _questions(config, sets, splits)
-    before = before_key(config, sets)
-    stage.begin()
+    before = stages.answers_before(config, sets)
+    stage.begin(overwrite=config.run.overwrite)
     _keep_before(stage, before)
     _answer(config, stage, questions)
     rows = list(storage.read_rows(stage.partial))
@@ -108,6 +81,8 @@ def run(config: Config) -> None:
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
     counts = {"images": len(kept), "rows": len(rows), "rejected_images": len(rejected)}
     stage.publish(counts | {"before": before})
+    lost = ({"image": image, "reason": reason} for image, reason in rejected.items())
+    say_rejected("evaluate", lost, len(rejected), storage.join(stage.folder, REJECTED_FOLDER))
     say(f"evaluate: {len(rows)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
 
 
@@ -177,16 +152,15 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     if not pending:
         return
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
 
     # A wrong model or prompt is better found before Ray and an engine are started for it.
     prompts = (row["prompt"] for row in pending)
-    ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
-    adapter = storage.join(config.run.dir, "policy")
-    rank = adapter_rank(adapter)
+    load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+    adapter = storage.join(config.run.dir, stages.POLICY)
+    rank = check_adapter(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
+        from actors.engine.blocks import blocks_of
         from actors.evaluation.generator import answer_questions
-        from actors.sampling.blocks import blocks_of
 
         blocks = []
         for which in POLICIES:
@@ -197,19 +171,6 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
                 progress.advance(counts["answered"] + counts["rejected"])
         except Exception as error:
             raise (find_user_error(error) or error) from error
-
-
-def adapter_rank(adapter: str) -> int:
-    """Rank of a LoRA adapter in a folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    uri = storage.join(adapter, "adapter_config.json")
-    try:
-        return int(storage.read_json(uri)["r"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{adapter} holds no LoRA adapter ({uri}): align the policy again with jobs.align.") from error
 
 
 def _measure(

@@ -26,6 +26,8 @@ from fgaif_ray.evaluation.benchmarks.base import Benchmark, BenchmarkQuestion, R
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs.cli import Mode, find_user_error
 
 FOLDER: Final = "benchmarks"
@@ -111,22 +113,16 @@ def _given(config: Config, names: list[str], rows: list[dict[str, Any]]) -> tupl
 def _tasks(config: Config, names: list[str]) -> list[Task]:
     from fgaif_ray.evaluation.benchmarks.images import ImageFolder
 
-    policy = storage.require_stage(config.run.dir, "policy", "align")
+    stages.require(config.run.dir, stages.POLICY)
     tasks = []
     for name in names:
         settings = settings_of(config.evaluate.benchmarks, name)
         folder = ImageFolder(name, settings.images)
         benchmark = load_benchmark(config.evaluate.benchmarks, name, folder.names, seed=config.run.seed)
         images = folder.find_all(question.image for question in benchmark.questions)
-        key = fingerprint(
-            "benchmark-1",
-            [[question.id, question.prompt, question.max_tokens] for question in benchmark.questions],
-            settings.suffix,
-            images,
-            [config.policy.model, config.evaluate.engine.dtype],
-            policy["fingerprint"],
-        )
-        tasks.append(Task(benchmark, settings, storage.Stage(config.run.dir, f"{FOLDER}/{name}", key), images))
+        questions = [[question.id, question.prompt, question.max_tokens] for question in benchmark.questions]
+        stage = stages.benchmark(config, name, questions, settings.suffix, images)
+        tasks.append(Task(benchmark, settings, stage, images))
     return tasks
 
 
@@ -160,16 +156,17 @@ def _questions(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+@storage.writes_run("benchmark")
 def _answer(config: Config, tasks: list[Task]) -> None:
     """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
-    from jobs.evaluate import adapter_rank
+    from fgaif_ray.vlm.checkpoint import check_adapter
 
     pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
     total = 0
     for task in tasks:
         if task.stage.is_complete():
             continue
-        task.stage.begin()
+        task.stage.begin(overwrite=config.run.overwrite)
         done = _done(task)
         for which in POLICIES:
             rows = _questions(config, task, which)
@@ -178,16 +175,15 @@ def _answer(config: Config, tasks: list[Task]) -> None:
     left = sum(len(rows) for rows in pending.values())
     if left:
         from actors.cluster.connect import connect
-        from actors.engine.chat import ImageChat
 
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
-        ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
-        adapter = storage.join(config.run.dir, "policy")
-        rank = adapter_rank(adapter)
+        load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+        adapter = storage.join(config.run.dir, stages.POLICY)
+        rank = check_adapter(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}
         with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
+            from actors.engine.blocks import blocks_of
             from actors.evaluation.generator import answer_questions
-            from actors.sampling.blocks import blocks_of
 
             size = config.evaluate.batch_size
             # All of one policy before the other: the engine changes its weights once.
@@ -259,6 +255,7 @@ def _score(
     return {"title": benchmark.title, "models": models, "comparisons": comparisons}
 
 
+@storage.writes_run("benchmark")
 def _publish(config: Config, results: Mapping[str, Any]) -> None:
     """Write ``benchmarks.json``: the latest figures of every benchmark."""
     from fgaif_ray.statistics.intervals import CONFIDENCE

@@ -17,20 +17,22 @@ import fsspec
 
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
+from fgaif_ray.calls.unusable import describe_failures
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.feedback.labels import LabelledResponse, write_official
 from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
-from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import ABSENT, FACT_TYPES, fingerprint
+from fgaif_ray.progress import Progress, say, say_rejected
+from fgaif_ray.records import ABSENT, FACT_TYPES
+from fgaif_ray.storage import stages
 from jobs import label_audit, label_calibration, label_cost
 from jobs.cli import find_user_error, main
-from jobs.label_calibration import threshold_key, verdict_key
-from jobs.label_reuse import EXTRACTION_KEYS, can_reuse, manifest_entries, reuse
+from jobs.label_reuse import can_reuse, loses_nothing, manifest_entries, reuse
 from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
 from jobs.plan import plan_mode
 
@@ -40,35 +42,11 @@ if TYPE_CHECKING:
     from actors.labelling.verifier import Verification
 
 MODES: Final = (*label_cost.MODES, *label_audit.MODES, *label_calibration.MODES, plan_mode("label", "label, second"))
-STAGE: Final = "feedback"
-REJECTED_STAGE: Final = "feedback_rejected"
 METRICS_FILE: Final = "metrics.json"
 OFFICIAL_FILE: Final = "official.jsonl"
 SERVER_LOG: Final = "extraction-server.log"
 STOP_GRACE_S: Final = 10.0
 """Added to the time limit of a call when the job stops and calls are under way."""
-
-
-def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
-    """The stages of labelled and of rejected rows.
-
-    Where models run, and how fast, does not change the labels: an endpoint may move between two runs.
-
-    Raises:
-        UserError: the responses have not been sampled, or human labels or a labelled set cannot be used.
-    """
-    responses = storage.require_stage(config.run.dir, "responses", "sample")
-    verifier, second = config.label.verifier, config.label.second_verifier
-    key = fingerprint(
-        "label-1",
-        responses["fingerprint"],
-        config.label.extractor.model_dump(include=set(EXTRACTION_KEYS)),
-        {"model": verifier.model, "prompt": verifier.prompt, "threshold": threshold_key(verifier)},
-        verifier.engine.dtype,
-        *Overrides.load(config.label).key(),
-        *(() if second is None else (verdict_key(second), threshold_key(second), config.label.disagreement)),
-    )
-    return storage.Stage(config.run.dir, STAGE, key), storage.Stage(config.run.dir, REJECTED_STAGE, key)
 
 
 def start_extractor_server(config: Config) -> "OpenAIServer | None":
@@ -83,8 +61,8 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
     extractor = config.label.extractor
     if extractor.serve_model is None:
         return None
-    if storage.read_manifest(config.run.dir, "responses") is not None:
-        stage, _ = stages_of(config)
+    if storage.read_manifest(config.run.dir, stages.RESPONSES) is not None:
+        stage, _ = feedback_stages(config)
         if stage.is_complete() or can_reuse(config, stage):
             return None
     folder = config.run.dir.removeprefix("file://") if storage.is_local(config.run.dir) else "logs"
@@ -97,6 +75,7 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
     )
 
 
+@storage.writes_run("label")
 def run(config: Config, server: "OpenAIServer | None" = None) -> None:
     """Label every response that has no label yet and publish ``feedback/`` and ``feedback_rejected/``.
 
@@ -109,13 +88,13 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
         UserError: responses are missing, or the endpoint or a model cannot be used. What was done so far is kept.
     """
     started = time.monotonic()
-    stage, rejected_stage = stages_of(config)
+    stage, rejected_stage = feedback_stages(config)
     if stage.is_complete():
         say(f"label: {stage.folder} is up to date.")
         return
-    responses = storage.join(stage.run, "responses")
+    responses = storage.join(stage.run, stages.RESPONSES)
     Overrides.load(config.label).check(storage.read_rows(responses, ["sample_id", "response"]))
-    _begin(stage, rejected_stage)
+    _begin(stage, rejected_stage, overwrite=config.run.overwrite or loses_nothing(config, stage))
     verification = prepare(config, stage.partial, rejected_stage.partial)
     reuse(config, stage, rejected_stage, verification)
     pending = pending_responses(config)
@@ -130,11 +109,11 @@ def _rejected_rows(rejected_stage: storage.Stage) -> str:
     return rejected_stage.folder if rejected_stage.is_complete() else rejected_stage.partial
 
 
-def _begin(stage: storage.Stage, rejected_stage: storage.Stage) -> None:
+def _begin(stage: storage.Stage, rejected_stage: storage.Stage, overwrite: bool) -> None:
     """Make the stages ready."""
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     if not rejected_stage.is_complete():
-        rejected_stage.begin()
+        rejected_stage.begin(overwrite=True)  # rejected rows go with the labelled ones
 
 
 def pending_responses(config: Config) -> Pending:
@@ -144,12 +123,12 @@ def pending_responses(config: Config) -> Pending:
         UserError: the responses have not been sampled.
     """
     done = []
-    for stage in stages_of(config):
+    for stage in feedback_stages(config):
         if stage.is_complete():
             done.append(identities_of(stage.folder))
         elif stage.is_begun():
             done.append(identities_of(stage.partial))
-    return find_pending(storage.join(config.run.dir, "responses"), distinct(*done), config.label.batch_size)
+    return find_pending(storage.join(config.run.dir, stages.RESPONSES), distinct(*done), config.label.batch_size)
 
 
 @contextmanager
@@ -177,6 +156,7 @@ def _endpoint(config: Config, server: "OpenAIServer | None", first: str | None) 
     used = server or own
     assert used is not None
     try:
+        say("label: waiting for the extraction server (about 20 s, longer for large models)")
         used.wait_ready()
         yield Endpoint(used.base_url, SecretStr(used.api_key))
     finally:
@@ -192,6 +172,7 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
     check_verifiers(config)  # better found wrong before servers and engines start
     first = first_unanswered(config.label.extractor, config.run.dir, pending)
     stopped, give_up = None, float("inf")
+    unavailable: list[str] = []
     with (
         _endpoint(config, server, first) as endpoint,
         connect(config),
@@ -210,11 +191,14 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
                         break
                     continue
                 progress.advance(counts["labelled"] + counts["rejected"])
+                unavailable += counts["unavailable"]
         except Exception as error:
             raise (find_user_error(error) or error) from error
     say(_spent(config, read_ledger(config.run.dir)))
     if stopped is not None:
         raise UserError(stopped)
+    if unavailable:
+        raise UserError(describe_failures(unavailable, pending.total, config.label.extractor.section))
 
 
 def _spent(config: Config, ledger: LedgerTotals) -> str:
@@ -276,6 +260,8 @@ def _publish(
     stage.publish({"rows": labelled, "rejected": rejected, **manifest_entries(config)})
     for line in summary_lines(config, metrics):
         say(line)
+    rejections = storage.read_rows(rejected_stage.folder, ["image", "reason"])
+    say_rejected("label", rejections, rejected, rejected_stage.folder)
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 

@@ -10,11 +10,10 @@ from fgaif_ray.audit.labelled_facts import facts_of_audit, write_lines
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.storage import stages
 from jobs.cli import Mode
 
-FEEDBACK: Final = "feedback"
-STAGE: Final = "audit"
 PAGE_FILE: Final = "audit.html"
 TASKS_FILE: Final = "audit_tasks.json"
 STUDIO_FILE: Final = "label_studio.xml"
@@ -30,6 +29,7 @@ _COLUMNS: Final = (
 )
 
 
+@storage.writes_run("audit")
 def draw_audit(config: Config, count: int) -> None:
     """Write `<run.dir>/audit/`: the page, Label Studio's tasks and the sample with the AI's verdicts.
 
@@ -38,27 +38,26 @@ def draw_audit(config: Config, count: int) -> None:
     """
     run_dir, seed = config.run.dir, config.run.seed
     sampler = AuditSampler(count, seed)
-    feedback = storage.require_stage(run_dir, FEEDBACK, "label")
-    stage = storage.Stage(run_dir, STAGE, fingerprint("audit-1", feedback["fingerprint"], count, seed))
+    stage = stages.audit(config, count, seed)
     page = storage.join(stage.folder, PAGE_FILE)
     if not stage.is_complete():
-        folder = storage.join(run_dir, FEEDBACK)
+        folder = storage.join(run_dir, stages.FEEDBACK)
         for row in storage.read_rows(folder, ["sample_id", "image_sha256", "segments"]):
             sampler.offer(row)
         audit = sampler.collect(storage.read_rows(folder))
-        _write(stage, audit, config.report.title)
+        _write(stage, audit, config.report.title, config.run.overwrite)
         if len(audit.items) < count:
             say(f"label: the run has only {len(audit.items)} sub-sentences; all are in the audit.")
     say(f"label: open {page} in a browser, label, export, then run this with --audit-import FILE.")
 
 
-def _write(stage: storage.Stage, audit: Audit, title: str) -> None:
+def _write(stage: storage.Stage, audit: Audit, title: str, overwrite: bool) -> None:
     from fgaif_ray.audit.label_studio import LABELLING_CONFIG, build_tasks
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
+    stage.begin(overwrite=overwrite)
     pictures = load_pictures(audit, load_image)
-    stage.begin()
     tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
     page = build_page(audit, pictures, title)
     storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())
@@ -68,6 +67,7 @@ def _write(stage: storage.Stage, audit: Audit, title: str) -> None:
     stage.publish({"sub_sentences": len(audit.items), "audit": audit.id})
 
 
+@storage.writes_run("audit")
 def import_answers(config: Config, paths: Sequence[str]) -> None:
     """Compare answers with the AI's labels; write `<run.dir>/audit/agreement.json` and print a table.
 
@@ -78,8 +78,8 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     """
     from fgaif_ray.audit.agreement import check_answers, compare
 
-    folder = storage.join(config.run.dir, STAGE)
-    if storage.read_manifest(config.run.dir, STAGE) is None:
+    folder = storage.join(config.run.dir, stages.AUDIT)
+    if storage.read_manifest(config.run.dir, stages.AUDIT) is None:
         raise UserError(f"{folder} is not there: draw a sample with --audit N and label its page first.")
     audit = Audit.from_dict(storage.read_json(storage.join(folder, SAMPLE_FILE)))
     answers = read_answers(paths)

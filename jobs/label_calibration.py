@@ -4,7 +4,6 @@ The verified set and its figures are a stage of their own, `<run.dir>/calibratio
 attempt at labelling uses the same thresholds.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,11 +14,13 @@ from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate
 from fgaif_ray.audit.labelled_facts import LabelledFact, read_labelled_facts
 from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
+from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.storage import stages
 from jobs.cli import Mode
 
-STAGES: Final = {"verifier": "calibration", "second_verifier": "calibration_second"}
+STAGES: Final = {"verifier": stages.CALIBRATION, "second_verifier": stages.SECOND_CALIBRATION}
 FIGURES_FILE: Final = "calibration.json"
 VERIFIED_FACTS_SCHEMA: Final = pa.schema(
     [
@@ -38,26 +39,6 @@ _COLUMNS: Final = (
 )
 
 
-def verdict_key(verifier: VerifierConfig) -> str:
-    """Equal for verifiers that give equal P(yes)."""
-    return fingerprint(verifier.model_dump(include={"model", "prompt"}), verifier.engine.dtype)
-
-
-def threshold_key(verifier: VerifierConfig) -> Any:
-    """What a stage's fingerprint takes in about thresholds: equal where the same are used.
-
-    Raises:
-        UserError: the labelled set cannot be read.
-    """
-    if verifier.calibration is None:
-        values = set(verifier.threshold.model_dump().values())
-        return values.pop() if len(values) == 1 else verifier.threshold.model_dump()
-    calibration = verifier.calibration
-    content = [(fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in _facts_of(calibration)]
-    digest = hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()
-    return [digest, calibration.objective, calibration.per_type]
-
-
 def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]:
     """The thresholds of one verifier by fact type; a calibration that is not there yet is made.
 
@@ -71,9 +52,7 @@ def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]
     verifier: VerifierConfig = getattr(config.label, which)
     if verifier.calibration is None:
         return dict(verifier.threshold.model_dump())
-    stage = storage.Stage(
-        config.run.dir, STAGES[which], fingerprint("calibration-1", verdict_key(verifier), threshold_key(verifier))
-    )
+    stage = stages.calibration(config, STAGES[which], verifier, threshold_key(verifier))
     if not stage.is_complete():
         _calibrate(config, verifier, stage)
     thresholds: dict[str, float] = storage.read_json(storage.join(stage.folder, FIGURES_FILE))["thresholds"]
@@ -109,7 +88,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         p_consistent=p_consistent,
         weights=np.array([fact.weight for fact in labelled]),
     )
-    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type)
+    found = calibrate(facts)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
         {
@@ -122,7 +101,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         }
         for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
     ]
-    stage.begin()
+    stage.begin(overwrite=True)  # verified again without a paid call
     storage.write_part(stage.partial, rows, VERIFIED_FACTS_SCHEMA, "facts")
     storage.write_json(storage.join(stage.partial, FIGURES_FILE), {"verifier": described} | found)
     stage.publish({"rows": len(rows), "thresholds": found["thresholds"]})
@@ -153,6 +132,7 @@ def _cell(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
+@storage.writes_run("calibrate")
 def calibrate_on(config: Config, path: str) -> None:
     """Verify the labelled facts of a file and report thresholds; labels nothing.
 

@@ -6,22 +6,18 @@ stage.
 """
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fgaif_ray.config import Config
+from fgaif_ray.storage import stages
+from fgaif_ray.storage.run_lock import writes_run
 from jobs.cli import main
 
 if TYPE_CHECKING:
     from fgaif_ray.storage import Stage
 
-NEEDED: Final = (
-    ("feedback", "label"),
-    ("rewards", "train_rewards"),
-    ("policy", "align"),
-    ("evaluation", "evaluate"),
-)
 
-
+@writes_run("report")
 def run(config: Config) -> None:
     """Judge the examples where that is not done, and write the report.
 
@@ -30,20 +26,10 @@ def run(config: Config) -> None:
     """
     from fgaif_ray import storage
     from fgaif_ray.progress import say
-    from fgaif_ray.records import fingerprint
-    from fgaif_ray.report import REPORT_FILE, REPORT_STAGE, page
+    from fgaif_ray.report import REPORT_FILE, page
 
     run_dir = config.run.dir
-    manifests = [storage.require_stage(run_dir, stage, job) for stage, job in NEEDED]
-    key = fingerprint(
-        "report-2",
-        config.run.seed,
-        config.report.model_dump(),
-        config.align.reward.model_dump(),
-        [config.rewards.backbone, config.rewards.dtype, config.rewards.temperature_scaling],
-        [manifest["fingerprint"] for manifest in manifests],
-    )
-    stage = storage.Stage(run_dir, REPORT_STAGE, key)
+    stage = stages.report(config)
     if not stage.is_complete():
         _judge(config, stage)
     uri = storage.join(run_dir, REPORT_FILE)
@@ -54,9 +40,8 @@ def run(config: Config) -> None:
 def _judge(config: Config, stage: "Stage") -> None:
     """Write and publish the files that only the report needs."""
     from fgaif_ray import storage
-    from fgaif_ray.config import dump_config
+    from fgaif_ray.config import recorded_config
     from fgaif_ray.progress import say
-    from fgaif_ray.records import FACT_TYPES
     from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
     from fgaif_ray.report.examples import choose_examples
     from fgaif_ray.rewards.model import load_reward_model
@@ -64,13 +49,13 @@ def _judge(config: Config, stage: "Stage") -> None:
     from fgaif_ray.vlm.backbone import load_backbone
 
     run_dir = config.run.dir
-    stage.begin()
+    stage.begin(overwrite=True)  # it holds nothing that is not made again
     truth = load_truth(config)
-    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in FACT_TYPES}
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
+    folders = stages.reward_folders(run_dir)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")
-    rows = storage.read_rows(storage.join(run_dir, "evaluation"))
+    rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
     judged = choose_examples(rows, truth, model, config.align.reward, config.report, config.run.seed)
     settings = {
         "title": config.report.title,
@@ -78,7 +63,7 @@ def _judge(config: Config, stage: "Stage") -> None:
         "steps": config.align.steps,
         "verdicts_by_truth": truth is not None,
         "temperature_scaling": config.rewards.temperature_scaling,
-        "config": dump_config(config),
+        "config": recorded_config(config),
     }
     storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), judged)
     storage.write_json(storage.join(stage.partial, SETTINGS_FILE), settings)

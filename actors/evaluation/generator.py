@@ -14,8 +14,8 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors import metrics
-from actors.engine.chat import ImageChat
-from actors.engine.start import BAN, image_prompt, reload_weights, start_engine
+from actors.engine.blocks import ONE_BLOCK, seal, unseal
+from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
@@ -25,12 +25,13 @@ from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, REJECTED_FOLDER, REJECTED_SCHEMA
 from fgaif_ray.images import load_image
 from fgaif_ray.records import fingerprint
+from fgaif_ray.vlm.front_end import load_front_end
 
 
 class Generator:
     """Answers the questions of a block and writes the block as a part of the stage.
 
-    Takes tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
+    Takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
     ``rejected`` (the image cannot be read), ``tokens``.
 
     Args:
@@ -45,13 +46,14 @@ class Generator:
         self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
         self._partial = partial
-        self._chat = ImageChat(self._model)
+        self._front_end = load_front_end(self._model)
         self._engine = start_engine(
             self._model, config.evaluate.engine, lora_rank=None if self._merged else rank, seed=config.run.seed
         )
         self._loaded = BEFORE
 
-    def __call__(self, questions: pa.Table) -> pa.Table:
+    def __call__(self, sealed: pa.Table) -> pa.Table:
+        questions = unseal(sealed)
         rows: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
         opened: dict[str, Image | UserError] = {}
@@ -80,8 +82,8 @@ class Generator:
         from vllm import SamplingParams
 
         adapter = self._use(rows[0]["which"])
-        prompts = [image_prompt(self._chat.token_ids(row["prompt"]), images[row["image"]]) for row in rows]
-        ban = dict.fromkeys(self._chat.banned, BAN)
+        prompts = [image_prompt(self._front_end.prompt_ids(row["prompt"]), images[row["image"]]) for row in rows]
+        ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
         parameters = [
             SamplingParams(
                 temperature=row["temperature"],
@@ -95,7 +97,7 @@ class Generator:
         results = self._engine.generate(prompts, parameters, lora_request=adapter, use_tqdm=False)
         for row, result in zip(rows, results, strict=True):
             completion = result.outputs[0]
-            row["response"] = self._chat.decode(completion.token_ids)
+            row["response"] = self._front_end.decode(completion.token_ids)
             row["tokens"] = len(completion.token_ids)
             row["finish_reason"] = completion.finish_reason
 
@@ -131,11 +133,11 @@ def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    announce_engines("evaluate")
+    dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         Generator,
         fn_constructor_kwargs={"config": config, "adapter": adapter, "rank": rank, "partial": partial},
-        batch_size=None,
-        batch_format="pyarrow",
+        **ONE_BLOCK,
         compute=ActorPoolStrategy(size=1),
         **resources.generator(config).options(),
     )

@@ -1,7 +1,6 @@
 """Extraction of atomic facts: a Ray Data stage around the client of an OpenAI-compatible endpoint."""
 
 import asyncio
-import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +9,7 @@ import pyarrow as pa
 import ray
 from pydantic import SecretStr
 
+from actors.engine.blocks import seal
 from actors.labelling.call_metrics import MeteredCalls
 from actors.labelling.coordinator import CoordinatorAddress, RemoteCoordinator
 from fgaif_ray.calls.answers import AnswerIndex, CallAnswer, cache_folder, model_identity
@@ -33,6 +33,7 @@ EXTRACTED_SCHEMA: Final = pa.schema(
         pa.field("spans", pa.list_(pa.list_(pa.int32())), nullable=False),  # [segments] pairs (start, end)
         pa.field("facts", pa.string()),  # JSON, [segments] lists of {"type", "text"}; null where rejected
         pa.field("reason", pa.string()),  # of a rejection
+        pa.field("unavailable", pa.string()),  # why the endpoint has no answer: the row stays pending
         pa.field("fatal", pa.string()),  # why the job has to stop
     ]
 )
@@ -94,7 +95,7 @@ def check_endpoint(config: ExtractorConfig, endpoint: Endpoint) -> None:
 class FactExtraction:
     """Adds the facts of its sub-sentences to every response of a block.
 
-    Takes numbers of blocks, in a column ``id``, and returns tables of ``EXTRACTED_SCHEMA``.
+    Takes numbers of blocks, in a column ``id``, and returns sealed tables of ``EXTRACTED_SCHEMA``.
     Several blocks are worked on at a time, in one event loop and with one limit of calls in flight. When the endpoint
     cannot be used or the budget is spent, this block and the following ones of every worker come back as a single row
     with ``fatal`` set: calls that were under way are waited for, and their answers are kept.
@@ -111,6 +112,7 @@ class FactExtraction:
     ) -> None:
         self._calls = CallClient(RemoteCoordinator(coordinator), config, run, ray.get_runtime_context().get_actor_id())
         self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity)
+        self._reject_failed = config.reject_failed
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
         self._reading = asyncio.Lock()
@@ -131,25 +133,28 @@ class FactExtraction:
             if isinstance(result, BaseException):
                 raise result
             row |= result
-        return pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA)
+        return seal(pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA))
 
     async def _extract(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Columns ``spans``, ``facts`` and ``reason`` of one response."""
+        """Columns ``spans``, ``facts``, ``reason`` and ``unavailable`` of one response."""
         spans = [(span.start, span.end) for span in split_segments(row["response"])]
-        facts, reason = None, None
+        facts, reason, unavailable = None, None, None
         try:
             answer = await self._extractor.extract(
                 row["response"], [row["response"][start:end] for start, end in spans]
             )
             facts = json.dumps([[{"type": fact.type, "text": fact.text} for fact in segment] for segment in answer])
         except UnusableAnswer as error:
-            reason = str(error)
-        return {"spans": spans, "facts": facts, "reason": reason}
+            if error.is_of_endpoint and not self._reject_failed:
+                unavailable = str(error)
+            else:
+                reason = str(error)
+        return {"spans": spans, "facts": facts, "reason": reason, "unavailable": unavailable}
 
 
 def _stopped_block(reason: str) -> pa.Table:
     row: dict[str, Any] = {field.name: "" for field in EXTRACTED_SCHEMA if not field.nullable}
-    return pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA)
+    return seal(pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA))
 
 
 def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str | None:
@@ -184,7 +189,7 @@ def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: s
     Ray and engines start. The answers are kept and accounted for as all others are.
 
     Raises:
-        UserError: the endpoint cannot be used, or the budget is used up.
+        UserError: the endpoint cannot be used or fails on this response, or the budget is used up.
     """
 
     async def ask() -> None:
@@ -192,8 +197,14 @@ def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: s
         calls = CallClient(coordinator, config, run)
         extractor = new_extractor(config, endpoint, calls)
         try:
-            with contextlib.suppress(UnusableAnswer):
-                await extractor.extract(response, _segments(response))
+            await extractor.extract(response, _segments(response))
+        except UnusableAnswer as error:
+            if (error.is_of_endpoint or error.reason == "rejected") and not config.reject_failed:
+                raise UserError(
+                    f"The {config.purpose} endpoint fails on the first response ({str(error).rstrip('.')}): correct "
+                    f"{config.section} and run the same command again, or leave out what it fails on with "
+                    f"--set {config.section}.reject_failed=true."
+                ) from error
         finally:
             await extractor.close()
             await calls.close()

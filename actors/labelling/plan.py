@@ -16,6 +16,8 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.engine.blocks import ONE_BLOCK
+from actors.engine.start import announce_engines
 from actors.labelling.block_ids import block_ids
 from actors.labelling.coordinator import start_coordinator
 from actors.labelling.extraction import Endpoint, FactExtraction
@@ -35,11 +37,11 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
     second = verification.config.second_verifier
     assert second is not None
     request = resources.verifier(second, second=True)
+    announce_engines("verify again", min(second.engines, len(parts)))
     dataset = block_ids(len(parts), request).map_batches(
         SecondVerifier,
         fn_constructor_kwargs={"verification": verification, "parts": ray.put([part for part, _ in parts])},
-        batch_size=None,
-        batch_format="pyarrow",
+        **ONE_BLOCK,
         compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
         **request.options(),
     )
@@ -65,14 +67,14 @@ def label_responses(
         "identity": model_identity(extractor.model, extractor.serve_model),
     }
     request = resources.fact_extraction(config)
+    announce_engines("label", min(label.verifier.engines, pending.blocks))
     dataset = (
         # Numbers of blocks: a driver that handed out the places themselves would hold an object for each.
         block_ids(pending.blocks, request)
         .map_batches(
             FactExtraction,
             fn_constructor_kwargs=extraction,
-            batch_size=None,
-            batch_format="pyarrow",
+            **ONE_BLOCK,
             compute=ActorPoolStrategy(
                 size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=OPEN_BLOCKS
             ),
@@ -81,8 +83,7 @@ def label_responses(
         .map_batches(
             Verifier,
             fn_constructor_kwargs={"verification": verification},
-            batch_size=None,
-            batch_format="pyarrow",
+            **ONE_BLOCK,
             compute=ActorPoolStrategy(size=min(label.verifier.engines, pending.blocks)),
             **resources.verifier(label.verifier).options(),
         )

@@ -18,13 +18,18 @@ EXCERPT: Final = 300
 _NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 """Errors of the HTTP client from before a request was sent."""
 _OVERLOADED: Final = frozenset({429, 502, 503, 504})
+_OF_THE_REQUEST: Final = frozenset({400, 413, 422, 451})
+"""What an endpoint answers that works, to a request that it does not take."""
+_NEVER: Final = frozenset({501, 505})
+"""Server errors that another try does not mend."""
 _SCHEMA_WORDS: Final = re.compile(r"response_format|json_schema|structured[ _]output|guided[ _](json|decoding)", re.I)
 
 
 def may_pass(error: openai.APIError) -> bool:
     """Tell whether the same call may succeed later."""
     if isinstance(error, openai.APIStatusError):
-        return (error.status_code in (408, 409, 429) or error.status_code >= 500) and not _out_of_quota(error)
+        passing = error.status_code in (408, 409, 429) or error.status_code >= 500
+        return passing and error.status_code not in _NEVER and not _out_of_quota(error)
     return isinstance(error, openai.APIConnectionError)  # time-outs among them
 
 
@@ -101,6 +106,13 @@ def endpoint_failure(
         return UserError(
             f"{where} stayed overloaded (status {error.status_code}) over {tries} tries: "
             f"lower {section}.concurrency or run again later."
+        )
+    if isinstance(error, openai.APIStatusError) and (
+        error.status_code in _NEVER or (error.status_code < 500 and error.status_code not in _OF_THE_REQUEST)
+    ):
+        return UserError(
+            f"{where} does not do chat completions with model {model!r} (status {error.status_code}): correct "
+            f"{section}.base_url or {section}.model, then run the same command again."
         )
     if isinstance(error, openai.APIStatusError) and error.status_code < 500:
         return UnusableAnswer("rejected", f"the endpoint refused the request ({error.message[:EXCERPT]})")

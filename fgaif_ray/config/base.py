@@ -14,7 +14,7 @@ LabelSelector = dict[str, LabelCondition]
 class Section(BaseModel):
     """A section of the configuration; unknown keys are errors, and a section does not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -22,7 +22,9 @@ class RunConfig(Section):
 
     dir: str
     """Folder of the run (a local path, or a URI that fsspec knows, e.g. ``s3://bucket/run``)."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    overwrite: bool = False
+    """Replace finished stages that were made with other settings; otherwise a job says what would be lost and stops."""
 
 
 class RayConfig(Section):
@@ -32,6 +34,9 @@ class RayConfig(Section):
     """Cluster to join; None joins the cluster a submitted job runs on, or starts Ray on this machine."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here; None counts the machine's."""
+    logical_gpus: int | None = Field(default=None, ge=1)
+    """Give a Ray started here so many GPUs that are only numbers: everything is placed as on a machine that has them,
+    and computes on the CPU. For trying a configuration before there is a GPU."""
     log_to_driver: bool = False
     """Show the log lines of workers; the jobs' own lines and errors come through either way."""
     object_store_gib: float = Field(default=1.0, gt=0)

@@ -11,7 +11,7 @@ from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.scenes import Scene
-from fgaif_ray.statistics.intervals import Estimate, estimate_ratios
+from fgaif_ray.statistics.intervals import estimate_ratios
 
 RATES: Final = (*FACT_TYPES, "overall")
 SINGLE_FIGURES: Final = (
@@ -118,8 +118,8 @@ def measure_descriptions(descriptions: Sequence[Description], seed: int = 0) -> 
         "hallucination_rate": {name: estimates[name].value for name in RATES},
         **{name: estimates[name].value for name in SINGLE_FIGURES},
         "intervals": {
-            "hallucination_rate": {name: _bounds(estimates[name]) for name in RATES},
-            **{name: _bounds(estimates[name]) for name in SINGLE_FIGURES},
+            "hallucination_rate": {name: estimates[name].bounds for name in RATES},
+            **{name: estimates[name].bounds for name in SINGLE_FIGURES},
         },
     }
 
@@ -138,9 +138,5 @@ def measure_lengths(responses: Sequence[str], images: Sequence[str], finished: S
     return {
         "responses": len(responses),
         **{name: estimate.value for name, estimate in estimates.items()},
-        "intervals": {name: _bounds(estimate) for name, estimate in estimates.items()},
+        "intervals": {name: estimate.bounds for name, estimate in estimates.items()},
     }
-
-
-def _bounds(estimate: Estimate) -> list[float] | None:
-    return None if estimate.interval is None else list(estimate.interval)

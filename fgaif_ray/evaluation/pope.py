@@ -83,21 +83,16 @@ def _highest(names: Sequence[str], counts: Mapping[str, int], number: int) -> li
     return sorted(names, key=lambda name: (-counts[name], name))[:number]
 
 
-def read_questions(path: str | Path) -> list[PopeQuestion]:
-    """Read a published POPE file: JSON lines, or one JSON array (the files built on A-OKVQA and GQA).
+def parse_questions(text: str, path: str | Path) -> list[PopeQuestion]:
+    """The questions of a published POPE file: JSON lines, or one JSON array (the files built on A-OKVQA and GQA).
+
+    Args:
+        text: what the file holds.
+        path: of the file, for messages.
 
     Raises:
-        UserError: the file cannot be read or has another form; the message names the place.
+        UserError: the file has another form; the message names the place.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot read the POPE file {path}: {error.strerror}.") from error
-    return parse_questions(text, path)
-
-
-def parse_questions(text: str, path: str | Path) -> list[PopeQuestion]:
-    """Parse a published file's text; ``path`` is for messages. Raises UserError as ``read_questions``."""
     try:
         if text.lstrip().startswith("["):
             entries = list(enumerate(json.loads(text), start=1))

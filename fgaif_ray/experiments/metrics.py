@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from fgaif_ray import storage
 from fgaif_ray.evaluation import AFTER, BEFORE
-from fgaif_ray.records import ABSENT, FACT_TYPES
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
 from fgaif_ray.rewards.kinds import COARSE
-from fgaif_ray.statistics.reliability import balanced_accuracy
+from fgaif_ray.statistics.agreement import balanced_accuracy_present
+from fgaif_ray.storage import stages
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
 """Which change of a metric is good."""
@@ -111,7 +110,7 @@ def read_figures(run_dir: str) -> dict[str, RunMetric]:
     Raises:
         FileNotFoundError: the run has not been evaluated.
     """
-    evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
+    evaluation = storage.read_json(storage.join(run_dir, stages.EVALUATION, "metrics.json"))
     found: dict[str, RunMetric] = {}
     after, before = evaluation[AFTER], evaluation[BEFORE]
     for kind in ("overall", *FACT_TYPES):
@@ -126,7 +125,7 @@ def read_figures(run_dir: str) -> dict[str, RunMetric]:
         _add(found, f"pope.{name}", after, ("pope", name))
     if "hallucination.overall" in found and "hallucination.before" in found:
         found["removed"] = RunMetric(found["hallucination.before"].value - found["hallucination.overall"].value)
-    labels = _optional(run_dir, "feedback", "metrics.json")
+    labels = _optional(run_dir, stages.FEEDBACK, "metrics.json")
     for kind in FACT_TYPES:
         _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
         _add(found, f"labels_present.{kind}", labels, ("agreement", kind, "balanced_accuracy_present"))
@@ -151,7 +150,7 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetr
         return found
     for kind in FACT_TYPES:
         _add(found, f"{name}.{kind}", accuracy, (kind, "balanced_accuracy"))
-        present = among_present(accuracy[kind]["confusion"]) if kind in accuracy else None
+        present = balanced_accuracy_present(accuracy[kind]["confusion"]) if kind in accuracy else None
         if present is not None:
             found[f"{name}_present.{kind}"] = RunMetric(present)
     for prefix in (name, f"{name}_present"):
@@ -159,21 +158,6 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetr
         if len(values) == len(FACT_TYPES):
             found[f"{prefix}.mean"] = RunMetric(sum(values) / len(FACT_TYPES))
     return found
-
-
-def among_present(confusion: Sequence[Sequence[int]]) -> float | None:
-    """Balanced accuracy of consistent against hallucinated, where truth and verdict agree that there is a fact.
-
-    Chance is a half. ``balanced_accuracy_present`` of labels is the same metric.
-
-    Args:
-        confusion: ``[classes, classes]`` counts in the order of ``CLASS_NAMES``, rows are true classes.
-
-    Returns:
-        None where there is no such verdict.
-    """
-    facts = np.asarray(confusion)[ABSENT + 1 :, ABSENT + 1 :]
-    return float(balanced_accuracy(facts)) if facts.sum() else None
 
 
 def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, RunMetric]) -> dict[str, RunMetric]:
@@ -186,8 +170,8 @@ def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, R
     if labels.get("facts"):
         found["calls.verification"] = RunMetric(sum(labels["facts"].values()))
     _add(found, "tokens.verification", labels, ("prefix_cache", "prompt_tokens"))
-    _add(found, "money", _optional(run_dir, "feedback", "ledger.json"), ("money",))
-    uri = storage.join(run_dir, "policy", "metrics.jsonl")
+    _add(found, "money", _optional(run_dir, stages.FEEDBACK, "ledger.json"), ("money",))
+    uri = storage.join(run_dir, stages.POLICY, "metrics.jsonl")
     if storage.exists(uri):
         from fgaif_ray.rl.run_log import read_lines
 

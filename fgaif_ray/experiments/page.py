@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fgaif_ray import __version__
 from fgaif_ray.experiments.metrics import GROUP_TITLES, METRICS, NEITHER, Metric
 from fgaif_ray.experiments.plots import Plot
 from fgaif_ray.experiments.results import DONE, FAILED, OVER_IMAGES, OVER_SEEDS
+from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.report.formats import show_clock, show_count, show_share
 
 _DASH: Final = "\u2013"
@@ -23,17 +23,10 @@ def build_page(results: Mapping[str, Any], command: str, plots: Sequence[Plot]) 
         command: the command line that makes this page.
         plots: what ``draw_plots`` drew of them.
     """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("fgaif_ray.experiments"), PackageLoader("fgaif_ray.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = PackageLoader("fgaif_ray.report").get_source(environment, "report.css")[0]
+    environment = page_environment("fgaif_ray.experiments", "fgaif_ray.report")
     runs = [(variant, run) for variant in results["variants"] for run in variant["runs"]]
     html: str = environment.get_template("experiment.html.j2").render(
-        style=Markup(style),
+        style=Markup(page_style(environment, "report.css")),
         results=results,
         command=command,
         tables=_tables(results),

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from fgaif_ray import __version__, storage
 from fgaif_ray.evaluation import AFTER, BEFORE
+from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
-from fgaif_ray.report import EXAMPLES_FILE, REPORT_STAGE, SETTINGS_FILE, cost, formats, result
+from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE, cost, formats, result
 from fgaif_ray.report.examples import DRAWN, GROUPS, predicted_codes, verdict_codes
 from fgaif_ray.report.summary import SUMMARY_FILE, package_versions
 from fgaif_ray.report.training import read_metrics, training_charts
 from fgaif_ray.report.verdicts import CLASS_SHORT, cards
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, POLICY, REPORT, REWARDS
 
 SHOWN: Final = 4
 """Examples of a group that are visible at once; the others open with a click."""
@@ -31,18 +33,17 @@ def build_report(run_dir: str) -> str:
     Raises:
         FileNotFoundError: ``evaluation/metrics.json`` or the files of ``report/`` are not there.
     """
-    evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
-    settings = storage.read_json(storage.join(run_dir, REPORT_STAGE, SETTINGS_FILE))
-    examples = storage.read_json(storage.join(run_dir, REPORT_STAGE, EXAMPLES_FILE))
-    labels = cost.read_optional(run_dir, "feedback", "metrics.json")
-    rewards = {kind: cost.read_optional(run_dir, "rewards", kind, "metrics.json") or None for kind in FACT_TYPES}
-    policy = storage.join(run_dir, "policy")
+    evaluation = storage.read_json(storage.join(run_dir, EVALUATION, "metrics.json"))
+    settings = storage.read_json(storage.join(run_dir, REPORT, SETTINGS_FILE))
+    examples = storage.read_json(storage.join(run_dir, REPORT, EXAMPLES_FILE))
+    labels = cost.read_optional(run_dir, FEEDBACK, "metrics.json")
+    rewards = {kind: cost.read_optional(run_dir, REWARDS, kind, "metrics.json") or None for kind in FACT_TYPES}
+    policy = storage.join(run_dir, POLICY)
     steps, stages = read_metrics(policy), cost.stages(run_dir)
     charts = training_charts(policy)
     environment = _environment()
-    source = PackageLoader("fgaif_ray.report").get_source(environment, "report.css")[0]
     html: str = environment.get_template("report.html.j2").render(
-        style=Markup(source),
+        style=Markup(page_style(environment, "report.css")),
         title=settings["title"],
         settings=settings,
         evaluation=evaluation,
@@ -75,13 +76,7 @@ def build_report(run_dir: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fgaif_ray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("fgaif_ray.report")
     environment.filters |= {
         "share": formats.show_share,
         "number": formats.show_number,

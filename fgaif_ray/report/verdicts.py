@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from fgaif_ray.audit.control_items import wilson_interval
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.charts import format_value
+from fgaif_ray.statistics.intervals import wilson_interval
 
 _SIDE, _LEFT, _TOP, _BOTTOM, _RIGHT = 250, 54, 12, 46, 26
 WIDTH, HEIGHT = _LEFT + _SIDE + _RIGHT, _TOP + _SIDE + _BOTTOM

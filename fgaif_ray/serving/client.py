@@ -14,7 +14,6 @@ import asyncio
 import base64
 import io
 import os
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 import httpx2
 from PIL import Image
+from tenacity import AsyncRetrying, Retrying
 
 from fgaif_ray.serving.client_session import (
     ReplyOutcome,
@@ -29,6 +29,7 @@ from fgaif_ray.serving.client_session import (
     RewardServiceError,
     Session,
     checked,
+    no_answer,
     parse_models,
     parse_results,
     request_body,
@@ -139,18 +140,11 @@ class RewardClient(Session):
 
     def _send(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
         headers = {"content-type": "application/json"} if body is not None else {}
-        attempt = 0
-        while True:
-            outcome: httpx2.Response | httpx2.TransportError
-            try:
-                outcome = self._http.request(method, path, content=body, headers=headers)
-            except httpx2.TransportError as error:
-                outcome = error
-            delay = self.retry_delay(attempt, outcome)
-            if delay is None:
-                return checked(outcome)
-            time.sleep(delay)
-            attempt += 1
+        retrying = Retrying(**self._retries.options())
+        try:
+            return checked(retrying(self._http.request, method, path, content=body, headers=headers))
+        except httpx2.TransportError as error:
+            raise no_answer(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -227,18 +221,11 @@ class AsyncRewardClient(Session):
 
     async def _send(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
         headers = {"content-type": "application/json"} if body is not None else {}
-        attempt = 0
-        while True:
-            outcome: httpx2.Response | httpx2.TransportError
-            try:
-                outcome = await self._http.request(method, path, content=body, headers=headers)
-            except httpx2.TransportError as error:
-                outcome = error
-            delay = self.retry_delay(attempt, outcome)
-            if delay is None:
-                return checked(outcome)
-            await asyncio.sleep(delay)
-            attempt += 1
+        retrying = AsyncRetrying(**self._retries.options())
+        try:
+            return checked(await retrying(self._http.request, method, path, content=body, headers=headers))
+        except httpx2.TransportError as error:
+            raise no_answer(error) from error
 
     async def close(self) -> None:
         """Close the connections."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import httpx2
 from pydantic import ValidationError
+from tenacity import RetryCallState, retry_if_exception_type, retry_if_result, stop_after_attempt, wait_exponential
 
 from fgaif_ray.serving.wire import (
     MAX_BODY_BYTES,
@@ -67,10 +68,23 @@ class RetryPolicy:
     initial_s: float = 0.5
     maximum_s: float = 30.0
 
-    def delay(self, attempt: int, retry_after_s: float = 0.0) -> float:
-        """Return the seconds to wait before retry number `attempt` (0 is the first)."""
-        backoff = min(self.maximum_s, self.initial_s * 2.0**attempt)
-        return max(retry_after_s, random.uniform(0.5, 1.0) * backoff)
+    def options(self) -> dict[str, Any]:
+        """What tenacity is told of this policy; the last answer, or its error, is the outcome of all tries."""
+        return {
+            "retry": retry_if_exception_type(httpx2.TransportError)
+            | retry_if_result(lambda answer: answer.status_code in RETRIED_STATUSES),
+            "stop": stop_after_attempt(self.max_retries + 1),
+            "wait": self._delay,
+            "retry_error_callback": lambda state: state.outcome.result(),
+        }
+
+    def _delay(self, state: RetryCallState) -> float:
+        """Seconds to wait before the next try."""
+        backoff = wait_exponential(multiplier=self.initial_s, max=self.maximum_s)(state)
+        asked_for = 0.0
+        if state.outcome is not None and not state.outcome.failed:
+            asked_for = _seconds(state.outcome.result().headers.get("retry-after"))
+        return max(asked_for, random.uniform(0.5, 1.0) * backoff)
 
 
 class Session:
@@ -127,16 +141,6 @@ class Session:
         if part:
             yield part
 
-    def retry_delay(self, attempt: int, outcome: "httpx2.Response | httpx2.TransportError") -> float | None:
-        """Return the seconds to wait before the next try; None if there is to be none."""
-        if attempt >= self._retries.max_retries:
-            return None
-        if isinstance(outcome, httpx2.TransportError):
-            return self._retries.delay(attempt)
-        if outcome.status_code not in RETRIED_STATUSES:
-            return None
-        return self._retries.delay(attempt, _seconds(outcome.headers.get("retry-after")))
-
 
 def _seconds(retry_after: str | None) -> float:
     try:
@@ -145,24 +149,27 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0  # the service never sends the header's other form, a date
 
 
-def checked(outcome: "httpx2.Response | httpx2.TransportError") -> httpx2.Response:
-    """Return the answer, if it is one.
+def no_answer(error: httpx2.TransportError) -> RewardServiceError:
+    """What a request without an answer amounts to."""
+    message = f"the reward service gave no answer: {type(error).__name__}: {error}"
+    return RewardServiceError(message, status=None, code="no_answer")
+
+
+def checked(answer: httpx2.Response) -> httpx2.Response:
+    """The answer, if it is not an error.
 
     Raises:
-        RewardServiceError: no answer, or an error.
+        RewardServiceError: it is.
     """
-    if isinstance(outcome, httpx2.TransportError):
-        message = f"the reward service gave no answer: {type(outcome).__name__}: {outcome}"
-        raise RewardServiceError(message, status=None, code="no_answer") from outcome
-    if outcome.is_success:
-        return outcome
+    if answer.is_success:
+        return answer
     try:
-        error = ErrorResponse.model_validate_json(outcome.content).error
+        error = ErrorResponse.model_validate_json(answer.content).error
     except ValidationError:
-        message = f"the reward service answered {outcome.status_code}: {outcome.text[:200]}"
-        raise RewardServiceError(message, status=outcome.status_code, code="unknown") from None
-    message = f"the reward service answered {outcome.status_code} {error.code}: {error.message}"
-    raise RewardServiceError(message, status=outcome.status_code, code=error.code, request_id=error.request_id)
+        message = f"the reward service answered {answer.status_code}: {answer.text[:200]}"
+        raise RewardServiceError(message, status=answer.status_code, code="unknown") from None
+    message = f"the reward service answered {answer.status_code} {error.code}: {error.message}"
+    raise RewardServiceError(message, status=answer.status_code, code=error.code, request_id=error.request_id)
 
 
 def request_body(part: Sequence[bytes]) -> bytes:

@@ -1,7 +1,6 @@
 """Claims: atomic statements about a scene that are true or false."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,19 +58,6 @@ class Claim:
             "above": subject.row < other.row,
             "below": subject.row > other.row,
         }.get(self.value, False)
-
-
-def true_claims(scene: Scene) -> Iterator[Claim]:
-    """List every true claim: one existence, one colour and one size per object, and each strict relation."""
-    for item in scene.objects:
-        yield Claim("existence", item.shape)
-        yield Claim("attribute", item.shape, item.color)
-        yield Claim("attribute", item.shape, item.size)
-        for other in scene.objects:
-            for value in RELATIONS:
-                claim = Claim("relation", item.shape, value, other.shape)
-                if other is not item and claim.holds(scene):
-                    yield claim
 
 
 def draw_claim(scene: Scene, kind: str, truth: bool, generator: random.Random) -> Claim:

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration
 
 from fgaif_ray.progress import Progress
-from fgaif_ray.shapes.muon import Muon
 from fgaif_ray.shapes.packing import Batch, Packer, language_loss
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import COLORS, GRID, SHAPES, SIZES, Scene, draw_scene
 from fgaif_ray.shapes.turns import COLUMNS, ROWS, TurnMaker
+from fgaif_ray.vlm.schedule import learning_rate_scale
 
 _Made = TypeVar("_Made")
 _Make = Callable[[random.Random, np.random.Generator], _Made]
@@ -65,9 +65,9 @@ def _cell_targets(scenes: Sequence[Scene]) -> Tensor:
 
 
 def _schedule(step: int, steps: int, peak: float, warmup: int = 50) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))))
+    """Learning rate of a step: a linear warm-up to the peak, then half a cosine down to a twentieth of it."""
+    scale = learning_rate_scale(step, schedule="cosine", warmup_steps=warmup, total_steps=steps)
+    return peak * (scale if step < warmup else 0.05 + 0.95 * scale)
 
 
 def _cell_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
@@ -288,7 +288,8 @@ def train_language(
         model: the model.
         streams: batches of each step.
         steps: optimiser steps, the length of every stream.
-        learning_rate: peak, of the matrices inside the layers (Muon); everything else (AdamW) learns at a tenth of it.
+        learning_rate: peak, of the matrices inside the layers (Muon, whose updates are scaled to the size of AdamW's);
+            everything else (AdamW) learns at a tenth of it.
         weight_decay: of the matrices inside the layers.
 
     Returns:
@@ -301,7 +302,7 @@ def train_language(
     inside = set(map(id, matrices))
     others = [parameter for parameter in parameters if id(parameter) not in inside]
     peaks: list[tuple[torch.optim.Optimizer, float]] = [
-        (Muon(matrices, lr=learning_rate, weight_decay=weight_decay), learning_rate),
+        (torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), learning_rate),
         (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01), learning_rate / 10),
     ]
     losses: list[Tensor] = []

@@ -27,7 +27,6 @@ OBJECT_COUNTS: Final = {2: 0.25, 3: 0.35, 4: 0.25, 5: 0.15}
 FOG_STRENGTH: Final = (0.45, 0.65)
 
 Split = Literal["pretrain", "train", "heldout", "unseen_pairs", "fog"]
-SPLITS: Final[tuple[Split, ...]] = ("pretrain", "train", "heldout", "unseen_pairs", "fog")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 A folder is read through pyarrow. A name takes the package ``datasets``, which downloads and keeps it.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from fgaif_ray import storage
 from fgaif_ray.config import DataConfig
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.records import fingerprint
 from fgaif_ray.sources.row import Row, RowSource
 from fgaif_ray.sources.tables import BATCH_ROWS, embeds_images, read_tables
@@ -66,7 +65,7 @@ def _choose(splits: list[str], wanted: str | None, path: str) -> str:
 def _read_json(uri: str) -> dict[str, Any]:
     try:
         value = storage.read_json(uri)
-    except (OSError, json.JSONDecodeError) as error:
+    except BrokenFileError as error:
         raise UserError(f"Cannot read {uri}: save the dataset again with save_to_disk.") from error
     if not isinstance(value, dict):
         raise UserError(f"{uri} is not a file of save_to_disk: save the dataset again.")

@@ -11,11 +11,11 @@ from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames, Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress
-from fgaif_ray.records import fingerprint
 from fgaif_ray.sources.dataset import open_dataset
 from fgaif_ray.sources.row import Row, RowSource, parse_row
-from fgaif_ray.sources.sets import STAGE, ImageSets, cut_rows
+from fgaif_ray.sources.sets import ImageSets, cut_rows, may_replace_images
 from fgaif_ray.sources.tables import open_files
+from fgaif_ray.storage import stages
 
 STORED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 STORED_ROWS: Final = 4096
@@ -44,21 +44,21 @@ def prepare_rows(config: Config) -> ImageSets:
         sets = cut_rows(_paths(source), config.data, source.name)
         _require_images(sets, source.name)
         return sets
-    stage = _stage(config, source)
+    stage = stages.images_of_rows(config, source.key)
     if stage.is_complete():
         return cut_rows(_paths(_stored(stage)), config.data, source.name)
     sets = cut_rows(_named(source, stage), config.data, source.name)
-    _store(source, stage, sets)
+    _store(source, stage, sets, may_replace_images(config))
     return sets
 
 
 def provided_responses(config: Config, sets: ImageSets) -> Iterator[dict[str, Any]]:
     """Yield ``image``, ``prompt`` and ``response`` of every row of the sample set that has a response, in order."""
-    if not sets.given:
+    if not sets.provided:
         return
     source = _open(config)
     if source.embedded:
-        source = _stored(_stage(config, source))
+        source = _stored(stages.images_of_rows(config, source.key))
     sampled = set(sets.sample)
     for row in source.read():
         if row.response is not None and row.image in sampled:
@@ -71,14 +71,6 @@ def _open(config: Config) -> RowSource:
         return open_dataset(data)
     assert data.path is not None  # the configuration checks it
     return open_files(data.path, data.columns)
-
-
-def _stage(config: Config, source: RowSource) -> storage.Stage:
-    data = config.data
-    sizes = (data.sample_images, data.align_images, data.evaluate_images)
-    return storage.Stage(
-        config.run.dir, STAGE, fingerprint("rows-1", data.columns.model_dump(), sizes, data.split, source.key)
-    )
 
 
 def _paths(source: RowSource) -> Iterator[tuple[str, str | None, str | None]]:
@@ -107,13 +99,13 @@ def _named(source: RowSource, stage: storage.Stage) -> Iterator[tuple[str, str |
         yield storage.resolve_path(_stored_name(row.image), stage.folder), row.prompt, row.response
 
 
-def _store(source: RowSource, stage: storage.Stage, sets: ImageSets) -> None:
+def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: bool) -> None:
     """Publish the images of the sets, and all rows with names in place of images."""
     wanted = {image for part in (sets.sample, sets.align, sets.evaluate) for image in part}
     written: set[str] = set()
     part: list[dict[str, Any]] = []
     parts = rows = 0
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     with Progress("images", None, "images") as progress:
         for row in source.read():
             name = _stored_name(row.image)

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.config import DataConfig
+from fgaif_ray import storage
+from fgaif_ray.config import Config, DataConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say_once
+from fgaif_ray.storage import stages
 
-STAGE: Final = "images"
-"""Stage of a run that holds the images which are not files of their own."""
 FEWEST_IMAGES: Final = 5
 
 
@@ -26,7 +27,7 @@ class ImageSets:
     evaluate: list[str]
     prompts: Mapping[str, tuple[str, ...]] | None = None
     """The source's prompts for each image; in the sample set, those without a response. None: ``data.prompts``."""
-    given: int = 0
+    provided: int = 0
     """Number of provided responses to images of the sample set."""
     provided_key: str = ""
     """A digest of those responses."""
@@ -45,6 +46,11 @@ class ImageSets:
         return shared if self.prompts is None else [self.prompts[image] for image in images]
 
 
+def may_replace_images(config: Config) -> bool:
+    """Whether images of other settings may go: they cost little to make again, but finished responses name them."""
+    return config.run.overwrite or storage.read_manifest(config.run.dir, stages.RESPONSES) is None
+
+
 def cut(images: list[str], data: DataConfig, source: str) -> ImageSets:
     """Cut a list of images: the last are held out for evaluation, the first are sampled and labelled, and those in
     between serve PPO.
@@ -58,7 +64,22 @@ def cut(images: list[str], data: DataConfig, source: str) -> ImageSets:
         raise UserError(f"{source} holds {len(images)} images; give at least {FEWEST_IMAGES}.")
     train = len(images) - min(data.evaluate_images, len(images) // FEWEST_IMAGES)
     sampled = min(data.sample_images, max(train // 2, train - data.align_images))
-    return ImageSets(images[:sampled], images[sampled:train][: data.align_images], images[train:])
+    sets = ImageSets(images[:sampled], images[sampled:train][: data.align_images], images[train:])
+    _say_what_is_missing(sets, data, source)
+    return sets
+
+
+def _say_what_is_missing(sets: ImageSets, data: DataConfig, source: str) -> None:
+    """Fewer images than the configuration asks for are used as they are, but not without a word."""
+    found = {
+        "sample_images": (len(sets.sample), data.sample_images),
+        "align_images": (len(sets.align), data.align_images),
+        "evaluate_images": (len(sets.evaluate), data.evaluate_images),
+    }
+    short = [f"{name} {got} of {asked}" for name, (got, asked) in found.items() if got < asked]
+    if short:
+        got, asked = (sum(column) for column in zip(*found.values(), strict=True))
+        say_once(f"{source} gives {got} of {asked} images asked for ({', '.join(short)}).")
 
 
 def cut_rows(rows: Iterable[tuple[str, str | None, str | None]], data: DataConfig, source: str) -> ImageSets:

@@ -11,45 +11,14 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, estimate_figures
+from fgaif_ray.statistics.agreement import accuracy, balanced_accuracy, chance_corrected, cohens_kappa
+from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, Floats, estimate_figures, ratios
 
 MISSING: Final = -1
 """Stands for a missing rating, in place of a class code."""
 FIGURES: Final = ("accuracy", "balanced_accuracy", "kappa")
-
-Floats = NDArray[np.float64]
-
-
-def accuracy(confusion: ArrayLike) -> Floats:
-    """Return the share of equal labels; NaN without any label.
-
-    Args:
-        confusion: ``[..., classes, classes]`` counts or weights, rows are true classes.
-
-    Returns:
-        ``[...]``
-    """
-    table = np.asarray(confusion, dtype=np.float64)
-    return _divide(np.trace(table, axis1=-2, axis2=-1), table.sum(axis=(-2, -1)))
-
-
-def balanced_accuracy(confusion: ArrayLike) -> Floats:
-    """Return the mean recall over the classes that occur among the true labels; shapes as in ``accuracy``."""
-    table = np.asarray(confusion, dtype=np.float64)
-    support = table.sum(axis=-1)  # [..., classes]
-    recall = _divide(np.diagonal(table, axis1=-2, axis2=-1), support)
-    occurring = support > 0
-    return _divide(np.where(occurring, recall, 0).sum(axis=-1), occurring.sum(axis=-1).astype(np.float64))
-
-
-def cohens_kappa(confusion: ArrayLike) -> Floats:
-    """Return Cohen's kappa of two annotators; NaN where chance alone would always agree. Shapes as in ``accuracy``."""
-    table = np.asarray(confusion, dtype=np.float64)
-    total = table.sum(axis=(-2, -1))
-    expected = _divide((table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1), total**2)
-    return _chance_corrected(accuracy(table), expected)
 
 
 def coincidences(ratings: ArrayLike, classes: int) -> Floats:
@@ -92,8 +61,8 @@ def krippendorff_alpha(coincidence: ArrayLike) -> Floats:
     values = table.sum(axis=-1)  # [..., classes]
     total = values.sum(axis=-1)
     # Drawn without replacement: of a class with n values, n - 1 are left to pair with (weights may leave n below 1).
-    expected = _divide((values * np.maximum(values - 1, 0)).sum(axis=-1), total * (total - 1))
-    alpha = _chance_corrected(accuracy(table), expected)
+    expected = ratios((values * np.maximum(values - 1, 0)).sum(axis=-1), total * (total - 1))
+    alpha = chance_corrected(accuracy(table), expected)
     return np.where((values > 0).sum(axis=-1) > 1, alpha, np.nan)
 
 
@@ -170,14 +139,3 @@ def _weights(weights: ArrayLike | None, units: int) -> Floats:
     if values.shape != (units,):
         raise ValueError(f"need a weight for each of {units} units, got {values.shape}")
     return values[:, None]
-
-
-def _chance_corrected(observed: Floats, expected: Floats) -> Floats:
-    return _divide(observed - expected, 1 - expected)
-
-
-def _divide(parts: Floats, wholes: Floats) -> Floats:
-    """Ratios, NaN where the whole is zero or less."""
-    # Sums of floats that should cancel leave a remainder far below any real whole.
-    ratios: Floats = np.divide(parts, wholes, out=np.full(np.shape(wholes), np.nan), where=np.asarray(wholes) > 1e-12)
-    return ratios

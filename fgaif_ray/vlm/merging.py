@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
 
 # Files of a checkpoint beside its weights: configuration, tokenizer, processor, chat template.
 _COMPANIONS: Final = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
@@ -36,7 +37,7 @@ def merged_weights(checkpoint: str, adapter: str) -> Iterator[tuple[str, Tensor]
         ValueError: the adapter has tensors that fit no weight of the checkpoint.
     """
     merger = _Merger(adapter)
-    for path in _weight_files(_folder(checkpoint)):
+    for path in _weight_files(check_checkpoint(checkpoint)):
         yield from merger.tensors(path)
     merger.check(checkpoint)
 
@@ -53,7 +54,7 @@ def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
         ValueError: the folder is not empty, the checkpoint has no safetensors files, or the adapter has tensors that
             fit no weight of it.
     """
-    target, source, merger = Path(folder), _folder(checkpoint), _Merger(adapter)
+    target, source, merger = Path(folder), check_checkpoint(checkpoint), _Merger(adapter)
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise ValueError(f"{folder} is not empty")
@@ -73,6 +74,7 @@ class _Merger:
     """An adapter to merge; it keeps track of which of its factors have been used."""
 
     def __init__(self, adapter: str) -> None:
+        check_adapter(adapter)
         settings = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))
         self._adapter, self._scale = adapter, settings["lora_alpha"] / settings["r"]
         weights = load_file(Path(adapter, "adapter_model.safetensors"))
@@ -96,10 +98,6 @@ class _Merger:
         if self._used != set(self._factors):
             unused = sorted(set(self._factors) - self._used)[0]
             raise ValueError(f"{self._adapter} fits another model than {checkpoint}: {unused}")
-
-
-def _folder(checkpoint: str) -> Path:
-    return Path(checkpoint if Path(checkpoint).is_dir() else snapshot_download(checkpoint, local_files_only=True))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,31 +1,15 @@
 """Images that strangers supply: normalised or refused with a reason, never fatal."""
 
-import io
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.image_files import claimed_png, encoded
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image, find_images, load_image
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def claimed_png(width: int, height: int) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -107,3 +91,11 @@ def test_text_named_jpg_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
     with pytest.raises(UserError, match=r"a\.jpg"):
         load_image(str(tmp_path / "a.jpg"))
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.HEIC", "c.heic", "d.txt", "e"):
+        (tmp_path / name).touch()
+    assert find_images(str(tmp_path)) == [str(tmp_path / "a.png")]
+    assert "4 files are left out" in (said := capsys.readouterr().out)
+    assert ".heic 2, .txt 1, no suffix 1" in said

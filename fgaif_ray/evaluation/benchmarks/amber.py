@@ -20,11 +20,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     OfficialFiles,
     Reviews,
     Scores,
-    divide,
     first_images,
     need,
 )
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
+from fgaif_ray.statistics.intervals import ratios
 
 GENERATIVE: Final = "generative"
 SIMILAR: Final = "similar.json"
@@ -189,7 +189,7 @@ class Amber:
 
 def _figures(sums: Floats) -> Floats:
     wrong, mentions, covered, to_cover, said, pitfalls, descriptions_wrong, descriptions = sums[:, :_DESCRIBED].T
-    described = divide(
+    described = ratios(
         np.stack([wrong, covered, descriptions_wrong, said], axis=1),
         np.stack([mentions, to_cover, descriptions, pitfalls], axis=1),
     )
@@ -200,10 +200,10 @@ def _figures(sums: Floats) -> Floats:
         measures.append(
             np.stack(
                 [
-                    divide(right, questions),
-                    divide(rightly_no, said_no),
-                    divide(rightly_no, no),
-                    divide(2 * rightly_no, said_no + no),
+                    ratios(right, questions),
+                    ratios(rightly_no, said_no),
+                    ratios(rightly_no, no),
+                    ratios(2 * rightly_no, said_no + no),
                 ],
                 axis=1,
             )

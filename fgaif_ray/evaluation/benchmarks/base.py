@@ -203,11 +203,5 @@ def first_images(questions: Sequence[BenchmarkQuestion], limit: int | None) -> l
     return [question for question in questions if question.image in kept]
 
 
-def divide(parts: Floats, wholes: Floats) -> Floats:
-    """Divide elementwise; NaN where the whole is zero."""
-    ratios: Floats = np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=np.asarray(wholes) > 0)
-    return ratios
-
-
 def _lines(text: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]

@@ -23,11 +23,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     OfficialFiles,
     Reviews,
     Scores,
-    divide,
     need,
 )
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
 from fgaif_ray.records import fingerprint
+from fgaif_ray.statistics.intervals import ratios
 
 SYNONYMS: Final = "synonyms.txt"
 SCRIPT: Final = "chair.py"
@@ -201,7 +201,7 @@ class Chair:
 def _figures(sums: Floats) -> Floats:
     wrong, mentions, captions_wrong, found, objects, words, captions = sums.T
     parts = np.stack([wrong, captions_wrong, found, words, mentions], axis=1)
-    return divide(parts, np.stack([mentions, captions, objects, captions, captions], axis=1))
+    return ratios(parts, np.stack([mentions, captions, objects, captions, captions], axis=1))
 
 
 def _annotation_files(files: OfficialFiles, kind: str) -> list[str]:

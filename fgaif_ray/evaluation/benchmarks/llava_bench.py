@@ -20,10 +20,10 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Review,
     Reviews,
     Scores,
-    divide,
     first_images,
     need,
 )
+from fgaif_ray.statistics.intervals import ratios
 
 QUESTIONS: Final = ("qa90_questions.jsonl", "questions.jsonl")
 REFERENCES: Final = ("qa90_gpt4_answer.jsonl", "answers_gpt4.jsonl")
@@ -157,8 +157,8 @@ class LlavaBench:
 
 def _figures(sums: Floats) -> Floats:
     answers, references = sums[:, 0::2], sums[:, 1::2]
-    overall = divide(answers.sum(axis=1, keepdims=True), references.sum(axis=1, keepdims=True))
-    return np.concatenate([overall, divide(answers, references)], axis=1) * 100
+    overall = ratios(answers.sum(axis=1, keepdims=True), references.sum(axis=1, keepdims=True))
+    return np.concatenate([overall, ratios(answers, references)], axis=1) * 100
 
 
 def _context(row: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fgaif_ray.evaluation.benchmarks.base import RATE, Floats, Scores
-from fgaif_ray.statistics.intervals import Estimate, estimate_figures
+from fgaif_ray.statistics.intervals import estimate_figures
 
 
 def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:
     estimates = estimate_figures(scores.images, scores.columns, scores.figures, seed=seed)
     return {
         "answers": len(scores.ids),
-        "figures": {name: _plain(estimate) for name, estimate in zip(scores.scales, estimates, strict=True)},
+        "figures": {name: estimate.to_dict() for name, estimate in zip(scores.scales, estimates, strict=True)},
         "counts": dict(scores.counts),
     }
 
@@ -49,7 +49,7 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> dict[str, Any]:
     estimates = estimate_figures([first.images[row] for row in rows[0].tolist()], both, differences, seed=seed)
     return {
         "answers": len(shared),
-        "figures": {name: _plain(estimate) for name, estimate in zip(first.scales, estimates, strict=True)},
+        "figures": {name: estimate.to_dict() for name, estimate in zip(first.scales, estimates, strict=True)},
     }
 
 
@@ -78,10 +78,6 @@ def table(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
         for row in rows
     ]
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "interval": None if estimate.interval is None else list(estimate.interval)}
 
 
 def _cell(figure: Mapping[str, Any], scale: float, sign: str = "") -> str:

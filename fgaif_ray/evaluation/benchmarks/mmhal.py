@@ -20,11 +20,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Review,
     Reviews,
     Scores,
-    divide,
     first_images,
     need,
     python_text,
 )
+from fgaif_ray.statistics.intervals import ratios
 
 TYPES: Final = 8
 """Types of question; the official file has them in turn, and its script goes by position modulo 8."""
@@ -112,5 +112,5 @@ class MMHal:
 
 
 def _figures(sums: Floats) -> Floats:
-    overall = divide(sums[:, :2], np.repeat(sums[:, 2:3], 2, axis=1))
-    return np.concatenate([overall, divide(sums[:, 3::2], sums[:, 4::2])], axis=1)
+    overall = ratios(sums[:, :2], np.repeat(sums[:, 2:3], 2, axis=1))
+    return np.concatenate([overall, ratios(sums[:, 3::2], sums[:, 4::2])], axis=1)

@@ -19,10 +19,10 @@ from fgaif_ray.evaluation.benchmarks.base import (
     OfficialFiles,
     Reviews,
     Scores,
-    divide,
     first_images,
 )
 from fgaif_ray.evaluation.pope import FIGURES, STRATEGIES, parse_questions, says_yes
+from fgaif_ray.statistics.intervals import ratios
 
 COUNTS: Final = 4
 """Columns of a split: hits, misses, false alarms, right rejections; "yes" is the positive class."""
@@ -91,11 +91,11 @@ def _of_split(counts: Floats) -> Floats:
     total = counts.sum(axis=1)
     return np.stack(
         [
-            divide(hits + rejections, total),
-            divide(hits, hits + false_alarms),
-            divide(hits, hits + misses),
-            divide(2 * hits, 2 * hits + false_alarms + misses),
-            divide(hits + false_alarms, total),
+            ratios(hits + rejections, total),
+            ratios(hits, hits + false_alarms),
+            ratios(hits, hits + misses),
+            ratios(2 * hits, 2 * hits + false_alarms + misses),
+            ratios(hits + false_alarms, total),
         ],
         axis=1,
     )

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fgaif_ray import __version__
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url
+from fgaif_ray.pages import page_environment, page_source, page_style
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_PROMPT_CHARACTERS, MAX_RESPONSE_CHARACTERS, TOKEN_VARIABLE
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS, POLICY_ERRORS, write_caption
@@ -37,11 +37,8 @@ class Playground:
 
 def build_playground(*, token_needed: bool) -> Playground:
     """Render the page, for a service with or without a token."""
-    loader = PackageLoader("fgaif_ray.serving.playground")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style, script = (loader.get_source(environment, name)[0] for name in ("playground.css", "playground.js"))
+    environment = page_environment("fgaif_ray.serving.playground")
+    style, script = page_style(environment, "playground.css"), page_source(environment, "playground.js")
     html: str = environment.get_template("playground.html.j2").render(
         style=Markup(style),
         script=Markup(script),

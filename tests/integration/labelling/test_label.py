@@ -3,6 +3,7 @@
 Facts come from a local OpenAI-compatible server that reads the sub-sentence by rule.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -12,18 +13,13 @@ from typing import Any
 
 import pytest
 from support.fake_openai import FakeOpenAI
-from support.label_helpers import ANNOTATOR, KEY_VARIABLE, ROWS, Rules, facts_of, make_config, write_responses
+from support.label_helpers import ANNOTATOR, KEY_VARIABLE, Rules, facts_of, make_config, write_responses
 
-from actors.labelling import extraction
-from actors.labelling.extraction import new_extractor
 from fgaif_ray import storage
-from fgaif_ray.calls.answers import AnswerWriter, CallAnswer, cache_folder
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.labels import read_official, segment_labels
-from fgaif_ray.feedback.metrics import FeedbackMetrics
+from fgaif_ray.feedback.labels import segment_labels, to_official
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.segments import split_segments
-from jobs import label, label_cost
+from jobs import label
 
 ANSWERED_BEFORE_THE_QUOTA_ENDS = 45
 
@@ -134,10 +130,10 @@ class TestLabel:
         facts = [fact for segment in row["segments"] for fact in segment["facts"]]
         for fact in facts[:4]:
             prompt = load_prompt("verify-v1").render(statement=fact["text"])
-            ids = torch.tensor([backbone.expanded_prompt_ids(prompt, image)])  # [1, expanded_prompt_tokens]
+            ids = torch.tensor([backbone.front_end.expanded_prompt_ids(prompt, image)])  # [1, expanded_prompt_tokens]
             with torch.no_grad():
                 logits = backbone.model(input_ids=ids, pixel_values=backbone.pixel_values([image])).logits[0, -1]
-            words = label_words(backbone.tokenizer)
+            words = label_words(backbone.front_end.tokenizer)
             weights = {word: logits[list(tokens)].exp().sum() for word, tokens in words.items()}
             assert fact["p_consistent"] == pytest.approx(float(weights["yes"] / sum(weights.values())), abs=2e-3)
 
@@ -167,12 +163,12 @@ class TestLabel:
 
     def test_official_form_reads_back_to_the_same_labels(self, labelled: Labelled) -> None:
         with open(storage.join(labelled.config.run.dir, "feedback", "official.jsonl")) as file:
-            official = {line.image: line for line in read_official(file)}
+            official = {line["image"]: line for line in map(json.loads, file)}
         for row in labelled.feedback:
             line = official[row["image"]]
-            assert list(line.segments) == [segment["text"] for segment in row["segments"]]
-            expected = [tuple(segment["labels"][name] for name in FACT_TYPES) for segment in row["segments"]]
-            assert list(line.labels) == expected
+            assert line["sub"] == [segment["text"] for segment in row["segments"]]
+            codes = [[segment["labels"][name] for name in FACT_TYPES] for segment in row["segments"]]
+            assert line["labels"] == [[to_official(code) for code in triple] for triple in codes]
 
     def test_finished_stage_is_left_alone(self, labelled: Labelled, endpoint: Endpoint) -> None:
         answered = endpoint.answered.total()
@@ -188,69 +184,3 @@ class TestLabel:
 def label_words(tokenizer: Any) -> dict[str, set[int]]:
     texts = {index: tokenizer.decode([index]).strip().casefold() for index in range(len(tokenizer))}
     return {word: {index for index, text in texts.items() if text == word} for word in ("yes", "no")}
-
-
-def test_endpoint_that_is_down_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    config = make_config(tmp_path, "http://127.0.0.1:9/v1")
-    write_responses(config)
-    with pytest.raises(UserError, match=r"does not answer: start it or correct label\.extractor\.base_url"):
-        label.run(config)
-    assert storage.read_manifest(config.run.dir, "feedback") is None
-
-
-def test_labelling_before_sampling_names_the_job_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"jobs\.sample"):
-        label.run(make_config(tmp_path, "http://127.0.0.1:9/v1"))
-
-
-def test_figures_compare_labels_with_the_truth() -> None:
-    def row(existence: int) -> dict[str, Any]:
-        labels = {"existence": existence, "attribute": 0, "relation": 0}
-        return {"segments": [{"facts": [], "labels": labels}], "truth": 1}
-
-    figures = FeedbackMetrics(lambda row: [{"existence": row["truth"], "attribute": 0, "relation": 0}])
-    for existence in (1, 1, 1, 2, 0):
-        figures.add(row(existence))
-    found = figures.to_dict()["agreement"]["existence"]
-    assert found["balanced_accuracy"] == pytest.approx(3 / 5)
-    assert found["balanced_accuracy_present"] == pytest.approx(3 / 4)
-
-
-def test_dry_run_counts_both_modes_calls_nothing_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = make_config(tmp_path, "http://127.0.0.1:9/v1")
-    extractor = config.label.extractor.model_copy(update={"prompt": "extract-v1"})
-    config = config.model_copy(update={"label": config.label.model_copy(update={"extractor": extractor})})
-    rows = write_responses(config)
-    capsys.readouterr()
-    before = sorted(path for path in tmp_path.rglob("*"))
-    label_cost.show_cost(config)
-    printed = capsys.readouterr().out
-    calls = {(row["response"], span.start) for row in rows for span in split_segments(row["response"])}
-    responses = {row["response"] for row in rows}
-    assert f"{ROWS} of {ROWS} responses are to be labelled; nothing was called or written." in printed
-    table = {line.split("  ")[0]: line.split()[-2:] for line in printed.splitlines()}
-    assert table["calls"] == [f"{len(calls)}", f"{len(responses)}"]
-    tokens = [[int(text.replace(",", "")) for text in table[name]] for name in ("prompt tokens", "completion tokens")]
-    assert [float(text) for text in table["money (EUR)"]] == [
-        pytest.approx((prompt * 2 + completion * 8) / 1e6, abs=1e-4) for prompt, completion in zip(*tokens)
-    ]
-    assert "characters / 4" in printed
-    assert sorted(path for path in tmp_path.rglob("*")) == before
-
-
-def test_dry_run_leaves_out_what_the_cache_knows_and_a_mode_the_prompt_cannot_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = make_config(tmp_path, "http://127.0.0.1:9/v1")
-    rows = write_responses(config)
-    extractor = new_extractor(config.label.extractor, extraction.Endpoint(None, None))
-    segments = [rows[0]["response"][span.start : span.end] for span in split_segments(rows[0]["response"])]
-    writer = AnswerWriter(cache_folder(config.run.dir, None))
-    for question in extractor.questions(rows[0]["response"], segments):
-        writer.keep(extractor.key(question), CallAnswer([[]], None, None, "", 10, 5))
-    label_cost.show_cost(config)
-    table = {line.split("  ")[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
-    calls = {(row["response"], span.start) for row in rows[1:] for span in split_segments(row["response"])}
-    assert table["calls"] == [str(len(calls)), "-"]

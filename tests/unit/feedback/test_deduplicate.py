@@ -11,6 +11,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CANARIES_SCHEMA
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.deduplicate import deduplicate
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
 from jobs import label
 
@@ -59,10 +60,10 @@ def begin(config: Config, ids: str) -> tuple[storage.Stage, storage.Stage]:
     stage.begin()
     storage.write_part(stage.partial, [response(name) for name in ids], RESPONSES_SCHEMA)
     stage.publish({"rows": len(ids)})
-    stages = label.stages_of(config)
-    for stage in stages:
+    both = feedback_stages(config)
+    for stage in both:
         stage.begin()
-    return stages
+    return both
 
 
 def ids_in(folder: str) -> list[str]:
@@ -180,9 +181,13 @@ class TestLabelledAnew:
         assert self.labels(config) == {"a": 1, "b": 1}
 
     def test_another_verifier_asks(self, tmp_path: Path) -> None:
-        self.run_once(tmp_path)
-        with pytest.raises(label.UserError, match="neither a readable checkpoint"):
-            label.run(make_config(tmp_path, verifier={"model": "other"}))
+        config = self.run_once(tmp_path)
+        other = make_config(tmp_path, verifier={"model": "other"})
+        with pytest.raises(label.UserError, match="feedback is finished"):
+            label.run(other)
+        agreed = other.model_copy(update={"run": config.run.model_copy(update={"overwrite": True})})
+        with pytest.raises(label.UserError, match="not downloaded"):
+            label.run(agreed)
 
 
 def test_gullibility_over_the_limit_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

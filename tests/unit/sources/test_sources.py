@@ -1,6 +1,5 @@
 """Sources: what each kind of input becomes, how it is cut, and what is said about input that cannot be used."""
 
-import io
 import json
 import os
 import uuid
@@ -21,10 +20,10 @@ from fgaif_ray.config import ColumnNames, Config, DataConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.rl.plan import PromptPlan
 from fgaif_ray.sources import prepare_images, provided_responses
-from fgaif_ray.sources.json_list import CHUNK, iterate_list
+from fgaif_ray.sources.coco import find_coco_images
 from fgaif_ray.sources.sets import cut_rows
 from fgaif_ray.sources.tables import open_files
-from jobs import sample
+from fgaif_ray.storage import stages
 
 # Folders
 
@@ -46,6 +45,15 @@ def test_sampling_takes_what_ppo_leaves(tmp_path: Path) -> None:
     config = configure(tmp_path, source="folder", path=str(tmp_path / "a"), sample_images=99, align_images=1)
     sets = prepare_images(config)
     assert [len(part) for part in (sets.sample, sets.align, sets.evaluate)] == [7, 1, 2]
+
+
+def test_fewer_images_than_asked_for_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "a", 11)
+    sizes = {"sample_images": 30, "align_images": 2, "evaluate_images": 18}
+    prepare_images(configure(tmp_path, source="folder", path=str(tmp_path / "a"), **sizes))
+    assert (
+        "gives 11 of 50 images asked for (sample_images 7 of 30, evaluate_images 2 of 18)." in capsys.readouterr().out
+    )
 
 
 def test_a_file_system_that_is_not_installed_is_named() -> None:
@@ -99,22 +107,36 @@ VALUES = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def coco_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    write_pictures(folder, 3)
+    return folder
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     before=st.dictionaries(st.text().filter(lambda key: key != "images"), VALUES, max_size=4),
-    items=st.lists(VALUES, max_size=4),
+    more=st.lists(VALUES, min_size=3, max_size=3),
+    start=st.sampled_from(["", "\ufeff"]),
     indent=st.sampled_from([None, 2]),
 )
-def test_a_list_is_read_item_by_item_from_any_object(
-    before: dict[str, Any], items: list[Any], indent: int | None
+def test_images_are_found_in_any_object(
+    coco_images: Path, before: dict[str, Any], more: list[Any], start: str, indent: int | None
 ) -> None:
-    text = json.dumps(before | {"images": items} | {"after": 1}, indent=indent)
-    assert list(iterate_list(io.StringIO(text), "images")) == items
+    entries = [{"more": value, "id": index, "file_name": f"{index:02d}.png"} for index, value in enumerate(more)]
+    file = coco_images / "annotations.json"
+    file.write_text(start + json.dumps(before | {"images": entries, "annotations": [{"id": 1}]}, indent=indent))
+    found = find_coco_images(DataConfig(source="coco", path=str(coco_images), annotations=str(file)))
+    assert names(found) == ["00.png", "01.png", "02.png"]
 
 
-def test_items_that_pass_the_end_of_a_chunk_are_whole() -> None:
-    items = [{"id": index, "file_name": "x" * 1000} for index in range(3 * CHUNK // 1000)]
-    assert list(iterate_list(io.StringIO(json.dumps({"images": items})), "images")) == items
+def test_nothing_behind_the_images_is_read(coco_images: Path) -> None:
+    file = coco_images / "annotations.json"
+    entries = json.dumps([{"id": index, "file_name": f"{index:02d}.png"} for index in range(3)])
+    file.write_text(f'{{"images": {entries}, "annotations": [{" " * 1_000_000} no JSON')
+    found = find_coco_images(DataConfig(source="coco", path=str(coco_images), annotations=str(file)))
+    assert len(found) == 3
 
 
 # Rows
@@ -138,7 +160,7 @@ def test_given_responses_of_the_sample_set_come_back_as_they_are(tmp_path: Path)
     config = configure(tmp_path / "run", path=str(path))
     sets = prepare_images(config)
     rows = list(provided_responses(config, sets))
-    assert sets.given == 2
+    assert sets.provided == 2
     assert [(row["prompt"], row["response"]) for row in rows] == [
         ("Prompt 0?", "Answer 0."),
         ("Prompt 3?", "Answer 3."),
@@ -148,7 +170,7 @@ def test_given_responses_of_the_sample_set_come_back_as_they_are(tmp_path: Path)
 def test_responses_can_be_left_aside(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", plain_rows(tmp_path))
     sets = prepare_images(configure(tmp_path / "run", path=str(path), columns={"response": None}))
-    assert sets.given == 0
+    assert sets.provided == 0
     assert len(list(sets.questions(sets.sample, ["shared"]))) == 4
 
 
@@ -163,7 +185,7 @@ def test_columns_can_have_other_names(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", rows)
     columns = {"image": "file", "prompt": "question", "response": "answer"}
     sets = prepare_images(configure(tmp_path / "run", path=str(path), columns=columns))
-    assert sets.given == 4
+    assert sets.provided == 4
 
 
 def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -207,14 +229,14 @@ def test_no_image_is_in_two_sets_and_no_row_of_a_set_is_lost(rows: list[Any], si
         for image, prompt, answer in rows
         if image in parts[1] | parts[2] or (image in parts[0] and answer is None)
     }
-    assert sets.given == sum(image in parts[0] and answer is not None for image, _, answer in rows)
+    assert sets.provided == sum(image in parts[0] and answer is not None for image, _, answer in rows)
 
 
 def keys_of(config: Config) -> tuple[str, str]:
     """Fingerprints of sampling and what evaluation depends on."""
     sets = prepare_images(config)
     asked = [*sets.evaluate, *sets.prompts_of(sets.evaluate, config.data.prompts)]
-    return sample.stage_of(config, sets).fingerprint, json.dumps(asked)
+    return stages.responses(config, sets).fingerprint, json.dumps(asked)
 
 
 @pytest.mark.parametrize(
