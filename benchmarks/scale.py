@@ -244,7 +244,7 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
 
     from actors.labelling import plan as annotators
     from actors.labelling.extraction import Endpoint as ExtractionEndpoint
-    from fgaif_ray.audit.control_items import CanaryPool
+    from fgaif_ray.audit.control_items import ControlItemPool
     from jobs import label
 
     with Endpoint(LATENCY_S) as url, local_nodes(nodes) as address:
@@ -259,7 +259,9 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
                 stage.begin()
             folders = [stage.partial for stage in feedback_stages(config)]
             thresholds = dict.fromkeys(FACT_TYPES, 0.5)
-            verification = Verification(config.label, folders[0], folders[1], thresholds, None, CanaryPool((), (), 0))
+            verification = Verification(
+                config.label, folders[0], folders[1], thresholds, None, ControlItemPool((), (), 0)
+            )
             before = peak = psutil.Process().memory_info().rss
             came, times = 0, ProcessorTimes()
             marks: list[tuple[int, dict[str, float]]] = []

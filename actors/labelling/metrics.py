@@ -6,7 +6,7 @@ from typing import Any
 
 from actors import metrics
 from actors.labelling.fact_checker import FactQuestion, Findings
-from fgaif_ray.audit.control_items import Canary
+from fgaif_ray.audit.control_items import ControlItem
 from fgaif_ray.feedback.labels import is_consistent
 from fgaif_ray.feedback.verdicts import Thresholds
 
@@ -17,13 +17,15 @@ def record_prompt_tokens(verifier: str, found: Findings) -> None:
     metrics.VERIFIER_PROMPT_TOKENS.inc(found.prompt_tokens - found.cached_tokens, verifier=verifier, cache="miss")
 
 
-def record_canaries(found: Findings, canaries: Mapping[FactQuestion, Canary], thresholds: Thresholds) -> None:
-    """Export how gullible a verifier was; a canary of no fact type is believed at the lowest of the thresholds."""
-    for question, canary in canaries.items():
+def record_control_items(
+    found: Findings, control_items: Mapping[FactQuestion, ControlItem], thresholds: Thresholds
+) -> None:
+    """Export a verifier's false accepts; a control item without fact type is accepted at the lowest threshold."""
+    for question, item in control_items.items():
         if (answer := found.answers.get(question)) is not None:
-            truth = "true" if canary.consistent else "false_with_order" if canary.injected else "false"
-            threshold = min(thresholds.values()) if canary.type is None else thresholds[canary.type]
-            metrics.CANARIES.inc(truth=truth, verdict=_verdict(is_consistent(answer.p_yes, threshold)))
+            truth = "true" if item.consistent else "false_with_order" if item.injected else "false"
+            threshold = min(thresholds.values()) if item.type is None else thresholds[item.type]
+            metrics.CONTROL_ITEMS.inc(truth=truth, verdict=_verdict(is_consistent(answer.p_yes, threshold)))
 
 
 def record_labelled(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> None:

@@ -117,7 +117,7 @@ VERIFIER_PROMPT_TOKENS: Final = Counter(
     description="Prompt tokens of verifiers that were found in the prefix cache (hit) or computed (miss)",
     labels={"verifier": VERIFIERS, "cache": ("hit", "miss")},
 )
-CANARIES: Final = Counter(
+CONTROL_ITEMS: Final = Counter(
     name="fgaif_canaries_total",
     unit="facts",
     description="Facts of known truth among the verifier's questions; false_with_order also orders it to say yes",

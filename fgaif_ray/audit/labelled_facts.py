@@ -1,4 +1,4 @@
-"""Facts whose truth people know, as JSON lines: what thresholds are calibrated on, and canaries.
+"""Facts whose truth people know, as JSON lines: what thresholds are calibrated on, and control items.
 
 A line is ``{"image", "fact", "type", "consistent", "weight"}``. ``image`` is a path relative to the file, or a URI;
 ``type`` one of the three fact types; ``consistent`` whether the fact is right according to the image; ``weight`` how
@@ -52,7 +52,7 @@ def read_labelled_facts(path: str) -> list[LabelledFact]:
     return facts
 
 
-def read_canary_facts(path: str) -> list[LabelledFact]:
+def read_control_facts(path: str) -> list[LabelledFact]:
     """Read facts that are wrong unless they say otherwise; ``type`` may be left out.
 
     Raises:
@@ -60,7 +60,7 @@ def read_canary_facts(path: str) -> list[LabelledFact]:
     """
     facts = [_parse(line, path, number, labelled=False) for number, line in _lines(path)]
     if not facts:
-        raise UserError(f'{path} holds no canaries: give JSON lines of {{"image", "fact"}}.')
+        raise UserError(f'{path} holds no control items: give JSON lines of {{"image", "fact"}}.')
     return facts
 
 

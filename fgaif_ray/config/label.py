@@ -72,8 +72,8 @@ class VerifierConfig(Section):
         return self
 
 
-class CanaryConfig(Section):
-    """Facts whose truth is known, asked beside a block's own, to see how gullible the verifier is."""
+class ControlItemConfig(Section):
+    """Control items: facts of known truth, asked beside a block's own, to measure the verifier's false-accept rate."""
 
     per_block: int = Field(default=4, ge=0)
     """Known-false facts of a block, and known-true ones on top; 0 asks none."""
@@ -122,11 +122,21 @@ class LabelConfig(Section):
     disagreement: Literal["report", "mask"] = "report"
     """Where the two verifiers differ: keep the first one's labels, or take labels that hang on such a fact out of the
     training of reward models."""
-    canaries: CanaryConfig = CanaryConfig()
+    control_items: ControlItemConfig = ControlItemConfig()
     human: HumanLabelsConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     batch_size: int = Field(default=32, ge=1)
     """Responses per Ray Data block, the unit of work and of resume."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _control_items_were_canaries(cls, values: Any) -> Any:
+        """Take the key ``canaries``, the earlier name of ``control_items``."""
+        if not isinstance(values, dict) or "canaries" not in values:
+            return values
+        if "control_items" in values:
+            raise ValueError("label.canaries is the earlier name of label.control_items: move its keys there")
+        return {"control_items" if key == "canaries" else key: value for key, value in values.items()}
 
     @model_validator(mode="after")
     def _mask_has_two(self) -> Self:
