@@ -1,4 +1,4 @@
-"""What labelling exports: what was found in the rows."""
+"""Metrics of labelling about its rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from fgaif_ray.feedback.verdicts import Thresholds
 
 
 def record_prompt_tokens(verifier: str, found: Findings) -> None:
-    """Export what the prefix cache of a verifier's engine (``first`` or ``second``) has spared it."""
+    """Export what the prefix cache of a verifier's engine (``first`` or ``second``) has saved."""
     metrics.VERIFIER_PROMPT_TOKENS.inc(found.cached_tokens, verifier=verifier, cache="hit")
     metrics.VERIFIER_PROMPT_TOKENS.inc(found.prompt_tokens - found.cached_tokens, verifier=verifier, cache="miss")
 
@@ -29,7 +29,7 @@ def record_control_items(
 
 
 def record_labelled(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> None:
-    """Export a block that the first verifier has gone through: rows of ``FEEDBACK_SCHEMA`` and rejected ones."""
+    """Export the counts of a block from the first verifier: rows of ``FEEDBACK_SCHEMA`` and rejected ones."""
     metrics.LABELLED_RESPONSES.inc(len(rows))
     for reason, count in Counter(row["reason"].partition(":")[0] for row in rejected).items():
         metrics.REJECTED_RESPONSES.inc(count, reason=reason)
@@ -37,7 +37,7 @@ def record_labelled(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mappin
 
 
 def record_verified_again(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Export a part that the second verifier has gone through."""
+    """Export the counts of a part from the second verifier."""
     _record_facts("second", "second_consistent", rows)
     facts = [fact for row in rows for segment in row["segments"] for fact in segment["facts"]]
     differing = Counter(

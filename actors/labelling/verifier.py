@@ -47,18 +47,18 @@ _CONTROL_IMAGE: Final = "control item "
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification depends on beside the engines: one object for every worker of a job."""
+    """The inputs of a verification beside the engines, the same for every worker of a job."""
 
     config: LabelConfig
     partial: str
-    """Folder that gets labelled rows."""
+    """Folder of labelled rows."""
     rejected_partial: str
     thresholds: Thresholds
     second_thresholds: Thresholds | None
     control_items: ControlItemPool
 
     def labeller(self, both: bool) -> Labeller:
-        """What labels rows after the first verifier, or after both."""
+        """Return the labeller of rows after the first verifier, or after both."""
         return Labeller(
             self.thresholds,
             self.second_thresholds if both else None,
@@ -68,7 +68,7 @@ class Verification:
         )
 
     def annotator(self, both: bool) -> str:
-        """The ``annotator`` column: what the labels depend on, as JSON."""
+        """Return the ``annotator`` column: what the labels depend on, as JSON."""
         extractor, first, second = self.config.extractor, self.config.verifier, self.config.second_verifier
         described: dict[str, Any] = {
             "extractor": {"model": extractor.model, "prompt": extractor.prompt, "mode": extractor.mode},
@@ -85,7 +85,7 @@ class Verification:
 
 
 def _plain(thresholds: Thresholds) -> float | dict[str, float]:
-    """One number where it is the same for all types."""
+    """Return one number if it is the same for all types."""
     values = set(thresholds.values())
     return values.pop() if len(values) == 1 else dict(thresholds)
 
@@ -103,9 +103,9 @@ def checks_of(second: bool, found: Findings, own: list[FactQuestion]) -> dict[st
 
 
 class Verifier:
-    """Asks whether each fact is right according to the image, labels the sub-sentences and writes the block.
+    """A worker that asks whether each fact is true of the image, labels the segments and writes the block.
 
-    Takes sealed tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. Responses that the endpoint
+    It takes sealed tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. Responses that the endpoint
     failed on are not written: they stay pending. A block that is done again keeps the labels that it got before for
     responses that are rejected or unavailable this time.
     """
@@ -156,7 +156,7 @@ class Verifier:
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 
     def _draw_control_items(self, name: str, images: dict[str, Image]) -> dict[FactQuestion, ControlItem]:
-        """The block's control items by the questions that ask them; their images are added to those of the block.
+        """Draw the block's control items, by the questions that ask them; their images are added to those of the block.
 
         A control item whose image cannot be read is not asked, and counted as such.
         """
@@ -173,7 +173,7 @@ class Verifier:
         return drawn
 
     def _labelled_before(self, name: str, ids: Set[str]) -> list[dict[str, Any]]:
-        """Rows that an earlier attempt at the block labelled."""
+        """Read the rows that an earlier attempt at the block labelled."""
         part = storage.part_uri(self._partial, name)
         if not ids or not storage.exists(part):
             return []
@@ -188,7 +188,7 @@ class Verifier:
         found: Findings,
         own: list[FactQuestion],
     ) -> None:
-        """Rows come last: a block is done when they are there."""
+        """Write the block's files, rows last: a block is done when they are there."""
         asked = [
             {
                 "image": item.image,
