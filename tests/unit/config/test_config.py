@@ -41,7 +41,7 @@ def test_the_earlier_name_of_control_items_is_taken() -> None:
 
 
 def test_both_names_of_control_items_at_once_are_refused() -> None:
-    with pytest.raises(UserError, match="earlier name of label.control_items"):
+    with pytest.raises(UserError, match="is the earlier name of"):
         load_config("configs/shapes.yaml", ["label.canaries.limit=0.2", "label.control_items.per_block=2"])
 
 
