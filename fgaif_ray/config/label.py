@@ -9,14 +9,14 @@ from fgaif_ray.config.calls import CallsConfig
 
 
 class ExtractorConfig(CallsConfig):
-    """The language model that splits sub-sentences into atomic facts, behind an OpenAI-compatible endpoint."""
+    """The language model that splits segments into atomic facts, behind an OpenAI-compatible endpoint."""
 
     section: ClassVar[str] = "label.extractor"
     purpose: ClassVar[str] = "extraction"
 
     prompt: str = "extract-v1"
     mode: Literal["segment", "response"] = "segment"
-    """One call per sub-sentence, or one call for a whole response."""
+    """One call per segment, or one call for a whole response."""
     workers: int = Field(default=1, ge=1)
     label_selector: LabelSelector = {}
     """Labels of the nodes that the workers, which call the endpoint, may run on."""
@@ -95,7 +95,7 @@ class HumanLabelsConfig(Section):
 
 
 class NoiseRates(Section):
-    """Shares of the labels of one type that are turned around."""
+    """Shares of the labels of one type that are flipped."""
 
     to_hallucinated: float = Field(default=0, ge=0, le=1)
     """Of the consistent ones."""
@@ -120,7 +120,7 @@ class LabelConfig(Section):
     second_verifier: VerifierConfig | None = None
     """Checks the same facts once more, after the first: the two never share a machine's memory."""
     disagreement: Literal["report", "mask"] = "report"
-    """Where the two verifiers differ: keep the first one's labels, or take labels that hang on such a fact out of the
+    """Where the verifiers differ: keep the first one's labels, or leave labels that depend on such a fact out of the
     training of reward models."""
     control_items: ControlItemConfig = ControlItemConfig()
     human: HumanLabelsConfig | None = None
