@@ -107,7 +107,7 @@ def write_responses(config: Config, per_image: int = 1, poison: Sequence[bytes] 
 def asked(body: Request) -> tuple[str, str]:
     """Text up to the segment's end, and the segment, that a request of ``extract-short-v2`` is about."""
     prompt = body["messages"][0]["content"]
-    found = re.fullmatch(r"Description: (.*)\nSegment: (.*)\nFacts:", prompt, re.DOTALL)
+    found = re.fullmatch(r"Description: (.*)\nSub-sentence: (.*)\nFacts:", prompt, re.DOTALL)
     assert found is not None
     return found[1], found[2]
 

@@ -176,7 +176,7 @@ def test_the_account_equals_the_servers_to_the_token(endpoint: FakeOpenAI, tmp_p
 
 def test_calls_under_way_are_waited_for_when_a_response_is_rejected(endpoint: FakeOpenAI, tmp_path: Path) -> None:
     def reply(number: int, body: dict[str, Any]) -> Reply:
-        if "Segment: Bad" in body["messages"][0]["content"]:
+        if "Sub-sentence: Bad" in body["messages"][0]["content"]:
             return Reply.error(400, "too_long")
         return Reply.completion(DOG, delay_s=0.3)
 
@@ -194,7 +194,7 @@ def test_nothing_more_is_sent_for_a_response_that_is_rejected(endpoint: FakeOpen
 
 def test_who_cannot_use_the_endpoint_stops_the_others(endpoint: FakeOpenAI, tmp_path: Path) -> None:
     def reply(number: int, body: dict[str, Any]) -> Reply:
-        bad = "Segment: Bad" in body["messages"][0]["content"]
+        bad = "Sub-sentence: Bad" in body["messages"][0]["content"]
         return Reply.error(401) if bad else Reply.completion(DOG, delay_s=0.05)
 
     endpoint.reply = reply
