@@ -196,7 +196,7 @@ def local_nodes(count: int) -> Iterator[str]:
 
 
 def make_run(folder: Path, rows: int, nodes: int, endpoint: str) -> Config:
-    """Responses of two sub-sentences each, no two of them the same."""
+    """Responses of two segments each, no two of them the same."""
     images, logs = folder / "images", folder / "logs"
     images.mkdir(parents=True)
     logs.mkdir()
