@@ -4,7 +4,7 @@
 
 The plan of `jobs.label` on Ray nodes that are processes of this machine: a block's facts come from an endpoint that
 answers after 100 ms, and its rows take a verifier of constant time, which waits instead of computing. What is measured
-is everything else: Ray Data's scheduling, the call desk that all workers share, and what they read and write. The
+is everything else: Ray Data's scheduling, the call coordinator that all workers share, and I/O. The
 number of rows grows with the nodes. The last line is one JSON object:
 
 * ``efficiency_N``: rows per second on N nodes, over N times those of one node;
@@ -52,7 +52,7 @@ START_S: Final = 300.0
 OBJECT_STORE: Final = 100 * 1024**2
 DRIVER: Final = "driver"
 PARTS_OF_TITLES: Final = {
-    "call desk": "ray::CallDesk",
+    "call coordinator": "ray::CallCoordinatorActor",
     "extraction workers": "(FactExtraction)",
     "verifiers": "Verifier",
     "control store": "gcs_server",

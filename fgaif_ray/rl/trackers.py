@@ -130,7 +130,7 @@ class _Careful:
     """A tracker whose failures do not end the training."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
-        self._name, self._tracker, self._complained = name, tracker, False
+        self._name, self._tracker, self._failure_is_logged = name, tracker, False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._try(lambda: self._tracker.log(step, metrics))
@@ -142,9 +142,9 @@ class _Careful:
         try:
             action()
         except Exception as error:  # a third party's client may raise anything
-            if not self._complained:
+            if not self._failure_is_logged:
                 logger.warning("%s does not take this run's metrics, which metrics.jsonl has: %s", self._name, error)
-            self._complained = True
+            self._failure_is_logged = True
 
 
 def _opened(

@@ -182,7 +182,7 @@ class TestVerification:
         assert storage.read_manifest(str(tmp_path), "calibration") is None
 
     def test_unmasking_asks_no_verifier(self, verified: Verified) -> None:
-        """Stays last: it publishes the run anew, without engines and with an endpoint that is not asked."""
+        """Stays last: it publishes the run again, without engines and with an endpoint that is not asked."""
         before = [fact["second_p_consistent"] for fact in verified.facts]
         label.run(change(verified.config, disagreement="report"))
         verified.rows, verified.metrics = verified.read()

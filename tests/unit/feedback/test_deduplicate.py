@@ -1,4 +1,4 @@
-"""Each response ends in one place, and is labelled anew without being asked again."""
+"""Each response ends in one place, and is labelled again without being asked again."""
 
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def test_every_identity_is_left_once_and_labels_win(
     assert deduplicate([first, second]) == 0
 
 
-class TestLabelledAnew:
+class TestLabelledAgain:
     def run_once(self, tmp_path: Path) -> Config:
         config = make_config(tmp_path)
         stage, rejected_stage = begin(config, "abc")
@@ -191,6 +191,6 @@ class TestLabelledAnew:
 
 
 def test_a_false_accept_rate_over_the_limit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    TestLabelledAnew().run_once(tmp_path)
+    TestLabelledAgain().run_once(tmp_path)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "control items" in line]
     assert "100% [21%, 100%] of 1 known-false control items" in line and "do not trust" in line
