@@ -52,7 +52,7 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts units of work done.
+    """Progress of a long stage, in units of work.
 
     Args:
         name: what is being done, e.g. ``"label"``.
@@ -78,7 +78,7 @@ class Progress:
         )
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Add ``count`` finished units; ``note`` is shown behind the figures (e.g. a loss)."""
+        """Add ``count`` finished units; ``note`` is shown behind the numbers (e.g. a loss)."""
         self._done += count
         self._note = note or self._note
         if self._bar is not None:

@@ -21,13 +21,13 @@ from fgaif_ray.progress import say
 GIB = 1 << 30
 START_TRIES = 2
 NOT_STARTED = ("timed out during startup", "Failed to start GCS", "Failed to get node info")
-"""What Ray says of a start on this machine that took too long."""
+"""Ray's messages about a start on this machine that took too long."""
 VERSION_MISMATCH = "Version mismatch"
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the process's handler of SIGTERM, which `ray.init` replaces with one that ends the process without a word.
+    """Keep the process's handler of SIGTERM, which `ray.init` replaces with one that ends the process silently.
 
     `ray job stop` sends SIGTERM: a job then says how to go on, and ends with the status of an interrupted one.
     """
@@ -44,7 +44,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def start_with_retry(start: Callable[[], object]) -> None:
-    """Start Ray on this machine, once more where a busy machine did not let it come up in time.
+    """Start Ray on this machine; retry once if a busy machine did not let it come up in time.
 
     Raises:
         UserError: it did not come up either time.
@@ -73,7 +73,7 @@ def cluster_address(config: Config) -> str | None:
 
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
-    """Be connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
+    """Stay connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
 
     A submitted job, or ``ray.address``, joins that cluster, and says which of its nodes are lost meanwhile; otherwise
     Ray starts here, for the time of the block.

@@ -11,7 +11,7 @@ INTERVAL_S = 2.0
 
 
 class PeakMemory:
-    """Watches the proportional memory of this process and all its descendants while the block runs.
+    """A watch of the proportional memory of this process and all its descendants while the block runs.
 
     Shared pages are counted once over the processes that share them (PSS), as summing resident sizes would count the
     object store and the libraries many times.
@@ -24,11 +24,11 @@ class PeakMemory:
 
     @property
     def peak_gib(self) -> float:
-        """The highest figure seen so far, GiB."""
+        """The highest value so far, GiB."""
         return self._peak / GIB
 
     def take_lap_gib(self) -> float:
-        """The highest figure since the last call of this, GiB; 0 where none was taken since."""
+        """Return the highest value since the last call, GiB; 0 if none was measured since."""
         lap, self._lap = self._lap, 0
         return lap / GIB
 

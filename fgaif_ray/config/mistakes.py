@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words: the key, the nearest one that exists, and where it was given."""
+"""Messages about a wrong configuration: the key, the nearest one that exists, and where it was given."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ REMOVED_KEYS: Final = {
     "label.verifier.calibration.per_type": "every fact type has a threshold of its own",
     "serve.batch_wait_timeout_s": "replicas wait 0.01 s for more to score together",
 }
-"""Keys of earlier versions, and what holds in their place."""
+"""Keys of earlier versions, and their replacements."""
 
 
 def describe_mistakes(
@@ -26,7 +26,7 @@ def describe_mistakes(
     overrides: Sequence[str],
     in_file: ValidationError | None,
 ) -> str:
-    """One sentence about all mistakes, each blamed on the file or on the override that made it.
+    """Write one sentence about all mistakes, each with the file or the override that made it.
 
     Args:
         error: of the whole.

@@ -1,4 +1,4 @@
-"""Where runs are kept: files, Parquet parts, and stage folders that are published whole or not at all."""
+"""Storage of runs: files, Parquet parts, and stage folders that are published whole or not at all."""
 
 from fgaif_ray.storage.files import (
     MANIFEST,

@@ -1,8 +1,8 @@
-"""One job at a time in a run folder, and a folder that can be written at all: both known before anything starts.
+"""Lock of a run folder: one job at a time, in a folder that can be written, checked before anything starts.
 
-On a file system the lock is the kernel's (``flock``), which a process that dies gives back, so a lock is never stale.
-Object stores have none: there a marker says who works in the folder. Its owner renews it, and a marker that nobody
-renews is taken over.
+On a file system the lock is the kernel's (``flock``), which a dying process releases, so a lock is never stale. Object
+stores have none; there a marker says who works in the folder. Its owner renews it, and a marker that is not renewed is
+taken over.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from fgaif_ray.storage.files import exists, is_local, join, read_bytes, remove_f
 
 LOCK_FILE: Final = ".lock"
 RENEW_S: Final = 15.0
-"""Between two renewals of a marker on an object store."""
+"""Seconds between two renewals of a marker on an object store."""
 STALE_S: Final = 60.0
 """A marker that is not renewed for so long belongs to a job that is gone."""
 _NO_FLOCK: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -67,7 +67,7 @@ def hold_run(folder: str, job: str) -> Iterator[None]:
 
     Args:
         folder: local path or URI; a local one is made.
-        job: told to whoever is refused.
+        job: named to a refused job.
 
     Raises:
         UserError: another job works in the folder, or it cannot be written.
@@ -200,7 +200,7 @@ def _marker(folder: str, job: str) -> Iterator[None]:
 
 
 def _wait_for_marker(uri: str, folder: str) -> None:
-    """Return when no job that is alive has left its marker.
+    """Return when no live job has left its marker.
 
     Raises:
         UserError: the marker is renewed.
@@ -234,7 +234,7 @@ def _host(text: bytes) -> str:
 
 
 def _is_dead(text: bytes) -> bool:
-    """Whether the owner was a process of this machine that has ended."""
+    """Tell whether the owner was a process of this machine that has ended."""
     try:
         owner = json.loads(text)
         if owner["host"] != socket.gethostname():

@@ -66,7 +66,7 @@ class TestSample:
             AuditSampler(count, 0)
 
     def test_a_run_without_sub_sentences_is_refused(self) -> None:
-        with pytest.raises(UserError, match="no labelled sub-sentence"):
+        with pytest.raises(UserError, match="no labelled segment"):
             AuditSampler(1, 0).collect([])
 
     @given(st.lists(st.sampled_from([(0, 0, 0), (1, 0, 0), (2, 1, 0)]), min_size=1, max_size=30))

@@ -101,7 +101,7 @@ def test_a_run_takes_the_stages_that_another_one_has(base: Config) -> None:
     assert storage.read_json(storage.join(run.folder, "timing.json")) == {"sample": 3.0, "label": 5.0}
 
 
-def test_noise_takes_the_verdicts_to_label_anew(base: Config) -> None:
+def test_noise_takes_the_verdicts_to_label_again(base: Config) -> None:
     runs = runs_of(base, "noise")
     donor, run = runs["none/seed-0"], runs["all-40/seed-0"]
     sets = respond(donor)
