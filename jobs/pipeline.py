@@ -1,6 +1,10 @@
 """The whole loop: sample, label, train_rewards, serve_rewards, align, evaluate, report.
 
 Finished stages are skipped in seconds, so the same command goes on after an interruption.
+
+Examples:
+    fgaif pipeline --config configs/shapes.yaml
+    fgaif pipeline --config my.yaml --set run.dir=runs/second --set run.seed=1
 """
 
 import sys
@@ -12,8 +16,7 @@ from fgaif_ray.config import Config, recorded_config
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
 from fgaif_ray.storage.run_lock import writes_run
-from jobs.cli import main
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from actors.cluster.peak_memory import PeakMemory
@@ -137,5 +140,10 @@ def run(config: Config) -> None:
     say(f"Report: {storage.join(run_dir, 'report.html')}")
 
 
+def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:
+    """What `fgaif pipeline` does."""
+    run(read_config(config, overrides, overwrite))
+
+
 if __name__ == "__main__":
-    sys.exit(main("pipeline", __doc__, run, modes=(plan_mode(),)))
+    sys.exit(main("pipeline"))

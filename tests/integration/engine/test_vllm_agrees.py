@@ -13,8 +13,8 @@ from support.benchmark_runs import configure, publish_adapter
 from support.paths import ROOT
 from support.reward_helpers import CHECKPOINT, PROMPT, picture
 
+from actors.engine.serve_command import serving_command
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
-from jobs.evaluate_serve import serve_command
 
 pytestmark = pytest.mark.vllm
 
@@ -58,7 +58,7 @@ def said(backbone: Backbone, repository: Path, tmp_path_factory: pytest.TempPath
     (folder / "image.png").write_bytes(picture())
     config = configure(repository, folder)
     publish_adapter(config)
-    ids, words = json.dumps(backbone.front_end.prompt_ids(PROMPT)), json.dumps(serve_command(config)[2:])
+    ids, words = json.dumps(backbone.front_end.prompt_ids(PROMPT)), json.dumps(serving_command(config)[2:])
     finished = subprocess.run(
         [sys.executable, "-c", IN_VLLM, CHECKPOINT, str(folder / "image.png"), ids, words],
         capture_output=True,

@@ -9,7 +9,7 @@ from support.benchmark_files import write_amber, write_pope
 from support.benchmark_runs import result
 from support.evaluation_runs import configure, publish_policy
 
-from jobs.evaluate_benchmarks import run_benchmarks
+from actors.evaluation.benchmarks import run_benchmarks
 
 
 @pytest.mark.ray

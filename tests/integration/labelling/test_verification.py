@@ -14,6 +14,7 @@ from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, KEY_VARIABLE, Rules,
 
 from actors.engine.blocks import seal
 from actors.labelling.extraction import EXTRACTED_SCHEMA
+from actors.labelling.thresholds import find_thresholds
 from actors.labelling.verifier import Verification, Verifier
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import load_control_items
@@ -25,7 +26,6 @@ from fgaif_ray.shapes import tiny_llava
 from fgaif_ray.shapes.control_items import scene_control_items
 from fgaif_ray.sources import load_truth
 from jobs import label
-from jobs.label_calibration import find_thresholds
 
 PATCH = 4
 PER_BLOCK = 2

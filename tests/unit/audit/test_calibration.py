@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import audit_data
 
+from actors.labelling.thresholds import calibration_lines, find_thresholds
 from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate, choose_threshold, cross_validate, fit_thresholds
 from fgaif_ray.audit.items import cell_weights
 from fgaif_ray.audit.labelled_facts import read_control_facts, read_labelled_facts
 from fgaif_ray.config import LabelConfig, ThresholdsConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.records import FACT_TYPES
-from jobs import label_audit
-from jobs.label_calibration import calibration_lines, find_thresholds, threshold_key
+from jobs import audit as audit_job
 
 EXTRACTOR = {"base_url": "http://127.0.0.1:9/v1", "model": "m"}
 
@@ -233,7 +234,7 @@ class TestAuditedFacts:
             change(content["answers"])
             Path(path).write_text(json.dumps(content))
             paths.append(path)
-        label_audit.import_answers(config, paths)
+        audit_job.import_answers(config, paths)
         text = audit_data.audit_file(config, "facts.jsonl").read_text()
         return [json.loads(line) for line in text.split("\n") if line]  # facts hold other line separators
 

@@ -31,8 +31,6 @@ from fgaif_ray.rl.step import Experience, PPOUpdater, estimate
 from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.group import LearnerGroup
 from jobs.cli import EXIT_USER_ERROR, main
-from jobs.pipeline import run
-from jobs.plan import plan_mode
 
 TARGETS = LoRAOptions().target_modules
 
@@ -335,7 +333,7 @@ def test_a_served_extractor_lies_beside_what_ray_puts_on_the_first_gpu() -> None
 
 def call_plan(*arguments: str) -> int:
     config = str(ROOT / "configs" / "shapes.yaml")
-    return main("pipeline", "", run, ["--config", config, "--plan", *arguments], modes=(plan_mode(),))
+    return main("plan", ["--config", config, *arguments])
 
 
 def test_without_gpus_the_table_has_no_limit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,5 +354,4 @@ def test_the_option_for_memory_decides_and_weights_alone_are_status_2(capsys: py
 
 @pytest.mark.parametrize("value", ["0", "-1", "much"])
 def test_a_memory_that_is_none_is_refused(value: str) -> None:
-    with pytest.raises(SystemExit):
-        call_plan("--gpu-memory", value)
+    assert call_plan("--gpu-memory", value) == EXIT_USER_ERROR

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA
 from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
@@ -183,10 +184,10 @@ class TestLabelledAgain:
     def test_another_verifier_asks(self, tmp_path: Path) -> None:
         config = self.run_once(tmp_path)
         other = make_config(tmp_path, verifier={"model": "other"})
-        with pytest.raises(label.UserError, match="feedback is finished"):
+        with pytest.raises(UserError, match="feedback is finished"):
             label.run(other)
         agreed = other.model_copy(update={"run": config.run.model_copy(update={"overwrite": True})})
-        with pytest.raises(label.UserError, match="not downloaded"):
+        with pytest.raises(UserError, match="not downloaded"):
             label.run(agreed)
 
 

@@ -12,7 +12,7 @@ from fgaif_ray.config import Config, LoRAOptions, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.vlm.backbone import load_backbone
-from jobs.align_export import export_merged
+from jobs.export import export_merged
 
 CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/policy")
 PROMPTS, RESPONSES = ["Describe it.", "What is it?"], [[60, 61, 62, 63], [70, 71]]

@@ -16,7 +16,6 @@ from transformers import LlamaConfig
 
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import read_ledger
-from jobs import label
 from jobs.cli import EXIT_USER_ERROR, main
 
 KEY = "secret-key"
@@ -41,7 +40,7 @@ class Job:
 
     def label(self, *changes: str) -> int:
         arguments = ["--config", str(self._file), *(word for change in changes for word in ("--set", change))]
-        return main("label", label.__doc__, label.run, arguments, (*label.label_cost.MODES, *label.label_audit.MODES))
+        return main("label", arguments)
 
     def is_labelled(self) -> bool:
         return storage.read_manifest(self.config.run.dir, "feedback") is not None

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from actors.labelling.thresholds import find_thresholds
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
 from fgaif_ray.audit.control_items import load_control_items, measure
 from fgaif_ray.config import Config
+from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import FACT_TYPES
-from jobs.cli import find_user_error
-from jobs.label_calibration import find_thresholds
 
 if TYPE_CHECKING:
     from actors.labelling.verifier import Verification
