@@ -156,10 +156,7 @@ class PolicyModel(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self.eval()  # no dropout anywhere: rollouts and updates see the same network
         if activation_checkpointing:
-            decoder: Any = backbone.language_model
-            decoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-            for layer in decoder.layers:
-                layer.training = True  # transformers checkpoints layers in training alone; what they hold stays in eval
+            checkpoint_layers(backbone.language_model)
 
     @property
     def device(self) -> torch.device:
@@ -288,6 +285,13 @@ class PolicyModel(nn.Module):
         """The decoder's last states, ``[rows, tokens, hidden]``."""
         states: Tensor = self._decoder(rows.input_ids, rows.image_features[rows.image_index])
         return states
+
+
+def checkpoint_layers(decoder: Any) -> None:
+    """Has each layer of a decoder keep its input alone for the backward pass."""
+    decoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    for layer in decoder.layers:
+        layer.training = True  # transformers checkpoints layers in training alone; what they hold stays in eval
 
 
 def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
