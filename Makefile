@@ -7,6 +7,8 @@ VENV_PYTHON := .venv/bin/python
 CONFIG ?= configs/shapes.yaml
 # Extra arguments for pytest or for a job, e.g. `make test ARGS=tests/unit`.
 ARGS ?=
+# Of pytest; more of them overlap more of the waiting, and take more memory.
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-scale bench-gpu lint format lock check-pythons pretrain-shapes clean
@@ -25,9 +27,9 @@ demo: setup ## run the whole loop on the embedded world and write runs/shapes/re
 try: setup ## run the whole loop in about three minutes, with figures that are a taste
 	$(VENV_PYTHON) -m jobs.demo runs/try --quick $(ARGS)
 
-# Two processes, a file of tests each: engines and Ray start on one core and wait a lot.
+# Several processes, a file of tests each: engines and Ray start on one core and wait a lot.
 test: setup ## run all tests but the proofs
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV_PYTHON) -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## run the tests that start neither Ray nor vLLM
 	$(VENV_PYTHON) -m pytest --ignore tests/integration --ignore tests/proofs -m "not slow" $(ARGS)

@@ -118,7 +118,7 @@ def _configure(run: Path, rows: int, seed: int, verifier: str) -> Config:
             "policy": {"model": "policy"},
             "label": {
                 "batch_size": BLOCK,
-                "canaries": {"per_block": 0},
+                "control_items": {"per_block": 0},
                 # Every answer is known: nothing is called.
                 "extractor": {"base_url": "http://127.0.0.1:9/v1", "model": "m", "prompt": "extract-short-v2"},
                 "verifier": {"model": verifier, "engine": ENGINE},

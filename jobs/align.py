@@ -31,14 +31,16 @@ def run(config: Config) -> None:
         UserError: the reward models are missing, the critic cannot start from the wanted one, or the run was stopped
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
+    from actors.cluster.connect import cluster_address, connect
     from fgaif_ray.sources import prepare_images
     from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
     published_reward_folders(config)  # what is missing is told before images are prepared
     if storage.read_manifest(config.run.dir, stages.POLICY) is None:
-        for model in (config.policy.model, config.rewards.backbone):
-            check_checkpoint(model)
+        check_checkpoint(config.policy.model)
+        if cluster_address(config) is None:
+            check_checkpoint(config.rewards.backbone)
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
@@ -48,7 +50,7 @@ def run(config: Config) -> None:
         return
 
     from actors.alignment.run import publish_policy, reward_app, train_policy
-    from actors.cluster.connect import connect
+    from actors.cluster.connect import cluster_address
     from fgaif_ray.rl.trackers import require_packages
     from fgaif_ray.vlm.front_end import load_front_end
 

@@ -65,8 +65,8 @@ def _write(stage: storage.Stage, audit: Audit, title: str, overwrite: bool) -> N
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
-    stage.begin(overwrite=overwrite)
     pictures = load_pictures(audit, load_image)
+    stage.begin(overwrite=overwrite)
     tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
     page = build_page(audit, pictures, title)
     storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())
@@ -126,12 +126,12 @@ def agreement_table(found: Mapping[str, Any]) -> list[str]:
 
 
 def draw(
-    count: Annotated[int, typer.Argument(metavar="N", help="sub-sentences to label", show_default=False)],
+    count: Annotated[int, typer.Argument(metavar="N", help="segments to label", show_default=False)],
     config: ConfigOption,
     overrides: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a page on which to label N sub-sentences by hand.
+    """Write a page on which to label N segments by hand.
 
     It opens in any browser; Label Studio's tasks with the same sub-sentences lie beside it.
 

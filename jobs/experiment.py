@@ -16,7 +16,6 @@ Examples:
     fgaif experiment noise --config configs/shapes.yaml --variants 'all-*' --dry-run
 """
 
-import os
 import shlex
 import sys
 import tempfile
@@ -39,8 +38,10 @@ def _read_seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds takes whole numbers from 0 on with commas between them, e.g. 0,1,2, not {text!r}.")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 1 << 63:
+        raise UserError(
+            f"--seeds takes whole numbers from 0 to 2^63 - 1 with commas between them, e.g. 0,1,2, not {text!r}."
+        )
     return list(dict.fromkeys(seeds))
 
 
@@ -90,7 +91,6 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
     Raises:
         UserError: the experiment does not go with the configuration, or runs failed; the others are done.
     """
-    os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fgaif-matplotlib"))
     from fgaif_ray.experiments.outcome import results_table, write_results
     from fgaif_ray.experiments.run_queue import RunQueue
 

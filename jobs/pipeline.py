@@ -62,15 +62,14 @@ class _Stages:
 
 def _check_models(config: Config, stage: _Stages) -> None:
     """Find out what is wrong with a model before Ray starts and any stage is done."""
+    from actors.cluster.connect import cluster_address
     from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     label = config.label
     verifiers = [label.verifier, *([] if label.second_verifier is None else [label.second_verifier])]
-    models = {
-        stages.FEEDBACK: [verifier.model for verifier in verifiers],
-        stages.REWARDS: [config.rewards.backbone],
-        stages.POLICY: [config.policy.model, config.rewards.backbone],
-    }
+    models = {stages.FEEDBACK: [verifier.model for verifier in verifiers], stages.POLICY: [config.policy.model]}
+    if cluster_address(config) is None:  # the nodes of a cluster may have it where this one has not
+        models[stages.REWARDS] = [config.rewards.backbone]
     for model in dict.fromkeys(model for folder, used in models.items() if stage.missing(folder) for model in used):
         check_checkpoint(model)
     if label.extractor.serve_model is not None and stage.missing(stages.FEEDBACK):
@@ -116,8 +115,9 @@ def run(config: Config) -> None:
 
     run_dir = config.run.dir
     settings = storage.join(run_dir, "config.yaml")
+    recorded = recorded_config(config).encode()
     if not storage.exists(settings):
-        storage.write_bytes(settings, recorded_config(config).encode())
+        storage.write_bytes(settings, recorded)
     started = time.monotonic()
     with PeakMemory() as memory:
         stage = _Stages(run_dir, memory)
@@ -125,9 +125,10 @@ def run(config: Config) -> None:
             _run_stages(config, stage)
         finally:
             if stage.published:
-                storage.write_bytes(settings, recorded_config(config).encode())
+                storage.write_bytes(settings, recorded)
             if stage.worked:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
+    storage.write_bytes(settings, recorded)  # only now: settings that are refused leave those of the run
     stage("report", stages.REPORT, lambda: report.run(config))
     figures = summary.build_summary(run_dir)
     say("")

@@ -26,10 +26,13 @@ def run(config: Config) -> None:
     Raises:
         UserError: a reward model is missing, or the service cannot be deployed as configured.
     """
-    from actors.cluster.connect import connect
+    from actors.cluster.connect import cluster_address, connect
     from actors.rewards import service as reward_service
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     folders = published_reward_folders(config)
+    if cluster_address(config) is None:
+        check_checkpoint(config.rewards.backbone)
     with connect(config):
         # Ray has taken SIGTERM for itself; here it means what Ctrl-C means.
         before = {

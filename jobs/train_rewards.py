@@ -31,13 +31,14 @@ def run(config: Config) -> None:
         say(f"train_rewards: {stage.folder} is done")
         return
 
-    from actors.cluster.connect import connect
+    from actors.cluster.connect import cluster_address, connect
     from actors.cluster.lost_nodes import is_loss
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
     from fgaif_ray.vlm.checkpoint import check_checkpoint
 
-    check_checkpoint(config.rewards.backbone)
+    if cluster_address(config) is None:
+        check_checkpoint(config.rewards.backbone)
     stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:

@@ -167,7 +167,7 @@ def compile_packages() -> None:
     """Compile what is installed; a job starts about ten processes, and each imports thousands of modules.
 
     Python would do so at the first import, but where it may not write (``PYTHONDONTWRITEBYTECODE``, a read-only
-    environment, as CI and containers have it) every process would compile everything anew.
+    environment, as CI and containers have it) every process would compile everything again.
     """
     print("  compiling packages", flush=True)
     # Templates and the like that are no Python are reported in the log and do no harm.

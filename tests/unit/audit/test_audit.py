@@ -66,7 +66,7 @@ class TestSample:
             AuditSampler(count, 0)
 
     def test_a_run_without_sub_sentences_is_refused(self) -> None:
-        with pytest.raises(UserError, match="no labelled sub-sentence"):
+        with pytest.raises(UserError, match="no labelled segment"):
             AuditSampler(1, 0).collect([])
 
     @given(st.lists(st.sampled_from([(0, 0, 0), (1, 0, 0), (2, 1, 0)]), min_size=1, max_size=30))
@@ -107,6 +107,12 @@ class TestPage:
         before = audit_file(run, "audit.html").stat().st_mtime_ns
         audit_job.draw_audit(run, 16)
         assert audit_file(run, "audit.html").stat().st_mtime_ns == before
+
+    def test_it_is_not_replaced_unasked(self, run: Config) -> None:
+        before = sample_of(run)
+        with pytest.raises(UserError, match=r"audit is finished \(\d+ sub-sentences, .*--overwrite"):
+            audit_job.draw_audit(run, 5)
+        assert sample_of(run) == before
 
     def test_an_image_is_embedded_once(self, run: Config) -> None:
         audit = sample_of(run)

@@ -56,8 +56,8 @@ class TestAnswers:
             ({"labels": ["absent"]}, "answer 1 needs labels by type"),
             ({"facts": ["yes"]}, "answer 1 has the fact 'yes'"),
             ({"facts": None}, "answer 1 needs a list of facts"),
-            ({"segment": "0"}, "answer 1 does not say which sub-sentence"),
-            ({"segment": True}, "answer 1 does not say which sub-sentence"),
+            ({"segment": "0"}, "answer 1 does not say which segment"),
+            ({"segment": True}, "answer 1 does not say which segment"),
         ],
     )
     def test_each_kind_of_wrong_answer_has_its_sentence(
@@ -70,7 +70,7 @@ class TestAnswers:
 
     def test_the_same_person_twice_is_refused(self, run: Config, tmp_path: Path) -> None:
         path = answer_file(tmp_path / "a.json", sample_of(run))
-        with pytest.raises(UserError, match="ann has answered about sub-sentence"):
+        with pytest.raises(UserError, match="ann has answered about segment"):
             read_answers([path, path])
 
     @pytest.mark.parametrize(

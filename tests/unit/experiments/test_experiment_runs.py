@@ -10,6 +10,7 @@ from actors.labelling.reuse import manifest_entries
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
 from fgaif_ray.config import Config, load_config
+from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.adopt import adopt, is_finished, mark_finished, other_folders
 from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS
 from fgaif_ray.experiments.variants import TRUTH_ANSWERS_FILE, Run, build_experiment, build_runs
@@ -99,7 +100,7 @@ def test_a_run_takes_the_stages_that_another_one_has(base: Config) -> None:
     assert storage.read_json(storage.join(run.folder, "timing.json")) == {"sample": 3.0, "label": 5.0}
 
 
-def test_noise_takes_the_verdicts_to_label_anew(base: Config) -> None:
+def test_noise_takes_the_verdicts_to_label_again(base: Config) -> None:
     runs = runs_of(base, "noise")
     donor, run = runs["none/seed-0"], runs["all-40/seed-0"]
     sets = respond(donor)
@@ -127,6 +128,18 @@ def test_a_run_keeps_what_it_has(base: Config) -> None:
     before = storage.list_parts(storage.join(run.folder, RESPONSES))
     adopt(run, [donor.folder], sets)
     assert storage.list_parts(storage.join(run.folder, RESPONSES)) == before
+
+
+def test_a_finished_stage_of_other_settings_is_not_replaced_unasked(base: Config) -> None:
+    runs = runs_of(base, "ablation")
+    donor, run = runs["full/seed-0"], runs["wo-object/seed-0"]
+    sets = respond(donor)
+    stage = storage.Stage(run.folder, RESPONSES, "other settings")
+    stage.begin()
+    stage.publish({"rows": 4})
+    with pytest.raises(UserError, match="responses is finished"):
+        adopt(run, [donor.folder], sets)
+    assert stage.is_complete()
 
 
 def test_the_truth_labels_the_responses_of_its_variant(base: Config) -> None:
@@ -166,7 +179,6 @@ def test_one_failed_run_does_not_keep_the_others_from_going_on(
     base: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last variant's labels cannot be read: it fails before anything is started for it."""
-    from fgaif_ray.errors import UserError
 
     people = load_config("configs/shapes.yaml", [f"run.dir={base.run.dir}", *COUNTS, "label.human={path: nobody.json}"])
     runs = runs_of(people, "ablation")
@@ -196,7 +208,7 @@ def test_the_plots_are_files_too(base: Config) -> None:
     run_experiment(base, "noise", "0", None, 1, "fgaif experiment noise")
     plots = sorted((Path(base.run.dir) / "noise" / "plots").iterdir())
     assert [plot.name for plot in plots] == ["coverage.svg", "hallucination.svg", "variants.svg"]
-    assert all(plot.read_bytes().startswith(b"<?xml") for plot in plots)
+    assert all(plot.read_bytes().startswith(b"<svg xmlns=") for plot in plots)
 
 
 def test_a_dry_run_lists_the_runs_and_writes_nothing(base: Config) -> None:
