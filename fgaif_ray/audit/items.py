@@ -101,7 +101,9 @@ class Audit:
             UserError: another format or version.
         """
         if (value.get("format"), value.get("version")) != (SAMPLE_FORMAT, SAMPLE_VERSION):
-            raise UserError("The audit's sample.json is of another version: draw the audit again with --audit N.")
+            raise UserError(
+                "The audit's sample.json is of another version: draw the audit again with `fgaif audit draw N`."
+            )
         items = (
             AuditItem(**item | {"facts": tuple(item["facts"]), "verdicts": tuple(item["verdicts"])})
             for item in value["items"]
@@ -138,7 +140,7 @@ class AuditSampler:
             UserError: the number is less than one.
         """
         if count < 1:
-            raise UserError(f"--audit takes the number of segments to label, at least 1, not {count}.")
+            raise UserError(f"An audit takes the number of segments to label, at least 1, not {count}.")
         self._count, self._seed = count, seed
         self._population: Counter[Cell] = Counter()
         self._kept: dict[Cell, list[tuple[int, _Candidate]]] = {}

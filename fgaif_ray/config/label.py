@@ -42,7 +42,7 @@ class CalibrationConfig(Section):
     """A labelled set on which each fact type's threshold is calibrated before the labelling, for balanced accuracy."""
 
     path: str
-    """JSON lines ``{"image", "fact", "type", "consistent"[, "weight"]}``; ``jobs.label --audit-import`` writes such a
+    """JSON lines ``{"image", "fact", "type", "consistent"[, "weight"]}``; ``fgaif audit import`` writes such a
     file from people's answers."""
 
 

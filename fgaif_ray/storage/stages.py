@@ -51,13 +51,13 @@ STAGES: Final[Mapping[str, StageInfo]] = {
     RESPONSES: StageInfo("sample", (IMAGES,)),
     FEEDBACK: StageInfo("label", (RESPONSES,)),
     FEEDBACK_REJECTED: StageInfo("label", (RESPONSES,)),
-    AUDIT: StageInfo("label", (FEEDBACK,)),
-    CALIBRATION: StageInfo("label", ()),
-    SECOND_CALIBRATION: StageInfo("label", ()),
+    AUDIT: StageInfo("audit", (FEEDBACK,)),
+    CALIBRATION: StageInfo("calibrate", ()),
+    SECOND_CALIBRATION: StageInfo("calibrate", ()),
     REWARDS: StageInfo("train_rewards", (FEEDBACK,)),
     POLICY: StageInfo("align", (IMAGES, REWARDS)),
     EVALUATION: StageInfo("evaluate", (IMAGES, POLICY)),
-    BENCHMARKS: StageInfo("evaluate", (POLICY,)),
+    BENCHMARKS: StageInfo("benchmark", (POLICY,)),
     REPORT: StageInfo("report", (FEEDBACK, REWARDS, POLICY, EVALUATION)),
 }
 

@@ -72,8 +72,9 @@ class VocabularyScores(nn.Module):
         super().__init__()
         self.head = head
         self.temperature = temperature
-        self._vocabulary = int(self.head.weight.shape[0])
-        banned = torch.tensor(list(banned_token_ids), dtype=torch.int64, device=head.weight.device)
+        weight: Tensor = self.head.get_parameter("weight")
+        self._vocabulary = int(weight.shape[0])
+        banned = torch.tensor(list(banned_token_ids), dtype=torch.int64, device=weight.device)
         self.register_buffer("_banned", banned, persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
