@@ -39,7 +39,7 @@ def run(config: Config) -> None:
             number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            say("serve_rewards: starting")
+            say("serve_rewards: starting (about 20 s, longer for large models)")
             info = reward_service.deploy(config, folders)
             say(f"serve_rewards: reward models {info.model_version} at {info.url} (API: {info.url}/docs)")
             say(f"Try it:\n{_example(info.url)}\nCtrl-C stops it.")

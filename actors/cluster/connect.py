@@ -101,6 +101,7 @@ def connect(config: Config) -> Iterator[None]:
                     check_cluster_address(address)
                     ray.init(address=address, **common)
                 else:
+                    say("Starting Ray on this machine (about 10 s).")
                     start_with_retry(
                         lambda: ray.init(
                             address="local",

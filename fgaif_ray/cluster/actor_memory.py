@@ -23,7 +23,6 @@ from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import SCORING_BATCH
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.policy import CRITIC, IMAGES_PER_PASS, POLICY
-from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.passes import VocabularyScores
 
 GIB: Final = 1 << 30
@@ -137,17 +136,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(one.nbytes for one in tensors)
 
 
-class _NoTokenizer(tuple[int, ...]):
-    """Ids without special ones among them: what ``VocabularyScores`` would find out with a tokenizer is to ban none."""
-
-    __slots__ = ()
-    pad_token_id = unk_token_id = eos_token_id = None
-
-
 def log_prob_head(run: DryRun, temperature: float, with_entropy: bool) -> Head:
     """The policy's head: log-probabilities and, where asked for, entropies, as a learner computes them."""
-    backbone = Backbone(run.name, run.model, None, _NoTokenizer(range(run.vocabulary)), image_token_id=0)
-    scores = VocabularyScores(backbone, temperature)
+    scores = VocabularyScores(run.model.get_output_embeddings(), (), temperature)
 
     def head(states: Tensor) -> Tensor:
         found, entropies = scores(states, states.new_empty(len(states), dtype=torch.int64), with_entropy)

@@ -146,7 +146,9 @@ class PolicyModel(nn.Module):
                 _load_critic(self._peft, critic_from)
         self._images = ImagePass(backbone)
         self._decoder = DecoderPass(backbone)
-        self._vocabulary = VocabularyScores(backbone, temperature)
+        self._vocabulary = VocabularyScores(
+            backbone.model.get_output_embeddings(), backbone.front_end.banned_token_ids, temperature
+        )
         self._sharded_over = sharded_over if sharded_over is not None and sharded_over.size > 1 else None
         if self._sharded_over is not None:
             adapters = {*self._adapter_parameters(POLICY).values(), *self._adapter_parameters(CRITIC).values()}

@@ -5,6 +5,7 @@ log-probabilities of tokens. They are modules because a sharded backbone (``fgai
 a module is called: whatever reads its weights must happen inside, and equally often in every process.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -60,14 +61,20 @@ class VocabularyScores(nn.Module):
     It works on ``LOGITS_PER_CHUNK`` logits at a time and computes them again for the backward pass.
     """
 
-    def __init__(self, backbone: Backbone, temperature: float) -> None:
-        """Share the backbone's head."""
+    def __init__(self, head: nn.Module, banned_token_ids: Sequence[int], temperature: float) -> None:
+        """Share a model's vocabulary head.
+
+        Args:
+            head: hidden states to logits, with a ``weight`` of ``[vocabulary, hidden]``.
+            banned_token_ids: tokens that are never sampled.
+            temperature: of the sampling.
+        """
         super().__init__()
-        self.head: nn.Module = backbone.model.get_output_embeddings()
+        self.head = head
         self.temperature = temperature
-        self._vocabulary = int(self.head.weight.shape[0])
-        ids = backbone.front_end.banned_token_ids
-        banned = torch.tensor(ids, dtype=torch.int64, device=backbone.device)
+        weight: Tensor = self.head.get_parameter("weight")
+        self._vocabulary = int(weight.shape[0])
+        banned = torch.tensor(list(banned_token_ids), dtype=torch.int64, device=weight.device)
         self.register_buffer("_banned", banned, persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
