@@ -1,7 +1,7 @@
 """Align the policy with PPO on the dense rewards of the three reward models, and publish `policy/`.
 
 `policy/` holds the PEFT adapter with its card, `metrics.jsonl` (a line per step), `samples.jsonl` (responses with their
-sub-sentences, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.
+segments, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.
 `fgaif export merged FOLDER` writes the aligned model, adapter merged in, as a checkpoint of its own.
 
 Examples:

@@ -1,4 +1,4 @@
-"""Check the AI's labels by hand: draw a sample of sub-sentences, label it in a browser, compare the answers.
+"""Check the AI's labels by hand: draw a sample of segments, label it in a browser, compare the answers.
 
 Examples:
     fgaif audit draw 200 --config my.yaml
@@ -56,7 +56,7 @@ def draw_audit(config: Config, count: int) -> None:
         audit = sampler.collect(storage.read_rows(folder))
         _write(stage, audit, config.report.title, config.run.overwrite)
         if len(audit.items) < count:
-            say(f"audit: the run has only {len(audit.items)} sub-sentences; all are in the audit.")
+            say(f"audit: the run has only {len(audit.items)} segments; all are in the audit.")
     say(f"audit: open {page} in a browser, label, export, then `fgaif audit import FILE` with this configuration.")
 
 
@@ -97,7 +97,7 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     uri = storage.join(folder, AGREEMENT_FILE)
     storage.write_json(uri, found)
     say(
-        f"audit: {found['answered']} of {found['sub_sentences']} sub-sentences answered, of {found['images']} images, "
+        f"audit: {found['answered']} of {found['sub_sentences']} segments answered, of {found['images']} images, "
         f"by {', '.join(found['annotators'])}; {len(found['disagreements'])} labels differ, see {uri}."
     )
     for line in agreement_table(found):
@@ -133,7 +133,7 @@ def draw(
 ) -> None:
     """Write a page on which to label N segments by hand.
 
-    It opens in any browser; Label Studio's tasks with the same sub-sentences lie beside it.
+    It opens in any browser; Label Studio's tasks with the same segments lie beside it.
 
     Example:
         fgaif audit draw 200 --config my.yaml

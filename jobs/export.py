@@ -67,7 +67,7 @@ tags: [ppo, vision-language]
 # {config.policy.model}, aligned with fine-grained AI feedback
 
 The weights of `{config.policy.model}` with a LoRA adapter merged in, W + alpha / rank * B A. The adapter was trained
-with PPO on dense rewards for what each sub-sentence says about the image. Method: FGAIF (arXiv 2404.05046). How it was
+with PPO on dense rewards for what each segment says about the image. Method: FGAIF (arXiv 2404.05046). How it was
 trained, and what the rewards did, stands in the card of the adapter.
 
 ```python

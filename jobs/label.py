@@ -1,4 +1,4 @@
-"""Label the responses with AI feedback (FGAIF sections 3.1 and 3.2): sub-sentences, atomic facts, verdicts, labels.
+"""Label the responses with AI feedback (FGAIF sections 3.1 and 3.2): segments, atomic facts, verdicts, labels.
 
 Reads `responses/`, writes `feedback/` (rows, `metrics.json`, `ledger.json`, `official.jsonl`) and `feedback_rejected/`
 (rows that could not be labelled, with the reason) into the run's folder, and `calibration/` where thresholds are

@@ -26,7 +26,7 @@ tags: [lora, ppo, vision-language]
 ---
 # Policy aligned with fine-grained AI feedback
 
-A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each sub-sentence, what three
+A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each segment, what three
 reward models (object existence, attributes, relations) say about it. Method: FGAIF (arXiv 2404.05046).
 
 | mean over a step's responses | first step | last step |

@@ -167,7 +167,7 @@ class TestBrowser:
 
     def test_the_export_can_be_imported(self, run: Config, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
         audit_job.import_answers(run, [str(labelled)])
-        assert "16 of 16 sub-sentences answered, of 8 images, by Ann B." in capsys.readouterr().out
+        assert "16 of 16 segments answered, of 8 images, by Ann B." in capsys.readouterr().out
         found = json.loads(audit_file(run, "agreement.json").read_text())
         assert found["labels"]["attribute"]["weighted"]["kappa"]["value"] == pytest.approx(1)
         assert found["facts"]["attribute"]["by_class"]["confusion"] == [[0, 0], [0, 8]]
