@@ -19,7 +19,7 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import fingerprint
 from jobs.align_export import MODES
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -215,8 +215,8 @@ def _finish(config: Config, stage: storage.Stage, steps: int, done_before: int, 
 
 
 def _card(config: Config, rows: list[dict[str, Any]]) -> str:
-    names = ["reward/total", *(f"reward/{kind}" for kind in FACT_TYPES), "facts/per_response", "response/length"]
-    names += ["kl/per_response"]
+    names = ["reward/total", *(f"reward/{kind}" for kind in config.run.type_names)]
+    names += ["facts/per_response", "response/length", "kl/per_response"]
     table = "\n".join(f"| {name} | {_figure(rows[0][name])} | {_figure(rows[-1][name])} |" for name in names)
     settings = json.dumps(config.align.model_dump(mode="json", exclude={"tracking"}), indent=2)
     return f"""---
@@ -226,8 +226,8 @@ tags: [lora, ppo, vision-language]
 ---
 # Policy aligned with fine-grained AI feedback
 
-A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each sub-sentence, what three
-reward models (object existence, attributes, relations) say about it. Method: FGAIF (arXiv 2404.05046).
+A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each sub-sentence, what the
+reward models ({", ".join(config.run.type_names)}) say about it. Method: FGAIF (arXiv 2404.05046).
 
 | mean over a step's responses | first step | last step |
 |---|---|---|

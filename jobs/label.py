@@ -19,6 +19,7 @@ from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import label_key
 from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.feedback.labels import LabelledResponse, write_official
 from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
@@ -26,7 +27,7 @@ from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import ABSENT, FACT_TYPES, fingerprint
+from fgaif_ray.records import ABSENT, fingerprint
 from jobs import label_audit, label_calibration, label_cost
 from jobs.cli import find_user_error, main
 from jobs.label_calibration import threshold_key, verdict_key
@@ -58,15 +59,16 @@ def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
         UserError: the responses have not been sampled, or human labels or a labelled set cannot be used.
     """
     responses = storage.require_stage(config.run.dir, "responses", "sample")
-    verifier, second = config.label.verifier, config.label.second_verifier
+    verifier, second, types = config.label.verifier, config.label.second_verifier, config.run.type_names
     key = fingerprint(
         "label-1",
         responses["fingerprint"],
         config.label.extractor.model_dump(include=set(EXTRACTION_KEYS)),
-        {"model": verifier.model, "prompt": verifier.prompt, "threshold": threshold_key(verifier)},
+        {"model": verifier.model, "prompt": verifier.prompt, "threshold": threshold_key(verifier, types)},
         verifier.engine.dtype,
-        *Overrides.load(config.label).key(),
-        *(() if second is None else (verdict_key(second), threshold_key(second), config.label.disagreement)),
+        *Overrides.load(config.label, types).key(),
+        *(() if second is None else (verdict_key(second), threshold_key(second, types), config.label.disagreement)),
+        *label_key(config.run.types),
     )
     return storage.Stage(config.run.dir, STAGE, key), storage.Stage(config.run.dir, REJECTED_STAGE, key)
 
@@ -114,7 +116,7 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
         say(f"label: {stage.folder} is up to date.")
         return
     responses = storage.join(stage.run, "responses")
-    Overrides.load(config.label).check(storage.read_rows(responses, ["sample_id", "response"]))
+    Overrides.load(config.label, config.run.type_names).check(storage.read_rows(responses, ["sample_id", "response"]))
     _begin(stage, rejected_stage)
     verification = prepare(config, stage.partial, rejected_stage.partial)
     reuse(config, stage, rejected_stage, verification)
@@ -169,8 +171,8 @@ def _endpoint(config: Config, server: "OpenAIServer | None", first: str | None) 
     if extractor.serve_model is None:
         key = os.environ.get(extractor.api_key_env)
         endpoint = Endpoint(extractor.base_url, SecretStr(key) if key else None)
-        check_endpoint(extractor, endpoint)
-        ask_about(first, extractor, endpoint, config.run.dir)
+        check_endpoint(extractor, endpoint, config.run.types)
+        ask_about(first, extractor, endpoint, config.run.dir, config.run.types)
         yield endpoint
         return
     own = start_extractor_server(config) if server is None else None
@@ -190,7 +192,7 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
     from actors.labelling.extraction import first_unanswered
 
     check_verifiers(config)  # better found wrong before servers and engines start
-    first = first_unanswered(config.label.extractor, config.run.dir, pending)
+    first = first_unanswered(config.label.extractor, config.run.dir, pending, config.run.types)
     stopped, give_up = None, float("inf")
     with (
         _endpoint(config, server, first) as endpoint,
@@ -255,13 +257,13 @@ def _publish(
             f"None of the {total} responses could be labelled ({causes}): change label.extractor or label.verifier, or "
             f"delete {stage.partial} and {rejected_stage.partial} to try the same again."
         )
-    ledger = read_ledger(config.run.dir)
-    figures, disagreements = FeedbackMetrics(_true_labels(config)), Disagreements()
+    ledger, types = read_ledger(config.run.dir), config.run.type_names
+    figures, disagreements = FeedbackMetrics(_true_labels(config), types), Disagreements(types)
     with fsspec.open(storage.join(stage.partial, OFFICIAL_FILE), "w", encoding="utf-8") as official:
         for row in storage.read_rows(stage.partial):
             figures.add(row)
             disagreements.add(row)
-            write_official(official, [_official(row)])
+            write_official(official, [_official(row, types)])
     metrics = figures.to_dict() | {
         "rejected": {"total": rejected, "by_reason": dict(reasons)},
         "extraction": ledger.figures(),
@@ -279,12 +281,12 @@ def _publish(
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 
-def _official(row: Mapping[str, Any]) -> LabelledResponse:
+def _official(row: Mapping[str, Any], types: Sequence[str]) -> LabelledResponse:
     return LabelledResponse(
         image=row["image"],
         segments=tuple(segment["text"] for segment in row["segments"]),
         # The official form has no word for a label that is not to be used.
-        labels=tuple(tuple(segment["labels"][name] or ABSENT for name in FACT_TYPES) for segment in row["segments"]),
+        labels=tuple(tuple(segment["labels"][name] or ABSENT for name in types) for segment in row["segments"]),
     )
 
 

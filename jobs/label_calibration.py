@@ -5,7 +5,7 @@ attempt at labelling uses the same thresholds.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate
 from fgaif_ray.audit.labelled_facts import LabelledFact, read_labelled_facts
 from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
+from fgaif_ray.fact_types import label_key
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FACT_TYPES, fingerprint
 from jobs.cli import Mode
@@ -43,17 +44,19 @@ def verdict_key(verifier: VerifierConfig) -> str:
     return fingerprint(verifier.model_dump(include={"model", "prompt"}), verifier.engine.dtype)
 
 
-def threshold_key(verifier: VerifierConfig) -> Any:
+def threshold_key(verifier: VerifierConfig, types: Sequence[str] = FACT_TYPES) -> Any:
     """What a stage's fingerprint takes in about thresholds: equal where the same are used.
 
     Raises:
         UserError: the labelled set cannot be read.
     """
     if verifier.calibration is None:
-        values = set(verifier.threshold.model_dump().values())
-        return values.pop() if len(values) == 1 else verifier.threshold.model_dump()
+        values = set(verifier.threshold.values())
+        return values.pop() if len(values) == 1 else verifier.threshold
     calibration = verifier.calibration
-    content = [(fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in _facts_of(calibration)]
+    content = [
+        (fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in _facts_of(calibration, types)
+    ]
     digest = hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()
     return [digest, calibration.objective, calibration.per_type]
 
@@ -70,9 +73,12 @@ def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]
     """
     verifier: VerifierConfig = getattr(config.label, which)
     if verifier.calibration is None:
-        return dict(verifier.threshold.model_dump())
+        return dict(verifier.threshold)
+    key = threshold_key(verifier, config.run.type_names)
     stage = storage.Stage(
-        config.run.dir, STAGES[which], fingerprint("calibration-1", verdict_key(verifier), threshold_key(verifier))
+        config.run.dir,
+        STAGES[which],
+        fingerprint("calibration-1", verdict_key(verifier), key, *label_key(config.run.types)),
     )
     if not stage.is_complete():
         _calibrate(config, verifier, stage)
@@ -80,8 +86,8 @@ def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]
     return thresholds
 
 
-def _facts_of(calibration: CalibrationConfig) -> list[LabelledFact]:
-    return read_labelled_facts(calibration.path)
+def _facts_of(calibration: CalibrationConfig, types: Sequence[str]) -> list[LabelledFact]:
+    return read_labelled_facts(calibration.path, types)
 
 
 def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -> None:
@@ -89,7 +95,8 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
     from actors.cluster.connect import connect
     from actors.labelling.fact_checker import check_verifier
 
-    labelled = _facts_of(verifier.calibration)
+    types = config.run.type_names
+    labelled = _facts_of(verifier.calibration, types)
     check_verifier(verifier)
     p_consistent = np.zeros(len(labelled))
     with connect(config), Progress("calibrate", len(labelled), "facts") as progress:
@@ -109,7 +116,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         p_consistent=p_consistent,
         weights=np.array([fact.weight for fact in labelled]),
     )
-    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type)
+    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type, types=types)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
         {
@@ -131,7 +138,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
 
 def calibration_lines(found: Mapping[str, Any], folder: str) -> list[str]:
     """What a calibration found, for people: the thresholds in a line, then a table of figures."""
-    thresholds = ", ".join(f"{name} {found['thresholds'][name]:.3g}" for name in FACT_TYPES)
+    thresholds = ", ".join(f"{name} {value:.3g}" for name, value in found["thresholds"].items())
     count = found["figures"]["all"]
     lines = [f"label: {count['facts']} labelled facts of {count['images']} images give the thresholds {thresholds}."]
     rows = [["balanced accuracy", "facts", *(title for _, title in _COLUMNS), "calibration error"]]

@@ -12,8 +12,9 @@ from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CANARIES_SCHEMA
 from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
 from fgaif_ray.config import Config
+from fgaif_ray.fact_types import extracted, label_key
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, fingerprint
+from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema, fingerprint
 from jobs.label_calibration import verdict_key
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ def manifest_entries(config: Config) -> dict[str, Any]:
     extractor, second = config.label.extractor, config.label.second_verifier
     asked = extractor.model_dump(include=set(EXTRACTION_KEYS))
     return {
-        "verdicts": fingerprint("verdicts-1", responses["fingerprint"], asked, verdict_key(config.label.verifier)),
+        "verdicts": fingerprint(
+            "verdicts-1",
+            responses["fingerprint"],
+            asked,
+            verdict_key(config.label.verifier),
+            *label_key(extracted(config.run.types)),
+        ),
         "second_verdicts": None if second is None else verdict_key(second),
     }
 
@@ -56,10 +63,10 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
         return
     second = manifest_entries(config)["second_verdicts"]
     both = second is not None and published.get("second_verdicts") == second
-    labeller = verification.labeller(both)
+    labeller, schema = verification.labeller(both), feedback_schema(verification.types)
     with Progress("label anew", published.get("rows"), "responses") as progress:
         for name, rows in _parts(stage.folder, stage.partial):
-            storage.write_part(stage.partial, [labeller.label(row) for row in rows], FEEDBACK_SCHEMA, name)
+            storage.write_part(stage.partial, [labeller.label(row) for row in rows], schema, name)
             progress.advance(len(rows))
     if not rejected_stage.is_complete():
         for name, rows in _parts(rejected_stage.folder, rejected_stage.partial):

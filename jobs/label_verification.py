@@ -9,7 +9,6 @@ from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
 from fgaif_ray.audit.control_items import load_canaries, measure
 from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress
-from fgaif_ray.records import FACT_TYPES
 from jobs.cli import find_user_error
 from jobs.label_calibration import find_thresholds
 
@@ -44,7 +43,8 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
     from fgaif_ray.sources import load_truth
 
     truth = load_truth(config) if config.label.canaries.per_block else None
-    canaries = load_canaries(config.label.canaries, scene_canaries(truth, config.run.seed) if truth else ())
+    known = scene_canaries(truth, config.run.seed) if truth else ()
+    canaries = load_canaries(config.label.canaries, known, config.run.type_names)
     return Verification(
         config=config.label,
         partial=partial,
@@ -54,6 +54,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
         if config.label.second_verifier is not None
         else None,
         canaries=canaries,
+        fact_types=config.run.types,
     )
 
 
@@ -124,7 +125,7 @@ def summary_lines(config: Config, figures: Mapping[str, Any]) -> Iterable[str]:
     second = figures.get("second_verifier")
     if second is not None:
         shares = ", ".join(
-            f"{name} {second[name]['share']:.1%}" for name in FACT_TYPES if second[name]["share"] is not None
+            f"{name} {second[name]['share']:.1%}" for name in config.run.type_names if second[name]["share"] is not None
         )
         yield f"label: the two verifiers disagree on {second['all']['disagreements']} facts ({shares})."
     if canaries is not None and canaries["gullibility"]["value"] is not None:

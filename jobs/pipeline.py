@@ -57,7 +57,6 @@ def _run_stages(config: Config, stage: _Stages) -> None:
     from actors.cluster.connect import connect
     from actors.rewards import service as reward_service
     from fgaif_ray import sources, storage
-    from fgaif_ray.records import FACT_TYPES
     from jobs import align, evaluate, label, sample, train_rewards
 
     run_dir = config.run.dir
@@ -73,7 +72,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
         stage("train_rewards", "rewards", lambda: train_rewards.run(config))
         try:
             if stage.missing("policy"):
-                folders = {kind: storage.join(run_dir, "rewards", kind) for kind in FACT_TYPES}
+                folders = {kind: storage.join(run_dir, "rewards", kind) for kind in config.run.type_names}
                 stage("serve_rewards", "service", lambda: reward_service.deploy(config, folders))
             stage("align", "policy", lambda: align.run(config))
         finally:
@@ -99,7 +98,7 @@ def run(config: Config) -> None:
             if stage.worked:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
     stage("report", "report", lambda: report.run(config))
-    figures = summary.build_summary(run_dir)
+    figures = summary.build_summary(run_dir, config.run.type_names)
     say("")
     say(summary.summary_table(figures))
     if figures["calls"] is not None:

@@ -29,12 +29,14 @@ def run(config: Config) -> None:
         UserError: a stage is missing; the message names the job to run.
     """
     from fgaif_ray import storage
+    from fgaif_ray.fact_types import label_key
     from fgaif_ray.progress import say
     from fgaif_ray.records import fingerprint
     from fgaif_ray.report import REPORT_FILE, REPORT_STAGE, page
 
     run_dir = config.run.dir
     manifests = [storage.require_stage(run_dir, stage, job) for stage, job in NEEDED]
+    own_types = config.run.model_dump(mode="json", include={"fact_types"})
     key = fingerprint(
         "report-2",
         config.run.seed,
@@ -42,6 +44,7 @@ def run(config: Config) -> None:
         config.align.reward.model_dump(),
         [config.rewards.backbone, config.rewards.dtype, config.rewards.temperature_scaling],
         [manifest["fingerprint"] for manifest in manifests],
+        *([own_types] if label_key(config.run.types) else ()),
     )
     stage = storage.Stage(run_dir, REPORT_STAGE, key)
     if not stage.is_complete():
@@ -56,7 +59,6 @@ def _judge(config: Config, stage: "Stage") -> None:
     from fgaif_ray import storage
     from fgaif_ray.config import dump_config
     from fgaif_ray.progress import say
-    from fgaif_ray.records import FACT_TYPES
     from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
     from fgaif_ray.report.examples import choose_examples
     from fgaif_ray.rewards.model import load_reward_model
@@ -66,7 +68,7 @@ def _judge(config: Config, stage: "Stage") -> None:
     run_dir = config.run.dir
     stage.begin()
     truth = load_truth(config)
-    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in FACT_TYPES}
+    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in config.run.type_names}
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")
@@ -79,6 +81,7 @@ def _judge(config: Config, stage: "Stage") -> None:
         "verdicts_by_truth": truth is not None,
         "temperature_scaling": config.rewards.temperature_scaling,
         "config": dump_config(config),
+        **config.run.model_dump(mode="json", include={"fact_types"}),
     }
     storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), judged)
     storage.write_json(storage.join(stage.partial, SETTINGS_FILE), settings)

@@ -11,7 +11,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.progress import say
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import fingerprint
 from jobs.cli import main
 
 
@@ -53,12 +53,12 @@ def run(config: Config) -> None:
     truth = load_truth(config)
     if truth is None:
         raise UserError("The truth of these images is not known: only data.source=shapes has one.")
-    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in FACT_TYPES}
-    coarse = read_folder(folders[FACT_TYPES[0]]).granularity == "response"
+    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in config.run.type_names}
+    coarse = read_folder(folders[config.run.type_names[0]]).granularity == "response"
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     model = load_reward_model(backbone, folders)
     rows = storage.read_rows(storage.join(run_dir, "evaluation"))
-    figures = reward_accuracy(rows, truth, model, coarse)
+    figures = reward_accuracy(rows, truth, model, coarse, config.run.type_names)
     storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
     for which, by_kind in figures.items():
         for kind, found in by_kind.items():

@@ -1,16 +1,17 @@
-"""Train the three reward models on feedback/ and publish them as rewards/{existence,attribute,relation}.
+"""Train a reward model per fact type on feedback/ and publish them as rewards/{existence,attribute,relation}.
 
 Each is a LoRA adapter with a head over the frozen backbone of the configuration, with metrics.json and a
 model card. A type that an interrupted run has finished is not trained again, the one it was at goes on after its last
-epoch. `rewards.kind` trains other models for the same folders: one with three heads, or one verdict per response.
+epoch. `rewards.kind` trains other models for the same folders: one with a head per type, or one verdict per response.
 """
 
 import sys
 
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import label_key
 from fgaif_ray.progress import say
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import Stage, join, read_json, require_stage
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -30,7 +31,7 @@ def stage_of(config: Config) -> Stage:
     """
     feedback = require_stage(config.run.dir, "feedback", "label")
     settings = config.rewards.model_dump(mode="json", exclude=PLACEMENT)
-    key = fingerprint("rewards-2", settings, config.run.seed, feedback["fingerprint"])
+    key = fingerprint("rewards-2", settings, config.run.seed, feedback["fingerprint"], *label_key(config.run.types))
     return Stage(config.run.dir, STAGE, key)
 
 
@@ -62,8 +63,8 @@ def run(config: Config) -> None:
                     "epoch."
                 ) from error
             raise
-    metrics = {name: read_json(join(stage.partial, name, METRICS_FILE)) for name in FACT_TYPES}
-    stage.publish({"balanced_accuracy": {name: metrics[name]["balanced_accuracy"] for name in FACT_TYPES}})
+    metrics = {name: read_json(join(stage.partial, name, METRICS_FILE)) for name in config.run.type_names}
+    stage.publish({"balanced_accuracy": {name: found["balanced_accuracy"] for name, found in metrics.items()}})
     say(f"train_rewards: wrote {stage.folder}")
 
 

@@ -264,7 +264,7 @@ class Learner:
             "count/unreadable": float(sampled.unreadable),
         }
         self._timings["sync"] = sampled.sync_seconds
-        return trajectory_metrics(trajectories) | experience.metrics | probed | updates | own
+        return trajectory_metrics(trajectories, self._options.types) | experience.metrics | probed | updates | own
 
     @property
     def _estimate_size(self) -> tuple[int, int | None]:
@@ -349,7 +349,7 @@ class Learner:
             try:
                 settings = self._align.model_dump(mode="json", exclude={"tracking"})
                 trackers = open_trackers(self._align.tracking, self._task.folder, settings)
-                log = RunLog(self._task.folder, self.step + 1, trackers)
+                log = RunLog(self._task.folder, self.step + 1, trackers, self._options.types)
             except UserError as error:
                 problem = error
         if int(self._group.sum(torch.tensor(int(problem is not None)))):

@@ -11,8 +11,6 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from fgaif_ray.records import FACT_TYPES
-
 logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 4
@@ -116,7 +114,7 @@ def _verdicts(answer: dict[str, Any] | None) -> TypeVerdicts:
         spans=tuple((segment["start"], segment["end"]) for segment in segments),
         token_ends=tuple(segment["token_end"] for segment in segments),
         response=answer["response"],
-        probabilities=tuple(tuple(tuple(segment[kind]) for kind in FACT_TYPES) for segment in segments),
+        probabilities=tuple(tuple(tuple(segment[kind]) for kind in segment["rewards"]) for segment in segments),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from fgaif_ray.calls.garbage import spare_the_loaded
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT, FactType, extracted
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.pending import Pending, PlaceReader, first_row, places_of
 from fgaif_ray.feedback.prompts import load_prompt
@@ -47,7 +49,11 @@ class Endpoint:
 
 
 def new_extractor(
-    config: ExtractorConfig, endpoint: Endpoint, calls: Calls | None = None, identity: str | None = None
+    config: ExtractorConfig,
+    endpoint: Endpoint,
+    calls: Calls | None = None,
+    identity: str | None = None,
+    fact_types: Sequence[FactType] = DEFAULT,
 ) -> FactExtractor:
     """The extractor of these settings; nothing is called yet.
 
@@ -56,6 +62,7 @@ def new_extractor(
         endpoint: where to call.
         calls: known answers, limits and account; None calls freely.
         identity: of the model, see ``model_identity``; None looks for it here.
+        fact_types: of the run; those that are derived are not asked about.
 
     Raises:
         UserError: there is no such prompt, or it does not support the mode.
@@ -64,7 +71,7 @@ def new_extractor(
         endpoint.base_url,
         endpoint.api_key.get_secret_value() if endpoint.api_key else None,
         config.model,
-        load_prompt(config.prompt),
+        load_prompt(config.prompt, extracted(fact_types)),
         mode=config.mode,
         concurrency=config.concurrency,
         timeout_s=config.timeout_s,
@@ -75,13 +82,13 @@ def new_extractor(
     )
 
 
-def check_endpoint(config: ExtractorConfig, endpoint: Endpoint) -> None:
+def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequence[FactType] = DEFAULT) -> None:
     """Find out what can be wrong with the settings and the endpoint before anything is started or paid.
 
     Raises:
         UserError: the prompt cannot be used, the endpoint does not answer, or it refuses the key.
     """
-    new_extractor(config, endpoint)
+    new_extractor(config, endpoint, fact_types=fact_types)
     check_address(
         endpoint.base_url,
         endpoint.api_key.get_secret_value() if endpoint.api_key else None,
@@ -108,9 +115,10 @@ class FactExtraction:
         coordinator: CoordinatorAddress,
         identity: str,
         places: "ray.ObjectRef[pa.Table]",
+        fact_types: Sequence[FactType] = DEFAULT,
     ) -> None:
         self._calls = CallClient(RemoteCoordinator(coordinator), config, run, ray.get_runtime_context().get_actor_id())
-        self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity)
+        self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity, fact_types)
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
         self._reading = asyncio.Lock()
@@ -152,7 +160,9 @@ def _stopped_block(reason: str) -> pa.Table:
     return pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA)
 
 
-def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str | None:
+def first_unanswered(
+    config: ExtractorConfig, run: str, pending: Pending, fact_types: Sequence[FactType] = DEFAULT
+) -> str | None:
     """The first pending response that asks something which no kept answer tells."""
     index = AnswerIndex(cache_folder(run, config.cache))
     try:
@@ -161,7 +171,7 @@ def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str
             text = index.find(key)
             return None if text is None else CallAnswer.from_json(json.loads(text))
 
-        extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find))
+        extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find), fact_types=fact_types)
 
         async def is_unanswered(response: str) -> bool:
             try:
@@ -179,7 +189,9 @@ def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str
         index.close()
 
 
-def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: str) -> None:
+def ask_about(
+    response: str, config: ExtractorConfig, endpoint: Endpoint, run: str, fact_types: Sequence[FactType] = DEFAULT
+) -> None:
     """Make the calls of one response, so that an endpoint, a key, a model or a budget that cannot be used shows before
     Ray and engines start. The answers are kept and accounted for as all others are.
 
@@ -190,7 +202,7 @@ def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: s
     async def ask() -> None:
         coordinator = CallCoordinator(config, run)
         calls = CallClient(coordinator, config, run)
-        extractor = new_extractor(config, endpoint, calls)
+        extractor = new_extractor(config, endpoint, calls, fact_types=fact_types)
         try:
             with contextlib.suppress(UnusableAnswer):
                 await extractor.extract(response, _segments(response))

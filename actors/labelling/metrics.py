@@ -22,12 +22,12 @@ def record_canaries(found: Findings, canaries: Mapping[FactQuestion, Canary], th
     for question, canary in canaries.items():
         if (answer := found.answers.get(question)) is not None:
             truth = "true" if canary.consistent else "false_with_order" if canary.injected else "false"
-            threshold = min(thresholds.values()) if canary.type is None else thresholds[canary.type]
+            threshold = thresholds.get(canary.type or "", min(thresholds.values()))
             metrics.CANARIES.inc(truth=truth, verdict=_verdict(is_consistent(answer.p_yes, threshold)))
 
 
 def record_labelled(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> None:
-    """Export a block that the first verifier has gone through: rows of ``FEEDBACK_SCHEMA`` and rejected ones."""
+    """Export a block that the first verifier has gone through: rows of ``feedback_schema`` and rejected ones."""
     metrics.LABELLED_RESPONSES.inc(len(rows))
     for reason, count in Counter(row["reason"].partition(":")[0] for row in rejected).items():
         metrics.REJECTED_RESPONSES.inc(count, reason=reason)

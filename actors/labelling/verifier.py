@@ -16,10 +16,11 @@ from fgaif_ray.audit.control_items import CANARIES_SCHEMA, Canary, CanaryPool
 from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
 from fgaif_ray.config import LabelConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Labeller, Thresholds
 from fgaif_ray.images import load_image
-from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, fingerprint
+from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema, fingerprint
 
 COUNTS_SCHEMA: Final = pa.schema(
     [
@@ -53,6 +54,12 @@ class Verification:
     thresholds: Thresholds
     second_thresholds: Thresholds | None
     canaries: CanaryPool
+    fact_types: tuple[FactType, ...] = DEFAULT
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The names of the fact types."""
+        return type_names(self.fact_types)
 
     def labeller(self, both: bool) -> Labeller:
         """What labels rows after the first verifier, or after both."""
@@ -60,8 +67,9 @@ class Verification:
             self.thresholds,
             self.second_thresholds if both else None,
             both and self.config.disagreement == "mask",
-            Overrides.load(self.config),
+            Overrides.load(self.config, self.types),
             self.annotator(both),
+            self.fact_types,
         )
 
     def annotator(self, both: bool) -> str:
@@ -112,6 +120,7 @@ class Verifier:
         self._canaries = verification.canaries
         self._thresholds = verification.thresholds
         self._labeller = verification.labeller(both=False)
+        self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(verification.config.verifier)
 
     def __call__(self, extracted: pa.Table) -> pa.Table:
@@ -201,7 +210,7 @@ class Verifier:
         if rejected:
             storage.write_part(self._rejected_partial, rejected, REJECTED_SCHEMA, name)
         if labelled:
-            storage.write_part(self._partial, labelled, FEEDBACK_SCHEMA, name)
+            storage.write_part(self._partial, labelled, self._schema, name)
 
     def _label(self, row: dict[str, Any], found: Findings) -> dict[str, Any]:
         segments = []

@@ -206,7 +206,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     backbone.move_to(get_device())
     columns = ["sample_id", "image", "image_sha256", "prompt", "segments"]
-    responses = from_feedback(storage.read_rows(feedback, columns=columns))
+    responses = from_feedback(storage.read_rows(feedback, columns=columns), config.run.type_names)
     reporter.send("begin", "read feedback", len(responses), "responses")
     data = prepare_data(backbone, responses, rewards.validation_fraction, config.run.seed, reporter.advance)
     counts = " and ".join(
@@ -219,7 +219,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
 
 def missing_tasks(config: Config, partial: str) -> list[RewardTask]:
     """What is to be trained for this kind of reward model and not yet whole in a folder."""
-    tasks = reward_tasks(config.rewards.kind)
+    tasks = reward_tasks(config.rewards.kind, config.run.type_names)
     return [task for task in tasks if not all(is_trained(partial, name) for name in task.fact_types)]
 
 
@@ -241,7 +241,7 @@ def train_missing(
     from fgaif_ray.rewards.training import train_reward_model
 
     model, features, rewards = RewardModel(backbone), ImageFeatures(backbone), config.rewards
-    tasks = reward_tasks(rewards.kind)
+    tasks = reward_tasks(rewards.kind, config.run.type_names)
     reporter, first = reporter or Reporter(None), reporter is not None
 
     def advance(count: int, note: str = "") -> None:

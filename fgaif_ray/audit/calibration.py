@@ -89,22 +89,26 @@ def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: Ar
     return float(candidates[np.argmin(np.abs(candidates - PLAIN))])
 
 
-def fit_thresholds(facts: Facts, objective: Objective, per_type: bool) -> dict[str, float]:
+def fit_thresholds(
+    facts: Facts, objective: Objective, per_type: bool, types: Sequence[str] = FACT_TYPES
+) -> dict[str, float]:
     """A threshold for each fact type.
 
     A type without right or without wrong facts takes the one of all facts together, and without those 0.5.
     """
     together = _fit(facts, objective) if facts.has_both_classes else PLAIN
-    thresholds = dict.fromkeys(FACT_TYPES, together)
+    thresholds = dict.fromkeys(types, together)
     if per_type:
-        for name in FACT_TYPES:
+        for name in types:
             part = facts.where(np.array([kind == name for kind in facts.types], dtype=bool))
             if part.has_both_classes:
                 thresholds[name] = _fit(part, objective)
     return thresholds
 
 
-def cross_validate(facts: Facts, objective: Objective, per_type: bool, folds: int = FOLDS) -> NDArray[np.bool_] | None:
+def cross_validate(
+    facts: Facts, objective: Objective, per_type: bool, folds: int = FOLDS, types: Sequence[str] = FACT_TYPES
+) -> NDArray[np.bool_] | None:
     """Verdicts on each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
     images = sorted(set(facts.images), key=lambda image: hashlib.sha256(image.encode()).hexdigest())
     if len(images) < 2:
@@ -114,7 +118,8 @@ def cross_validate(facts: Facts, objective: Objective, per_type: bool, folds: in
     verdicts = np.zeros(len(fold), dtype=bool)
     for held_out in range(min(folds, len(images))):
         inside = fold == held_out
-        verdicts[inside] = judge(facts.where(inside), fit_thresholds(facts.where(~inside), objective, per_type))
+        thresholds = fit_thresholds(facts.where(~inside), objective, per_type, types)
+        verdicts[inside] = judge(facts.where(inside), thresholds)
     return verdicts
 
 
@@ -123,7 +128,9 @@ def judge(facts: Facts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
     return facts.p_consistent >= np.array([thresholds[kind] for kind in facts.types], dtype=np.float64)
 
 
-def calibrate(facts: Facts, objective: Objective, per_type: bool, seed: int = 0) -> dict[str, Any]:
+def calibrate(
+    facts: Facts, objective: Objective, per_type: bool, seed: int = 0, types: Sequence[str] = FACT_TYPES
+) -> dict[str, Any]:
     """Fit thresholds and measure them.
 
     Args:
@@ -131,6 +138,7 @@ def calibrate(facts: Facts, objective: Objective, per_type: bool, seed: int = 0)
         objective: what the thresholds make highest.
         per_type: whether each type has one of its own.
         seed: of the bootstrap; images are drawn.
+        types: the fact types that get a threshold.
 
     Returns:
         JSON-serialisable: ``thresholds`` by type, and under ``figures``, for ``all`` facts and each type, counts and
@@ -143,14 +151,14 @@ def calibrate(facts: Facts, objective: Objective, per_type: bool, seed: int = 0)
     """
     if not facts.has_both_classes:
         raise ValueError("a calibration takes facts that are right and facts that are wrong")
-    thresholds = fit_thresholds(facts, objective, per_type)
+    thresholds = fit_thresholds(facts, objective, per_type, types)
     verdicts = {
-        "at_half": judge(facts, dict.fromkeys(FACT_TYPES, PLAIN)),
-        "cross_validated": cross_validate(facts, objective, per_type),
+        "at_half": judge(facts, dict.fromkeys(types, PLAIN)),
+        "cross_validated": cross_validate(facts, objective, per_type, types=types),
         "fitted": judge(facts, thresholds),
     }
     everything = np.ones(len(facts.consistent), dtype=bool)
-    of_type = {name: np.array([kind == name for kind in facts.types], dtype=bool) for name in FACT_TYPES}
+    of_type = {name: np.array([kind == name for kind in facts.types], dtype=bool) for name in types}
     return {
         "objective": objective,
         "per_type": per_type,

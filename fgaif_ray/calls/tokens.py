@@ -1,15 +1,16 @@
 """How many tokens a call takes, before it is made."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from fgaif_ray.records import FACT_TYPES
 
 CHARACTERS_PER_TOKEN: Final = 4
 """Of English text; the estimate where no tokenizer is at hand."""
 MESSAGE_TOKENS: Final = 4
 """Role and separators of one chat message, estimated."""
-EMPTY_ANSWER_CHARACTERS: Final = 52
-"""``{"existence": [], "attribute": [], "relation": []}``, the frame of one sub-sentence's facts."""
 ANSWER_CHARACTERS_PER_CHARACTER: Final = 3
 """Facts repeat the words of their sub-sentence in whole sentences, one or two per word of weight."""
 
@@ -37,11 +38,10 @@ def estimate_prompt(messages: Messages) -> int:
     return sum(MESSAGE_TOKENS + estimate_tokens(message["content"]) for message in messages)
 
 
-def estimate_completion(segments: Sequence[str], max_tokens: int) -> int:
+def estimate_completion(segments: Sequence[str], max_tokens: int, types: Sequence[str] = FACT_TYPES) -> int:
     """Completion tokens of an answer with the facts of these sub-sentences: an estimate, whatever the model."""
-    characters = sum(
-        EMPTY_ANSWER_CHARACTERS + ANSWER_CHARACTERS_PER_CHARACTER * len(segment.strip()) for segment in segments
-    )
+    frame = len(json.dumps({name: [] for name in types})) + 2  # of a sub-sentence, with what parts it from the next
+    characters = sum(frame + ANSWER_CHARACTERS_PER_CHARACTER * len(segment.strip()) for segment in segments)
     return min(max_tokens, -(-characters // CHARACTERS_PER_TOKEN))
 
 

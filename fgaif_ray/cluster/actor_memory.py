@@ -250,7 +250,7 @@ def _reward_trainer(config: Config) -> Footprint:
     size = model_size(rewards.backbone)
     dtype = size.loaded_dtype(rewards.dtype)
     item = ITEM_BYTES[dtype]
-    tasks = reward_tasks(rewards.kind)
+    tasks = reward_tasks(rewards.kind, config.run.type_names)
     low_rank = size.adapter_parameters(rewards.lora.rank, rewards.lora.target_modules)
     head = len(CLASS_NAMES) * (size.decoder.hidden + 1)
     each = [FLOAT32 * (low_rank + head * len(task.heads)) for task in tasks]

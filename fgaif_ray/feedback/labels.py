@@ -20,9 +20,9 @@ _WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks o
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One line of the official form: an image's name, its sub-sentences, and three label codes for each.
+    """One line of the official form: an image's name, its sub-sentences, and a label code of each type for each.
 
-    ``labels`` is ``[segments]`` triples of our codes in the order of ``FACT_TYPES``.
+    ``labels`` is ``[segments]`` tuples of our codes in the order of the run's fact types.
     """
 
     image: str
@@ -37,16 +37,17 @@ def label_of(verdicts: Sequence[bool]) -> int:
     return CONSISTENT if all(verdicts) else HALLUCINATED
 
 
-def segment_labels(verdicts: Iterable[tuple[str, bool]]) -> dict[str, int]:
+def segment_labels(verdicts: Iterable[tuple[str, bool]], types: Sequence[str] = FACT_TYPES) -> dict[str, int]:
     """Label code per fact type of one sub-sentence.
 
     Args:
         verdicts: ``(fact type, consistent)`` of every fact of the sub-sentence.
+        types: the fact types to label.
 
     Raises:
         ValueError: an unknown fact type.
     """
-    by_type: dict[str, list[bool]] = {fact_type: [] for fact_type in FACT_TYPES}
+    by_type: dict[str, list[bool]] = {fact_type: [] for fact_type in types}
     for fact_type, consistent in verdicts:
         if fact_type not in by_type:
             raise ValueError(f"unknown fact type {fact_type!r}")
@@ -111,8 +112,8 @@ def write_official(stream: TextIO, rows: Iterable[LabelledResponse]) -> None:
         stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_official(stream: TextIO) -> Iterator[LabelledResponse]:
-    """Read rows of the official form; blank lines are skipped.
+def read_official(stream: TextIO, types: Sequence[str] = FACT_TYPES) -> Iterator[LabelledResponse]:
+    """Read rows of the official form, with a label for each of these types; blank lines are skipped.
 
     Raises:
         UserError: a line is not of the form; the message names the line.
@@ -120,7 +121,7 @@ def read_official(stream: TextIO) -> Iterator[LabelledResponse]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
             try:
-                yield _parse_official(json.loads(line))
+                yield _parse_official(json.loads(line), len(types))
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"Line {number} of the label file is not of the form "
@@ -129,7 +130,7 @@ def read_official(stream: TextIO) -> Iterator[LabelledResponse]:
                 ) from error
 
 
-def _parse_official(row: dict[str, object]) -> LabelledResponse:
+def _parse_official(row: dict[str, object], types: int) -> LabelledResponse:
     image, segments, labels = row["image"], row["sub"], row["labels"]
     if not isinstance(image, str) or not isinstance(segments, list) or not isinstance(labels, list):
         raise ValueError("image must be a string, sub and labels lists")
@@ -137,7 +138,7 @@ def _parse_official(row: dict[str, object]) -> LabelledResponse:
         raise ValueError(f"{len(segments)} sub-sentences but {len(labels)} labels")
     if not all(isinstance(segment, str) for segment in segments):
         raise ValueError("sub must hold strings")
-    if not all(isinstance(triple, list) and len(triple) == len(FACT_TYPES) for triple in labels):
-        raise ValueError("every label must be a list of three")
-    codes = tuple(tuple(from_official(label) for label in triple) for triple in labels)
+    if not all(isinstance(of_types, list) and len(of_types) == types for of_types in labels):
+        raise ValueError(f"every label must be a list of {types}")
+    codes = tuple(tuple(from_official(label) for label in of_types) for of_types in labels)
     return LabelledResponse(image=image, segments=tuple(segments), labels=codes)

@@ -19,6 +19,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.labelled_facts import read_canary_facts
 from fgaif_ray.config import CanaryConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES
 
 FOLDER: Final = "canaries"
 """Folder inside the stage that holds the parts of answered canaries; they never enter the rows."""
@@ -90,12 +91,13 @@ class CanaryPool:
         return drawn
 
 
-def load_canaries(config: CanaryConfig, known: Sequence[Canary] = ()) -> CanaryPool:
+def load_canaries(config: CanaryConfig, known: Sequence[Canary] = (), types: Sequence[str] = FACT_TYPES) -> CanaryPool:
     """The canaries of a run: those of a person, and those of known scenes or else the texts that fit every image.
 
     Args:
         config: names the files.
         known: about images whose truth is known.
+        types: the fact types that those of a person can have.
 
     Raises:
         UserError: a file cannot be read or is not of the form.
@@ -105,7 +107,7 @@ def load_canaries(config: CanaryConfig, known: Sequence[Canary] = ()) -> CanaryP
     texts, orders = _read_texts(config.texts)
     canaries: list[Canary] = []
     if config.path is not None:
-        given = read_canary_facts(config.path)
+        given = read_canary_facts(config.path, types)
         missing = next((fact.image for fact in given if not storage.exists(fact.image)), None)
         if missing is not None:
             raise UserError(f"{config.path}: the image {missing} is not there; correct its path.")
@@ -121,7 +123,7 @@ def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) 
 
     Args:
         rows: of ``CANARIES_SCHEMA``.
-        thresholds: by fact type; a fact of no type is a yes at the lowest of them.
+        thresholds: by fact type; a fact of no type, or of one that is not labelled, is a yes at the lowest of them.
 
     Returns:
         JSON-serialisable: ``gullibility`` is the share of known-false facts answered yes, and ``by_kind`` the same for
@@ -135,7 +137,7 @@ def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) 
         if row["p_consistent"] is None:
             unasked += 1
             continue
-        threshold = min(thresholds.values()) if row["type"] is None else thresholds[row["type"]]
+        threshold = thresholds.get(row["type"], min(thresholds.values()))
         said_yes = row["p_consistent"] >= threshold
         chosen = [groups["true" if row["consistent"] else "false"]]
         if not row["consistent"]:
