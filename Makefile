@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && command -v $$p && break; done)
 VENV_PYTHON := .venv/bin/python
 CONFIG ?= configs/shapes.yaml
-# Extra arguments for pytest or for a job, e.g. `make test ARGS="-m 'not ray and not vllm'"`.
+# Extra arguments for pytest or for a job, e.g. `make test ARGS=tests/unit`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -23,14 +23,14 @@ demo: setup ## run the whole loop on the embedded world and write runs/shapes/re
 	$(VENV_PYTHON) -m jobs.pipeline --config $(CONFIG) $(ARGS)
 
 # Two processes, a file of tests each: engines and Ray start on one core and wait a lot.
-test: setup ## run all tests
+test: setup ## run all tests but the proofs
 	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## run the tests that start neither Ray nor vLLM
-	$(VENV_PYTHON) -m pytest -m "not ray and not vllm and not slow" $(ARGS)
+	$(VENV_PYTHON) -m pytest --ignore tests/integration --ignore tests/proofs -m "not slow" $(ARGS)
 
 proofs: setup ## run the proofs that take many minutes
-	$(VENV_PYTHON) -m pytest -m proof -s $(ARGS)
+	$(VENV_PYTHON) -m pytest -m proof -s --ignore tests/unit --ignore tests/integration $(ARGS)
 
 bench-labelling: setup ## measure the speed of labelling, e.g. with ARGS="--only extract" or ARGS=--quick
 	$(VENV_PYTHON) -m benchmarks.labelling $(ARGS)

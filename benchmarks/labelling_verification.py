@@ -34,6 +34,7 @@ from fgaif_ray.shapes import tiny_llava
 from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.oracle import read_claims
 from fgaif_ray.sources import load_truth, prepare_images
+from fgaif_ray.storage import stages
 from jobs import label
 
 BLOCK: Final = 32
@@ -183,7 +184,7 @@ def _run_bare(engine: Any, chat: ImageChat, rows: Sequence[tuple[str, list[str]]
 def _run_job(config: Config) -> tuple[float, float]:
     """Rows per second between the first and the last part, and the prefix hit rate that the job reports."""
     label.run(config)
-    feedback = storage.join(config.run.dir, label.STAGE)
+    feedback = storage.join(config.run.dir, stages.FEEDBACK)
     parts = sorted(
         (os.stat(part).st_mtime, len(storage.read_part(part, ["sample_id"]))) for part in storage.list_parts(feedback)
     )

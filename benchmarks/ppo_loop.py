@@ -22,6 +22,7 @@ from benchmarks.rewards import make_models
 from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
+from fgaif_ray.storage import stages
 from jobs import align
 
 PHASES: Final = ("wait", "rollout", "reward", "reference", "update", "sync")
@@ -103,7 +104,7 @@ def measure(config: Config, steps: int, repeats: int, warm_up: int = 2) -> Loop:
 def _steps(config: Config) -> list[Step]:
     """Runs PPO and reads what its steps took."""
     align.run(config)
-    rows = read_lines(storage.join(config.run.dir, align.STAGE, METRICS_FILE))
+    rows = read_lines(storage.join(config.run.dir, stages.POLICY, METRICS_FILE))
     return [{phase: row[f"timing/{phase}"] for phase in (*PHASES, "step")} for row in rows]
 
 

@@ -34,6 +34,7 @@ from actors.labelling.verifier import Verification, Verifier
 from benchmarks.endpoint import Endpoint
 from fgaif_ray import storage
 from fgaif_ray.config import Config
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA
 
 if TYPE_CHECKING:
@@ -254,9 +255,9 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
             logging.getLogger("ray.data").setLevel(logging.WARNING)
-            for stage in label.stages_of(config):
+            for stage in feedback_stages(config):
                 stage.begin()
-            folders = [stage.partial for stage in label.stages_of(config)]
+            folders = [stage.partial for stage in feedback_stages(config)]
             thresholds = dict.fromkeys(FACT_TYPES, 0.5)
             verification = Verification(config.label, folders[0], folders[1], thresholds, None, CanaryPool((), (), 0))
             before = peak = psutil.Process().memory_info().rss

@@ -19,7 +19,8 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import fingerprint
+from fgaif_ray.rewards.files import published_reward_folders, published_versions
+from fgaif_ray.storage import stages
 from jobs.align_export import MODES
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -27,31 +28,11 @@ from jobs.plan import plan_mode
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
 
-STAGE: Final = "policy"
 TRAIN_FOLDER: Final = "train"
 """Ray Train's own folder inside the partial stage: its checkpoints."""
 MAX_FAILURES: Final = 3
 """Learner workers that may die before the job does; each time it goes on from the last checkpoint."""
 FOLLOW_EVERY_S: Final = 1.0
-
-
-def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
-    """The stage of these settings over these images and reward models; where actors run does not change it."""
-    from actors.rewards.service import model_version, published_reward_folders
-
-    placed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "sharding"}
-    placed |= {"checkpoint_every", "log_samples_every", "tracking", "guards"}  # a run that was stopped goes on
-    align = config.align.model_dump(exclude=placed | {"rollout"})
-    rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
-    scaled = config.rewards.temperature_scaling
-    rewards = [model_version(folder, scaled) for folder in published_reward_folders(config).values()]
-    policy = config.policy.model_dump()
-    prompts = sets.prompts_of(sets.align, config.data.prompts)
-    return storage.Stage(
-        config.run.dir,
-        STAGE,
-        fingerprint("align-1", config.run.seed, align, rollout, policy, prompts, sets.align, rewards),
-    )
 
 
 def run(config: Config) -> None:
@@ -69,7 +50,7 @@ def run(config: Config) -> None:
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
-    stage = stage_of(config, sets)
+    stage = stages.policy(config, sets, published_versions(config))
     if stage.is_complete():
         say(f"align: {stage.folder} is up to date.")
         return
@@ -95,8 +76,8 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
 
     from actors.alignment.learner import LearnerTask, train
     from actors.alignment.rollout import rollout_workers
+    from actors.cluster.device import torch_config
     from actors.cluster.lost_nodes import is_loss
-    from actors.rewards.service import published_reward_folders
     from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
 
     align = config.align
@@ -116,6 +97,7 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
         trainer = TorchTrainer(
             cast("Any", train),  # Ray's annotation does not know that a loop may return
             train_loop_config={"task": task},
+            torch_config=torch_config(),
             scaling_config=ScalingConfig(**resources.learner(config).scaling()),
             run_config=RunConfig(
                 name=TRAIN_FOLDER,
@@ -150,7 +132,7 @@ def _reward_app(config: Config) -> Iterator[str]:
     from actors.rewards import service as reward_service
 
     there = config.serve.app_name in serve.status().applications
-    info = reward_service.deploy(config, reward_service.published_reward_folders(config))
+    info = reward_service.deploy(config, published_reward_folders(config))
     try:
         yield info.app_name
     finally:

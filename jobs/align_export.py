@@ -9,6 +9,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
+from fgaif_ray.storage import stages
 from jobs.cli import Mode
 
 
@@ -25,10 +26,10 @@ def export_merged(config: Config, folder: str) -> None:
     """
     from fgaif_ray.vlm.merging import write_merged
 
-    storage.require_stage(config.run.dir, "policy", "align")
+    stages.require(config.run.dir, stages.POLICY)
     if storage.exists(folder):
         raise UserError(f"{folder} is there already: give a folder that is not, or remove it.")
-    adapter = storage.local_copy(storage.join(config.run.dir, "policy"))
+    adapter = storage.local_copy(storage.join(config.run.dir, stages.POLICY))
     place = os.path.dirname(os.path.abspath(folder.removeprefix("file://"))) if storage.is_local(folder) else None
     if place is not None:
         os.makedirs(place, exist_ok=True)

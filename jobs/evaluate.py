@@ -18,6 +18,7 @@ from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from fgaif_ray.shapes.scenes import Scene
     from fgaif_ray.sources import ImageSets
 
-STAGE: Final = "evaluation"
 METRICS_FILE: Final = "metrics.json"
 POPE_MAX_TOKENS: Final = 8
 """The official rule reads no further than the first full stop."""
@@ -40,38 +40,6 @@ NO_TRUTH_NOTE: Final = (
 Truth = dict[str, "Scene"]
 
 
-def before_key(config: Config, sets: "ImageSets") -> str:
-    """Equal for evaluations whose answers of the policy before alignment are equal."""
-    return fingerprint(
-        "before-1",
-        config.run.seed,
-        config.evaluate.model_dump(include={"max_tokens", "pope_questions_per_image"}),
-        [config.policy.model, config.evaluate.engine.dtype],
-        config.data.source,
-        sets.prompts_of(sets.evaluate, config.data.prompts),
-        sets.evaluate,
-    )
-
-
-def stage_of(config: Config, sets: "ImageSets", policy: dict[str, Any]) -> storage.Stage:
-    """The stage of these settings, images and aligned policy; how the engine is placed does not change it."""
-    evaluate = config.evaluate.model_dump(include={"max_tokens", "pope_questions_per_image"})
-    return storage.Stage(
-        config.run.dir,
-        STAGE,
-        fingerprint(
-            "evaluate-1",
-            config.run.seed,
-            evaluate,
-            [config.policy.model, config.evaluate.engine.dtype],
-            config.data.source,
-            sets.prompts_of(sets.evaluate, config.data.prompts),
-            sets.evaluate,
-            policy["fingerprint"],
-        ),
-    )
-
-
 def run(config: Config) -> None:
     """Answer what is not answered yet, measure, and publish ``evaluation/``.
 
@@ -81,17 +49,17 @@ def run(config: Config) -> None:
     from fgaif_ray.sources import load_truth, prepare_images
 
     started = time.monotonic()
-    policy = storage.require_stage(config.run.dir, "policy", "align")
+    stages.require(config.run.dir, stages.POLICY)
     sets = prepare_images(config)
     images = sets.evaluate
-    stage = stage_of(config, sets, policy)
+    stage = stages.evaluation(config, sets)
     if stage.is_complete():
         say(f"evaluate: {stage.folder} is up to date.")
         return
     truth = load_truth(config)
     splits = _pope_splits(config, images, truth) if truth is not None else {}
     questions = _questions(config, sets, splits)
-    before = before_key(config, sets)
+    before = stages.answers_before(config, sets)
     stage.begin()
     _keep_before(stage, before)
     _answer(config, stage, questions)
@@ -182,11 +150,11 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     # A wrong model or prompt is better found before Ray and an engine are started for it.
     prompts = (row["prompt"] for row in pending)
     ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
-    adapter = storage.join(config.run.dir, "policy")
+    adapter = storage.join(config.run.dir, stages.POLICY)
     rank = adapter_rank(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
+        from actors.engine.blocks import blocks_of
         from actors.evaluation.generator import answer_questions
-        from actors.sampling.blocks import blocks_of
 
         blocks = []
         for which in POLICIES:

@@ -26,6 +26,7 @@ from fgaif_ray.evaluation.benchmarks.base import Benchmark, BenchmarkQuestion, R
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
 from jobs.cli import Mode, find_user_error
 
 FOLDER: Final = "benchmarks"
@@ -111,22 +112,16 @@ def _given(config: Config, names: list[str], rows: list[dict[str, Any]]) -> tupl
 def _tasks(config: Config, names: list[str]) -> list[Task]:
     from fgaif_ray.evaluation.benchmarks.images import ImageFolder
 
-    policy = storage.require_stage(config.run.dir, "policy", "align")
+    stages.require(config.run.dir, stages.POLICY)
     tasks = []
     for name in names:
         settings = settings_of(config.evaluate.benchmarks, name)
         folder = ImageFolder(name, settings.images)
         benchmark = load_benchmark(config.evaluate.benchmarks, name, folder.names, seed=config.run.seed)
         images = folder.find_all(question.image for question in benchmark.questions)
-        key = fingerprint(
-            "benchmark-1",
-            [[question.id, question.prompt, question.max_tokens] for question in benchmark.questions],
-            settings.suffix,
-            images,
-            [config.policy.model, config.evaluate.engine.dtype],
-            policy["fingerprint"],
-        )
-        tasks.append(Task(benchmark, settings, storage.Stage(config.run.dir, f"{FOLDER}/{name}", key), images))
+        questions = [[question.id, question.prompt, question.max_tokens] for question in benchmark.questions]
+        stage = stages.benchmark(config, name, questions, settings.suffix, images)
+        tasks.append(Task(benchmark, settings, stage, images))
     return tasks
 
 
@@ -182,12 +177,12 @@ def _answer(config: Config, tasks: list[Task]) -> None:
 
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
         ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
-        adapter = storage.join(config.run.dir, "policy")
+        adapter = storage.join(config.run.dir, stages.POLICY)
         rank = adapter_rank(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}
         with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
+            from actors.engine.blocks import blocks_of
             from actors.evaluation.generator import answer_questions
-            from actors.sampling.blocks import blocks_of
 
             size = config.evaluate.batch_size
             # All of one policy before the other: the engine changes its weights once.

@@ -8,6 +8,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
+from fgaif_ray.storage import stages
 from jobs.cli import Mode
 
 BASE_NAME: Final = "base"
@@ -26,8 +27,8 @@ def serve_command(config: Config) -> list[str]:
     from fgaif_ray.cluster.resources import LORA_RANKS
     from jobs.evaluate import adapter_rank
 
-    storage.require_stage(config.run.dir, "policy", "align")
-    adapter = storage.join(config.run.dir, "policy")
+    stages.require(config.run.dir, stages.POLICY)
+    adapter = storage.join(config.run.dir, stages.POLICY)
     if not storage.is_local(adapter):
         raise UserError(f"vLLM serves adapters from local folders: copy {adapter} to one and give its run folder.")
     rank = adapter_rank(adapter)

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, POLICY, RESPONSES, REWARDS, VERDICTS, stage_keys
 from fgaif_ray.experiments.variants import NAMES, TRUTH_ANSWERS_FILE, Run
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.progress import say
 from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
+from fgaif_ray.rewards.files import published_versions
+from fgaif_ray.storage import stages
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, FEEDBACK_REJECTED, POLICY, RESPONSES, REWARDS, VERDICTS
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
 
 MARKER_FILE: Final = "experiment-run.json"
 """In the folder of a finished run: the keys of its stages, and the fingerprint of its evaluation."""
-REJECTED: Final = "feedback_rejected"
 TIMED_JOBS: Final = {
     RESPONSES: ("sample",),
     FEEDBACK: ("label",),
@@ -55,13 +57,13 @@ def read_marker(folder: str) -> dict[str, Any] | None:
 def is_finished(run: Run) -> bool:
     """Whether a run is done with its present configuration."""
     marker = read_marker(run.folder)
-    return marker is not None and marker["keys"] == stage_keys(run.config)
+    return marker is not None and marker["keys"] == stages.planned(run.config)
 
 
 def mark_finished(run: Run) -> None:
     """Leave the marker in the folder of a run that is done."""
-    manifest = storage.require_stage(run.folder, EVALUATION, "evaluate")
-    marker = {"keys": stage_keys(run.config), EVALUATION: manifest["fingerprint"]}
+    manifest = stages.require(run.folder, EVALUATION)
+    marker = {"keys": stages.planned(run.config), EVALUATION: manifest["fingerprint"]}
     storage.write_json(storage.join(run.folder, MARKER_FILE), marker)
 
 
@@ -74,13 +76,11 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
         sets: the run's images.
 
     Returns:
-        The first of ``sharing.STAGES`` that the run has to do itself, or None.
+        The first of ``stages.PLANNED`` that the run has to do itself, or None.
 
     Raises:
         UserError: a file that the configuration names cannot be used.
     """
-    from jobs.label_reuse import manifest_entries
-
     donors = [folder for folder in donors if folder != run.folder]
     _adopt_answers_before(run, donors, sets)
     for name, stage in _expected_stages(run, sets):
@@ -89,19 +89,19 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
         donor = _find(donors, name, "fingerprint", stage.fingerprint)
         if donor is not None:
             if name == FEEDBACK:
-                storage.copy_stage(donor, run.folder, REJECTED)
+                storage.copy_stage(donor, run.folder, FEEDBACK_REJECTED)
             storage.copy_stage(donor, run.folder, name)
             _adopt_figures(run, donor, name)
             say(f"{run.name}: {name} of {donor}")
             continue
         if name != FEEDBACK:
             return name
-        verdicts = manifest_entries(run.config)["verdicts"]
+        verdicts = stages.verdicts(run.config)
         if _find([run.folder], FEEDBACK, "verdicts", verdicts) is None:
             donor = _find(donors, FEEDBACK, "verdicts", verdicts)
             if donor is None:
                 return VERDICTS
-            for folder in (REJECTED, FEEDBACK):
+            for folder in (FEEDBACK_REJECTED, FEEDBACK):
                 storage.copy_stage(donor, run.folder, folder)
             say(f"{run.name}: verdicts of {donor}, to be labelled anew")
         return FEEDBACK
@@ -110,27 +110,25 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
 
 def _expected_stages(run: Run, sets: "ImageSets") -> Iterator[tuple[str, storage.Stage]]:
     """The stages of a run in order; the one after a stage that is not complete is not known."""
-    from jobs import align, evaluate, label, sample, train_rewards
-
     config = run.config
-    stage = sample.stage_of(config, sets)
+    stage = stages.responses(config, sets)
     yield RESPONSES, stage
     if not stage.is_complete():
         return
     if run.variant.truth_labels:
         _write_truth_answers(run, stage.fingerprint)
-    stage, _ = label.stages_of(config)
+    stage, _ = feedback_stages(config)
     yield FEEDBACK, stage
     if not stage.is_complete():
         return
-    stage = train_rewards.stage_of(config)
+    stage = stages.rewards(config)
     yield REWARDS, stage
     if not stage.is_complete():
         return
-    stage = align.stage_of(config, sets)
+    stage = stages.policy(config, sets, published_versions(config))
     yield POLICY, stage
     if stage.is_complete():
-        yield EVALUATION, evaluate.stage_of(config, sets, storage.require_stage(run.folder, POLICY, "align"))
+        yield EVALUATION, stages.evaluation(config, sets)
 
 
 def _find(folders: Sequence[str], stage: str, entry: str, value: str) -> str | None:
@@ -144,9 +142,7 @@ def _find(folders: Sequence[str], stage: str, entry: str, value: str) -> str | N
 
 def _adopt_answers_before(run: Run, donors: Sequence[str], sets: "ImageSets") -> None:
     """Put an evaluation of another aligned policy where ``jobs.evaluate`` finds the answers of the one before."""
-    from jobs.evaluate import before_key
-
-    key = before_key(run.config, sets)
+    key = stages.answers_before(run.config, sets)
     begun = storage.exists(storage.join(run.folder, f"{EVALUATION}.partial"))
     if begun or _find([run.folder], EVALUATION, "before", key) is not None:
         return

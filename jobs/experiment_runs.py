@@ -23,10 +23,10 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config, dump_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
-from fgaif_ray.experiments.sharing import RESPONSES, stage_keys
 from fgaif_ray.experiments.variants import Run
 from fgaif_ray.progress import say
 from fgaif_ray.report.summary import build_summary
+from fgaif_ray.storage.stages import RESPONSES, planned
 from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ class RunQueue:
                 waiting.remove(run)
                 self._end(run, _words(error))
                 continue
-            keys = stage_keys(run.config)
-            if missing is not None and any(stage_keys(at.run.config)[missing] == keys[missing] for at in running):
+            keys = planned(run.config)
+            if missing is not None and any(planned(at.run.config)[missing] == keys[missing] for at in running):
                 continue
             waiting.remove(run)
             job = "sample" if run.variant.truth_labels and missing == RESPONSES else "pipeline"

@@ -19,19 +19,19 @@ from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.fact_types import label_key
 from fgaif_ray.feedback.deduplicate import deduplicate
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.feedback.labels import LabelledResponse, write_official
 from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import ABSENT, fingerprint
+from fgaif_ray.records import ABSENT
+from fgaif_ray.storage import stages
 from jobs import label_audit, label_calibration, label_cost
 from jobs.cli import find_user_error, main
-from jobs.label_calibration import threshold_key, verdict_key
-from jobs.label_reuse import EXTRACTION_KEYS, can_reuse, manifest_entries, reuse
+from jobs.label_reuse import can_reuse, manifest_entries, reuse
 from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
 from jobs.plan import plan_mode
 
@@ -41,36 +41,11 @@ if TYPE_CHECKING:
     from actors.labelling.verifier import Verification
 
 MODES: Final = (*label_cost.MODES, *label_audit.MODES, *label_calibration.MODES, plan_mode("label", "label, second"))
-STAGE: Final = "feedback"
-REJECTED_STAGE: Final = "feedback_rejected"
 METRICS_FILE: Final = "metrics.json"
 OFFICIAL_FILE: Final = "official.jsonl"
 SERVER_LOG: Final = "extraction-server.log"
 STOP_GRACE_S: Final = 10.0
 """Added to the time limit of a call when the job stops and calls are under way."""
-
-
-def stages_of(config: Config) -> tuple[storage.Stage, storage.Stage]:
-    """The stages of labelled and of rejected rows.
-
-    Where models run, and how fast, does not change the labels: an endpoint may move between two runs.
-
-    Raises:
-        UserError: the responses have not been sampled, or human labels or a labelled set cannot be used.
-    """
-    responses = storage.require_stage(config.run.dir, "responses", "sample")
-    verifier, second, types = config.label.verifier, config.label.second_verifier, config.run.type_names
-    key = fingerprint(
-        "label-1",
-        responses["fingerprint"],
-        config.label.extractor.model_dump(include=set(EXTRACTION_KEYS)),
-        {"model": verifier.model, "prompt": verifier.prompt, "threshold": threshold_key(verifier, types)},
-        verifier.engine.dtype,
-        *Overrides.load(config.label, types).key(),
-        *(() if second is None else (verdict_key(second), threshold_key(second, types), config.label.disagreement)),
-        *label_key(config.run.types),
-    )
-    return storage.Stage(config.run.dir, STAGE, key), storage.Stage(config.run.dir, REJECTED_STAGE, key)
 
 
 def start_extractor_server(config: Config) -> "OpenAIServer | None":
@@ -85,8 +60,8 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
     extractor = config.label.extractor
     if extractor.serve_model is None:
         return None
-    if storage.read_manifest(config.run.dir, "responses") is not None:
-        stage, _ = stages_of(config)
+    if storage.read_manifest(config.run.dir, stages.RESPONSES) is not None:
+        stage, _ = feedback_stages(config)
         if stage.is_complete() or can_reuse(config, stage):
             return None
     folder = config.run.dir.removeprefix("file://") if storage.is_local(config.run.dir) else "logs"
@@ -111,11 +86,11 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
         UserError: responses are missing, or the endpoint or a model cannot be used. What was done so far is kept.
     """
     started = time.monotonic()
-    stage, rejected_stage = stages_of(config)
+    stage, rejected_stage = feedback_stages(config)
     if stage.is_complete():
         say(f"label: {stage.folder} is up to date.")
         return
-    responses = storage.join(stage.run, "responses")
+    responses = storage.join(stage.run, stages.RESPONSES)
     Overrides.load(config.label, config.run.type_names).check(storage.read_rows(responses, ["sample_id", "response"]))
     _begin(stage, rejected_stage)
     verification = prepare(config, stage.partial, rejected_stage.partial)
@@ -146,12 +121,12 @@ def pending_responses(config: Config) -> Pending:
         UserError: the responses have not been sampled.
     """
     done = []
-    for stage in stages_of(config):
+    for stage in feedback_stages(config):
         if stage.is_complete():
             done.append(identities_of(stage.folder))
         elif stage.is_begun():
             done.append(identities_of(stage.partial))
-    return find_pending(storage.join(config.run.dir, "responses"), distinct(*done), config.label.batch_size)
+    return find_pending(storage.join(config.run.dir, stages.RESPONSES), distinct(*done), config.label.batch_size)
 
 
 @contextmanager

@@ -11,11 +11,9 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import FactType, choose
 from fgaif_ray.progress import say
-from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
 from jobs.cli import Mode
 
-FEEDBACK: Final = "feedback"
-STAGE: Final = "audit"
 PAGE_FILE: Final = "audit.html"
 TASKS_FILE: Final = "audit_tasks.json"
 STUDIO_FILE: Final = "label_studio.xml"
@@ -39,11 +37,10 @@ def draw_audit(config: Config, count: int) -> None:
     """
     run_dir, seed = config.run.dir, config.run.seed
     sampler = AuditSampler(count, seed)
-    feedback = storage.require_stage(run_dir, FEEDBACK, "label")
-    stage = storage.Stage(run_dir, STAGE, fingerprint("audit-1", feedback["fingerprint"], count, seed))
+    stage = stages.audit(config, count, seed)
     page = storage.join(stage.folder, PAGE_FILE)
     if not stage.is_complete():
-        folder = storage.join(run_dir, FEEDBACK)
+        folder = storage.join(run_dir, stages.FEEDBACK)
         for row in storage.read_rows(folder, ["sample_id", "image_sha256", "segments"]):
             sampler.offer(row)
         audit = sampler.collect(storage.read_rows(folder))
@@ -79,8 +76,8 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     """
     from fgaif_ray.audit.agreement import check_answers, compare
 
-    folder = storage.join(config.run.dir, STAGE)
-    if storage.read_manifest(config.run.dir, STAGE) is None:
+    folder = storage.join(config.run.dir, stages.AUDIT)
+    if storage.read_manifest(config.run.dir, stages.AUDIT) is None:
         raise UserError(f"{folder} is not there: draw a sample with --audit N and label its page first.")
     audit = Audit.from_dict(storage.read_json(storage.join(folder, SAMPLE_FILE)))
     answers = read_answers(paths, audit.types)

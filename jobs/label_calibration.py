@@ -4,7 +4,6 @@ The verified set and its figures are a stage of their own, `<run.dir>/calibratio
 attempt at labelling uses the same thresholds.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,12 +14,12 @@ from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate
 from fgaif_ray.audit.labelled_facts import LabelledFact, read_labelled_facts
 from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
-from fgaif_ray.fact_types import label_key
+from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.storage import stages
 from jobs.cli import Mode
 
-STAGES: Final = {"verifier": "calibration", "second_verifier": "calibration_second"}
+STAGES: Final = {"verifier": stages.CALIBRATION, "second_verifier": stages.SECOND_CALIBRATION}
 FIGURES_FILE: Final = "calibration.json"
 VERIFIED_FACTS_SCHEMA: Final = pa.schema(
     [
@@ -39,28 +38,6 @@ _COLUMNS: Final = (
 )
 
 
-def verdict_key(verifier: VerifierConfig) -> str:
-    """Equal for verifiers that give equal P(yes)."""
-    return fingerprint(verifier.model_dump(include={"model", "prompt"}), verifier.engine.dtype)
-
-
-def threshold_key(verifier: VerifierConfig, types: Sequence[str] = FACT_TYPES) -> Any:
-    """What a stage's fingerprint takes in about thresholds: equal where the same are used.
-
-    Raises:
-        UserError: the labelled set cannot be read.
-    """
-    if verifier.calibration is None:
-        values = set(verifier.threshold.values())
-        return values.pop() if len(values) == 1 else verifier.threshold
-    calibration = verifier.calibration
-    content = [
-        (fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in _facts_of(calibration, types)
-    ]
-    digest = hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()
-    return [digest, calibration.objective, calibration.per_type]
-
-
 def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]:
     """The thresholds of one verifier by fact type; a calibration that is not there yet is made.
 
@@ -74,12 +51,7 @@ def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]
     verifier: VerifierConfig = getattr(config.label, which)
     if verifier.calibration is None:
         return dict(verifier.threshold)
-    key = threshold_key(verifier, config.run.type_names)
-    stage = storage.Stage(
-        config.run.dir,
-        STAGES[which],
-        fingerprint("calibration-1", verdict_key(verifier), key, *label_key(config.run.types)),
-    )
+    stage = stages.calibration(config, STAGES[which], verifier, threshold_key(verifier, config.run.type_names))
     if not stage.is_complete():
         _calibrate(config, verifier, stage)
     thresholds: dict[str, float] = storage.read_json(storage.join(stage.folder, FIGURES_FILE))["thresholds"]

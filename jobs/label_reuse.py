@@ -6,38 +6,26 @@ rows are labelled anew and only what is missing (a second verification) is asked
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CANARIES_SCHEMA
 from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
 from fgaif_ray.config import Config
-from fgaif_ray.fact_types import extracted, label_key
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema, fingerprint
-from jobs.label_calibration import verdict_key
+from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema
+from fgaif_ray.storage import stages
 
 if TYPE_CHECKING:
     from actors.labelling.verifier import Verification
 
-EXTRACTION_KEYS: Final = frozenset({"model", "serve_model", "compact_json", "prompt", "mode", "max_tokens"})
-"""The settings of ``label.extractor`` that change the facts."""
-
 
 def manifest_entries(config: Config) -> dict[str, Any]:
     """What a published `feedback/` says about the verdicts in it."""
-    responses = storage.require_stage(config.run.dir, "responses", "sample")
-    extractor, second = config.label.extractor, config.label.second_verifier
-    asked = extractor.model_dump(include=set(EXTRACTION_KEYS))
+    second = config.label.second_verifier
     return {
-        "verdicts": fingerprint(
-            "verdicts-1",
-            responses["fingerprint"],
-            asked,
-            verdict_key(config.label.verifier),
-            *label_key(extracted(config.run.types)),
-        ),
-        "second_verdicts": None if second is None else verdict_key(second),
+        "verdicts": stages.verdicts(config),
+        "second_verdicts": None if second is None else stages.verdict_key(second),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fgaif_ray.config import Config, dump_config
 from fgaif_ray.progress import say
+from fgaif_ray.storage import stages
 from jobs.cli import main
 from jobs.plan import plan_mode
 
@@ -56,28 +57,28 @@ def _run_stages(config: Config, stage: _Stages) -> None:
     """Everything but the report, in one Ray session."""
     from actors.cluster.connect import connect
     from actors.rewards import service as reward_service
-    from fgaif_ray import sources, storage
+    from fgaif_ray import sources
+    from fgaif_ray.storage import stages
     from jobs import align, evaluate, label, sample, train_rewards
 
-    run_dir = config.run.dir
     with connect(config):
-        stage("images", sources.STAGE, lambda: sources.prepare_images(config))
-        server = label.start_extractor_server(config) if stage.missing("feedback") else None
+        stage("images", stages.IMAGES, lambda: sources.prepare_images(config))
+        server = label.start_extractor_server(config) if stage.missing(stages.FEEDBACK) else None
         try:
-            stage("sample", "responses", lambda: sample.run(config))
-            stage("label", "feedback", lambda: label.run(config, server))
+            stage("sample", stages.RESPONSES, lambda: sample.run(config))
+            stage("label", stages.FEEDBACK, lambda: label.run(config, server))
         finally:
             if server is not None:
                 server.stop()
-        stage("train_rewards", "rewards", lambda: train_rewards.run(config))
+        stage("train_rewards", stages.REWARDS, lambda: train_rewards.run(config))
         try:
-            if stage.missing("policy"):
-                folders = {kind: storage.join(run_dir, "rewards", kind) for kind in config.run.type_names}
+            if stage.missing(stages.POLICY):
+                folders = stages.reward_folders(config)
                 stage("serve_rewards", "service", lambda: reward_service.deploy(config, folders))
-            stage("align", "policy", lambda: align.run(config))
+            stage("align", stages.POLICY, lambda: align.run(config))
         finally:
             reward_service.shutdown(config.serve.app_name)
-        stage("evaluate", "evaluation", lambda: evaluate.run(config))
+        stage("evaluate", stages.EVALUATION, lambda: evaluate.run(config))
 
 
 def run(config: Config) -> None:
@@ -97,7 +98,7 @@ def run(config: Config) -> None:
         finally:
             if stage.worked:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
-    stage("report", "report", lambda: report.run(config))
+    stage("report", stages.REPORT, lambda: report.run(config))
     figures = summary.build_summary(run_dir, config.run.type_names)
     say("")
     say(summary.summary_table(figures))

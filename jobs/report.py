@@ -6,20 +6,14 @@ stage.
 """
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fgaif_ray.config import Config
+from fgaif_ray.storage import stages
 from jobs.cli import main
 
 if TYPE_CHECKING:
     from fgaif_ray.storage import Stage
-
-NEEDED: Final = (
-    ("feedback", "label"),
-    ("rewards", "train_rewards"),
-    ("policy", "align"),
-    ("evaluation", "evaluate"),
-)
 
 
 def run(config: Config) -> None:
@@ -29,24 +23,11 @@ def run(config: Config) -> None:
         UserError: a stage is missing; the message names the job to run.
     """
     from fgaif_ray import storage
-    from fgaif_ray.fact_types import label_key
     from fgaif_ray.progress import say
-    from fgaif_ray.records import fingerprint
-    from fgaif_ray.report import REPORT_FILE, REPORT_STAGE, page
+    from fgaif_ray.report import REPORT_FILE, page
 
     run_dir = config.run.dir
-    manifests = [storage.require_stage(run_dir, stage, job) for stage, job in NEEDED]
-    own_types = config.run.model_dump(mode="json", include={"fact_types"})
-    key = fingerprint(
-        "report-2",
-        config.run.seed,
-        config.report.model_dump(),
-        config.align.reward.model_dump(),
-        [config.rewards.backbone, config.rewards.dtype, config.rewards.temperature_scaling],
-        [manifest["fingerprint"] for manifest in manifests],
-        *([own_types] if label_key(config.run.types) else ()),
-    )
-    stage = storage.Stage(run_dir, REPORT_STAGE, key)
+    stage = stages.report(config)
     if not stage.is_complete():
         _judge(config, stage)
     uri = storage.join(run_dir, REPORT_FILE)
@@ -68,11 +49,11 @@ def _judge(config: Config, stage: "Stage") -> None:
     run_dir = config.run.dir
     stage.begin()
     truth = load_truth(config)
-    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in config.run.type_names}
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
+    folders = stages.reward_folders(config)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")
-    rows = storage.read_rows(storage.join(run_dir, "evaluation"))
+    rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
     judged = choose_examples(rows, truth, model, config.align.reward, config.report, config.run.seed)
     settings = {
         "title": config.report.title,

@@ -12,6 +12,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.progress import say
 from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
 from jobs.cli import main
 
 
@@ -21,8 +22,8 @@ def accuracy_key(config: Config) -> str:
     Raises:
         UserError: there are no reward models, or no evaluation.
     """
-    rewards = storage.require_stage(config.run.dir, "rewards", "train_rewards")
-    evaluation = storage.require_stage(config.run.dir, "evaluation", "evaluate")
+    rewards = stages.require(config.run.dir, stages.REWARDS)
+    evaluation = stages.require(config.run.dir, stages.EVALUATION)
     return fingerprint("reward-accuracy-2", rewards["fingerprint"], evaluation["fingerprint"])
 
 
@@ -53,11 +54,11 @@ def run(config: Config) -> None:
     truth = load_truth(config)
     if truth is None:
         raise UserError("The truth of these images is not known: only data.source=shapes has one.")
-    folders = {kind: storage.join(run_dir, "rewards", kind) for kind in config.run.type_names}
+    folders = stages.reward_folders(config)
     coarse = read_folder(folders[config.run.type_names[0]]).granularity == "response"
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     model = load_reward_model(backbone, folders)
-    rows = storage.read_rows(storage.join(run_dir, "evaluation"))
+    rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
     figures = reward_accuracy(rows, truth, model, coarse, config.run.type_names)
     storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
     for which, by_kind in figures.items():

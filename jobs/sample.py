@@ -19,33 +19,20 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, fingerprint
+from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
+from fgaif_ray.storage import stages
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
 
-STAGE: Final = "responses"
 REJECTED_NAMED: Final = 20
 """Rejected images that the manifest names; all of them stand in the stage's ``rejected`` folder."""
 GIVEN_PART: Final = "given-"
 """Start of the names of parts with given responses."""
 GIVEN_BLOCK: Final = 128
 """Given responses of one part; fixed, so that a run that goes on cuts the same blocks."""
-
-
-def stage_of(config: Config, sets: "ImageSets") -> storage.Stage:
-    """The stage of these settings over these images; how engines are placed does not change what is sampled."""
-    sample = config.sample.model_dump(include={"temperature", "top_p", "max_tokens"})
-    policy = [config.policy.model, config.sample.engine.dtype]
-    prompts = sets.prompts_of(sets.sample, config.data.prompts)
-    given = [sets.provided_key] if sets.given else []
-    return storage.Stage(
-        config.run.dir,
-        STAGE,
-        fingerprint("sample-1", config.run.seed, sample, policy, prompts, sets.sample, *given),
-    )
 
 
 def run(config: Config) -> None:
@@ -58,12 +45,12 @@ def run(config: Config) -> None:
 
     started = time.monotonic()
     sets = prepare_images(config)
-    stage = stage_of(config, sets)
+    stage = stages.responses(config, sets)
     if stage.is_complete():
         say(f"sample: {stage.folder} is up to date.")
         return
     stage.begin()
-    total = sets.given + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
+    total = sets.provided + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
     _fill(config, stage, sets, total)
     kept = _drop_repeated(stage)
     rejected = 0
@@ -88,7 +75,7 @@ def run(config: Config) -> None:
             "seconds": round(time.monotonic() - started, 1),
         }
     )
-    given = f" ({reasons[PROVIDED]} of them given)" if sets.given else ""
+    given = f" ({reasons[PROVIDED]} of them given)" if sets.provided else ""
     say(f"sample: {kept} responses{given}, {rejected} images rejected, in {stage.folder}.")
 
 
@@ -130,13 +117,13 @@ def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -
     )
     blocks = list(tasks)
     copied = {_name_of(part) for part in storage.list_parts(stage.partial)}
-    given_blocks = -(-sets.given // GIVEN_BLOCK)
+    given_blocks = -(-sets.provided // GIVEN_BLOCK)
     missing = {name for name in map(_given_name, range(given_blocks)) if name not in copied}
     if not blocks and not missing:
         return
     if blocks:
         ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
-    initial = len(done) + max(0, sets.given - len(missing) * GIVEN_BLOCK)
+    initial = len(done) + max(0, sets.provided - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
         from actors.sampling.plan import sample_responses
         from actors.sampling.provided import write_provided_blocks

@@ -11,6 +11,7 @@ import threading
 
 from fgaif_ray.config import Config
 from fgaif_ray.progress import say
+from fgaif_ray.rewards.files import published_reward_folders
 from fgaif_ray.serving.wire import TOKEN_VARIABLE
 from jobs.cli import main
 from jobs.plan import plan_mode
@@ -25,7 +26,7 @@ def run(config: Config) -> None:
     from actors.cluster.connect import connect
     from actors.rewards import service as reward_service
 
-    folders = reward_service.published_reward_folders(config)
+    folders = published_reward_folders(config)
     with connect(config):
         # Ray has taken SIGTERM for itself; here it means what Ctrl-C means.
         before = {

@@ -9,30 +9,10 @@ import sys
 
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.fact_types import label_key
 from fgaif_ray.progress import say
-from fgaif_ray.records import fingerprint
-from fgaif_ray.storage import Stage, join, read_json, require_stage
+from fgaif_ray.storage import join, read_json, stages
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
-
-STAGE = "rewards"
-# What changes neither the data nor the steps of the optimiser does not make trained models stale; a temperature is
-# fitted in any case.
-PLACEMENT = {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads"}
-PLACEMENT |= {"micro_batch_size", "temperature_scaling"}
-
-
-def stage_of(config: Config) -> Stage:
-    """The stage of these reward models.
-
-    Raises:
-        UserError: the responses have not been labelled.
-    """
-    feedback = require_stage(config.run.dir, "feedback", "label")
-    settings = config.rewards.model_dump(mode="json", exclude=PLACEMENT)
-    key = fingerprint("rewards-2", settings, config.run.seed, feedback["fingerprint"], *label_key(config.run.types))
-    return Stage(config.run.dir, STAGE, key)
 
 
 def run(config: Config) -> None:
@@ -41,7 +21,7 @@ def run(config: Config) -> None:
     Raises:
         UserError: feedback/ is missing; or, wrapped by Ray Train, it holds too few images, or the backbone is unusable.
     """
-    stage = stage_of(config)
+    stage = stages.rewards(config)
     if stage.is_complete():
         say(f"train_rewards: {stage.folder} is done")
         return
@@ -54,7 +34,7 @@ def run(config: Config) -> None:
     stage.begin()
     with connect(config):
         try:
-            train_reward_models(config, join(config.run.dir, "feedback"), stage.partial)
+            train_reward_models(config, join(config.run.dir, stages.FEEDBACK), stage.partial)
         except Exception as error:
             if find_user_error(error) is None and is_loss(error):
                 raise UserError(

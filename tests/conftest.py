@@ -8,9 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from support.local_nodes import LocalNodes
 
 ENVIRONMENT = {
     # Nothing is fetched and nothing is reported.
@@ -62,6 +65,15 @@ def ray_cluster() -> Iterator[dict[str, Any]]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def nodes() -> "Iterator[LocalNodes]":
+    """A cluster of local nodes that a test adds and loses."""
+    from support.local_nodes import LocalNodes
+
+    with LocalNodes() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

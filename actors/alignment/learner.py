@@ -41,6 +41,7 @@ from actors.alignment.experience import ExperienceSource, Sampled
 from actors.alignment.policy_versions import PolicyVersions
 from actors.alignment.rewarder import Rewarder
 from actors.alignment.rollout import PolicyVersion
+from actors.cluster.device import worker_device
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
@@ -113,8 +114,7 @@ class Learner:
             torch.set_num_threads(align.threads)
         self._task, self._config, self._align = task, config, align
         backbone = load_backbone(config.policy.model, config.policy.dtype)
-        on_gpu = bool(ray.get_gpu_ids())
-        self._group = LearnerGroup(torch.device("cuda", torch.cuda.current_device()) if on_gpu else backbone.device)
+        self._group = LearnerGroup(worker_device())
         if align.sharding == "none":
             backbone.move_to(self._group.device)
         self._model = PolicyModel(

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from actors.cluster.device import LOGICAL_GPUS
 from actors.cluster.lost_nodes import NodeWatch
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
@@ -60,6 +61,8 @@ def connect(config: Config) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.ray.logical_gpus is not None:
+        os.environ[LOGICAL_GPUS] = "1"  # the workers of a Ray started here inherit it
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     logging_level = logging.INFO if config.ray.log_to_driver else logging.ERROR
     common: dict[str, Any] = {
@@ -75,6 +78,7 @@ def connect(config: Config) -> Iterator[None]:
                 ray.init(
                     address="local",
                     num_cpus=config.ray.num_cpus,
+                    num_gpus=config.ray.logical_gpus,
                     include_dashboard=False,
                     object_store_memory=int(config.ray.object_store_gib * GIB),
                     **common,

@@ -8,6 +8,7 @@ import ray
 from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
+from actors.engine.blocks import ONE_BLOCK, seal, unseal
 from actors.labelling.fact_checker import FactChecker
 from fgaif_ray.audit.labelled_facts import LabelledFact
 from fgaif_ray.cluster import resources
@@ -34,7 +35,7 @@ IMAGES_AT_ONCE: Final = 64
 
 
 class CalibrationVerifier:
-    """Takes tables of ``FACTS_SCHEMA`` and returns tables of ``VERIFIED_SCHEMA``.
+    """Takes sealed tables of ``FACTS_SCHEMA`` and returns tables of ``VERIFIED_SCHEMA``.
 
     An image that cannot be read or a fact that cannot be asked is fatal: the set is a person's own, and can be mended.
     """
@@ -42,8 +43,8 @@ class CalibrationVerifier:
     def __init__(self, config: VerifierConfig) -> None:
         self._checker = FactChecker(config)
 
-    def __call__(self, facts: pa.Table) -> pa.Table:
-        rows = facts.to_pylist()
+    def __call__(self, sealed: pa.Table) -> pa.Table:
+        rows = unseal(sealed).to_pylist()
         images: dict[str, Image] = {}
         for row in rows:
             if row["image"] not in images:
@@ -75,11 +76,10 @@ def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Itera
         UserError: an image cannot be read, or a fact cannot be asked.
     """
     blocks = _blocks(facts)
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         CalibrationVerifier,
         fn_constructor_kwargs={"config": config},
-        batch_size=None,
-        batch_format="pyarrow",
+        **ONE_BLOCK,
         compute=ActorPoolStrategy(size=min(config.engines, len(blocks))),
         **resources.verifier(config).options(),
     )

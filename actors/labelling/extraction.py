@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 from pydantic import SecretStr
 
+from actors.engine.blocks import seal
 from actors.labelling.call_metrics import MeteredCalls
 from actors.labelling.coordinator import CoordinatorAddress, RemoteCoordinator
 from fgaif_ray.calls.answers import AnswerIndex, CallAnswer, cache_folder, model_identity
@@ -101,7 +102,7 @@ def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequ
 class FactExtraction:
     """Adds the facts of its sub-sentences to every response of a block.
 
-    Takes numbers of blocks, in a column ``id``, and returns tables of ``EXTRACTED_SCHEMA``.
+    Takes numbers of blocks, in a column ``id``, and returns sealed tables of ``EXTRACTED_SCHEMA``.
     Several blocks are worked on at a time, in one event loop and with one limit of calls in flight. When the endpoint
     cannot be used or the budget is spent, this block and the following ones of every worker come back as a single row
     with ``fatal`` set: calls that were under way are waited for, and their answers are kept.
@@ -139,7 +140,7 @@ class FactExtraction:
             if isinstance(result, BaseException):
                 raise result
             row |= result
-        return pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA)
+        return seal(pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA))
 
     async def _extract(self, row: dict[str, Any]) -> dict[str, Any]:
         """Columns ``spans``, ``facts`` and ``reason`` of one response."""
@@ -157,7 +158,7 @@ class FactExtraction:
 
 def _stopped_block(reason: str) -> pa.Table:
     row: dict[str, Any] = {field.name: "" for field in EXTRACTED_SCHEMA if not field.nullable}
-    return pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA)
+    return seal(pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA))
 
 
 def first_unanswered(

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.engine.blocks import ONE_BLOCK
 from actors.labelling.block_ids import block_ids
 from actors.labelling.coordinator import start_coordinator
 from actors.labelling.extraction import Endpoint, FactExtraction
@@ -38,8 +39,7 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
     dataset = block_ids(len(parts), request).map_batches(
         SecondVerifier,
         fn_constructor_kwargs={"verification": verification, "parts": ray.put([part for part, _ in parts])},
-        batch_size=None,
-        batch_format="pyarrow",
+        **ONE_BLOCK,
         compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
         **request.options(),
     )
@@ -72,8 +72,7 @@ def label_responses(
         .map_batches(
             FactExtraction,
             fn_constructor_kwargs=extraction,
-            batch_size=None,
-            batch_format="pyarrow",
+            **ONE_BLOCK,
             compute=ActorPoolStrategy(
                 size=min(extractor.workers, pending.blocks), max_concurrent_calls_per_actor=OPEN_BLOCKS
             ),
@@ -82,8 +81,7 @@ def label_responses(
         .map_batches(
             Verifier,
             fn_constructor_kwargs={"verification": verification},
-            batch_size=None,
-            batch_format="pyarrow",
+            **ONE_BLOCK,
             compute=ActorPoolStrategy(size=min(label.verifier.engines, pending.blocks)),
             **resources.verifier(label.verifier).options(),
         )

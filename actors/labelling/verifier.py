@@ -9,6 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 from PIL.Image import Image
 
+from actors.engine.blocks import unseal
 from actors.labelling.fact_checker import FactChecker, FactQuestion, Findings
 from actors.labelling.metrics import record_canaries, record_labelled, record_prompt_tokens
 from fgaif_ray import storage
@@ -110,8 +111,8 @@ def checks_of(second: bool, found: Findings, own: list[FactQuestion]) -> dict[st
 class Verifier:
     """Asks whether each fact is right according to the image, labels the sub-sentences and writes the block.
 
-    Takes tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. A block that is done again keeps the
-    labels that it got before for responses that are rejected this time.
+    Takes sealed tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. A block that is done
+    again keeps the labels that it got before for responses that are rejected this time.
     """
 
     def __init__(self, verification: Verification) -> None:
@@ -123,8 +124,8 @@ class Verifier:
         self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(verification.config.verifier)
 
-    def __call__(self, extracted: pa.Table) -> pa.Table:
-        rows = extracted.to_pylist()
+    def __call__(self, sealed: pa.Table) -> pa.Table:
+        rows = unseal(sealed).to_pylist()
         fatal = next((row["fatal"] for row in rows if row["fatal"] is not None), None)
         if fatal is not None:
             return pa.Table.from_pylist([{"fatal": fatal}], schema=COUNTS_SCHEMA)

@@ -13,8 +13,9 @@ It is the application of `python -m jobs.serve_rewards`; where Serve listens is 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from actors.rewards.service import build_application, published_reward_folders
+from actors.rewards.service import build_application
 from fgaif_ray.config import load_config
+from fgaif_ray.rewards.files import published_reward_folders
 
 
 class RewardAppArguments(BaseModel):

@@ -30,16 +30,16 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from actors.cluster.capacity import has_capacity
+from actors.cluster.device import worker_device
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
-from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.files import ADAPTER_FILES, RewardModelFiles, kind_of, read_folder
+from fgaif_ray.rewards.files import kind_of, read_folder
 from fgaif_ray.rewards.scoring import (
     ScoredBatch,
     ScoringBatch,
@@ -84,7 +84,7 @@ class ScorerSettings:
     batch_wait_timeout_s: float
     threads: int | None
     versions: dict[str, str]
-    """Fact type -> `model_version` of its folder."""
+    """Fact type -> version of the model in its folder."""
 
 
 class RewardScorer:
@@ -99,7 +99,7 @@ class RewardScorer:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation)
-        backbone.move_to("cuda" if ray.get_gpu_ids() else "cpu")
+        backbone.move_to(worker_device())
         self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
         self._versions = settings.versions
         # One thread: forward passes do not overlap, while the event loop collects the next batch.
@@ -124,32 +124,6 @@ class RewardScorer:
         outcomes = score_batches(self._model, tuple(self._versions), batches)
         record_batch(tuple(self._versions), outcomes, time.monotonic() - began)
         return outcomes
-
-
-def published_reward_folders(config: Config) -> dict[str, str]:
-    """The reward models of the run, by fact type.
-
-    Raises:
-        UserError: one has not been trained.
-    """
-    folders = {fact_type: storage.join(config.run.dir, "rewards", fact_type) for fact_type in config.run.type_names}
-    for folder in folders.values():
-        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
-            message = (
-                f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
-            )
-            raise UserError(message)
-    return folders
-
-
-def model_version(folder: str, temperature_scaling: bool = False) -> str:
-    """A short hash of a reward model's files, another one where its temperature is applied."""
-    return _served_version(read_folder(folder), temperature_scaling)
-
-
-def _served_version(files: RewardModelFiles, temperature_scaling: bool) -> str:
-    scaled = fingerprint(files.version, "temperature scaling")[: len(files.version)]
-    return scaled if temperature_scaling else files.version
 
 
 def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
@@ -262,7 +236,7 @@ def shutdown(app_name: str = APP_NAME) -> None:
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
     scaled = config.rewards.temperature_scaling
     files = {fact_type: read_folder(folders[fact_type]) for fact_type in config.run.type_names}
-    versions = {fact_type: _served_version(found, scaled) for fact_type, found in files.items()}
+    versions = {fact_type: found.served_version(scaled) for fact_type, found in files.items()}
     return ModelList(
         models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
         model_version=combined_version(versions),

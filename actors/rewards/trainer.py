@@ -23,6 +23,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import metrics as exported
+from actors.cluster.device import torch_config, worker_device
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
@@ -67,6 +68,7 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
             "partial": partial,
             "messages": messages,
         },
+        torch_config=torch_config(),
         scaling_config=ScalingConfig(**resources.reward_trainer(config).scaling()),
         run_config=RunConfig(
             name="rewards",
@@ -164,7 +166,6 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
     """One Ray Train worker; returns what a person has to change where no worker can begin."""
     import ray.train
     import torch
-    from ray.train.torch import get_device
 
     from fgaif_ray.vlm.group import LearnerGroup
 
@@ -181,7 +182,7 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
         prepared = _prepare(config, settings["feedback"], reporter)
     except UserError as error:
         problem = error
-    group = LearnerGroup(get_device())
+    group = LearnerGroup(worker_device())
     if int(group.sum(torch.tensor(int(problem is not None)))) == group.size:
         return str(problem)  # raised, it would be tried again
     if problem is not None:
@@ -197,14 +198,12 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     Raises:
         UserError: they cannot be used.
     """
-    from ray.train.torch import get_device
-
     from fgaif_ray.rewards.data import from_feedback, prepare_data
     from fgaif_ray.vlm.backbone import load_backbone
 
     rewards = config.rewards
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
-    backbone.move_to(get_device())
+    backbone.move_to(worker_device())
     columns = ["sample_id", "image", "image_sha256", "prompt", "segments"]
     responses = from_feedback(storage.read_rows(feedback, columns=columns), config.run.type_names)
     reporter.send("begin", "read feedback", len(responses), "responses")

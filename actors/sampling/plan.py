@@ -7,6 +7,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.engine.blocks import ONE_BLOCK, seal
 from actors.metrics.count_down import count_down
 from actors.sampling.sampler import Sampler
 from fgaif_ray.cluster import resources
@@ -15,11 +16,10 @@ from fgaif_ray.config import Config
 
 def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> Iterator[dict[str, Any]]:
     """Sample a response to every task; yields the counts of each finished block (see ``Sampler``)."""
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         Sampler,
         fn_constructor_kwargs={"config": config, "partial": partial},
-        batch_size=None,
-        batch_format="pyarrow",
+        **ONE_BLOCK,
         compute=ActorPoolStrategy(size=min(config.sample.engines, len(blocks))),
         **resources.sampler(config).options(),
     )

@@ -6,6 +6,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from actors import metrics
+from actors.engine.blocks import unseal
 from actors.engine.chat import ImageChat
 from actors.engine.start import BAN, image_prompt, start_engine
 from fgaif_ray import storage
@@ -40,7 +41,7 @@ def request_seed(run_seed: int, sample_id: str) -> int:
 class Sampler:
     """Samples a response to every image of a block and writes the block as a part of the stage.
 
-    Takes tables of ``TASK_SCHEMA`` and returns one row of counts: ``sampled``, ``rejected``, ``tokens``.
+    Takes sealed tables of ``TASK_SCHEMA`` and returns one row of counts: ``sampled``, ``rejected``, ``tokens``.
     """
 
     def __init__(self, config: Config, partial: str) -> None:
@@ -49,7 +50,8 @@ class Sampler:
         self._chat = ImageChat(config.policy.model)
         self._engine = start_engine(config.policy.model, config.sample.engine, seed=config.run.seed)
 
-    def __call__(self, tasks: pa.Table) -> pa.Table:
+    def __call__(self, sealed: pa.Table) -> pa.Table:
+        tasks = unseal(sealed)
         rows: list[dict[str, Any]] = []
         images = []
         rejected: list[dict[str, Any]] = []

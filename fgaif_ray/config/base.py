@@ -94,6 +94,9 @@ class RayConfig(Section):
     """Cluster to join; None joins the cluster a submitted job runs on, or starts Ray on this machine."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here; None counts the machine's."""
+    logical_gpus: int | None = Field(default=None, ge=1)
+    """Give a Ray started here so many GPUs that are only numbers: everything is placed as on a machine that has them,
+    and computes on the CPU. For trying a configuration before there is a GPU."""
     log_to_driver: bool = False
     """Show the log lines of workers; the jobs' own lines and errors come through either way."""
     object_store_gib: float = Field(default=1.0, gt=0)

@@ -12,6 +12,7 @@ from fgaif_ray.records import ABSENT, FACT_TYPES
 from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
 from fgaif_ray.rewards.kinds import COARSE
 from fgaif_ray.statistics.reliability import balanced_accuracy
+from fgaif_ray.storage import stages
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
 """Which change of a figure is good."""
@@ -111,7 +112,7 @@ def read_figures(run_dir: str) -> dict[str, RunMetric]:
     Raises:
         FileNotFoundError: the run has not been evaluated.
     """
-    evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
+    evaluation = storage.read_json(storage.join(run_dir, stages.EVALUATION, "metrics.json"))
     found: dict[str, RunMetric] = {}
     after, before = evaluation[AFTER], evaluation[BEFORE]
     for kind in ("overall", *FACT_TYPES):
@@ -126,7 +127,7 @@ def read_figures(run_dir: str) -> dict[str, RunMetric]:
         _add(found, f"pope.{name}", after, ("pope", name))
     if "hallucination.overall" in found and "hallucination.before" in found:
         found["removed"] = RunMetric(found["hallucination.before"].value - found["hallucination.overall"].value)
-    labels = _optional(run_dir, "feedback", "metrics.json")
+    labels = _optional(run_dir, stages.FEEDBACK, "metrics.json")
     for kind in FACT_TYPES:
         _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
         _add(found, f"labels_present.{kind}", labels, ("agreement", kind, "balanced_accuracy_present"))
@@ -186,8 +187,8 @@ def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, R
     if labels.get("facts"):
         found["calls.verification"] = RunMetric(sum(labels["facts"].values()))
     _add(found, "tokens.verification", labels, ("prefix_cache", "prompt_tokens"))
-    _add(found, "money", _optional(run_dir, "feedback", "ledger.json"), ("money",))
-    uri = storage.join(run_dir, "policy", "metrics.jsonl")
+    _add(found, "money", _optional(run_dir, stages.FEEDBACK, "ledger.json"), ("money",))
+    uri = storage.join(run_dir, stages.POLICY, "metrics.jsonl")
     if storage.exists(uri):
         from fgaif_ray.rl.run_log import read_lines
 

@@ -1,25 +1,18 @@
 """What the runs of an experiment have in common, told from their configurations alone.
 
-Each stage has a key over the sections that determine it and the keys of the stages that it reads. Runs whose keys are
-equal do the stage once. The keys serve to plan and to order; a run takes a finished stage from another one only where
-the fingerprint that its own job expects is that of the stage (``jobs.experiment_runs``).
+Runs whose planned keys of a stage are equal (``storage.stages.planned``) do the stage once. The keys serve to plan and
+to order; a run takes a finished stage from another one only where the fingerprints are equal.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from fgaif_ray.config import Config
 from fgaif_ray.experiments.variants import Run
-from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
+from fgaif_ray.storage.stages import BEFORE, EVALUATION, FEEDBACK, PLANNED, POLICY, RESPONSES, REWARDS, VERDICTS
 
-RESPONSES, VERDICTS, FEEDBACK, REWARDS, POLICY, BEFORE, EVALUATION = (
-    "responses", "verdicts", "feedback", "rewards", "policy", "before", "evaluation",
-)  # fmt: skip
-STAGES: Final = (RESPONSES, VERDICTS, FEEDBACK, REWARDS, POLICY, BEFORE, EVALUATION)
-"""In the order in which a run has them. ``verdicts``: what models say of facts, of which labels are made.
-``before``: the answers of the policy before alignment."""
 JOB_OF: Final = {
     RESPONSES: "sample",
     VERDICTS: "label",
@@ -31,42 +24,13 @@ JOB_OF: Final = {
 }
 
 
-def stage_keys(config: Config) -> dict[str, str]:
-    """The key of each of STAGES; equal where runs have the stage in common."""
-    data, seed, policy = config.data, config.run.seed, config.policy.model_dump(mode="json")
-    images = _dump(data, exclude={"prompts": True, "shapes": {"evaluate_split"}})
-    asked = [images, list(data.prompts), seed]
-    label = config.label
-    models = [_models(label.extractor), _models(label.verifier, exclude={"threshold": True, "calibration": True})]
-    keys = {RESPONSES: fingerprint(RESPONSES, asked, policy, _dump(config.sample))}
-    keys[VERDICTS] = fingerprint(VERDICTS, keys[RESPONSES], models)
-    keys[FEEDBACK] = fingerprint(
-        FEEDBACK, keys[VERDICTS], _dump(label, exclude={"extractor": True, "batch_size": True})
-    )
-    keys[REWARDS] = fingerprint(REWARDS, keys[FEEDBACK], _dump(config.rewards), seed)
-    keys[POLICY] = fingerprint(POLICY, keys[REWARDS], asked, policy, _dump(config.align))
-    evaluated = _dump(data, {"shapes": {"augmented"}})
-    keys[BEFORE] = fingerprint(BEFORE, evaluated, seed, policy, _dump(config.evaluate))
-    keys[EVALUATION] = fingerprint(EVALUATION, keys[POLICY], keys[BEFORE])
-    return keys
-
-
-def _dump(section: Any, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    dumped: dict[str, Any] = section.model_dump(mode="json", exclude=exclude)
-    return dumped
-
-
-def _models(section: Any, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return _dump(section, {"workers": True, "engines": True, "label_selector": True, **(exclude or {})})
-
-
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
     """What a run does itself and what it takes from earlier ones, where nothing is there yet."""
 
     run: Run
     own: tuple[str, ...]
-    """Names of STAGES."""
+    """Names of ``stages.PLANNED``."""
     shared: Mapping[str, str]
     """Stage -> name of the run that does it."""
 
@@ -82,7 +46,7 @@ def plan_runs(runs: Sequence[Run], known: Mapping[str, str] | None = None) -> li
     planned = []
     for run in runs:
         own, shared = [], {}
-        for stage, key in stage_keys(run.config).items():
+        for stage, key in stages.planned(run.config).items():
             if stage == FEEDBACK and VERDICTS in own:
                 owners[key] = run.name
                 continue  # labels come with the verdicts
@@ -118,7 +82,7 @@ def plan_lines(planned: Sequence[PlannedRun], timing: Mapping[str, float] | None
         shared = "; ".join(f"{', '.join(stages)} of {owner}" for owner, stages in by_owner.items())
         lines.append(f"{one.run.name:<{width}}  runs {own}" + (f"; takes {shared}" if shared else ""))
     lines.append("")
-    amounts = [f"{JOB_OF[stage]} {work[stage]} x" for stage in STAGES if work[stage]]
+    amounts = [f"{JOB_OF[stage]} {work[stage]} x" for stage in PLANNED if work[stage]]
     lines.append(f"Work: {', '.join(amounts) or 'none'}")
     if timing and work:
         seconds = sum(count * _seconds(stage, timing) for stage, count in work.items())

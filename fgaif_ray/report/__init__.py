@@ -3,7 +3,5 @@
 from typing import Final
 
 REPORT_FILE: Final = "report.html"
-REPORT_STAGE: Final = "report"
-"""Stage folder of what only the report needs: the judged examples and the settings that it shows."""
 EXAMPLES_FILE: Final = "examples.json"
 SETTINGS_FILE: Final = "settings.json"

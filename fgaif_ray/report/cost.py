@@ -6,12 +6,13 @@ from typing import Any, Final
 from fgaif_ray import storage
 from fgaif_ray.report.formats import show_clock, show_count
 from fgaif_ray.report.summary import TIMING_FILE, read_calls
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, RESPONSES
 
 _STAGES: Final = ("images", "sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report")
 _TIMED: Final = (  # job, and the file that holds its seconds where no pipeline has taken the time
-    ("sample", "responses", storage.MANIFEST),
-    ("label", "feedback", "metrics.json"),
-    ("evaluate", "evaluation", "metrics.json"),
+    ("sample", RESPONSES, storage.MANIFEST),
+    ("label", FEEDBACK, "metrics.json"),
+    ("evaluate", EVALUATION, "metrics.json"),
 )
 _PHASES: Final = ("rollout", "reward", "reference", "update", "sync")
 _LEDGER: Final = (
@@ -79,7 +80,7 @@ def _lengths(pairs: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 def ledger(run_dir: str, labels: Mapping[str, Any]) -> Pairs:
     """The calls of fact extraction, in words; kinds of calls that did not occur are left out."""
-    counts = read_optional(run_dir, "feedback", "ledger.json") or dict(labels.get("extraction") or {})
+    counts = read_optional(run_dir, FEEDBACK, "ledger.json") or dict(labels.get("extraction") or {})
     if not counts:
         return []
     counts.setdefault("failed", counts.get("failed_calls", 0))
@@ -95,7 +96,7 @@ def ledger(run_dir: str, labels: Mapping[str, Any]) -> Pairs:
 def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Pairs:
     """How much was sampled, labelled, learnt and asked."""
     pairs: Pairs = []
-    sampled = storage.read_manifest(run_dir, "responses") or {}
+    sampled = storage.read_manifest(run_dir, RESPONSES) or {}
     if "rows" in sampled:
         pairs.append(("responses sampled", show_count(sampled["rows"])))
     if "rows" in labels:
@@ -107,7 +108,7 @@ def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, A
         total = sum(line.get(key) or 0 for line in steps)
         if total:
             pairs.append((f"PPO, sampled {name}", show_count(total)))
-    answered = storage.read_manifest(run_dir, "evaluation") or {}
+    answered = storage.read_manifest(run_dir, EVALUATION) or {}
     if "rows" in answered:
         pairs.append(("answers in evaluation", show_count(answered["rows"])))
     return pairs
@@ -136,7 +137,7 @@ def tiles(run_dir: str, taken: Sequence[Mapping[str, Any]], labels: Mapping[str,
     elif taken:
         whole = sum(stage["seconds"] for stage in taken)
         found.append({"name": "Wall time", "value": show_clock(whole), "hint": "sum of the stages"})
-    counts = read_optional(run_dir, "feedback", "ledger.json") or dict(labels.get("extraction") or {})
+    counts = read_optional(run_dir, FEEDBACK, "ledger.json") or dict(labels.get("extraction") or {})
     tokens = counts.get("prompt_tokens", 0) + counts.get("completion_tokens", 0)
     if tokens:
         found.append({"name": "Extraction", "value": f"{show_count(tokens)}", "hint": "tokens"})

@@ -11,11 +11,12 @@ from fgaif_ray.config import RunConfig
 from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.fact_types import style_variables, type_names
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
-from fgaif_ray.report import EXAMPLES_FILE, REPORT_STAGE, SETTINGS_FILE, cost, formats, result
+from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE, cost, formats, result
 from fgaif_ray.report.examples import DRAWN, GROUPS, predicted_codes, verdict_codes
 from fgaif_ray.report.summary import SUMMARY_FILE, package_versions
 from fgaif_ray.report.training import read_metrics, training_charts
 from fgaif_ray.report.verdicts import CLASS_SHORT, cards
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, POLICY, REPORT, REWARDS
 
 SHOWN: Final = 4
 """Examples of a group that are seen at once; the others open with a click."""
@@ -33,14 +34,14 @@ def build_report(run_dir: str) -> str:
     Raises:
         FileNotFoundError: ``evaluation/metrics.json`` or the files of ``report/`` are not there.
     """
-    evaluation = storage.read_json(storage.join(run_dir, "evaluation", "metrics.json"))
-    settings = storage.read_json(storage.join(run_dir, REPORT_STAGE, SETTINGS_FILE))
-    examples = storage.read_json(storage.join(run_dir, REPORT_STAGE, EXAMPLES_FILE))
-    labels = cost.read_optional(run_dir, "feedback", "metrics.json")
+    evaluation = storage.read_json(storage.join(run_dir, EVALUATION, "metrics.json"))
+    settings = storage.read_json(storage.join(run_dir, REPORT, SETTINGS_FILE))
+    examples = storage.read_json(storage.join(run_dir, REPORT, EXAMPLES_FILE))
+    labels = cost.read_optional(run_dir, FEEDBACK, "metrics.json")
     types = RunConfig(dir=run_dir, fact_types=settings.get("fact_types", FACT_TYPES)).types
     names = type_names(types)
-    rewards = {kind: cost.read_optional(run_dir, "rewards", kind, "metrics.json") or None for kind in names}
-    policy = storage.join(run_dir, "policy")
+    rewards = {kind: cost.read_optional(run_dir, REWARDS, kind, "metrics.json") or None for kind in names}
+    policy = storage.join(run_dir, POLICY)
     steps, stages = read_metrics(policy), cost.stages(run_dir)
     charts = training_charts(policy, names)
     environment = _environment()

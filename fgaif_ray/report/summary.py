@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fgaif_ray import storage
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.storage import stages
 
 SUMMARY_FILE: Final = "summary.json"
 TIMING_FILE: Final = "timing.json"
@@ -69,16 +70,16 @@ def read_calls(run: str) -> dict[str, Any] | None:
 
 def build_summary(run: str, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
     """Collect the figures of the finished stages and write them to ``<run>/summary.json``."""
-    labels = storage.read_json(storage.join(run, "feedback", "metrics.json"))
+    labels = storage.read_json(storage.join(run, stages.FEEDBACK, "metrics.json"))
     agreement = labels.get("agreement") or {}
-    rewards = {kind: storage.read_json(storage.join(run, "rewards", kind, "metrics.json")) for kind in types}
+    rewards = {kind: storage.read_json(storage.join(run, stages.REWARDS, kind, "metrics.json")) for kind in types}
     timing_uri = storage.join(run, TIMING_FILE)
     summary: dict[str, Any] = {
         "labels": {
             "balanced_accuracy": {kind: agreement[kind]["balanced_accuracy"] for kind in types if kind in agreement}
         },
         "rewards": rewards,
-        "alignment": storage.read_json(storage.join(run, "evaluation", "metrics.json")),
+        "alignment": storage.read_json(storage.join(run, stages.EVALUATION, "metrics.json")),
         "timing": storage.read_json(timing_uri) if storage.exists(timing_uri) else {},
         "versions": package_versions(),
         "calls": read_calls(run),

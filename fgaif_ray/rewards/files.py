@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from safetensors.torch import save_file
-
 from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
+from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.kinds import Granularity, RewardKind
+from fgaif_ray.storage import stages
 
 ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 HEAD_FILE: Final = ADAPTER_FILES[-1]
@@ -35,6 +37,11 @@ class RewardModelFiles:
     """Digest of all files."""
     metadata: Mapping[str, str]
     """Of the head."""
+
+    def served_version(self, temperature_scaling: bool) -> str:
+        """The version of what it says: another one where its temperature is applied."""
+        scaled = fingerprint(self.version, "temperature scaling")[: len(self.version)]
+        return scaled if temperature_scaling else self.version
 
     @property
     def granularity(self) -> Granularity:
@@ -56,6 +63,32 @@ def read_folder(folder: str) -> RewardModelFiles:
     return RewardModelFiles(adapter, version, header.get("__metadata__", {}))
 
 
+def published_reward_folders(config: Config) -> dict[str, str]:
+    """The reward models of the run, by fact type.
+
+    Raises:
+        UserError: one has not been trained.
+    """
+    folders = stages.reward_folders(config)
+    for folder in folders.values():
+        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
+            message = (
+                f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
+            )
+            raise UserError(message)
+    return folders
+
+
+def published_versions(config: Config) -> list[str]:
+    """The versions of the run's reward models, in the order of their fact types.
+
+    Raises:
+        UserError: one has not been trained.
+    """
+    scaled = config.rewards.temperature_scaling
+    return [read_folder(folder).served_version(scaled) for folder in published_reward_folders(config).values()]
+
+
 def kind_of(files: Mapping[str, RewardModelFiles]) -> RewardKind:
     """What kind of reward model the folders of a run are, whatever the configuration says."""
     if any(found.granularity == "response" for found in files.values()):
@@ -66,6 +99,8 @@ def kind_of(files: Mapping[str, RewardModelFiles]) -> RewardKind:
 
 def save_tensors(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file that others may read."""
+    from safetensors.torch import save_file  # brings torch, which readers do without
+
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(contiguous, path, metadata=dict(metadata))
     path.chmod(0o644)  # safetensors writes for the owner alone

@@ -11,11 +11,11 @@ from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames, Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress
-from fgaif_ray.records import fingerprint
 from fgaif_ray.sources.dataset import open_dataset
 from fgaif_ray.sources.row import Row, RowSource, parse_row
-from fgaif_ray.sources.sets import STAGE, ImageSets, cut_rows
+from fgaif_ray.sources.sets import ImageSets, cut_rows
 from fgaif_ray.sources.tables import open_files
+from fgaif_ray.storage import stages
 
 STORED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 STORED_ROWS: Final = 4096
@@ -44,7 +44,7 @@ def prepare_rows(config: Config) -> ImageSets:
         sets = cut_rows(_paths(source), config.data, source.name)
         _require_images(sets, source.name)
         return sets
-    stage = _stage(config, source)
+    stage = stages.images_of_rows(config, source.key)
     if stage.is_complete():
         return cut_rows(_paths(_stored(stage)), config.data, source.name)
     sets = cut_rows(_named(source, stage), config.data, source.name)
@@ -54,11 +54,11 @@ def prepare_rows(config: Config) -> ImageSets:
 
 def provided_responses(config: Config, sets: ImageSets) -> Iterator[dict[str, Any]]:
     """The ``image``, ``prompt`` and ``response`` of every row of the sample set that has a response, in order."""
-    if not sets.given:
+    if not sets.provided:
         return
     source = _open(config)
     if source.embedded:
-        source = _stored(_stage(config, source))
+        source = _stored(stages.images_of_rows(config, source.key))
     sampled = set(sets.sample)
     for row in source.read():
         if row.response is not None and row.image in sampled:
@@ -71,14 +71,6 @@ def _open(config: Config) -> RowSource:
         return open_dataset(data)
     assert data.path is not None  # the configuration checks it
     return open_files(data.path, data.columns)
-
-
-def _stage(config: Config, source: RowSource) -> storage.Stage:
-    data = config.data
-    sizes = (data.sample_images, data.align_images, data.evaluate_images)
-    return storage.Stage(
-        config.run.dir, STAGE, fingerprint("rows-1", data.columns.model_dump(), sizes, data.split, source.key)
-    )
 
 
 def _paths(source: RowSource) -> Iterator[tuple[str, str | None, str | None]]:

@@ -8,8 +8,6 @@ from typing import Any, Final
 from fgaif_ray.config import DataConfig
 from fgaif_ray.errors import UserError
 
-STAGE: Final = "images"
-"""Stage of a run that holds the images which do not lie in files of their own."""
 FEWEST_IMAGES: Final = 5
 
 
@@ -26,7 +24,7 @@ class ImageSets:
     evaluate: list[str]
     prompts: Mapping[str, tuple[str, ...]] | None = None
     """What the source asks about each image; in the sample set, what has no response yet. None: ``data.prompts``."""
-    given: int = 0
+    provided: int = 0
     """Responses to images of the sample set that came with the data."""
     provided_key: str = ""
     """A digest of those responses."""

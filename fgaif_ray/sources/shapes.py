@@ -12,11 +12,11 @@ from typing import Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress
-from fgaif_ray.records import fingerprint
 from fgaif_ray.shapes.augmentation import augment
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import Scene, Split, draw_scene
-from fgaif_ray.sources.sets import STAGE, ImageSets
+from fgaif_ray.sources.sets import ImageSets
+from fgaif_ray.storage import stages
 
 TRUTH_FILE: Final = "scenes.jsonl"
 _HELDOUT: Final = "heldout"
@@ -24,24 +24,20 @@ _HELDOUT: Final = "heldout"
 
 def _stages(config: Config) -> list[tuple[storage.Stage, list[tuple[str, Split, int]], float]]:
     """The stages that these images take, what is in them, and the share of their images that are augmented."""
-    data, seed = config.data, config.run.seed
-    home = data.path or config.run.dir
+    data = config.data
     count = data.sample_images + data.align_images
     train: list[tuple[str, Split, int]] = [(f"train-{i:06d}.png", "train", i) for i in range(count)]
     heldout: list[tuple[str, Split, int]] = [
         (f"{_HELDOUT}-{i:06d}.png", "heldout", i) for i in range(data.evaluate_images)
     ]
-    counts = (data.sample_images, data.align_images, data.evaluate_images)
-    stages = [(storage.Stage(home, STAGE, fingerprint("shapes-1", seed, *counts)), train + heldout, 0.0)]
+    plans = [(stages.images_of_shapes(config), train + heldout, 0.0)]
     if data.shapes.augmented:
-        key = fingerprint("shapes-augmented-1", seed, count, data.shapes.augmented)
-        stages.append((storage.Stage(home, f"{STAGE}_augmented", key), train, data.shapes.augmented))
+        plans.append((stages.augmented_shapes(config), train, data.shapes.augmented))
     split = data.shapes.evaluate_split
     if split != _HELDOUT:
         scenes: list[tuple[str, Split, int]] = [(f"{split}-{i:06d}.png", split, i) for i in range(data.evaluate_images)]
-        key = fingerprint("shapes-split-1", seed, split, data.evaluate_images)
-        stages.append((storage.Stage(home, f"{STAGE}_{split}", key), scenes, 0.0))
-    return stages
+        plans.append((stages.split_shapes(config), scenes, 0.0))
+    return plans
 
 
 def _draw(stage: storage.Stage, plan: Sequence[tuple[str, Split, int]], augmented: float, seed: int) -> None:

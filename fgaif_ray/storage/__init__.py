@@ -33,7 +33,6 @@ from fgaif_ray.storage.stage import (
     Stage,
     copy_stage,
     read_manifest,
-    require_stage,
 )
 
 __all__ = [
@@ -59,7 +58,6 @@ __all__ = [
     "read_rows",
     "remove_file",
     "remove_folder",
-    "require_stage",
     "resolve_path",
     "upload_folder",
     "write_bytes",

@@ -11,7 +11,6 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.errors import UserError
 from fgaif_ray.storage.files import (
     exists,
     filesystem_of,
@@ -116,16 +115,4 @@ def read_manifest(run: str, name: str) -> dict[str, Any] | None:
     if not exists(uri):
         return None
     manifest: dict[str, Any] = read_json(uri)
-    return manifest
-
-
-def require_stage(run: str, name: str, job: str) -> dict[str, Any]:
-    """The manifest of a stage that another one needs.
-
-    Raises:
-        UserError: it has not been published; the message names the job that does.
-    """
-    manifest = read_manifest(run, name)
-    if manifest is None:
-        raise UserError(f"{join(run, name)} is not there: run `python -m jobs.{job}` with this configuration first.")
     return manifest

@@ -17,7 +17,8 @@ from PIL import Image
 from ray import serve
 from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file
-from support.reward_helpers import CHECKPOINT, picture, save_reward_models, service_config
+from support.alignment_runs import align_config
+from support.reward_helpers import CHECKPOINT, picture, save_reward_models
 
 from actors.alignment.rewarder import Rewarder
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, rollout_workers, sample
@@ -31,49 +32,6 @@ from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
 from jobs import align
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
-
-STEPS = 3
-BATCH = 8
-ENGINE = {
-    "dtype": "float32",
-    "max_model_len": 256,
-    "max_num_seqs": 16,
-    "kv_cache_gib": 0.1,
-    "enforce_eager": True,
-    "num_cpus": 0.5,
-    "threads": 1,
-}
-
-
-def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4, ahead: bool = False) -> Config:
-    tree = service_config(run_dir).model_dump(mode="json")
-    tree["data"] |= {
-        "sample_images": 1,
-        "align_images": 12,
-        "evaluate_images": 1,
-        "prompts": ["Describe it.", "What is it?"],
-    }
-    # Relative, as people write it: every process of the run must read it from the same folder.
-    tree["policy"] = {"model": os.path.relpath(CHECKPOINT), "dtype": "float32"}
-    tree["align"] |= {
-        "steps": STEPS,
-        "rollout_batch_size": BATCH,
-        "lora": {"rank": 4, "alpha": 8},
-        "checkpoint_every": 1,
-        "log_samples_every": 1,
-        "cpus_per_worker": 0.5,
-        "threads": 1,
-    }
-    rates = {"learning_rate": 1e-2, "critic_learning_rate": 1e-3}
-    tree["align"]["ppo"] |= {"minibatch_size": 4, "micro_batch_size": 4, **rates}
-    rollout = {"max_tokens": 16, "sync": sync, "log_prob_tolerance": tolerance, "engine": ENGINE}
-    tree["align"]["rollout"] |= rollout
-    if ahead:
-        tree["align"]["rollout"]["max_staleness"] = 1
-        tree["align"]["samples_per_prompt"] = 2
-        tree["align"]["ppo"] |= {"micro_batch_tokens": 120, "schedule": "linear"}
-        tree["align"]["kl"]["placement"] = "loss"
-    return Config.model_validate(tree)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +11,6 @@ import pytest
 from support.local_head import DEADLINE_S, Head, started_head
 
 from fgaif_ray.storage import read_manifest
-
-MAXIMUM_UPLOAD = 32 * 1024**2
-"""Bytes; two thirds of it are the three checkpoints of the embedded world."""
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +75,3 @@ def test_a_cancelled_job_leaves_what_it_has_finished(
     assert not (run / "responses").exists()
     assert "run the same command again to go on" in client.get_job_logs(job)
     assert read_manifest(str(run), "images") is not None
-
-
-def test_an_upload_holds_what_nodes_need_and_nothing_else(repository: Path, tmp_path: Path) -> None:
-    from ray._private.runtime_env.packaging import create_package
-
-    target = tmp_path / "package.zip"
-    create_package(str(repository), target, include_gitignore=True, excludes=[])
-    with zipfile.ZipFile(target) as package:
-        names = package.namelist()
-    assert {name.partition("/")[0] for name in names if "/" in name} == {"actors", "configs", "fgaif_ray", "jobs"}
-    assert {"cluster.yaml", "jobs/pipeline.py", "configs/shapes.yaml"} <= set(names)
-    assert not any(name.endswith((".pyc", ".env", ".pem", ".key")) for name in names)
-    assert target.stat().st_size < MAXIMUM_UPLOAD

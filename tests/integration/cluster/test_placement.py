@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -37,12 +36,6 @@ while ray.available_resources()["CPU"] != ray.cluster_resources()["CPU"]:
     time.sleep(0.1)
 print("> free", flush=True)
 """
-
-
-@pytest.fixture
-def nodes() -> Iterator[LocalNodes]:
-    with LocalNodes() as started:
-        yield started
 
 
 def told(output: IO[str]) -> list[str]:

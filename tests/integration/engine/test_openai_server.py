@@ -18,6 +18,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.extraction import response_format
 from fgaif_ray.feedback.prompts import load_prompt
 
+pytestmark = pytest.mark.vllm
 EXTRACTOR = ROOT / "fgaif_ray" / "shapes" / "checkpoints" / "extractor"
 ENGINE = EngineConfig(
     dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gib=0.25, enforce_eager=True, threads=1
@@ -31,7 +32,6 @@ def group_members(leader: int) -> list[str]:
     return [pid for group, state, pid in rows if int(group) == leader and not state.startswith("Z")]
 
 
-@pytest.mark.vllm
 def test_own_server_answers_the_client_and_is_gone_after_stop(tmp_path: Path) -> None:
     log = str(tmp_path / "server.log")
     server = start_openai_server(str(EXTRACTOR), "extractor", ENGINE, log, compact_json=False)

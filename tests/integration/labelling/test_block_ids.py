@@ -10,6 +10,7 @@ import pytest
 from actors.labelling import block_ids
 from fgaif_ray.cluster.resources import ResourceRequest
 
+pytestmark = pytest.mark.ray
 CONSUMER = ResourceRequest("Consumer", "label.extractor", 1, 1, 0, {})
 TASK_NS = 300_000_000
 

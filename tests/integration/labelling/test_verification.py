@@ -13,13 +13,13 @@ from support.fake_openai import FakeOpenAI
 from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, KEY_VARIABLE, Rules, make_config, write_responses
 
 from actors.labelling.extraction import EXTRACTED_SCHEMA
-from actors.labelling.second_verifier import parts_left
 from actors.labelling.verifier import Verification, Verifier
 from fgaif_ray import storage
 from fgaif_ray.audit.control_items import load_canaries
 from fgaif_ray.config import CalibrationConfig, CanaryConfig, Config, EngineConfig, VerifierConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA
+from fgaif_ray.feedback.label_sources import feedback_stages
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.shapes import tiny_llava
 from fgaif_ray.shapes.canaries import scene_canaries
 from fgaif_ray.sources import load_truth
@@ -205,7 +205,7 @@ class TestRepeatedBlock:
             for row in responses
         ]
         rejected = [rows[0], rows[1] | {"facts": None, "reason": "timeout: no answer"}]
-        stage, rejected_stage = label.stages_of(config)
+        stage, rejected_stage = feedback_stages(config)
         half = dict.fromkeys(FACT_TYPES, 0.5)
         verification = Verification(
             config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
@@ -217,12 +217,3 @@ class TestRepeatedBlock:
         assert counts == [2, 2, 2]
         assert len(list(storage.read_rows(stage.partial))) == 2
         assert storage.list_parts(rejected_stage.partial) == []
-
-
-def test_a_second_pass_goes_on_with_the_parts_that_are_left(tmp_path: Path) -> None:
-    row = dict.fromkeys(("sample_id", "image", "image_sha256", "prompt", "response", "model"), "x")
-    row |= {"token_ids": None, "finish_reason": None, "segments": []}
-    for name, annotator in (("done", {"second_verifier": {}}), ("left", {"verifier": {}})):
-        rows = [row | {"annotator": json.dumps(annotator)}] * 3
-        storage.write_part(str(tmp_path), rows, FEEDBACK_SCHEMA, name)
-    assert parts_left(str(tmp_path)) == [(storage.part_uri(str(tmp_path), "left"), 3)]

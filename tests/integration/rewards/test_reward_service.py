@@ -39,11 +39,11 @@ from fgaif_ray.adapters.skyrl import DenseRewards
 from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.files import read_folder
 from fgaif_ray.serving.client import AsyncRewardClient, reward_item
 from fgaif_ray.serving.wire import MAX_BODY_BYTES, MAX_ITEMS, MAX_RESPONSE_CHARACTERS, ScoredResponse
 
 pytestmark = pytest.mark.ray
-
 RESPONSES = [
     RESPONSE,
     "A red circle.",
@@ -344,7 +344,7 @@ def test_models_are_listed_with_their_versions(service: Service) -> None:
         [scored] = client.score([reward_item(picture(), PROMPT, RESPONSE)])
     assert [card.id for card in listed.models] == list(FACT_TYPES)
     assert [card.version for card in listed.models] == [
-        reward_service.model_version(folder) for folder in service.folders.values()
+        read_folder(folder).version for folder in service.folders.values()
     ]
     assert listed.model_version == service.info.model_version == scored.model_version
     assert str(Path(CHECKPOINT).parent) not in listed.model_dump_json()
@@ -423,18 +423,13 @@ def test_a_coarse_verdict_is_not_to_be_divided(service: Service, tmp_path: Path)
 
 def test_applied_temperatures_are_another_version(service: Service) -> None:
     folder = service.folders["existence"]
-    assert reward_service.model_version(folder) != reward_service.model_version(folder, temperature_scaling=True)
+    assert read_folder(folder).served_version(False) != read_folder(folder).served_version(True)
 
 
 def test_an_open_port_needs_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FGAIF_REWARD_TOKEN")
     with pytest.raises(UserError, match="FGAIF_REWARD_TOKEN"):
         reward_service.deploy(service_config(Path(service.config.run.dir), host="0.0.0.0"), service.folders)
-
-
-def test_an_untrained_run_names_the_job_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"jobs\.train_rewards"):
-        reward_service.published_reward_folders(service_config(tmp_path))
 
 
 def test_the_token_is_nowhere_in_the_run_and_the_settings(service: Service) -> None:

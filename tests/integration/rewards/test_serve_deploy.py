@@ -4,34 +4,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from support.local_head import DEADLINE_S, Head, free_ports, started_head
 from support.reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models
 from support.reward_service_helpers import TOKEN, assert_scores, offline_scores
+from support.serve_application import application_of
 
-from fgaif_ray.config import load_config
 from fgaif_ray.serving.client import RewardClient, RewardServiceError, reward_item
 from fgaif_ray.serving.wire import RewardItem, ScoredResponse
-
-APPLICATION = "configs/serve-rewards.yaml"
-
-
-def application_of(repository: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((repository / APPLICATION).read_text())
-    return loaded
-
-
-def test_the_application_is_valid_and_listens_where_its_configuration_says(repository: Path) -> None:
-    from ray.serve.schema import ServeDeploySchema
-
-    schema = ServeDeploySchema.model_validate(application_of(repository))
-    (application,) = schema.applications
-    config = load_config(repository / application.args["config"], application.args["set"])
-    assert (config.serve.host, config.serve.port) == (schema.http_options.host, schema.http_options.port)
-    assert schema.http_options.request_timeout_s > config.serve.request_timeout_s
 
 
 def deploy(head: Head, repository: Path, file: Path) -> None:

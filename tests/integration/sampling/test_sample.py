@@ -6,57 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from support.paths import ROOT
+from support.sampling_runs import GOOD_IMAGES, MAX_TOKENS, POLICY, PROMPTS, make_config, write_images
 
 from actors.engine.chat import ImageChat
-from actors.sampling.sampler import request_seed
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
-from fgaif_ray.shapes.render import render
-from fgaif_ray.shapes.scenes import draw_scene
 from jobs import sample
-
-POLICY = ROOT / "fgaif_ray" / "shapes" / "checkpoints" / "policy"
-GOOD_IMAGES = 40
-MAX_TOKENS = 48
-PROMPTS = ("Describe this image in detail.", "What can you see in this picture?")
-
-
-def make_config(folder: Path, run: Path, **policy: Any) -> Config:
-    engine = {
-        "dtype": "float32",
-        "max_model_len": 256,
-        "max_num_seqs": 32,
-        "kv_cache_gib": 0.25,
-        "enforce_eager": True,
-        "threads": 1,
-    }
-    return Config.model_validate(
-        {
-            "run": {"dir": str(run), "seed": 3},
-            "data": {"path": str(folder), "sample_images": 100, "evaluate_images": 1, "prompts": PROMPTS},
-            "policy": {"model": str(POLICY)} | policy,
-            "sample": {"max_tokens": MAX_TOKENS, "batch_size": 24, "engine": engine},
-            "label": {"extractor": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}, "verifier": {"model": "v"}},
-            "rewards": {"backbone": str(POLICY)},
-        }
-    )
-
-
-def write_images(folder: Path) -> None:
-    """Images to sample first (poison among them), then as many again for the other sets of a run."""
-    folder.mkdir()
-    for index in range(GOOD_IMAGES):
-        render(draw_scene("train", index)).save(folder / f"a{index:03d}.png")
-    whole = (folder / "a000.png").read_bytes()
-    (folder / "a900-truncated.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "a901-text.jpg").write_text("not an image")
-    (folder / "a902-empty.png").write_bytes(b"")
-    shutil.copy(folder / "a000.png", folder / "a9015-repeated.png")  # same prompt: both indices are even
-    for index in range(GOOD_IMAGES + 8):
-        (folder / f"b{index:03d}.png").write_bytes(whole)
 
 
 @pytest.fixture(scope="module")
@@ -207,27 +162,3 @@ class TestGivenResponses:
         sample.run(again)
         resumed = list(storage.read_rows(str(tmp_path / "run" / "responses")))
         assert sorted(resumed, key=lambda row: row["sample_id"]) == sorted(rows, key=lambda row: row["sample_id"])
-
-
-def test_model_that_is_no_vision_language_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    with pytest.raises(UserError, match="LLaVA checkpoint"):
-        sample.run(make_config(tmp_path / "images", tmp_path / "run", model=str(tmp_path)))
-
-
-def test_chat_agrees_with_the_backbone_that_reads_the_responses_later(chat: ImageChat) -> None:
-    from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
-
-    backbone = load_backbone(str(POLICY))
-    assert list(chat.token_ids(PROMPTS[0])) == backbone.prompt_ids(PROMPTS[0])
-    assert chat.banned == banned_token_ids(backbone)
-    assert chat.image_tokens == backbone.image_token_count(Image.new("RGB", (60, 60)))
-
-
-def test_prompt_that_holds_the_image_token_is_refused(chat: ImageChat) -> None:
-    with pytest.raises(ValueError, match="image token"):
-        chat.token_ids("Compare with <image> please.")
-
-
-def test_request_seeds_depend_on_run_and_sample() -> None:
-    assert len({request_seed(0, "a"), request_seed(1, "a"), request_seed(0, "b")}) == 3

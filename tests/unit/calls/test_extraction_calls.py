@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fact_extraction import DOG_FACTS, RESPONSE, make_extractor
 from support.fake_openai import DOG, FakeOpenAI, Reply
-from unit.feedback.test_feedback_extractor import DOG_FACTS, RESPONSE, make_extractor
 
 from fgaif_ray.calls import chat_caller
 from fgaif_ray.calls.client import CallClient

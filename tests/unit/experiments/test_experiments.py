@@ -20,14 +20,13 @@ from fgaif_ray.experiments.sharing import (
     BEFORE,
     EVALUATION,
     FEEDBACK,
+    PLANNED,
     POLICY,
     RESPONSES,
     REWARDS,
-    STAGES,
     VERDICTS,
     plan_lines,
     plan_runs,
-    stage_keys,
 )
 from fgaif_ray.experiments.truth import reward_accuracy, truth_answers
 from fgaif_ray.experiments.variants import NAMES, build_experiment, build_runs
@@ -35,6 +34,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.model import ScoringItem
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 from fgaif_ray.statistics.paired import mean_interval, paired_difference, student_t_cdf, student_t_quantile
+from fgaif_ray.storage.stages import planned
 
 RUN = "runs/x"
 WITH_FACTS = [[1000, 7, 0], [3, 30, 10], [2, 5, 5]]
@@ -57,9 +57,9 @@ def shared_between(first: tuple[str, str], second: tuple[str, str]) -> set[str]:
     keys = []
     for experiment, variant in (first, second):
         runs = build_runs(build_experiment(experiment, config), config, [0])
-        keys.append(next(stage_keys(run.config) for run in runs if run.variant.name == variant))
+        keys.append(next(planned(run.config) for run in runs if run.variant.name == variant))
     one, other = keys
-    return {stage for stage in STAGES if one[stage] == other[stage]}
+    return {stage for stage in PLANNED if one[stage] == other[stage]}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,12 +95,12 @@ def test_one_verdict_per_response_takes_no_length_term(experiment: str, variant:
 
 
 def test_all_experiments_train_one_coarse_policy() -> None:
-    assert shared_between(("ablation", "coarse"), ("unified", "coarse")) == set(STAGES)
-    assert shared_between(("ablation", "coarse"), ("cost", "coarse")) == set(STAGES)
+    assert shared_between(("ablation", "coarse"), ("unified", "coarse")) == set(PLANNED)
+    assert shared_between(("ablation", "coarse"), ("cost", "coarse")) == set(PLANNED)
 
 
 def test_other_scenes_to_evaluate_on_share_the_aligned_policy() -> None:
-    assert shared("ood", "plain-heldout", "plain-fog") == set(STAGES) - {BEFORE, EVALUATION}
+    assert shared("ood", "plain-heldout", "plain-fog") == set(PLANNED) - {BEFORE, EVALUATION}
 
 
 def test_augmented_images_share_the_answers_before_alignment_alone() -> None:
@@ -109,16 +109,14 @@ def test_augmented_images_share_the_answers_before_alignment_alone() -> None:
 
 def test_seeds_share_nothing() -> None:
     config = base()
-    one, other = (
-        stage_keys(run.config) for run in build_runs(build_experiment("cost", config, ["fine"]), config, [0, 1])
-    )
-    assert all(one[stage] != other[stage] for stage in STAGES)
+    one, other = (planned(run.config) for run in build_runs(build_experiment("cost", config, ["fine"]), config, [0, 1]))
+    assert all(one[stage] != other[stage] for stage in PLANNED)
 
 
 def test_the_reference_of_two_experiments_is_the_same_run() -> None:
     config = base()
     keys = [
-        stage_keys(build_runs(build_experiment(name, config), config, [0])[0].config) for name in ("ablation", "noise")
+        planned(build_runs(build_experiment(name, config), config, [0])[0].config) for name in ("ablation", "noise")
     ]
     assert keys[0] == keys[1]
 
@@ -136,8 +134,8 @@ def test_the_plan_says_who_does_what() -> None:
 def test_the_plan_takes_what_another_experiment_has() -> None:
     config = base()
     (run,) = build_runs(build_experiment("cost", config, ["fine"]), config, [0])
-    (planned,) = plan_runs([run], dict.fromkeys(stage_keys(run.config).values(), "elsewhere"))
-    assert planned.own == ()
+    (only,) = plan_runs([run], dict.fromkeys(planned(run.config).values(), "elsewhere"))
+    assert only.own == ()
 
 
 def test_the_work_is_estimated_from_a_timed_run() -> None:

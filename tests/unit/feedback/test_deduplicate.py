@@ -11,6 +11,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.control_items import CANARIES_SCHEMA
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.deduplicate import deduplicate
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
 from jobs import label
 
@@ -59,10 +60,10 @@ def begin(config: Config, ids: str) -> tuple[storage.Stage, storage.Stage]:
     stage.begin()
     storage.write_part(stage.partial, [response(name) for name in ids], RESPONSES_SCHEMA)
     stage.publish({"rows": len(ids)})
-    stages = label.stages_of(config)
-    for stage in stages:
+    both = feedback_stages(config)
+    for stage in both:
         stage.begin()
-    return stages
+    return both
 
 
 def ids_in(folder: str) -> list[str]:

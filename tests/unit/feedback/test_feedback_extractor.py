@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from support.fact_extraction import DOG_FACTS, RESPONSE, make_extractor
 from support.fake_openai import DOG, FakeOpenAI, Reply
 
 from fgaif_ray.calls import chat_caller
@@ -22,9 +23,6 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import Fact
-
-DOG_FACTS = [Fact("existence", "There is a dog.")]
-RESPONSE = "A dog is here."
 
 
 @pytest.fixture
@@ -36,16 +34,6 @@ def endpoint() -> Iterator[FakeOpenAI]:
 @pytest.fixture(autouse=True)
 def quick_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_caller, "FIRST_WAIT_S", 0.01)
-
-
-def make_extractor(endpoint: FakeOpenAI, **options: Any) -> FactExtractor:
-    settings: dict[str, Any] = {
-        "api_key": "key",
-        "prompt": load_prompt("extract-short-v2"),
-        "max_retries": 2,
-        "timeout_s": 30,
-    }
-    return FactExtractor(endpoint.url, model="annotator", **(settings | options))
 
 
 def extract(extractor: FactExtractor, *segments: str) -> list[list[Fact]]:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from integration.rewards.test_reward_training import OPTIONS, feedback_rows, silent
+from support.reward_training import OPTIONS, feedback_rows, silent
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT

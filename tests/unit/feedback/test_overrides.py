@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from fgaif_ray import storage
 from fgaif_ray.config import Config, NoiseConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.feedback.overrides import Overrides, is_flipped
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, FEEDBACK_SCHEMA, HALLUCINATED, ai_labels
 from fgaif_ray.rewards.data import from_feedback
-from jobs import label
 
 MANY = 4000
 
@@ -172,7 +172,7 @@ class TestFingerprint:
             stage = storage.Stage(str(folder), "responses", "f")
             stage.begin()
             stage.publish({"rows": 0})
-        return label.stages_of(make_config(folder, **label_settings))[0].fingerprint
+        return feedback_stages(make_config(folder, **label_settings))[0].fingerprint
 
     def test_noise_changes_it(self, tmp_path: Path) -> None:
         plain = self.key(tmp_path)

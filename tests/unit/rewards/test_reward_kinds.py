@@ -9,16 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from integration.rewards.test_reward_training import (
-    CHECKPOINT,
-    OPTIONS,
-    feedback_rows,
-    interrupted_training,
-    job_config,
-    silent,
-    train,
-)
 from pydantic import ValidationError
+from support.reward_training import CHECKPOINT, OPTIONS, feedback_rows, interrupted_training, job_config, silent, train
 
 from actors.rewards.trainer import Reporter, train_missing
 from fgaif_ray.config import Config

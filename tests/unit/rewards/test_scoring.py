@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from fgaif_ray.errors import ItemError
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.composition import RewardOptions, RewardValue
 from fgaif_ray.rewards.model import RewardModel, ScoringItem
 from fgaif_ray.rewards.scoring import (
     ScoredBatch,
@@ -172,6 +172,18 @@ def test_weights_apply() -> None:
     options = RewardOptions(weights={"existence": 1.0, "attribute": 0.0, "relation": 3.0})
     scored = compose("A red circle is here.", verdicts(("consistent", "consistent", "hallucinated")), options)
     assert scored.reward == -2.0
+
+
+@pytest.mark.parametrize(("value", "reward"), [("expected", 0.1), ("argmax", 1.0)])
+def test_the_chosen_value_of_a_verdict_is_paid(value: RewardValue, reward: float) -> None:
+    """Of a reward model that is not sure: existence probably consistent, the others absent."""
+    rows = verdicts(("absent", "absent", "absent"))
+    rows["existence"] = np.array([[0.1, 0.5, 0.4]], np.float32)
+    scored = compose("A red circle is here.", rows, RewardOptions(value=value))
+    [segment] = scored.segments
+    assert segment.rewards == pytest.approx({"existence": reward, "attribute": 0.0, "relation": 0.0})
+    assert scored.reward == pytest.approx(reward)
+    assert sum(scored.token_rewards or []) == pytest.approx(reward)
 
 
 def test_token_rewards_lie_on_the_last_token_of_each_segment() -> None:

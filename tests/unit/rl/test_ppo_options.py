@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from unit.rl.test_ppo_step import (
+from support.ppo_steps import (
     IMAGE,
     PPO,
     PROMPT,
@@ -19,6 +18,7 @@ from unit.rl.test_ppo_step import (
     trajectory,
     update,
 )
+from torch import Tensor
 
 from fgaif_ray.config import AlignConfig, GuardConfig, KLConfig
 from fgaif_ray.rl.checkpoint import LearnerState

@@ -9,89 +9,31 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.paths import ROOT
+from support.ppo_steps import (
+    IMAGE,
+    PPO,
+    PROMPT,
+    REWARDED,
+    difference,
+    experience,
+    group,
+    learner_state,
+    new_model,
+    toy_responses,
+    trajectory,
+    update,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from fgaif_ray.config import GuardConfig, KLConfig, LoRAOptions, PPOConfig
 from fgaif_ray.rl.checkpoint import LearnerState
-from fgaif_ray.rl.guards import TrainingGuards
-from fgaif_ray.rl.kl import AdaptiveKLController
 from fgaif_ray.rl.plan import PromptPlan
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.run_log import RunLog, read_lines
-from fgaif_ray.rl.step import Experience, PPOUpdater, estimate, prepare
-from fgaif_ray.rl.trajectories import Trajectory, collate
+from fgaif_ray.rl.step import PPOUpdater
 from fgaif_ray.rl.watch import trajectory_metrics
-from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.group import LearnerGroup
-
-CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/policy")
-REWARDED = 77
-PROMPT = "Describe this image in detail."
-PPO = PPOConfig(epochs=2, minibatch_size=4, micro_batch_size=2, learning_rate=1e-3, critic_learning_rate=1e-3)
-IMAGE = Image.new("RGB", (60, 60), "white")
-
-
-def new_model() -> PolicyModel:
-    return PolicyModel(load_backbone(CHECKPOINT, "float32"), LoRAOptions(rank=4, alpha=8))
-
-
-def group() -> LearnerGroup:
-    return LearnerGroup(torch.device("cpu"))
-
-
-def toy_responses(count: int = 8, seed: int = 0) -> list[list[int]]:
-    """Random words of one to six tokens; about every other one says the token that is rewarded."""
-    generator = torch.Generator().manual_seed(seed)
-    responses = []
-    for index in range(count):
-        words = torch.randint(60, 120, (1 + index % 6,), generator=generator).tolist()
-        if index % 2:
-            words[-1] = REWARDED
-        responses.append(words)
-    return responses
-
-
-def trajectory(index: int, ids: list[int], log_probs: list[float], **changes: object) -> Trajectory:
-    rewards = tuple(1.0 if token == REWARDED else -0.2 for token in ids)
-    settings = {
-        "sample_id": str(index),
-        "image": "white.png",
-        "prompt": PROMPT,
-        "token_ids": tuple(ids),
-        "behaviour_log_probs": tuple(log_probs),
-        "finish_reason": "stop",
-        "policy_version": 0,
-        "response": "",
-        "segment_spans": (),
-        "token_ends": (),
-        "token_rewards": rewards,
-    }
-    return Trajectory(**(settings | changes))  # type: ignore[arg-type]
-
-
-def experience(
-    model: PolicyModel,
-    responses: list[list[int]],
-    config: PPOConfig = PPO,
-    lost: frozenset[int] = frozenset(),
-    learners: LearnerGroup | None = None,
-) -> Experience:
-    rows = model.encode([PROMPT] * len(responses), [IMAGE] * len(responses), responses)
-    estimates = estimate(model, rows, 4)
-    trajectories = []
-    for index, ids in enumerate(responses):
-        changes: dict[str, object] = {"token_rewards": None, "reward_failure": "lost"} if index in lost else {}
-        trajectories.append(trajectory(index, ids, estimates.log_probs[index, : len(ids)].tolist(), **changes))
-    batch = collate(trajectories, model.backbone.eos_token_id)
-    return prepare(rows, batch, estimates, config, KLConfig(), 0.1, learners or group())
-
-
-def update(model: PolicyModel, data: Experience, config: PPOConfig = PPO, minibatches: int = 2) -> dict[str, float]:
-    return PPOUpdater(model, config, group()).update(data, 0, torch.Generator().manual_seed(0), minibatches)
 
 
 def rewarded_log_prob(model: PolicyModel, responses: list[list[int]]) -> float:
@@ -124,10 +66,6 @@ def test_the_critic_comes_to_expect_the_rewards() -> None:
     later = experience(model, responses).metrics["critic/explained_variance_before"]
     assert first.metrics["critic/explained_variance_before"] == pytest.approx(0.0, abs=1e-6)
     assert later > 0.4
-
-
-def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
 def test_micro_batches_add_up_to_the_minibatch() -> None:
@@ -201,10 +139,6 @@ def test_kl_to_the_reference_costs_reward() -> None:
     assert data.metrics["reward/penalised"] == pytest.approx(
         untouched - 0.1 * data.metrics["kl/per_response"], abs=1e-4
     )
-
-
-def learner_state(model: PolicyModel, updater: PPOUpdater) -> LearnerState:
-    return LearnerState(model, updater, AdaptiveKLController(0.1, 6.0, 100), TrainingGuards(GuardConfig()))
 
 
 def test_a_saved_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:

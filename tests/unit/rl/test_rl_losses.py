@@ -82,6 +82,20 @@ def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:
     assert statistics.importance_weight_mean == pytest.approx(3.5 / 3)
 
 
+def test_the_importance_weight_is_that_of_the_policy_before_the_update() -> None:
+    """After the first optimiser step new and old differ; how far the update has come is the ratio's to say."""
+    log_probs, old, behaviour = logs(0.6).requires_grad_(), logs(0.5), logs(0.25)  # ratio 1.2, weight 2
+    loss, statistics = policy_loss(
+        log_probs, old, torch.ones(1, 1), every(old),
+        clip_range=0.5, behaviour_log_probs=behaviour, importance_cap=9.0,
+    )  # fmt: skip
+    loss.backward()
+    assert loss.item() == pytest.approx(-2.0 * 1.2)
+    assert log_probs.grad is not None
+    assert log_probs.grad.item() == pytest.approx(-2.0 * 1.2)
+    assert statistics.importance_weight_mean == pytest.approx(2.0)
+
+
 def test_mistake_6_losses_and_gradients_do_not_see_padding() -> None:
     mask = torch.tensor([[True, True, False, False]])
     log_probs = torch.tensor([[-1.0, -2.0, 500.0, NAN]], requires_grad=True)

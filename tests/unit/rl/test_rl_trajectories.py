@@ -174,6 +174,6 @@ def test_to_moves_every_tensor() -> None:
 
 
 def test_facts_per_response_counts_what_is_not_absent_over_rewarded_responses() -> None:
-    one = reward_trajectory(trajectory("b"), ((WRONG_FACT, NO_FACT, NO_FACT),), RewardOptions())
-    assert facts_per_response([rewarded("a"), one, trajectory("c")]) == 1.5
+    full = reward_trajectory(trajectory("b"), ((WRONG_FACT, TRUE_FACT, WRONG_FACT),), RewardOptions())
+    assert facts_per_response([rewarded("a"), full, trajectory("c")]) == 2.5  # and one verdict is absent
     assert math.isnan(facts_per_response([trajectory("c")]))

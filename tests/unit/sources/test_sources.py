@@ -24,7 +24,7 @@ from fgaif_ray.sources import prepare_images, provided_responses
 from fgaif_ray.sources.json_list import CHUNK, iterate_list
 from fgaif_ray.sources.sets import cut_rows
 from fgaif_ray.sources.tables import open_files
-from jobs import sample
+from fgaif_ray.storage import stages
 
 # Folders
 
@@ -138,7 +138,7 @@ def test_given_responses_of_the_sample_set_come_back_as_they_are(tmp_path: Path)
     config = configure(tmp_path / "run", path=str(path))
     sets = prepare_images(config)
     rows = list(provided_responses(config, sets))
-    assert sets.given == 2
+    assert sets.provided == 2
     assert [(row["prompt"], row["response"]) for row in rows] == [
         ("Prompt 0?", "Answer 0."),
         ("Prompt 3?", "Answer 3."),
@@ -148,7 +148,7 @@ def test_given_responses_of_the_sample_set_come_back_as_they_are(tmp_path: Path)
 def test_responses_can_be_left_aside(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", plain_rows(tmp_path))
     sets = prepare_images(configure(tmp_path / "run", path=str(path), columns={"response": None}))
-    assert sets.given == 0
+    assert sets.provided == 0
     assert len(list(sets.questions(sets.sample, ["shared"]))) == 4
 
 
@@ -163,7 +163,7 @@ def test_columns_can_have_other_names(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", rows)
     columns = {"image": "file", "prompt": "question", "response": "answer"}
     sets = prepare_images(configure(tmp_path / "run", path=str(path), columns=columns))
-    assert sets.given == 4
+    assert sets.provided == 4
 
 
 def test_a_folder_of_files_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def test_no_image_is_in_two_sets_and_no_row_of_a_set_is_lost(rows: list[Any], si
         for image, prompt, answer in rows
         if image in parts[1] | parts[2] or (image in parts[0] and answer is None)
     }
-    assert sets.given == sum(image in parts[0] and answer is not None for image, _, answer in rows)
+    assert sets.provided == sum(image in parts[0] and answer is not None for image, _, answer in rows)
 
 
 def keys_of(config: Config) -> tuple[str, str]:
     """Fingerprints of sampling and what evaluation depends on."""
     sets = prepare_images(config)
     asked = [*sets.evaluate, *sets.prompts_of(sets.evaluate, config.data.prompts)]
-    return sample.stage_of(config, sets).fingerprint, json.dumps(asked)
+    return stages.responses(config, sets).fingerprint, json.dumps(asked)
 
 
 @pytest.mark.parametrize(

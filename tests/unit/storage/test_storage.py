@@ -8,6 +8,7 @@ import pytest
 
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
+from fgaif_ray.storage import stages
 
 SCHEMA = pa.schema([("sample_id", pa.string())])
 
@@ -33,7 +34,7 @@ def test_a_published_stage_reads_back(run_dir: str) -> None:
     stage.publish({"rows": 2})
     assert stage.is_complete()
     assert [row["sample_id"] for row in storage.read_rows(stage.folder)] == ["a", "b"]
-    assert storage.require_stage(run_dir, "responses", "sample")["rows"] == 2
+    assert stages.require(run_dir, stages.RESPONSES)["rows"] == 2
 
 
 def test_an_interrupted_stage_keeps_its_parts(run_dir: str) -> None:
@@ -64,7 +65,7 @@ def test_publishing_again_replaces_the_old_stage(run_dir: str) -> None:
 
 def test_a_missing_stage_names_the_job_that_makes_it(run_dir: str) -> None:
     with pytest.raises(UserError, match=r"jobs\.label"):
-        storage.require_stage(run_dir, "feedback", "label")
+        stages.require(run_dir, stages.FEEDBACK)
 
 
 def test_a_folder_goes_to_a_run_and_back(run_dir: str, tmp_path: Path) -> None:

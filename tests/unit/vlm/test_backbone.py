@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -135,37 +133,6 @@ def test_dropout_of_a_checkpoint_is_switched_off(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = load_backbone(str(tmp_path)).model
     assert {layer.self_attn.attention_dropout for layer in model.model.language_model.layers} == {0.0}
-
-
-EXPAND_IN_VLLM = """
-import json, sys
-from PIL import Image
-from actors.engine.start import image_prompt, start_engine
-from fgaif_ray.config import EngineConfig
-
-checkpoint, picture, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-options = {"max_model_len": 128, "max_num_seqs": 2, "kv_cache_gib": 0.1, "enforce_eager": True, "threads": 1}
-engine = start_engine(checkpoint, EngineConfig(dtype="float32", **options))
-from vllm import SamplingParams
-prompt = image_prompt(ids, Image.open(picture).convert("RGB"))
-[output] = engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)
-print(json.dumps(output.prompt_token_ids))
-"""
-
-
-@pytest.mark.vllm
-def test_vllm_expands_the_image_to_the_same_ids(backbone: Backbone, image: Image.Image, tmp_path: Path) -> None:
-    image.save(tmp_path / "image.png")
-    ids = json.dumps(backbone.prompt_ids(PROMPT))
-    finished = subprocess.run(
-        [sys.executable, "-c", EXPAND_IN_VLLM, CHECKPOINT, str(tmp_path / "image.png"), ids],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    assert json.loads(finished.stdout.splitlines()[-1]) == backbone.expanded_prompt_ids(PROMPT, image)
 
 
 def test_what_four_bits_need_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

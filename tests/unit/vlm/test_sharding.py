@@ -13,8 +13,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from unit.rl.test_ppo_step import (
+from support.ppo_steps import (
     CHECKPOINT,
     PPO,
     PROMPT,
@@ -24,6 +23,7 @@ from unit.rl.test_ppo_step import (
     toy_responses,
     trajectory,
 )
+from torch import Tensor, nn
 
 from fgaif_ray.config import AlignConfig, KLConfig, LoRAOptions, PPOConfig
 from fgaif_ray.rl import policy

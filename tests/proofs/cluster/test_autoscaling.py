@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cluster.test_lost_nodes import Caller
-from integration.rewards.test_reward_training import feedback_rows, job_config, publish_feedback
 from support.fake_openai import FakeOpenAI
 from support.label_helpers import KEY_VARIABLE, answer_by_rule, make_config, write_responses
 from support.local_autoscaler import LONGEST_S, LocalAutoscaler
 from support.local_nodes import NodeJob
+from support.lost_nodes import Caller
 from support.reward_helpers import save_reward_models, service_config
+from support.reward_training import feedback_rows, job_config, publish_feedback
 
 from fgaif_ray.config import Config
 from fgaif_ray.storage import read_manifest

@@ -6,103 +6,37 @@ the stage's actors are lost at once.
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import httpx2
 import pytest
-from integration.alignment.test_align import align_config
-from integration.labelling.test_label_faults import (
-    CONCURRENCY,
-    WORKERS,
-    check_rows,
-    configure,
-    count_questions,
-    endpoint,
-)
-from integration.rewards.test_reward_training import feedback_rows, job_config, publish_feedback
-from integration.sampling.test_sample import make_config
+from support.alignment_runs import align_config
 from support.fake_openai import FakeOpenAI
+from support.label_faults import CONCURRENCY, WORKERS, check_rows, configure, count_questions, misbehaving_endpoint
 from support.label_helpers import KEY_VARIABLE, check_account, write_responses
 from support.local_nodes import LONGEST_S, LocalNodes, NodeJob
-from support.reward_helpers import PROMPT, picture, save_reward_models, service_config
+from support.lost_nodes import LOST, PARTS_BEFORE, Caller, check_said, lose_while, parts
+from support.reward_helpers import save_reward_models, service_config
+from support.reward_training import feedback_rows, job_config, publish_feedback
+from support.sampling_runs import make_config
 
-from actors.cluster.lost_nodes import NodeWatch, is_loss
 from fgaif_ray import storage
 from fgaif_ray.calls.chat_caller import on_deck
 from fgaif_ray.config import Config
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.run_log import read_lines
-from fgaif_ray.serving.client import reward_item
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
 
-__all__ = ["endpoint"]  # a fixture
-
 pytestmark = pytest.mark.timeout(2 * LONGEST_S)
-
-LOST = re.compile(r"^Node \S+ \(\w+, \w{8}\) was lost: what it was doing is done again on other nodes\.$", re.MULTILINE)
-PARTS_BEFORE = 2
-PATIENCE_S = 300.0
 
 
 @pytest.fixture
-def nodes() -> Iterator[LocalNodes]:
-    with LocalNodes() as started:
-        yield started
-
-
-def lose_while(nodes: LocalNodes, job: NodeJob, role: str, cpus: int, node: Any, begun: Any) -> None:
-    """Lose a node once the job has begun, and put another one in its place."""
-    job.wait_for(begun)
-    nodes.lose(node)
-    nodes.add(role, cpus)
-
-
-def parts(folder: str) -> int:
-    return len(storage.list_parts(folder))
-
-
-def check_said(output: str) -> None:
-    """One line for the node; nothing that reads like a crash of the job."""
-    assert len(LOST.findall(output)) == 1, output[-4000:]
-    assert "Traceback" not in output
-
-
-# Responses
-
-
-def rows_config(folder: Path, rows: int, images: int) -> Config:
-    """A run over responses that come with the data."""
-    (folder / "images").mkdir()
-    for index in range(images):
-        render(draw_scene("train", index)).resize((600, 600)).save(folder / "images" / f"{index:03d}.png")
-    asked = [
-        {"image": f"{index % images:03d}.png", "prompt": PROMPT, "response": f"Answer {index}."}
-        for index in range(rows)
-    ]
-    (folder / "images" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    config = make_config(folder / "images" / "rows.jsonl", folder / "run")
-    data = config.data.model_copy(
-        update={"source": "rows", "sample_images": images - 2, "align_images": 1, "evaluate_images": 1}
-    )
-    return config.model_copy(update={"data": data})
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_lost_node_costs_no_given_response(nodes: LocalNodes, tmp_path: Path) -> None:
-    config = rows_config(tmp_path, rows=2400, images=12)
-    node = nodes.add("data", 1)
-    with NodeJob("sample", config, nodes.address, tmp_path) as job:
-        partial = storage.join(config.run.dir, "responses.partial")
-        lose_while(nodes, job, "data", 1, node, lambda: parts(partial) >= PARTS_BEFORE)
-        check_said(job.finish())
-    told = [row["response"] for row in storage.read_rows(storage.join(config.run.dir, "responses"))]
-    assert len(told) == len(set(told)) == 2000
+def endpoint() -> Iterator[FakeOpenAI]:
+    with misbehaving_endpoint() as server:
+        yield server
 
 
 @pytest.mark.proof
@@ -202,43 +136,6 @@ def test_reward_training_goes_on_after_its_last_epoch(nodes: LocalNodes, tmp_pat
         assert [row["epoch"] for row in metrics["curve"]] == [1, 2, 3]
 
 
-# The reward service
-
-
-class Caller(threading.Thread):
-    """Asks again and again for the rewards of one response while the block lasts."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        item = reward_item(picture(), PROMPT, "There is a red circle.")
-        self._body = {"items": [item.model_dump(exclude_none=True)]}
-        self._url = url + "/v1/rewards"
-        self._done = threading.Event()
-        self.answers: list[tuple[int, dict[str, Any]]] = []
-        """Status and body; 0 where there was no answer."""
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self.join()
-
-    def run(self) -> None:
-        with httpx2.Client(timeout=PATIENCE_S) as client:
-            while not self._done.is_set():
-                try:
-                    answer = client.post(self._url, json=self._body)
-                    self.answers.append((answer.status_code, answer.json()))
-                except (httpx2.TransportError, ValueError) as error:
-                    self.answers.append((0, {"error": str(error)}))
-                time.sleep(0.02)
-
-    def good(self) -> list[float]:
-        return [body["results"][0]["reward"] for status, body in self.answers if status == 200]
-
-
 @pytest.mark.proof
 @pytest.mark.ray
 def test_the_reward_service_answers_or_says_why_not_and_comes_back(nodes: LocalNodes, tmp_path: Path) -> None:
@@ -329,44 +226,3 @@ def test_a_notice_makes_the_learner_checkpoint_before_its_node_is_lost(nodes: Lo
     assert re.search(r"^Node \S+ \(training, \w{8}\) will be taken away in \d+ s\.$", output, re.MULTILINE)
     check_said(output)
     check_steps(config, 12)
-
-
-# What the log says
-
-
-def node(identity: str, alive: bool = True, reason: int = 0) -> dict[str, Any]:
-    labels = {"role": "data"}
-    return {
-        "NodeID": identity,
-        "Alive": alive,
-        "NodeManagerAddress": "10.0.0.5",
-        "Labels": labels,
-        "DeathReason": reason,
-    }
-
-
-def test_a_lost_node_is_told_once_and_one_that_was_given_back_is_not() -> None:
-    said: list[str] = []
-    watch = NodeWatch(said.append)
-    watch.look([node("a" * 56), node("b" * 56), node("c" * 56, alive=False)], {}, 0.0)
-    for _ in range(2):
-        watch.look([node("a" * 56, False, 2), node("b" * 56, False, 4), node("c" * 56, False, 2)], {}, 0.0)
-    assert said == ["Node 10.0.0.5 (data, aaaaaaaa) was lost: what it was doing is done again on other nodes."]
-
-
-def test_a_notice_is_told_once_and_an_idle_node_that_goes_is_not() -> None:
-    said: list[str] = []
-    watch = NodeWatch(said.append)
-    for _ in range(2):
-        watch.look([node("a" * 56), node("b" * 56)], {"a" * 56: 125_000, "b" * 56: 0}, 5.0)
-    assert said == ["Node 10.0.0.5 (data, aaaaaaaa) will be taken away in 120 s."]
-
-
-def test_a_loss_is_found_below_what_ray_train_makes_of_it() -> None:
-    from ray.exceptions import ActorDiedError
-    from ray.train import WorkerGroupError
-
-    unhealthy = RuntimeError("a worker did not answer")
-    unhealthy.health_check_failure = ActorDiedError()  # type: ignore[attr-defined]
-    assert is_loss(WorkerGroupError("failed", {1: unhealthy}))
-    assert not is_loss(WorkerGroupError("failed", {0: ValueError("wrong")}))

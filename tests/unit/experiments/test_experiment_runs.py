@@ -1,11 +1,6 @@
-"""What runs of an experiment take from each other, how the job goes through them, and a small experiment with all that
-is real.
-"""
+"""What runs of an experiment take from each other, and how the job goes through them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +9,14 @@ import pytest
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
 from fgaif_ray.config import Config, load_config
-from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS, stage_keys
+from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS
 from fgaif_ray.experiments.variants import TRUTH_ANSWERS_FILE, Run, build_experiment, build_runs
+from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
 from fgaif_ray.sources import ImageSets, prepare_images
-from jobs import label, sample, train_rewards
-from jobs.evaluate import before_key
+from fgaif_ray.storage import stages
+from fgaif_ray.storage.stages import planned
+from jobs import label
 from jobs.experiment import EXTRA, MODES
 from jobs.experiment import run as run_experiment
 from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
@@ -44,7 +41,7 @@ def runs_of(base: Config, name: str, seeds: tuple[int, ...] = (0,)) -> dict[str,
 def respond(run: Run) -> ImageSets:
     """Publish the responses that a run's own job would, with a text of our own."""
     sets = prepare_images(run.config)
-    stage = sample.stage_of(run.config, sets)
+    stage = stages.responses(run.config, sets)
     stage.begin()
     rows = [
         {
@@ -59,7 +56,7 @@ def respond(run: Run) -> ImageSets:
 
 
 def give_feedback(run: Run) -> None:
-    for stage, schema in zip(label.stages_of(run.config), (FEEDBACK_SCHEMA, REJECTED_SCHEMA), strict=True):
+    for stage, schema in zip(feedback_stages(run.config), (FEEDBACK_SCHEMA, REJECTED_SCHEMA), strict=True):
         stage.begin()
         storage.write_part(stage.partial, [], schema)
         stage.publish(manifest_entries(run.config))
@@ -70,7 +67,7 @@ def finish(run: Run) -> None:
     stage = storage.Stage(run.folder, EVALUATION, "fingerprint")
     stage.begin()
     storage.write_json(storage.join(stage.partial, "metrics.json"), METRICS)
-    stage.publish({"before": before_key(run.config, prepare_images(run.config))})
+    stage.publish({"before": stages.answers_before(run.config, prepare_images(run.config))})
     mark_finished(run)
 
 
@@ -85,10 +82,10 @@ def test_equal_keys_mean_equal_fingerprints_of_the_jobs(base: Config) -> None:
     for run in (one, other):
         respond(run)
         give_feedback(run)
-    assert stage_keys(one.config)[REWARDS] == stage_keys(other.config)[REWARDS]
+    assert planned(one.config)[REWARDS] == planned(other.config)[REWARDS]
     assert fingerprint(one, RESPONSES) == fingerprint(other, RESPONSES)
     assert fingerprint(one, FEEDBACK) == fingerprint(other, FEEDBACK)
-    assert train_rewards.stage_of(one.config).fingerprint == train_rewards.stage_of(other.config).fingerprint
+    assert stages.rewards(one.config).fingerprint == stages.rewards(other.config).fingerprint
 
 
 def test_a_run_takes_the_stages_that_another_one_has(base: Config) -> None:
@@ -98,8 +95,8 @@ def test_a_run_takes_the_stages_that_another_one_has(base: Config) -> None:
     give_feedback(donor)
     storage.write_json(storage.join(donor.folder, "timing.json"), {"sample": 3.0, "label": 5.0, "evaluate": 9.0})
     assert adopt(run, [donor.folder], sets) == REWARDS
-    assert label.stages_of(run.config)[0].is_complete()
-    assert label.stages_of(run.config)[1].is_complete()
+    assert feedback_stages(run.config)[0].is_complete()
+    assert feedback_stages(run.config)[1].is_complete()
     assert storage.read_json(storage.join(run.folder, "timing.json")) == {"sample": 3.0, "label": 5.0}
 
 
@@ -110,7 +107,7 @@ def test_noise_takes_the_verdicts_to_label_anew(base: Config) -> None:
     assert adopt(run, [donor.folder], sets) == VERDICTS
     give_feedback(donor)
     assert adopt(run, [donor.folder], sets) == FEEDBACK
-    stage, _ = label.stages_of(run.config)
+    stage, _ = feedback_stages(run.config)
     assert not stage.is_complete()
     assert label.can_reuse(run.config, stage)
 
@@ -149,7 +146,7 @@ def test_answers_before_alignment_are_put_where_evaluation_looks(base: Config) -
     adopt(run, [donor.folder], sets)
     manifest = storage.read_manifest(run.folder, EVALUATION)
     assert manifest is not None
-    assert manifest["before"] == before_key(run.config, sets)
+    assert manifest["before"] == stages.answers_before(run.config, sets)
 
 
 def test_a_run_with_other_settings_is_not_finished(base: Config) -> None:
@@ -203,16 +200,6 @@ def test_the_plots_are_files_too(base: Config) -> None:
     assert all(plot.read_bytes().startswith(b"<?xml") for plot in plots)
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.experiment", *arguments],
-        capture_output=True,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        check=False,
-    )
-
-
 def test_a_dry_run_lists_the_runs_and_writes_nothing(base: Config) -> None:
     from jobs.cli import main
 
@@ -229,31 +216,3 @@ def test_wrong_seeds_are_refused(seeds: str, capsys: pytest.CaptureFixture[str])
     arguments = ["cost", "--config", "configs/shapes.yaml", f"--seeds={seeds}"]
     assert main("experiment", None, run_experiment, arguments, MODES, EXTRA) == 2
     assert "--seeds takes whole numbers" in capsys.readouterr().err
-
-
-@pytest.mark.proof
-@pytest.mark.ray
-@pytest.mark.vllm
-def test_a_small_experiment(tmp_path: Path) -> None:
-    """Two levels of noise with everything real: takes minutes, since each run starts engines and Ray of its own."""
-    from tests.test_pipeline import SMALL
-
-    folder = tmp_path / "run"
-    arguments = ["noise", "--config", "configs/shapes.yaml", "--variants", "all-40"]
-    for change in (*SMALL, "align.steps=1", f"run.dir={folder}"):
-        arguments += ["--set", change]
-    first = call(*arguments)
-    assert first.returncode == 0, first.stdout + first.stderr
-    log = (folder / "noise" / "all-40" / "seed-0" / "experiment.log").read_text()
-    assert "== sample: done before" in log
-    assert "nothing is asked again" in log
-    assert "answers of the policy before alignment are taken" in log
-    results = json.loads((folder / "noise" / "results.json").read_text())
-    reference, noisy = results["variants"]
-    replaced = {"labels.existence", "labels.attribute", "rewards.existence", "hallucination.overall", "seconds.align"}
-    assert set(noisy["figures"]) >= replaced
-    before = [variant["figures"]["hallucination.before"]["mean"] for variant in (reference, noisy)]
-    assert before[0] == before[1]
-    second = call(*arguments)
-    assert "none/seed-0: done before" in second.stdout
-    assert "all-40/seed-0: done before" in second.stdout

@@ -1,26 +1,21 @@
-import hashlib
-import json
+"""Reward models trained in this process: data, loss, figures and training."""
+
 import math
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from support.paths import ROOT
+from support.reward_training import CHECKPOINT, OPTIONS, feedback_rows, job_config, silent, train
 
-from fgaif_ray import storage
-from fgaif_ray.config import Config, LoRAOptions, RewardsConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, FEEDBACK_SCHEMA, HALLUCINATED
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards import training as reward_training
 from fgaif_ray.rewards.card import model_card
-from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
 from fgaif_ray.rewards.data import (
     ImageFeatures,
     RewardData,
@@ -30,8 +25,8 @@ from fgaif_ray.rewards.data import (
     prepare_data,
     split_by_image,
 )
-from fgaif_ray.rewards.kinds import RewardTask, reward_tasks
-from fgaif_ray.rewards.model import RewardModel, load_reward_model
+from fgaif_ray.rewards.kinds import RewardTask
+from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.training import (
     CLASS_WEIGHT_CAP,
     class_weights,
@@ -41,69 +36,6 @@ from fgaif_ray.rewards.training import (
 )
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 from jobs import train_rewards
-from jobs.cli import find_user_error
-
-CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/annotator")
-OPTIONS = RewardsConfig(
-    backbone=CHECKPOINT,
-    dtype="float32",
-    lora=LoRAOptions(rank=8, alpha=16),
-    learning_rate=5e-3,
-    batch_size=8,
-    epochs=12,
-    patience=12,
-    validation_fraction=0.25,
-)
-COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
-
-
-def feedback_rows(folder: Path, images: int = 16) -> list[dict[str, Any]]:
-    """Rows whose labels follow from the image and the place in the text: pictures of one colour, all called red.
-
-    The three types have different labels, so a model of one type is wrong as to the others.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index in range(images):
-        color = list(COLORS)[index % 2]
-        path = folder / f"{index}.png"
-        red, green, blue = COLORS[color]
-        Image.new("RGB", (60, 60), (red, green + index, blue)).save(path)
-        truth = CONSISTENT if color == "red" else HALLUCINATED
-        segments = [
-            ("The whole image is red, ", (truth, ABSENT, CONSISTENT)),
-            ("and that is all there is.", (ABSENT, HALLUCINATED, truth)),
-        ]
-        text = "".join(part for part, _ in segments)
-        starts = [0, len(segments[0][0])]
-        rows.append(
-            {
-                "sample_id": f"{index:04d}",
-                "image": str(path),
-                "image_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "prompt": "Describe this image in detail.",
-                "response": text,
-                "token_ids": None,
-                "finish_reason": "stop",
-                "model": "policy",
-                "segments": [
-                    {
-                        "start": start,
-                        "end": start + len(part),
-                        "text": part,
-                        "facts": [],
-                        "labels": dict(zip(FACT_TYPES, labels, strict=True)),
-                    }
-                    for start, (part, labels) in zip(starts, segments, strict=True)
-                ],
-                "annotator": "{}",
-            }
-        )
-    return rows
-
-
-def silent(*_: Any) -> None:
-    """A progress callback that shows nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +51,6 @@ def responses(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingResponse
 @pytest.fixture(scope="module")
 def data(backbone: Backbone, responses: list[TrainingResponse]) -> RewardData:
     return prepare_data(backbone, responses, 0.25, 0, silent)
-
-
-def train(data: RewardData, fact_type: str = "existence", **changes: Any) -> tuple[RewardModel, dict[str, Any]]:
-    model = RewardModel(load_backbone(CHECKPOINT, "float32"))
-    options = OPTIONS.model_copy(update=changes)
-    features = ImageFeatures(model.backbone)
-    task = RewardTask(fact_type, (fact_type,), (fact_type,))
-    return model, train_reward_model(model, task, data, features, options, 0, silent)[fact_type]
 
 
 # Data
@@ -310,115 +234,6 @@ def test_the_size_of_a_forward_pass_does_not_change_the_steps(data: RewardData) 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-class Interrupted(Exception):
-    """Ends a training from outside."""
-
-
-def interrupted_training(data: RewardData, folder: Path, task: RewardTask, after_epoch: int, seed: int) -> None:
-    """Leave what a training leaves that dies in the epoch after ``after_epoch``."""
-    model = RewardModel(load_backbone(CHECKPOINT, "float32"))
-    options = OPTIONS.model_copy(update={"epochs": 3})
-
-    def on_progress(count: int, note: str) -> None:
-        if note.startswith(f"epoch {after_epoch + 1}/"):
-            raise Interrupted
-
-    checkpoint = TrainingCheckpoint(str(folder), task.name)
-    with pytest.raises(Interrupted):
-        train_reward_model(model, task, data, ImageFeatures(model.backbone), options, seed, on_progress, checkpoint)
-
-
-# The job
-
-
-def job_config(run_dir: Path, **rewards: Any) -> Config:
-    return Config.model_validate(
-        {
-            "run": {"dir": str(run_dir)},
-            "ray": {"num_cpus": 2, "object_store_gib": 0.1},
-            "data": {"source": "shapes"},
-            "policy": {"model": CHECKPOINT},
-            "label": {
-                "extractor": {"base_url": "http://127.0.0.1:1/v1", "model": "m"},
-                "verifier": {"model": CHECKPOINT},
-            },
-            "rewards": OPTIONS.model_copy(
-                update={"epochs": 3, "cpus_per_worker": 0.5, "threads": 1, **rewards}
-            ).model_dump(),
-        }
-    )
-
-
-def publish_feedback(run_dir: Path, rows: list[dict[str, Any]]) -> storage.Stage:
-    stage = storage.Stage(str(run_dir), "feedback", "f" * 16)
-    stage.begin()
-    storage.write_part(stage.partial, rows, FEEDBACK_SCHEMA)
-    stage.publish({"rows": len(rows)})
-    return stage
-
-
 def test_the_job_needs_feedback(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"python -m jobs\.label"):
         train_rewards.run(job_config(tmp_path))
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_job_trains_what_is_missing_under_ray_train(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: Backbone
-) -> None:
-    config = job_config(tmp_path / "run", num_workers=2)
-    publish_feedback(tmp_path / "run", feedback_rows(tmp_path / "images"))
-    finished = {"fact_type": "relation", "balanced_accuracy": 0.5, "from": "an interrupted run"}
-    stage = train_rewards.stage_of(config)
-    stage.begin()
-    storage.write_json(storage.join(stage.partial, "relation", "metrics.json"), finished)
-    data = prepare_data(backbone, from_feedback(feedback_rows(tmp_path / "images")), 0.25, 0, silent)
-    interrupted_training(data, Path(stage.partial), reward_tasks("separate")[1], after_epoch=1, seed=1)
-    begun = json.loads(Path(stage.partial, "attribute.checkpoint.json").read_text())["curve"]
-
-    train_rewards.run(config)
-
-    published = tmp_path / "run" / "rewards"
-    metrics = {name: json.loads((published / name / "metrics.json").read_text()) for name in FACT_TYPES}
-    assert metrics["relation"] == finished
-    assert metrics["attribute"]["curve"][0] == {
-        "epoch": 1,
-        "train_loss": begun[0]["train_loss"],
-        **begun[0]["heads"]["attribute"],
-    }
-    for name in ("existence", "attribute"):
-        assert metrics[name]["fact_type"] == name and len(metrics[name]["curve"]) == 3
-        assert sorted(path.name for path in (published / name).iterdir()) == [
-            "README.md",
-            "adapter_config.json",
-            "adapter_model.safetensors",
-            "head.safetensors",
-            "metrics.json",
-        ]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["feedback", "rewards"]
-    output = capsys.readouterr().out
-    assert "reward model existence: held-out balanced accuracy" in output
-    assert "reward model attribute: 36/36 responses" in output
-
-    # Two workers took the steps that one process takes.
-    alone, _ = train(data, epochs=3)
-    together = load_reward_model(backbone, {"existence": str(published / "existence")})
-    expected, found = (
-        predict(model, "existence", data.validation, ImageFeatures(model.backbone)) for model in (alone, together)
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-    train_rewards.run(config)
-    assert "is done" in capsys.readouterr().out
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_what_a_person_has_to_change_reaches_them_as_one_sentence(tmp_path: Path) -> None:
-    publish_feedback(tmp_path / "run", feedback_rows(tmp_path / "images", images=1))
-    with pytest.raises(Exception) as caught:
-        train_rewards.run(job_config(tmp_path / "run"))
-    error = find_user_error(caught.value)
-    assert error is not None and "label more images" in str(error)
-    assert not (tmp_path / "run" / "rewards").exists()

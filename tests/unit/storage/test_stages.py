@@ -1,0 +1,151 @@
+"""Stages are told in one place, and runs made by earlier versions keep their fingerprints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.paths import ROOT
+
+from fgaif_ray import storage
+from fgaif_ray.config import Config, load_config
+from fgaif_ray.feedback.label_sources import feedback_stages
+from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.files import published_versions
+from fgaif_ray.sources import ImageSets
+from fgaif_ray.storage import stages
+
+CONFIGURATIONS = {
+    "shapes": ("shapes.yaml", []),
+    "paper": ("paper.yaml", []),
+    "changed": (
+        "shapes.yaml",
+        [
+            "label.noise.relation.to_hallucinated=0.2",
+            "rewards.temperature_scaling=true",
+            "label.verifier.threshold=0.4",
+        ],
+    ),
+}
+IMAGES = {
+    "shared": ImageSets(["a.png"], ["b.png"], ["c.png"]),
+    "own": ImageSets(
+        ["a.png"], ["b.png"], ["c.png"], {"a.png": ("Why?",), "b.png": ("Who?",), "c.png": ("How?",)}, 2, "k"
+    ),
+}
+# As commit 6b27cc7 computed them.
+FINGERPRINTS = {
+    ("shapes", "shared"): {
+        "responses": "b22e6c522eac19ae",
+        "feedback": "0577ed666d8c65d3",
+        "rewards": "38e2492b595b0093",
+        "policy": "8addef2bcd127a12",
+        "evaluation": "3d51298325c81392",
+        "before": "a3c5bd321c5e96b6",
+        "verdicts": "47d24bd360502c10",
+    },
+    ("shapes", "own"): {
+        "responses": "d8277210536e1b49",
+        "feedback": "0577ed666d8c65d3",
+        "rewards": "38e2492b595b0093",
+        "policy": "3e63e45ffa417dd4",
+        "evaluation": "04e5214e7295f8b1",
+        "before": "e210e6b871531ef2",
+        "verdicts": "47d24bd360502c10",
+    },
+    ("paper", "shared"): {
+        "responses": "f37ed5178031e783",
+        "feedback": "28ce4f745042edb4",
+        "rewards": "ae8470127e4aa2c9",
+        "policy": "d6121a213a24da87",
+        "evaluation": "5b9a67fe158ae96d",
+        "before": "45ab46518d0b8568",
+        "verdicts": "b9453eba4e3d1091",
+    },
+    ("paper", "own"): {
+        "responses": "b922e63aef244366",
+        "feedback": "28ce4f745042edb4",
+        "rewards": "ae8470127e4aa2c9",
+        "policy": "ff7426521987ee9d",
+        "evaluation": "4c0e9f617cd52984",
+        "before": "f706f8829b20a65f",
+        "verdicts": "b9453eba4e3d1091",
+    },
+    ("changed", "shared"): {
+        "responses": "b22e6c522eac19ae",
+        "feedback": "a80c4e2ab1c6de18",
+        "rewards": "38e2492b595b0093",
+        "policy": "90559fa58cb177a1",
+        "evaluation": "3d51298325c81392",
+        "before": "a3c5bd321c5e96b6",
+        "verdicts": "47d24bd360502c10",
+    },
+    ("changed", "own"): {
+        "responses": "d8277210536e1b49",
+        "feedback": "a80c4e2ab1c6de18",
+        "rewards": "38e2492b595b0093",
+        "policy": "ad24f2fb2aaff1ef",
+        "evaluation": "04e5214e7295f8b1",
+        "before": "e210e6b871531ef2",
+        "verdicts": "47d24bd360502c10",
+    },
+}
+
+
+def finished_run(folder: Path, name: str) -> Config:
+    """A run of a configuration whose stages are published with made-up fingerprints."""
+    file, overrides = CONFIGURATIONS[name]
+    for stage in (stages.RESPONSES, stages.FEEDBACK, stages.REWARDS, stages.POLICY, stages.EVALUATION):
+        manifest = {"stage": stage, "fingerprint": f"fp-{stage}"}
+        storage.write_json(storage.join(str(folder), stage, storage.MANIFEST), manifest)
+    for index, fact_type in enumerate(FACT_TYPES):
+        model = folder / stages.REWARDS / fact_type
+        model.mkdir(parents=True)
+        tensors = {"w": torch.full((2,), float(index))}
+        save_file(tensors, model / "adapter_model.safetensors")
+        save_file(tensors, model / "head.safetensors", metadata={"granularity": "segment"})
+        (model / "adapter_config.json").write_text('{"r": 4}')
+    # The paper's configuration names a folder of images, which is not part of any of these.
+    path = [f"data.path={folder}"] if name == "paper" else []
+    return load_config(ROOT / "configs" / file, [f"run.dir={folder}", *path, *overrides])
+
+
+@pytest.mark.parametrize(("name", "images"), FINGERPRINTS)
+def test_runs_made_before_keep_their_fingerprints(
+    name: str, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config, sets = finished_run(tmp_path, name), IMAGES[images]
+    labelled, rejected = feedback_stages(config)
+    assert {
+        "responses": stages.responses(config, sets).fingerprint,
+        "feedback": labelled.fingerprint,
+        "rewards": stages.rewards(config).fingerprint,
+        "policy": stages.policy(config, sets, published_versions(config)).fingerprint,
+        "evaluation": stages.evaluation(config, sets).fingerprint,
+        "before": stages.answers_before(config, sets),
+        "verdicts": stages.verdicts(config),
+    } == FINGERPRINTS[name, images]
+    assert rejected.fingerprint == labelled.fingerprint
+
+
+def test_a_stage_reads_only_stages_before_it() -> None:
+    order = list(stages.STAGES)
+    for name, info in stages.STAGES.items():
+        assert all(order.index(read) < order.index(name) for read in info.inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ("label.verifier.threshold=0.4", {stages.RESPONSES, stages.VERDICTS, stages.BEFORE}),
+        ("rewards.epochs=9", {stages.RESPONSES, stages.VERDICTS, stages.FEEDBACK, stages.BEFORE}),
+        ("evaluate.max_tokens=7", set(stages.PLANNED) - {stages.BEFORE, stages.EVALUATION}),
+        ("align.num_workers=2", set(stages.PLANNED)),
+        ("run.seed=9", set()),
+    ],
+)
+def test_what_runs_have_in_common_is_told_before_anything_is_there(change: str, kept: set[str]) -> None:
+    file = ROOT / "configs" / "shapes.yaml"
+    one, other = stages.planned(load_config(file, [])), stages.planned(load_config(file, [change]))
+    assert {name for name in stages.PLANNED if one[name] == other[name]} == kept
