@@ -138,7 +138,12 @@ class Learner:
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
         self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
         self._log = self._open_log()
-        rewarder = Rewarder(task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size)
+        rewarder = Rewarder(
+            task.reward_app,
+            config.serve.request_timeout_s,
+            config.serve.max_batch_size,
+            types=self._options.types,
+        )
         self._source = ExperienceSource(backbone, task.rollout_workers, rewarder)
         self._timings: dict[str, float] = {}
         self._busy: list[tuple[float, float]] = []

@@ -11,6 +11,8 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from fgaif_ray.records import FACT_TYPES
+
 logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 4
@@ -54,6 +56,7 @@ class Rewarder:
         part_size: int,
         pause: Callable[[float], None] = time.sleep,
         patience_s: float = PATIENCE_S,
+        types: Sequence[str] = FACT_TYPES,
     ) -> None:
         """Looks nothing up yet.
 
@@ -63,9 +66,10 @@ class Rewarder:
             part_size: items of one call.
             pause: waits between two tries.
             patience_s: how long to go on while no item at all is answered.
+            types: the fact types of the run, in the order that probabilities are to have.
         """
         self._app_name, self._timeout_s, self._part_size, self._pause = app_name, timeout_s, part_size, pause
-        self._patience_s = patience_s
+        self._patience_s, self._types = patience_s, tuple(types)
 
     def score(self, items: Sequence[dict[str, Any]]) -> list[TypeVerdicts]:
         """Verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
@@ -101,20 +105,22 @@ class Rewarder:
             except TRANSIENT as error:
                 verdicts += [TypeVerdicts(failure=_reason(error)) for _ in part]
             else:
-                verdicts += [_verdicts(answer) for answer in answers]
+                verdicts += [_verdicts(answer, self._types) for answer in answers]
         return verdicts
 
 
-def _verdicts(answer: dict[str, Any] | None) -> TypeVerdicts:
+def _verdicts(answer: dict[str, Any] | None, types: Sequence[str]) -> TypeVerdicts:
     if answer is None:
         reason = "the reward models could not score the response; see the log of the gateway"
         return TypeVerdicts(failure=reason, refused=True)
     segments = answer["segments"]
+    if segments and (missing := [kind for kind in types if kind not in segments[0]["rewards"]]):
+        return TypeVerdicts(failure=f"the reward service does not score the fact type {missing[0]}", refused=True)
     return TypeVerdicts(
         spans=tuple((segment["start"], segment["end"]) for segment in segments),
         token_ends=tuple(segment["token_end"] for segment in segments),
         response=answer["response"],
-        probabilities=tuple(tuple(tuple(segment[kind]) for kind in segment["rewards"]) for segment in segments),
+        probabilities=tuple(tuple(tuple(segment[kind]) for kind in types) for segment in segments),
     )
 
 

@@ -4,7 +4,7 @@
       thread: TorchTrainer.fit()
         worker 0..n-1: one backbone; for each task that the stage's partial folder does not hold: train, rank 0 saves
 
-Start-up is paid once for all tasks (three models, or one; see ``fgaif_ray.rewards.kinds``). After each epoch
+Start-up is paid once for all tasks (a model per fact type, or one; see ``fgaif_ray.rewards.kinds``). After each epoch
 rank 0 writes a checkpoint into the partial folder: a worker that dies, or the same command after an interruption, goes
 on from there.
 """
