@@ -17,8 +17,8 @@ class RewardsConfig(Section):
     """``4bit`` holds the frozen backbone's language model in NF4, for training and service; it takes an NVIDIA GPU and
     bitsandbytes."""
     kind: Literal["separate", "multitask", "coarse"] = "separate"
-    """A model per fact type; one adapter with a head per type, whose one forward pass gives all verdicts; or one verdict
-    per response, the w-Coarse ablation."""
+    """A model per fact type; one adapter with a head per type, whose one forward pass gives all verdicts; or one
+    verdict per response, the w-Coarse ablation."""
     lora: LoRAOptions = LoRAOptions()
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
