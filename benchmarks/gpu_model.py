@@ -30,6 +30,7 @@ from fgaif_ray.rewards.model import ScoringItem
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
 from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.front_end import FrontEnd
 
 SPARE_ROWS: Final = 64
 """Last rows of the vocabulary: the image token, the padding token, and rows that no token uses, as in LLaVA-1.5."""
@@ -130,14 +131,8 @@ def build_backbone(shape: Shape, device: torch.device, dtype: torch.dtype, seed:
     torch.manual_seed(seed)
     with device:
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    processor = _processor(shape)
-    return Backbone(
-        path="random-llava",
-        model=model.to(device).eval().requires_grad_(False),
-        processor=processor,
-        tokenizer=processor.tokenizer,
-        image_token_id=shape.image_token_id,
-    )
+    front_end = FrontEnd("random-llava", config, _processor(shape))
+    return Backbone(front_end, model.to(device).eval().requires_grad_(False))
 
 
 def draw_lengths(count: int, tokens: int, seed: int) -> list[int]:

@@ -19,7 +19,6 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from actors.cluster.connect import connect
-from actors.engine.chat import ImageChat
 from actors.engine.start import image_prompt, start_engine
 from actors.labelling import extraction
 from benchmarks.labelling_memory import ANNOTATOR
@@ -35,6 +34,7 @@ from fgaif_ray.shapes.captions import POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.oracle import read_claims
 from fgaif_ray.sources import load_truth, prepare_images
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 from jobs import label
 
 BLOCK: Final = 32
@@ -82,13 +82,13 @@ def verification_rates(rows: int, rounds: int) -> Verification:
         configs = [_configure(Path(folder) / str(number), rows, number, verifier) for number in range(rounds + 1)]
         prepared = [_prepare(config) for config in configs]
         engine = start_engine(verifier, configs[0].label.verifier.engine)
-        chat = ImageChat(verifier)
-        _run_bare(engine, chat, prepared[-1])
+        front_end = load_front_end(verifier)
+        _run_bare(engine, front_end, prepared[-1])
         bare: list[tuple[float, float]] = []
         job: list[tuple[float, float]] = []
         with connect(configs[0]):
             for config, round_rows in zip(configs[:-1], prepared[:-1], strict=True):
-                bare.append(_run_bare(engine, chat, round_rows))
+                bare.append(_run_bare(engine, front_end, round_rows))
                 job.append(_run_job(config))
     return Verification(
         statistics.median(rate for rate, _ in job),
@@ -163,7 +163,7 @@ def _prepare(config: Config) -> list[tuple[str, list[str]]]:
     return facts_of_rows
 
 
-def _run_bare(engine: Any, chat: ImageChat, rows: Sequence[tuple[str, list[str]]]) -> tuple[float, float]:
+def _run_bare(engine: Any, front_end: FrontEnd, rows: Sequence[tuple[str, list[str]]]) -> tuple[float, float]:
     """Rows per second, and the share of prompt tokens in the prefix cache."""
     from vllm import SamplingParams
 
@@ -171,8 +171,8 @@ def _run_bare(engine: Any, chat: ImageChat, rows: Sequence[tuple[str, list[str]]
     prompts = []
     for path, facts in rows:
         image = load_image(path)
-        prompts += [image_prompt(chat.token_ids(prompt.render(statement=fact)), image) for fact in facts]
-    words = chat.tokens_of("yes") | chat.tokens_of("no")
+        prompts += [image_prompt(front_end.prompt_ids(prompt.render(statement=fact)), image) for fact in facts]
+    words = front_end.tokens_of("yes") | front_end.tokens_of("no")
     parameters = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=list(words), detokenize=False)
     start = time.perf_counter()
     results = engine.generate(prompts, parameters, use_tqdm=False)

@@ -18,7 +18,7 @@ from actors.engine.start import image_prompt, reload_weights, start_engine
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.images import decode_image
-from fgaif_ray.vlm.backbone import Backbone, banned_token_ids
+from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.merging import merged_weights
 
 THREADS = 1
@@ -30,14 +30,14 @@ def measure(config: Config, rounds: int) -> Rounds:
     model = load_policy(config)
     backbone, size = model.backbone, config.align.rollout_batch_size
     questions = [draw_questions(config.data.prompts, number * size, size) for number in range(rounds + 1)]
-    banned = banned_token_ids(backbone)
+    banned = backbone.front_end.banned_token_ids
     with tempfile.TemporaryDirectory() as folder:
         model.save_policy(folder)
         version = PolicyVersion(1, folder)
         worker = RolloutWorker(config, banned)
         worker.serve(version)
         requests = [
-            [RolloutRequest(tuple(backbone.prompt_ids(one.prompt)), one.image, one.seed) for one in batch]
+            [RolloutRequest(backbone.front_end.prompt_ids(one.prompt), one.image, one.seed) for one in batch]
             for batch in questions
         ]
         bare = _Bare(config, banned, folder)
@@ -86,4 +86,4 @@ class _Bare:
 
 
 def _prompts(backbone: Backbone, questions: list[Question]) -> list[Any]:
-    return [image_prompt(backbone.prompt_ids(one.prompt), decode_image(one.image)) for one in questions]
+    return [image_prompt(backbone.front_end.prompt_ids(one.prompt), decode_image(one.image)) for one in questions]

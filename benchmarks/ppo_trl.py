@@ -32,7 +32,7 @@ from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.step import PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import Trajectory, collate
 from fgaif_ray.rl.watch import trajectory_metrics
-from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
+from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.group import LearnerGroup
 
 SAMPLES: Final = 2
@@ -56,7 +56,7 @@ class OwnStep:
         self._model = load_policy(config)
         self._group = LearnerGroup(self._model.device)
         self._updater = PPOUpdater(self._model, align.ppo, self._group, align.steps)
-        self._worker = RolloutWorker(config, banned_token_ids(self._model.backbone))
+        self._worker = RolloutWorker(config, self._model.backbone.front_end.banned_token_ids)
         self._updates = math.ceil(align.rollout_batch_size / align.ppo.minibatch_size)
         torch.set_num_threads(THREADS)  # whatever the engine has set
         self.tokens = 0
@@ -91,7 +91,7 @@ class OwnStep:
         """Responses, and the picture of each; responses to one question share the object."""
         requests, images = [], []
         for question in questions:
-            ids, image = tuple(self._model.backbone.prompt_ids(question.prompt)), decode_image(question.image)
+            ids, image = self._model.backbone.front_end.prompt_ids(question.prompt), decode_image(question.image)
             for sample in range(SAMPLES):
                 requests.append(RolloutRequest(ids, question.image, question.seed * SAMPLES + sample))
                 images.append(image)
@@ -99,7 +99,8 @@ class OwnStep:
 
     def _rewarded(self, questions: Sequence[Question], rollouts: Sequence[Rollout]) -> list[Trajectory]:
         """The reward is the last token's."""
-        texts = [self._model.backbone.tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in rollouts]
+        tokenizer = self._model.backbone.front_end.tokenizer
+        texts = [tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in rollouts]
         trajectories = []
         for place, (rollout, text, reward) in enumerate(zip(rollouts, texts, trivial_reward(texts), strict=True)):
             trajectories.append(
@@ -129,7 +130,7 @@ def make_trainer(config: Config, questions: Sequence[Question], steps: int, outp
 
     align, ppo = config.align, config.align.ppo
     backbone = load_backbone(config.policy.model, config.policy.dtype)
-    backbone.processor.tokenizer.padding_side = "left"
+    backbone.front_end.tokenizer.padding_side = "left"
     minibatches = align.rollout_batch_size // ppo.minibatch_size
     lengths: list[int] = []
 
@@ -147,7 +148,7 @@ def make_trainer(config: Config, questions: Sequence[Question], steps: int, outp
         num_generations=SAMPLES,
         max_completion_length=align.rollout.max_tokens,
         temperature=align.rollout.temperature,
-        generation_kwargs={"suppress_tokens": banned_token_ids(backbone)},
+        generation_kwargs={"suppress_tokens": backbone.front_end.banned_token_ids},
         beta=align.kl.coefficient,
         learning_rate=LEARNING_RATE,
         max_grad_norm=ppo.max_grad_norm,
@@ -172,7 +173,7 @@ def make_trainer(config: Config, questions: Sequence[Question], steps: int, outp
                 for one in questions
             ]
         ),
-        processing_class=backbone.processor,
+        processing_class=backbone.front_end.processor,
         peft_config=LoraConfig(
             r=align.lora.rank,
             lora_alpha=align.lora.alpha,

@@ -75,7 +75,7 @@ def encode_captions(config: Config, model: PolicyModel) -> EncodedRows:
     questions = draw_questions(config.data.prompts, 0, size)
     captions = [write_caption(draw_scene("train", index), POLICY_ERRORS, random.Random(index)) for index in range(size)]
     responses = [
-        [*backbone.tokenizer(caption, add_special_tokens=False)["input_ids"], backbone.eos_token_id]
+        [*backbone.front_end.tokenizer(caption, add_special_tokens=False)["input_ids"], backbone.eos_token_id]
         for caption in captions
     ]
     return model.encode([one.prompt for one in questions], [decode_image(one.image) for one in questions], responses)

@@ -9,6 +9,20 @@ class UserError(Exception):
     """
 
 
+class BrokenFileError(UserError):
+    """A file is damaged or missing; ``str`` says which, why, and what to do.
+
+    Example: ``BrokenFileError("runs/a/policy/_manifest.json", "it is not JSON", "remove runs/a/policy")``
+    """
+
+    def __init__(self, file: str, reason: str, advice: str) -> None:
+        super().__init__(file, reason, advice)  # what pickle calls it with again
+        self.file, self.reason, self.advice = file, reason, advice
+
+    def __str__(self) -> str:
+        return f"broken: {self.file} ({self.reason}): {self.advice}."
+
+
 class ItemError(ValueError):
     """One response cannot be scored; the message says why, `code` is stable and for programs."""
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say_once
 
 MAX_PIXELS: Final = 64_000_000
 """Larger images are refused before they are decoded (a 69-byte PNG can claim 10,000 x 10,000 pixels)."""
@@ -66,10 +68,18 @@ def find_images(folder: str) -> list[str]:
     if not storage.is_folder(folder):
         raise UserError(f"The image folder {folder} does not exist: set data.path to a folder that holds images.")
     files = storage.list_files(folder)
-    found = [uri for name, uri in files.items() if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    found = [uri for name, uri in files.items() if _is_image(name)]
     if not found:
         raise UserError(f"The image folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    skipped = Counter(Path(name).suffix.lower() or "no suffix" for name in files if not _is_image(name))
+    if skipped:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in skipped.most_common())
+        say_once(f"{folder}: {skipped.total()} files are left out, as their names are not those of images ({kinds}).")
     return found
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def picture_url(image: Image.Image, largest_side: int) -> str:

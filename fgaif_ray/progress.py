@@ -2,16 +2,48 @@
 
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Final, Self, TextIO
 
 from tqdm import tqdm
+
+REJECTED_SHOWN: Final = 10
 
 
 def say(message: str) -> None:
     """Print one line for the person who runs the job, without tearing a progress bar."""
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
+
+
+_said: set[str] = set()
+
+
+def say_once(message: str) -> None:
+    """Print a line, unless this process has printed the same one before: several stages look at the same data."""
+    if message not in _said:
+        _said.add(message)
+        say(message)
+
+
+def say_rejected(job: str, rows: Iterable[Mapping[str, Any]], count: int, folder: str) -> None:
+    """List what a stage has rejected: the first rows with their reasons, then where the rest is.
+
+    Args:
+        job: name of the job.
+        rows: with ``image`` and ``reason``; no more are read than are shown.
+        count: all of them.
+        folder: that holds them.
+    """
+    if not count:
+        return
+    say(f"{job}: rejected:")
+    for row in islice(rows, REJECTED_SHOWN):
+        say(f"  {row['image']}: {row['reason']}")
+    if count > REJECTED_SHOWN:
+        say(f"  and {count - REJECTED_SHOWN} more; all are in {folder}.")
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Sub-sentences of a response, and the sampled token at which each of them ends.
+"""Segments of a response, and the sampled token that ends each of them.
 
 Text becomes spans (``split_segments``), sampled token ids become character offsets (``token_offsets``), and
 the two together give the tokens that carry the dense rewards (``segment_token_ends``). Nothing here
@@ -51,7 +51,7 @@ class Decoder(Protocol):
 
 
 def split_segments(text: str, language: str = "en") -> list[Span]:
-    """Split a response into sub-sentences (FGAIF section 3.1).
+    """Split a response into segments, which the paper calls sub-sentences (FGAIF section 3.1).
 
     Sentences and list items first; then a split after a word that ends in ``, ; ! ?`` when the piece before
     it has at least ``MINIMUM_CLAUSE_WORDS`` words and as many remain; then pieces of fewer than
@@ -63,7 +63,7 @@ def split_segments(text: str, language: str = "en") -> list[Span]:
             default rules.
 
     Returns:
-        Contiguous spans that cover the whole text; white space between two sub-sentences belongs to the
+        Contiguous spans that cover the whole text; white space between two segments belongs to the
         first. Every span holds a word character unless the text has none. Empty text gives no span.
     """
     pieces = []
@@ -74,7 +74,7 @@ def split_segments(text: str, language: str = "en") -> list[Span]:
 
 
 def token_offsets(tokenizer: Decoder, token_ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Characters that each sampled token adds to the decoded response.
+    """Return the characters that each sampled token adds to the decoded response.
 
     The text is ``tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)``.
     A token ends where the decoding of all ids up to it stops agreeing with that text, so a character spread
@@ -99,12 +99,12 @@ def token_offsets(tokenizer: Decoder, token_ids: Sequence[int]) -> list[tuple[in
 
 
 def segment_token_ends(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], text: str) -> list[int]:
-    """Index of the token that holds the last non-space character of each span.
+    """Return the index of the token that holds the last non-space character of each span.
 
     Two spans may end on one token (a token such as "." + "No"): their rewards are to be added.
 
     Args:
-        spans: sub-sentences of ``text``, in order.
+        spans: segments of ``text``, in order.
         offsets: ``token_offsets`` of the ids that decode to ``text``, ``[response_tokens]``.
         text: the decoded response.
 
@@ -128,7 +128,7 @@ def segment_token_ends(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]
 
 
 def has_words(text: str) -> bool:
-    """Whether the text holds a letter, a digit or another word character."""
+    """Tell whether the text holds a letter, a digit or another word character."""
     return _WORD_CHARACTER.search(text) is not None
 
 

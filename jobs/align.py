@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,6 +21,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.rewards.files import published_reward_folders, published_versions
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs.align_export import MODES
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -35,6 +36,7 @@ MAX_FAILURES: Final = 3
 FOLLOW_EVERY_S: Final = 1.0
 
 
+@storage.writes_run("align")
 def run(config: Config) -> None:
     """Run PPO and publish ``policy/``; its reward service and rollout workers live no longer than that.
 
@@ -45,8 +47,13 @@ def run(config: Config) -> None:
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
     from fgaif_ray.sources import prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
+    published_reward_folders(config)  # what is missing is told before images are prepared
+    if storage.read_manifest(config.run.dir, stages.POLICY) is None:
+        for model in (config.policy.model, config.rewards.backbone):
+            check_checkpoint(model)
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")
@@ -56,20 +63,22 @@ def run(config: Config) -> None:
         return
 
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
     from fgaif_ray.rl.trackers import require_packages
 
     require_packages(config.align.tracking)
     asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
-    ImageChat(config.policy.model).check_prompts(asked, config.align.rollout.engine.max_model_len)
-    stage.begin()
+    front_end = load_front_end(config.policy.model)
+    front_end.check_prompts(asked, config.align.rollout.engine.max_model_len)
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config), _reward_app(config) as app_name:
-        steps, done_before = _train(config, stage, sets, app_name)
+        steps, done_before = _train(config, stage, sets, app_name, front_end.banned_token_ids)
     goodput = _finish(config, stage, steps, done_before, time.monotonic() - started)
     say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
 
 
-def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str) -> tuple[int, int]:
+def _train(
+    config: Config, stage: storage.Stage, sets: "ImageSets", app_name: str, banned: Sequence[int]
+) -> tuple[int, int]:
     """Runs rollout workers and the learner to the last step; returns their number and how many an earlier call did."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -78,13 +87,12 @@ def _train(config: Config, stage: storage.Stage, sets: "ImageSets", app_name: st
     from actors.alignment.rollout import rollout_workers
     from actors.cluster.device import torch_config
     from actors.cluster.lost_nodes import is_loss
-    from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
 
     align = config.align
     critic = align.critic_from_reward
     folder = stage.partial if not storage.is_local(stage.partial) else os.path.abspath(stage.partial)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
-    with rollout_workers(config, banned_token_ids(load_backbone(config.policy.model))) as workers:
+    with rollout_workers(config, banned) as workers:
         task = LearnerTask(
             config=config,
             images=tuple(sets.align),

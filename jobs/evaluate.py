@@ -16,9 +16,11 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
-from fgaif_ray.progress import Progress, say
+from fgaif_ray.progress import Progress, say, say_rejected
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs import evaluate_benchmarks, evaluate_serve
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
@@ -40,6 +42,7 @@ NO_TRUTH_NOTE: Final = (
 Truth = dict[str, "Scene"]
 
 
+@storage.writes_run("evaluate")
 def run(config: Config) -> None:
     """Answer what is not answered yet, measure, and publish ``evaluation/``.
 
@@ -50,6 +53,8 @@ def run(config: Config) -> None:
 
     started = time.monotonic()
     stages.require(config.run.dir, stages.POLICY)
+    if storage.read_manifest(config.run.dir, stages.EVALUATION) is None:
+        check_checkpoint(config.policy.model)
     sets = prepare_images(config)
     images = sets.evaluate
     stage = stages.evaluation(config, sets)
@@ -60,7 +65,7 @@ def run(config: Config) -> None:
     splits = _pope_splits(config, images, truth) if truth is not None else {}
     questions = _questions(config, sets, splits)
     before = stages.answers_before(config, sets)
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     _keep_before(stage, before)
     _answer(config, stage, questions)
     rows = list(storage.read_rows(stage.partial))
@@ -76,6 +81,8 @@ def run(config: Config) -> None:
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
     counts = {"images": len(kept), "rows": len(rows), "rejected_images": len(rejected)}
     stage.publish(counts | {"before": before})
+    lost = ({"image": image, "reason": reason} for image, reason in rejected.items())
+    say_rejected("evaluate", lost, len(rejected), storage.join(stage.folder, REJECTED_FOLDER))
     say(f"evaluate: {len(rows)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
 
 
@@ -145,13 +152,12 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
     if not pending:
         return
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
 
     # A wrong model or prompt is better found before Ray and an engine are started for it.
     prompts = (row["prompt"] for row in pending)
-    ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+    load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, stages.POLICY)
-    rank = adapter_rank(adapter)
+    rank = check_adapter(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
         from actors.engine.blocks import blocks_of
         from actors.evaluation.generator import answer_questions
@@ -165,19 +171,6 @@ def _answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]
                 progress.advance(counts["answered"] + counts["rejected"])
         except Exception as error:
             raise (find_user_error(error) or error) from error
-
-
-def adapter_rank(adapter: str) -> int:
-    """Rank of a LoRA adapter in a folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    uri = storage.join(adapter, "adapter_config.json")
-    try:
-        return int(storage.read_json(uri)["r"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{adapter} holds no LoRA adapter ({uri}): align the policy again with jobs.align.") from error
 
 
 def _measure(

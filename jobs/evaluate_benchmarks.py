@@ -27,6 +27,7 @@ from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs.cli import Mode, find_user_error
 
 FOLDER: Final = "benchmarks"
@@ -155,16 +156,17 @@ def _questions(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+@storage.writes_run("benchmark")
 def _answer(config: Config, tasks: list[Task]) -> None:
     """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
-    from jobs.evaluate import adapter_rank
+    from fgaif_ray.vlm.checkpoint import check_adapter
 
     pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
     total = 0
     for task in tasks:
         if task.stage.is_complete():
             continue
-        task.stage.begin()
+        task.stage.begin(overwrite=config.run.overwrite)
         done = _done(task)
         for which in POLICIES:
             rows = _questions(config, task, which)
@@ -173,12 +175,11 @@ def _answer(config: Config, tasks: list[Task]) -> None:
     left = sum(len(rows) for rows in pending.values())
     if left:
         from actors.cluster.connect import connect
-        from actors.engine.chat import ImageChat
 
         prompts = (row["prompt"] for rows in pending.values() for row in rows)
-        ImageChat(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+        load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, stages.POLICY)
-        rank = adapter_rank(adapter)
+        rank = check_adapter(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}
         with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
             from actors.engine.blocks import blocks_of
@@ -254,6 +255,7 @@ def _score(
     return {"title": benchmark.title, "models": models, "comparisons": comparisons}
 
 
+@storage.writes_run("benchmark")
 def _publish(config: Config, results: Mapping[str, Any]) -> None:
     """Write ``benchmarks.json``: the latest figures of every benchmark."""
     from fgaif_ray.statistics.intervals import CONFIDENCE

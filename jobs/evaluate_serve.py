@@ -25,13 +25,13 @@ def serve_command(config: Config) -> list[str]:
     """
     from actors.engine.start import GIB
     from fgaif_ray.cluster.resources import LORA_RANKS
-    from jobs.evaluate import adapter_rank
+    from fgaif_ray.vlm.checkpoint import check_adapter
 
     stages.require(config.run.dir, stages.POLICY)
     adapter = storage.join(config.run.dir, stages.POLICY)
     if not storage.is_local(adapter):
         raise UserError(f"vLLM serves adapters from local folders: copy {adapter} to one and give its run folder.")
-    rank = adapter_rank(adapter)
+    rank = check_adapter(adapter)
     room = next((room for room in LORA_RANKS if room >= rank), None)
     if room is None:
         raise UserError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}: lower align.lora.rank from {rank}.")

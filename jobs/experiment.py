@@ -49,7 +49,9 @@ def _read_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _build(config: Config, name: str, seeds: str, variants: str | None) -> tuple[Experiment, list[Run]]:
+def _build(config: Config, name: str, seeds: str, variants: str | None, parallel: int) -> tuple[Experiment, list[Run]]:
+    if parallel < 1:
+        raise UserError(f"--parallel takes a number from 1 on, not {parallel}.")
     chosen = [part.strip() for part in variants.split(",") if part.strip()] if variants else []
     experiment = build_experiment(name, config, chosen)
     return experiment, build_runs(experiment, config, _read_seeds(seeds))
@@ -64,7 +66,7 @@ def dry_run(config: Config, _given: bool, name: str, seeds: str, variants: str |
     from fgaif_ray.experiments.sharing import plan_lines, plan_runs
     from jobs.experiment_adopt import is_finished, other_folders, read_marker
 
-    experiment, runs = _build(config, name, seeds, variants)
+    experiment, runs = _build(config, name, seeds, variants, parallel)
     known: dict[str, str] = {}
     timing: Mapping[str, float] | None = _timing(config.run.dir)
     for folder in other_folders(config):
@@ -95,16 +97,17 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
     """
     from jobs.experiment_runs import RunQueue
 
-    if parallel < 1:
-        raise UserError(f"--parallel takes a number from 1 on, not {parallel}.")
-    experiment, runs = _build(config, name, seeds, variants)
+    experiment, runs = _build(config, name, seeds, variants, parallel)
     command = shlex.join(["python", "-m", "jobs.experiment", *sys.argv[1:]])
 
     def on_end(ended: Mapping[str, str | None]) -> None:
         _write(config, experiment, runs, ended, command)
 
     os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fgaif-matplotlib"))
-    with tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch:
+    with (
+        storage.hold_run(experiment_folder(config, name), "experiment"),
+        tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch,
+    ):
         ended = RunQueue(runs, config, parallel, Path(scratch), on_end).work()
     results = _write(config, experiment, runs, ended, command)
     for line in _table(results):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from fgaif_ray import storage
-from fgaif_ray.config import Config, change_config, dump_config
+from fgaif_ray.config import Config, change_config, dump_config, recorded_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.experiments.variants import Run
@@ -212,7 +212,7 @@ class RunQueue:
                 return None
             return self._start(run, "pipeline")
         if process.job == "report":
-            storage.write_bytes(storage.join(run.folder, "config.yaml"), dump_config(run.config).encode())
+            storage.write_bytes(storage.join(run.folder, "config.yaml"), recorded_config(run.config).encode())
             build_summary(run.folder)
         known = process.job == "reward_accuracy" or run.config.data.source != "shapes"
         if not known and not self._adopt_accuracy(run):

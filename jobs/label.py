@@ -17,6 +17,7 @@ import fsspec
 
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import LEDGER_FILE, LedgerTotals, read_ledger
+from fgaif_ray.calls.unusable import describe_failures
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate
@@ -26,12 +27,12 @@ from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.pending import Pending, distinct, find_pending, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
-from fgaif_ray.progress import Progress, say
+from fgaif_ray.progress import Progress, say, say_rejected
 from fgaif_ray.records import ABSENT
 from fgaif_ray.storage import stages
 from jobs import label_audit, label_calibration, label_cost
 from jobs.cli import find_user_error, main
-from jobs.label_reuse import can_reuse, manifest_entries, reuse
+from jobs.label_reuse import can_reuse, loses_nothing, manifest_entries, reuse
 from jobs.label_verification import check_verifiers, prepare, summary_lines, verification_figures, verify_again
 from jobs.plan import plan_mode
 
@@ -74,6 +75,7 @@ def start_extractor_server(config: Config) -> "OpenAIServer | None":
     )
 
 
+@storage.writes_run("label")
 def run(config: Config, server: "OpenAIServer | None" = None) -> None:
     """Label every response that has no label yet and publish ``feedback/`` and ``feedback_rejected/``.
 
@@ -92,7 +94,7 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
         return
     responses = storage.join(stage.run, stages.RESPONSES)
     Overrides.load(config.label, config.run.type_names).check(storage.read_rows(responses, ["sample_id", "response"]))
-    _begin(stage, rejected_stage)
+    _begin(stage, rejected_stage, overwrite=config.run.overwrite or loses_nothing(config, stage))
     verification = prepare(config, stage.partial, rejected_stage.partial)
     reuse(config, stage, rejected_stage, verification)
     pending = pending_responses(config)
@@ -107,11 +109,11 @@ def _rejected_rows(rejected_stage: storage.Stage) -> str:
     return rejected_stage.folder if rejected_stage.is_complete() else rejected_stage.partial
 
 
-def _begin(stage: storage.Stage, rejected_stage: storage.Stage) -> None:
+def _begin(stage: storage.Stage, rejected_stage: storage.Stage, overwrite: bool) -> None:
     """Make the stages ready."""
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     if not rejected_stage.is_complete():
-        rejected_stage.begin()
+        rejected_stage.begin(overwrite=True)  # rejected rows go with the labelled ones
 
 
 def pending_responses(config: Config) -> Pending:
@@ -154,6 +156,7 @@ def _endpoint(config: Config, server: "OpenAIServer | None", first: str | None) 
     used = server or own
     assert used is not None
     try:
+        say("label: waiting for the extraction server (about 20 s, longer for large models)")
         used.wait_ready()
         yield Endpoint(used.base_url, SecretStr(used.api_key))
     finally:
@@ -169,6 +172,7 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
     check_verifiers(config)  # better found wrong before servers and engines start
     first = first_unanswered(config.label.extractor, config.run.dir, pending, config.run.types)
     stopped, give_up = None, float("inf")
+    unavailable: list[str] = []
     with (
         _endpoint(config, server, first) as endpoint,
         connect(config),
@@ -187,11 +191,14 @@ def _label(config: Config, verification: "Verification", pending: Pending, serve
                         break
                     continue
                 progress.advance(counts["labelled"] + counts["rejected"])
+                unavailable += counts["unavailable"]
         except Exception as error:
             raise (find_user_error(error) or error) from error
     say(_spent(config, read_ledger(config.run.dir)))
     if stopped is not None:
         raise UserError(stopped)
+    if unavailable:
+        raise UserError(describe_failures(unavailable, pending.total, config.label.extractor.section))
 
 
 def _spent(config: Config, ledger: LedgerTotals) -> str:
@@ -253,6 +260,8 @@ def _publish(
     stage.publish({"rows": labelled, "rejected": rejected, **manifest_entries(config)})
     for line in summary_lines(config, metrics):
         say(line)
+    rejections = storage.read_rows(rejected_stage.folder, ["image", "reason"])
+    say_rejected("label", rejections, rejected, rejected_stage.folder)
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 

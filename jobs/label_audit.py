@@ -29,6 +29,7 @@ _COLUMNS: Final = (
 )
 
 
+@storage.writes_run("audit")
 def draw_audit(config: Config, count: int) -> None:
     """Write `<run.dir>/audit/`: the page, Label Studio's tasks and the sample with the AI's verdicts.
 
@@ -44,19 +45,22 @@ def draw_audit(config: Config, count: int) -> None:
         for row in storage.read_rows(folder, ["sample_id", "image_sha256", "segments"]):
             sampler.offer(row)
         audit = sampler.collect(storage.read_rows(folder))
-        _write(stage, audit, config.report.title, choose(audit.types, config.run.types, folder))
+        fact_types = choose(audit.types, config.run.types, folder)
+        _write(stage, audit, config.report.title, fact_types, config.run.overwrite)
         if len(audit.items) < count:
             say(f"label: the run has only {len(audit.items)} sub-sentences; all are in the audit.")
     say(f"label: open {page} in a browser, label, export, then run this with --audit-import FILE.")
 
 
-def _write(stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[FactType]) -> None:
+def _write(
+    stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[FactType], overwrite: bool
+) -> None:
     from fgaif_ray.audit.label_studio import build_tasks, labelling_config
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
+    stage.begin(overwrite=overwrite)
     pictures = load_pictures(audit, load_image)
-    stage.begin()
     tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
     page = build_page(audit, pictures, title, fact_types)
     storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())
@@ -66,6 +70,7 @@ def _write(stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[
     stage.publish({"sub_sentences": len(audit.items), "audit": audit.id})
 
 
+@storage.writes_run("audit")
 def import_answers(config: Config, paths: Sequence[str]) -> None:
     """Compare answers with the AI's labels; write `<run.dir>/audit/agreement.json` and print a table.
 

@@ -88,7 +88,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         p_consistent=p_consistent,
         weights=np.array([fact.weight for fact in labelled]),
     )
-    found = calibrate(facts, verifier.calibration.objective, verifier.calibration.per_type, types=types)
+    found = calibrate(facts, types=types)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
         {
@@ -101,7 +101,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         }
         for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
     ]
-    stage.begin()
+    stage.begin(overwrite=True)  # verified again without a paid call
     storage.write_part(stage.partial, rows, VERIFIED_FACTS_SCHEMA, "facts")
     storage.write_json(storage.join(stage.partial, FIGURES_FILE), {"verifier": described} | found)
     stage.publish({"rows": len(rows), "thresholds": found["thresholds"]})
@@ -132,6 +132,7 @@ def _cell(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
+@storage.writes_run("calibrate")
 def calibrate_on(config: Config, path: str) -> None:
     """Verify the labelled facts of a file and report thresholds; labels nothing.
 

@@ -35,6 +35,14 @@ def can_reuse(config: Config, stage: storage.Stage) -> bool:
     return published is not None and published.get("verdicts") == manifest_entries(config)["verdicts"]
 
 
+def loses_nothing(config: Config, stage: storage.Stage) -> bool:
+    """Whether the published stage may be replaced unasked: every verdict in it comes into the new one."""
+    published = storage.read_manifest(stage.run, stage.name)
+    if published is None or not can_reuse(config, stage):
+        return False
+    return published.get("second_verdicts") in (None, manifest_entries(config)["second_verdicts"])
+
+
 def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, verification: "Verification") -> None:
     """Label the rows of the published stage anew into the partial one; parts that are there already stay.
 

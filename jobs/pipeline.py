@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fgaif_ray.config import Config, dump_config
+from fgaif_ray.config import Config, recorded_config
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
+from fgaif_ray.storage.run_lock import writes_run
 from jobs.cli import main
 from jobs.plan import plan_mode
 
@@ -25,6 +26,8 @@ class _Stages:
         self._run_dir, self._memory = run_dir, memory
         self.worked = False
         """Whether a stage had something to do."""
+        self.published = False
+        """Whether a stage has been published."""
 
     def missing(self, folder: str) -> bool:
         """Whether the stage that writes ``folder`` is still to be done."""
@@ -47,10 +50,28 @@ class _Stages:
             self.worked = worked_before
             say(f"== {name}: done before")
             return
+        self.published = True
         record_timing(self._run_dir, name, seconds)
         if (peak := self._memory.take_lap_gib()) > 0:
             record_memory(self._run_dir, name, peak)
         say(f"== {name}: {seconds:.0f} s")
+
+
+def _check_models(config: Config, stage: _Stages) -> None:
+    """Find out what is wrong with a model before Ray starts and any stage is done."""
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
+
+    label = config.label
+    verifiers = [label.verifier, *([] if label.second_verifier is None else [label.second_verifier])]
+    models = {
+        stages.FEEDBACK: [verifier.model for verifier in verifiers],
+        stages.REWARDS: [config.rewards.backbone],
+        stages.POLICY: [config.policy.model, config.rewards.backbone],
+    }
+    for model in dict.fromkeys(model for folder, used in models.items() if stage.missing(folder) for model in used):
+        check_checkpoint(model)
+    if label.extractor.serve_model is not None and stage.missing(stages.FEEDBACK):
+        check_checkpoint(label.extractor.serve_model, sees_images=False)
 
 
 def _run_stages(config: Config, stage: _Stages) -> None:
@@ -61,6 +82,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
     from fgaif_ray.storage import stages
     from jobs import align, evaluate, label, sample, train_rewards
 
+    _check_models(config, stage)
     with connect(config):
         stage("images", stages.IMAGES, lambda: sources.prepare_images(config))
         server = label.start_extractor_server(config) if stage.missing(stages.FEEDBACK) else None
@@ -81,6 +103,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
         stage("evaluate", stages.EVALUATION, lambda: evaluate.run(config))
 
 
+@writes_run("pipeline")
 def run(config: Config) -> None:
     """Run every stage of ``config`` and write ``summary.json`` and ``report.html``."""
     from actors.cluster.peak_memory import PeakMemory
@@ -89,13 +112,17 @@ def run(config: Config) -> None:
     from jobs import report
 
     run_dir = config.run.dir
-    storage.write_bytes(storage.join(run_dir, "config.yaml"), dump_config(config).encode())
+    settings = storage.join(run_dir, "config.yaml")
+    if not storage.exists(settings):
+        storage.write_bytes(settings, recorded_config(config).encode())
     started = time.monotonic()
     with PeakMemory() as memory:
         stage = _Stages(run_dir, memory)
         try:
             _run_stages(config, stage)
         finally:
+            if stage.published:
+                storage.write_bytes(settings, recorded_config(config).encode())
             if stage.worked:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
     stage("report", stages.REPORT, lambda: report.run(config))

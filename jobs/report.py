@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from fgaif_ray.config import Config
 from fgaif_ray.storage import stages
+from fgaif_ray.storage.run_lock import writes_run
 from jobs.cli import main
 
 if TYPE_CHECKING:
     from fgaif_ray.storage import Stage
 
 
+@writes_run("report")
 def run(config: Config) -> None:
     """Judge the examples where that is not done, and write the report.
 
@@ -38,7 +40,7 @@ def run(config: Config) -> None:
 def _judge(config: Config, stage: "Stage") -> None:
     """Write and publish the files that only the report needs."""
     from fgaif_ray import storage
-    from fgaif_ray.config import dump_config
+    from fgaif_ray.config import recorded_config
     from fgaif_ray.progress import say
     from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
     from fgaif_ray.report.examples import choose_examples
@@ -47,7 +49,7 @@ def _judge(config: Config, stage: "Stage") -> None:
     from fgaif_ray.vlm.backbone import load_backbone
 
     run_dir = config.run.dir
-    stage.begin()
+    stage.begin(overwrite=True)  # it holds nothing that is not made again
     truth = load_truth(config)
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
     folders = stages.reward_folders(config)
@@ -61,7 +63,7 @@ def _judge(config: Config, stage: "Stage") -> None:
         "steps": config.align.steps,
         "verdicts_by_truth": truth is not None,
         "temperature_scaling": config.rewards.temperature_scaling,
-        "config": dump_config(config),
+        "config": recorded_config(config),
         **config.run.model_dump(mode="json", include={"fact_types"}),
     }
     storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), judged)

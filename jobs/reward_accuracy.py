@@ -33,6 +33,7 @@ def is_measured(run_dir: str, key: str) -> bool:
     return storage.exists(uri) and storage.read_json(uri)["key"] == key
 
 
+@storage.writes_run("reward_accuracy")
 def run(config: Config) -> None:
     """Score and compare, unless that is done.
 

@@ -18,9 +18,10 @@ from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TAS
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.progress import Progress, say
+from fgaif_ray.progress import Progress, say, say_rejected
 from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.front_end import load_front_end
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
@@ -35,6 +36,7 @@ GIVEN_BLOCK: Final = 128
 """Given responses of one part; fixed, so that a run that goes on cuts the same blocks."""
 
 
+@storage.writes_run("sample")
 def run(config: Config) -> None:
     """Sample every image that has no response yet and publish ``responses/``.
 
@@ -42,14 +44,20 @@ def run(config: Config) -> None:
         UserError: the images or the policy cannot be used, or no image could be read.
     """
     from fgaif_ray.sources import prepare_images
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     started = time.monotonic()
+    if storage.read_manifest(config.run.dir, stages.RESPONSES) is None and config.data.source not in (
+        "rows",
+        "dataset",
+    ):
+        check_checkpoint(config.policy.model)  # told before images are prepared; rows may bring their responses
     sets = prepare_images(config)
     stage = stages.responses(config, sets)
     if stage.is_complete():
         say(f"sample: {stage.folder} is up to date.")
         return
-    stage.begin()
+    stage.begin(overwrite=config.run.overwrite)
     total = sets.provided + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
     _fill(config, stage, sets, total)
     kept = _drop_repeated(stage)
@@ -76,6 +84,8 @@ def run(config: Config) -> None:
         }
     )
     given = f" ({reasons[PROVIDED]} of them given)" if sets.provided else ""
+    folder = storage.join(stage.folder, REJECTED_FOLDER)
+    say_rejected("sample", named, rejected, folder)
     say(f"sample: {kept} responses{given}, {rejected} images rejected, in {stage.folder}.")
 
 
@@ -106,7 +116,6 @@ def _name_of(part: str) -> str:
 def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -> None:
     """Add what the stage lacks: given responses as they are, others from the policy."""
     from actors.cluster.connect import connect
-    from actors.engine.chat import ImageChat
 
     done = _sampled(stage)
     asked = sets.questions(sets.sample, config.data.prompts)
@@ -122,7 +131,7 @@ def _fill(config: Config, stage: storage.Stage, sets: "ImageSets", total: int) -
     if not blocks and not missing:
         return
     if blocks:
-        ImageChat(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
+        load_front_end(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
     initial = len(done) + max(0, sets.provided - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
         from actors.sampling.plan import sample_responses

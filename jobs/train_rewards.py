@@ -10,11 +10,12 @@ import sys
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
-from fgaif_ray.storage import join, read_json, stages
+from fgaif_ray.storage import join, read_json, stages, writes_run
 from jobs.cli import find_user_error, main
 from jobs.plan import plan_mode
 
 
+@writes_run("train_rewards")
 def run(config: Config) -> None:
     """Train what is not trained yet and publish the stage.
 
@@ -30,8 +31,10 @@ def run(config: Config) -> None:
     from actors.cluster.lost_nodes import is_loss
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
-    stage.begin()
+    check_checkpoint(config.rewards.backbone)
+    stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:
             train_reward_models(config, join(config.run.dir, stages.FEEDBACK), stage.partial)

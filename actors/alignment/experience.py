@@ -21,7 +21,7 @@ from fgaif_ray.images import decode_image
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rl.plan import Draw
 from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
-from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.front_end import FrontEnd
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +71,15 @@ class Sampled:
 class ExperienceSource:
     """Samples and has scored; one batch after the other."""
 
-    def __init__(self, backbone: Backbone, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder) -> None:
+    def __init__(self, front_end: FrontEnd, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder) -> None:
         """Starts two threads: one for sampling, one for rewards.
 
         Args:
-            backbone: tokenizes prompts, in the caller's thread.
+            front_end: tokenizes prompts, in the caller's thread.
             workers: rollout workers.
             rewarder: asks the reward service.
         """
-        self._backbone, self._workers, self._rewarder = backbone, workers, rewarder
+        self._front_end, self._workers, self._rewarder = front_end, workers, rewarder
         self._sampling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
@@ -95,7 +95,7 @@ class ExperienceSource:
             Its result raises UserError where none of the images can be read.
         """
         # A tokenizer is not safe in two threads at once, and the learner uses it for its own passes.
-        prompt_ids = {prompt: tuple(self._backbone.prompt_ids(prompt)) for prompt in {draw.prompt for draw in draws}}
+        prompt_ids = {prompt: self._front_end.prompt_ids(prompt) for prompt in {draw.prompt for draw in draws}}
         return self._sampling.submit(self._sample, tuple(draws), prompt_ids, version, sync)
 
     def close(self) -> None:

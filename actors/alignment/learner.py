@@ -64,6 +64,8 @@ from fgaif_ray.vlm.group import LearnerGroup
 logger = logging.getLogger(__name__)
 
 LOGGED_SAMPLES: Final = 4
+SAMPLES_LOGGED_EVERY: Final = 10
+"""Steps; those of the last one are always logged."""
 PROBE_ROWS: Final = 16
 """Responses of each worker that a stale batch is checked with; a fresh one is checked as a whole, for nothing."""
 
@@ -139,12 +141,9 @@ class Learner:
         self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
         self._log = self._open_log()
         rewarder = Rewarder(
-            task.reward_app,
-            config.serve.request_timeout_s,
-            config.serve.max_batch_size,
-            types=self._options.types,
+            task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
         )
-        self._source = ExperienceSource(backbone, task.rollout_workers, rewarder)
+        self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder)
         self._timings: dict[str, float] = {}
         self._busy: list[tuple[float, float]] = []
         # Versions of an interrupted run may still be in the engines: a new process uses names of its own.
@@ -260,7 +259,7 @@ class Learner:
                 math.ceil(align.rollout_batch_size / ppo.minibatch_size),
             )
             self._busy.append((began, time.monotonic()))
-        if self._log is not None and (self.step % align.log_samples_every == 0 or self.step + 1 == align.steps):
+        if self._log is not None and (self.step % SAMPLES_LOGGED_EVERY == 0 or self.step + 1 == align.steps):
             self._log.write_samples(self.step + 1, trajectories[:: align.samples_per_prompt][:LOGGED_SAMPLES])
         own = {
             "kl/coefficient": beta,
@@ -287,13 +286,12 @@ class Learner:
         missing = [one for one in trajectories if not one.rewarded]
         counts = self._group.sum(torch.tensor([len(missing), len(trajectories)]))
         lost, asked = int(counts[0]), int(counts[1])
-        failure = self._align.reward.failure
-        if (failure == "fail" and lost) or (failure == "drop" and lost == asked):
+        if lost and self._align.reward.failure == "fail":
             reason = missing[0].reward_failure if missing else "see the log of another learner worker"
             raise RewardUnavailableError(
                 f"missing rewards: {lost} of {asked} responses of step {self.step + 1} have none: {reason}"
             )
-        return collate(trajectories, self._model.backbone.eos_token_id, "mask").to(self._model.device)
+        return collate(trajectories, self._model.backbone.eos_token_id).to(self._model.device)
 
     def _check_engine(
         self, rows: EncodedRows, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion

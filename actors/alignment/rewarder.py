@@ -1,17 +1,17 @@
-"""Asking the reward service, from inside the cluster, for the dense rewards of a batch."""
+"""Asking the reward service, from inside the cluster, for its verdicts on a batch."""
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Final
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
 
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.scoring import ResponseVerdicts
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +50,7 @@ class Rewarder:
     """
 
     def __init__(
-        self,
-        app_name: str,
-        timeout_s: float,
-        part_size: int,
-        pause: Callable[[float], None] = time.sleep,
-        patience_s: float = PATIENCE_S,
-        types: Sequence[str] = FACT_TYPES,
+        self, app_name: str, timeout_s: float, part_size: int, types: Sequence[str] = FACT_TYPES
     ) -> None:
         """Looks nothing up yet.
 
@@ -64,28 +58,33 @@ class Rewarder:
             app_name: the Serve application.
             timeout_s: how long one part may take.
             part_size: items of one call.
-            pause: waits between two tries.
-            patience_s: how long to go on while no item at all is answered.
             types: the fact types of the run, in the order that probabilities are to have.
         """
-        self._app_name, self._timeout_s, self._part_size, self._pause = app_name, timeout_s, part_size, pause
-        self._patience_s, self._types = patience_s, tuple(types)
+        self._app_name, self._timeout_s, self._part_size = app_name, timeout_s, part_size
+        self._types = tuple(types)
 
     def score(self, items: Sequence[dict[str, Any]]) -> list[TypeVerdicts]:
         """Verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
         verdicts = [TypeVerdicts(failure="not asked") for _ in items]
         missing = list(range(len(items)))
-        give_up = time.monotonic() + self._patience_s
-        for attempt in count():
-            if attempt:
-                self._pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)))
+
+        def ask_for_missing() -> list[int]:
             for index, answer in zip(missing, self._ask([items[index] for index in missing]), strict=True):
                 verdicts[index] = answer
-            missing = [index for index in missing if verdicts[index].failure and not verdicts[index].refused]
+            missing[:] = [index for index in missing if verdicts[index].failure and not verdicts[index].refused]
+            return missing
+
+        def gives_up(state: RetryCallState) -> bool:
             # What fails beside others that are answered may be what ends the replicas.
-            down = len(missing) == len(items) and time.monotonic() < give_up
-            if not missing or (attempt + 1 >= ATTEMPTS and not down):
-                break
+            down = len(missing) == len(items) and (state.seconds_since_start or 0.0) < PATIENCE_S
+            return state.attempt_number >= ATTEMPTS and not down
+
+        Retrying(
+            retry=retry_if_result(bool),
+            stop=gives_up,
+            wait=wait_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
+            retry_error_callback=lambda _: None,
+        )(ask_for_missing)
         failures = [verdict.failure for verdict in verdicts if verdict.failure is not None]
         if failures:
             logger.warning("%d of %d rewards missing: %s", len(failures), len(items), failures[0])
@@ -109,18 +108,18 @@ class Rewarder:
         return verdicts
 
 
-def _verdicts(answer: dict[str, Any] | None, types: Sequence[str]) -> TypeVerdicts:
+def _verdicts(answer: ResponseVerdicts | None, types: Sequence[str]) -> TypeVerdicts:
     if answer is None:
         reason = "the reward models could not score the response; see the log of the gateway"
         return TypeVerdicts(failure=reason, refused=True)
-    segments = answer["segments"]
-    if segments and (missing := [kind for kind in types if kind not in segments[0]["rewards"]]):
+    if missing := [kind for kind in types if kind not in answer.probabilities]:
         return TypeVerdicts(failure=f"the reward service does not score the fact type {missing[0]}", refused=True)
+    by_type = [answer.probabilities[kind].tolist() for kind in types]  # [types][segments][classes]
     return TypeVerdicts(
-        spans=tuple((segment["start"], segment["end"]) for segment in segments),
-        token_ends=tuple(segment["token_end"] for segment in segments),
-        response=answer["response"],
-        probabilities=tuple(tuple(tuple(segment[kind]) for kind in types) for segment in segments),
+        spans=tuple((span.start, span.end) for span in answer.response.spans),
+        token_ends=tuple(answer.token_ends or ()),
+        response=answer.response.text,
+        probabilities=tuple(tuple(map(tuple, segment)) for segment in zip(*by_type, strict=True)),
     )
 
 

@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from actors import metrics
 from actors.cluster.placement import spread
 from actors.engine.shared import SharedEngine
-from actors.engine.start import BAN, image_prompt, reload_weights, start_engine
+from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config, RolloutConfig
@@ -156,6 +156,7 @@ def rollout_workers(config: Config, banned: Sequence[int]) -> Iterator[list[Acto
         "max_concurrency": config.align.num_workers + 1,  # a call of each learner worker, and the first one's `serve`
     }
     with spread(resources.rollout_worker(config)) as places:
+        announce_engines("align", len(places))
         worker: Any = ray.remote(RolloutWorker)
         workers = [worker.options(**options, **place).remote(config, tuple(banned)) for place in places]
         try:

@@ -4,19 +4,25 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 from ray.data import DataContext
 
+from actors.cluster.address import check_cluster_address
 from actors.cluster.device import LOGICAL_GPUS
 from actors.cluster.lost_nodes import NodeWatch
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say
 
 GIB = 1 << 30
+START_TRIES = 2
+NOT_STARTED = ("timed out during startup", "Failed to start GCS", "Failed to get node info")
+"""What Ray says of a start on this machine that took too long."""
+VERSION_MISMATCH = "Version mismatch"
 QUIET_LOGGERS = ("ray.data", "ray.serve", "ray.train", "ray.tune")
 
 
@@ -47,6 +53,29 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
+def start_with_retry(start: Callable[[], object]) -> None:
+    """Start Ray on this machine, once more where a busy machine did not let it come up in time.
+
+    Raises:
+        UserError: it did not come up either time.
+    """
+    for attempt in range(START_TRIES):
+        try:
+            start()
+        except Exception as error:  # Ray raises plain exceptions of all kinds here
+            if not any(words in str(error) for words in NOT_STARTED):
+                raise
+            ray.shutdown()
+            if attempt == START_TRIES - 1:
+                raise UserError(
+                    f"Ray did not start on this machine ({str(error).splitlines()[0].strip().rstrip('.')}): end other "
+                    "programs that keep it busy, then run the same command again."
+                ) from error
+            say("Ray did not start in time, perhaps as the machine is busy: trying once more.")
+        else:
+            return
+
+
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
     """Be connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
@@ -73,18 +102,28 @@ def connect(config: Config) -> Iterator[None]:
     try:
         with _own_sigterm():
             if address is not None:
+                check_cluster_address(address)
                 ray.init(address=address, **common)
             else:
-                ray.init(
-                    address="local",
-                    num_cpus=config.ray.num_cpus,
-                    num_gpus=config.ray.logical_gpus,
-                    include_dashboard=False,
-                    object_store_memory=int(config.ray.object_store_gib * GIB),
-                    **common,
+                start_with_retry(
+                    lambda: ray.init(
+                        address="local",
+                        num_cpus=config.ray.num_cpus,
+                        num_gpus=config.ray.logical_gpus,
+                        include_dashboard=False,
+                        object_store_memory=int(config.ray.object_store_gib * GIB),
+                        **common,
+                    )
                 )
     except ConnectionError as error:
         raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
+    except RuntimeError as error:
+        if VERSION_MISMATCH not in str(error):
+            raise
+        raise UserError(
+            f"The Ray cluster at {address} runs other versions of Ray or Python than this environment: install the "
+            "cluster's here, or start the cluster from this environment."
+        ) from error
     _quiet(config)
     try:
         with nullcontext() if address is None else NodeWatch():

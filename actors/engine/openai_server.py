@@ -22,6 +22,7 @@ from typing import Final, NoReturn
 
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.checkpoint import check_checkpoint
 
 LOOPBACK: Final = "127.0.0.1"
 START_TIMEOUT_S: Final = 600.0
@@ -92,7 +93,11 @@ def start_openai_server(
         log_path: local file that takes everything the server prints.
         compact_json: answers that are bound to a schema hold no white space between JSON tokens, which could otherwise
             be sampled until the token limit; a model that was taught to write it loses its way without.
+
+    Raises:
+        UserError: the model is not downloaded or broken.
     """
+    check_checkpoint(model, sees_images=False)
     port = _free_port()
     api_key = secrets.token_urlsafe(24)
     command = [

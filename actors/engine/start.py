@@ -13,6 +13,8 @@ from PIL.Image import Image
 from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say
+from fgaif_ray.vlm.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,11 @@ def set_environment(config: EngineConfig) -> None:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
 
 
+def announce_engines(job: str, count: int = 1) -> None:
+    """Say, on the driver, why nothing is to be seen for a while."""
+    say(f"{job}: starting {'the engine' if count == 1 else f'{count} engines'} (about 20 s, longer for large models)")
+
+
 def start_engine(
     model: str, config: EngineConfig, *, lora_rank: int | None = None, seed: int = 0, log_probs: int = 20
 ) -> "LLM":
@@ -45,7 +52,11 @@ def start_engine(
         lora_rank: largest rank of the adapters it will serve; None serves none.
         seed: seed of requests that carry none.
         log_probs: most log-probabilities per token that a request may ask for.
+
+    Raises:
+        UserError: the model is not downloaded, not supported or broken, or the rank is more than vLLM serves.
     """
+    check_checkpoint(model)
     set_environment(config)
     import torch
     from vllm import LLM
@@ -77,7 +88,7 @@ def start_engine(
         logprobs_mode="processed_logprobs",
         max_logprobs=log_probs,
         disable_log_stats=True,
-        seed=seed,
+        seed=seed % (1 << 32),  # vLLM seeds numpy, which takes no more bits
         **options,
     )
     if config.threads is not None:

@@ -15,8 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from actors import metrics
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
-from actors.engine.chat import ImageChat
-from actors.engine.start import BAN, image_prompt, reload_weights, start_engine
+from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
@@ -26,6 +25,7 @@ from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, REJECTED_FOLDER, REJECTED_SCHEMA
 from fgaif_ray.images import load_image
 from fgaif_ray.records import fingerprint
+from fgaif_ray.vlm.front_end import load_front_end
 
 
 class Generator:
@@ -46,7 +46,7 @@ class Generator:
         self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
         self._partial = partial
-        self._chat = ImageChat(self._model)
+        self._front_end = load_front_end(self._model)
         self._engine = start_engine(
             self._model, config.evaluate.engine, lora_rank=None if self._merged else rank, seed=config.run.seed
         )
@@ -82,8 +82,8 @@ class Generator:
         from vllm import SamplingParams
 
         adapter = self._use(rows[0]["which"])
-        prompts = [image_prompt(self._chat.token_ids(row["prompt"]), images[row["image"]]) for row in rows]
-        ban = dict.fromkeys(self._chat.banned, BAN)
+        prompts = [image_prompt(self._front_end.prompt_ids(row["prompt"]), images[row["image"]]) for row in rows]
+        ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
         parameters = [
             SamplingParams(
                 temperature=row["temperature"],
@@ -97,7 +97,7 @@ class Generator:
         results = self._engine.generate(prompts, parameters, lora_request=adapter, use_tqdm=False)
         for row, result in zip(rows, results, strict=True):
             completion = result.outputs[0]
-            row["response"] = self._chat.decode(completion.token_ids)
+            row["response"] = self._front_end.decode(completion.token_ids)
             row["tokens"] = len(completion.token_ids)
             row["finish_reason"] = completion.finish_reason
 
@@ -133,6 +133,7 @@ def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
+    announce_engines("evaluate")
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         Generator,
         fn_constructor_kwargs={"config": config, "adapter": adapter, "rank": rank, "partial": partial},

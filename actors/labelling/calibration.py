@@ -9,6 +9,7 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
+from actors.engine.start import announce_engines
 from actors.labelling.fact_checker import FactChecker
 from fgaif_ray.audit.labelled_facts import LabelledFact
 from fgaif_ray.cluster import resources
@@ -76,6 +77,7 @@ def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Itera
         UserError: an image cannot be read, or a fact cannot be asked.
     """
     blocks = _blocks(facts)
+    announce_engines("calibrate", min(config.engines, len(blocks)))
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         CalibrationVerifier,
         fn_constructor_kwargs={"config": config},

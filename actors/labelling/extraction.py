@@ -1,7 +1,6 @@
 """Extraction of atomic facts: a Ray Data stage around the client of an OpenAI-compatible endpoint."""
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ EXTRACTED_SCHEMA: Final = pa.schema(
         pa.field("spans", pa.list_(pa.list_(pa.int32())), nullable=False),  # [segments] pairs (start, end)
         pa.field("facts", pa.string()),  # JSON, [segments] lists of {"type", "text"}; null where rejected
         pa.field("reason", pa.string()),  # of a rejection
+        pa.field("unavailable", pa.string()),  # why the endpoint has no answer: the row stays pending
         pa.field("fatal", pa.string()),  # why the job has to stop
     ]
 )
@@ -120,6 +120,7 @@ class FactExtraction:
     ) -> None:
         self._calls = CallClient(RemoteCoordinator(coordinator), config, run, ray.get_runtime_context().get_actor_id())
         self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity, fact_types)
+        self._reject_failed = config.reject_failed
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
         self._reading = asyncio.Lock()
@@ -143,17 +144,20 @@ class FactExtraction:
         return seal(pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA))
 
     async def _extract(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Columns ``spans``, ``facts`` and ``reason`` of one response."""
+        """Columns ``spans``, ``facts``, ``reason`` and ``unavailable`` of one response."""
         spans = [(span.start, span.end) for span in split_segments(row["response"])]
-        facts, reason = None, None
+        facts, reason, unavailable = None, None, None
         try:
             answer = await self._extractor.extract(
                 row["response"], [row["response"][start:end] for start, end in spans]
             )
             facts = json.dumps([[{"type": fact.type, "text": fact.text} for fact in segment] for segment in answer])
         except UnusableAnswer as error:
-            reason = str(error)
-        return {"spans": spans, "facts": facts, "reason": reason}
+            if error.is_of_endpoint and not self._reject_failed:
+                unavailable = str(error)
+            else:
+                reason = str(error)
+        return {"spans": spans, "facts": facts, "reason": reason, "unavailable": unavailable}
 
 
 def _stopped_block(reason: str) -> pa.Table:
@@ -197,7 +201,7 @@ def ask_about(
     Ray and engines start. The answers are kept and accounted for as all others are.
 
     Raises:
-        UserError: the endpoint cannot be used, or the budget is used up.
+        UserError: the endpoint cannot be used or fails on this response, or the budget is used up.
     """
 
     async def ask() -> None:
@@ -205,8 +209,14 @@ def ask_about(
         calls = CallClient(coordinator, config, run)
         extractor = new_extractor(config, endpoint, calls, fact_types=fact_types)
         try:
-            with contextlib.suppress(UnusableAnswer):
-                await extractor.extract(response, _segments(response))
+            await extractor.extract(response, _segments(response))
+        except UnusableAnswer as error:
+            if (error.is_of_endpoint or error.reason == "rejected") and not config.reject_failed:
+                raise UserError(
+                    f"The {config.purpose} endpoint fails on the first response ({str(error).rstrip('.')}): correct "
+                    f"{config.section} and run the same command again, or leave out what it fails on with "
+                    f"--set {config.section}.reject_failed=true."
+                ) from error
         finally:
             await extractor.close()
             await calls.close()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from actors.engine.chat import ImageChat
 from actors.engine.start import image_prompt, start_engine
 from fgaif_ray.config import VerifierConfig
 from fgaif_ray.feedback.labels import yes_probability
 from fgaif_ray.feedback.prompts import load_prompt
+from fgaif_ray.vlm.front_end import load_front_end
 
 if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
@@ -49,9 +49,9 @@ def check_verifier(config: VerifierConfig) -> None:
         UserError: there is no such prompt or checkpoint, or it cannot say yes and no.
     """
     load_prompt(config.prompt)
-    chat = ImageChat(config.model)
+    front_end = load_front_end(config.model)
     for word in ("yes", "no"):
-        chat.tokens_of(word)
+        front_end.tokens_of(word)
 
 
 class FactChecker:
@@ -64,9 +64,9 @@ class FactChecker:
     def __init__(self, config: VerifierConfig) -> None:
         self._max_model_len = config.engine.max_model_len
         self._prompt = load_prompt(config.prompt)
-        self._chat = ImageChat(config.model)
+        self._front_end = load_front_end(config.model)
         self._engine = start_engine(config.model, config.engine)
-        self._words = self._chat.tokens_of("yes") | self._chat.tokens_of("no")
+        self._words = self._front_end.tokens_of("yes") | self._front_end.tokens_of("no")
 
     def ask(self, questions: Iterable[FactQuestion], images: Mapping[str, Image]) -> Findings:
         """Ask each question once.
@@ -83,15 +83,16 @@ class FactChecker:
         prompts: dict[FactQuestion, TokensPrompt] = {}
         for image, texts in by_image.items():
             for text in texts:
+                prompt = self._prompt.render(statement=text)
                 try:
-                    token_ids = self._chat.token_ids(self._prompt.render(statement=text))
+                    length = self._front_end.prompt_length(prompt)
                 except ValueError as error:
                     found.refused[image, text] = f"fact: {error}"
                     continue
-                if len(token_ids) + self._chat.image_tokens > self._max_model_len:
+                if length >= self._max_model_len:  # it answers with one token
                     found.refused[image, text] = "fact: it is longer than the verifier's engine.max_model_len allows"
                 else:
-                    prompts[image, text] = image_prompt(token_ids, images[image])
+                    prompts[image, text] = image_prompt(self._front_end.prompt_ids(prompt), images[image])
         # Greedy: verdicts that are sampled cannot be reproduced.
         parameters = SamplingParams(
             temperature=0.0, max_tokens=1, logprob_token_ids=list(self._words), detokenize=False

@@ -17,6 +17,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from actors.engine.blocks import ONE_BLOCK
+from actors.engine.start import announce_engines
 from actors.labelling.block_ids import block_ids
 from actors.labelling.coordinator import start_coordinator
 from actors.labelling.extraction import Endpoint, FactExtraction
@@ -36,6 +37,7 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
     second = verification.config.second_verifier
     assert second is not None
     request = resources.verifier(second, second=True)
+    announce_engines("verify again", min(second.engines, len(parts)))
     dataset = block_ids(len(parts), request).map_batches(
         SecondVerifier,
         fn_constructor_kwargs={"verification": verification, "parts": ray.put([part for part, _ in parts])},
@@ -66,6 +68,7 @@ def label_responses(
         "fact_types": config.run.types,
     }
     request = resources.fact_extraction(config)
+    announce_engines("label", min(label.verifier.engines, pending.blocks))
     dataset = (
         # Numbers of blocks: a driver that handed out the places themselves would hold an object for each.
         block_ids(pending.blocks, request)

@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from PIL.Image import Image
 
@@ -28,8 +27,7 @@ def parts_left(folder: str) -> list[tuple[str, int]]:
     """The parts of a stage folder that the second verifier has not seen, with their numbers of rows."""
     left = []
     for part in storage.list_parts(folder):
-        with storage.open_binary(part) as file:
-            parquet = pq.ParquetFile(file)
+        with storage.open_part(part) as parquet:
             batch = next(parquet.iter_batches(1, columns=["annotator"]), None)
             if batch is not None and ANNOTATOR_KEY not in json.loads(batch.column(0)[0].as_py()):
                 left.append((part, parquet.metadata.num_rows))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ COUNTS_SCHEMA: Final = pa.schema(
     [
         pa.field("labelled", pa.int64()),
         pa.field("rejected", pa.int64()),
+        pa.field("unavailable", pa.list_(pa.string())),  # of each row that stays pending: why the endpoint failed on it
         pa.field("fatal", pa.string()),
     ]
 )
@@ -111,8 +113,9 @@ def checks_of(second: bool, found: Findings, own: list[FactQuestion]) -> dict[st
 class Verifier:
     """Asks whether each fact is right according to the image, labels the sub-sentences and writes the block.
 
-    Takes sealed tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. A block that is done
-    again keeps the labels that it got before for responses that are rejected this time.
+    Takes sealed tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. Responses that the endpoint
+    failed on are not written: they stay pending. A block that is done again keeps the labels that it got before for
+    responses that are rejected or unavailable this time.
     """
 
     def __init__(self, verification: Verification) -> None:
@@ -130,6 +133,8 @@ class Verifier:
         if fatal is not None:
             return pa.Table.from_pylist([{"fatal": fatal}], schema=COUNTS_SCHEMA)
         name = fingerprint([row["sample_id"] for row in rows])
+        waiting = {row["sample_id"]: row["unavailable"] for row in rows if row["unavailable"] is not None}
+        rows = [row for row in rows if row["unavailable"] is None]
         images = _load_images(rows)
         canaries = self._draw_canaries(name, images)
         own = [
@@ -151,11 +156,12 @@ class Verifier:
         record_prompt_tokens("first", found)
         record_canaries(found, canaries, self._thresholds)
         record_labelled(labelled, list(rejected.values()))
-        for kept in self._labelled_before(name, rejected):
-            del rejected[kept["sample_id"]]
+        for kept in self._labelled_before(name, rejected.keys() | waiting.keys()):
+            rejected.pop(kept["sample_id"], None)
+            waiting.pop(kept["sample_id"], None)
             labelled.append(kept)
         self._write(name, labelled, list(rejected.values()), canaries, found, own)
-        counts = {"labelled": len(labelled), "rejected": len(rejected)}
+        counts = {"labelled": len(labelled), "rejected": len(rejected), "unavailable": list(waiting.values())}
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 
     def _draw_canaries(self, name: str, images: dict[str, Image]) -> dict[FactQuestion, Canary]:
@@ -175,7 +181,7 @@ class Verifier:
             drawn[key, canary.text] = canary
         return drawn
 
-    def _labelled_before(self, name: str, ids: dict[str, Any]) -> list[dict[str, Any]]:
+    def _labelled_before(self, name: str, ids: Set[str]) -> list[dict[str, Any]]:
         """Rows that an earlier attempt at the block labelled."""
         part = storage.part_uri(self._partial, name)
         if not ids or not storage.exists(part):

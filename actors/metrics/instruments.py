@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 if TYPE_CHECKING:
     from ray.util import metrics as ray_metrics
 
-EXPORTED_PREFIX: Final = "ray_"
 OTHER: Final = "other"
 """Label value for what a metric does not list; only where the metric lists it."""
 ANY: Final = "*"
@@ -39,11 +38,6 @@ class Instrument(ABC):
     description: str
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The values that each label can have; all of them are needed to record."""
-
-    @property
-    def exported_names(self) -> tuple[str, ...]:
-        """The names of its series in Prometheus."""
-        return (EXPORTED_PREFIX + self.name,)
 
     def _labels(self, given: Mapping[str, str]) -> dict[str, str]:
         """The labels of a record.
@@ -126,11 +120,6 @@ class Histogram(Instrument):
 
     boundaries: tuple[float, ...]
     """Upper ends of the buckets, rising; one more holds what is larger."""
-
-    @property
-    def exported_names(self) -> tuple[str, ...]:
-        """Buckets, sum and count."""
-        return tuple(f"{EXPORTED_PREFIX}{self.name}_{part}" for part in ("bucket", "sum", "count"))
 
     def observe(self, value: float, **labels: str) -> None:
         """Count a value.

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from fastapi import FastAPI
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from transformers import AutoTokenizer
 
 from actors import metrics
@@ -22,6 +22,7 @@ from fgaif_ray.errors import ItemError
 from fgaif_ray.fact_types import DEFAULT, FactType
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.scoring import (
+    ResponseVerdicts,
     ScoredBatch,
     ScoringBatch,
     SegmentedResponse,
@@ -76,7 +77,7 @@ class ItemToScore:
 
 
 class RewardGateway:
-    """Cuts responses into sub-sentences, has them scored by the reward deployments, and composes the rewards."""
+    """Cuts responses into sub-sentences, has them scored by the reward deployments, and composes rewards over HTTP."""
 
     def __init__(self, settings: GatewaySettings, scorers: Sequence[DeploymentHandle[Any]]) -> None:
         self._settings = settings
@@ -98,15 +99,15 @@ class RewardGateway:
         """What is served."""
         return self._settings.models
 
-    async def score_responses(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
-        """Dense rewards of a batch of responses, for callers inside the cluster.
+    async def score_responses(self, items: list[dict[str, Any]]) -> list[ResponseVerdicts | None]:
+        """Verdicts on a batch of responses, for callers inside the cluster, who compose the rewards themselves.
 
         Args:
             items: `{"image": encoded image file as bytes, "prompt": str, "response": str | None,
                 "response_token_ids": [response_tokens] | None}`, any number of them.
 
         Returns:
-            In order, `ScoredResponse` as a dict, or None where the reward could not be had (the log says why).
+            In order; None where there is no verdict (the log says why).
         """
 
         def opened(item: dict[str, Any]) -> ItemToScore:
@@ -128,7 +129,7 @@ class RewardGateway:
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, ItemError):
                 logger.warning("no reward for item %d of %d: %s: %s", index, len(items), outcome.code, outcome)
-        return [None if isinstance(outcome, ItemError) else outcome.model_dump() for outcome in outcomes]
+        return [None if isinstance(outcome, ItemError) else outcome for outcome in outcomes]
 
     async def score_request(self, request: RewardRequest) -> list[ScoredResponse]:
         """One result per item of `POST /v1/rewards`.
@@ -201,14 +202,19 @@ class RewardGateway:
             self._count_waiting(-count)
         record_items(outcomes)
         _raise_first(field, outcomes)
-        return [outcome for outcome in outcomes if isinstance(outcome, ScoredResponse)]
+        verdicts = [outcome for outcome in outcomes if isinstance(outcome, ResponseVerdicts)]
+        return await self._in_worker(lambda: [self._compose(one) for one in verdicts])
+
+    def _compose(self, one: ResponseVerdicts) -> ScoredResponse:
+        options = self._settings.options
+        return compose_response(one.response, one.probabilities, one.token_ends, options, one.model_version)
 
     def _count_waiting(self, more: int) -> None:
         self._waiting_items += more
         metrics.REWARD_WAITING_ITEMS.set(self._waiting_items)
 
-    async def _score(self, items: Sequence[ItemToScore | ItemError]) -> list[ScoredResponse | ItemError]:
-        """Have the models score what is no error yet, and compose."""
+    async def _score(self, items: Sequence[ItemToScore | ItemError]) -> list[ResponseVerdicts | ItemError]:
+        """Have the models score what is no error yet."""
         good = [item for item in items if isinstance(item, ItemToScore)]
         size = self._settings.max_batch_size
         # Responses of like length share a forward pass, so that little of it is padding.
@@ -224,22 +230,17 @@ class RewardGateway:
             asyncio.gather(*(self._call_all(batch) for batch in batches)),
         )
 
-        def compose() -> list[ScoredResponse | ItemError]:
-            composed: dict[int, ScoredResponse | ItemError] = {}
-            for chunk, answer in zip(chunks, answers, strict=True):
-                version = combined_version(answer.versions)
-                for index, outcome in zip(chunk, answer.outcomes, strict=True):
-                    composed[index] = (
-                        outcome
-                        if isinstance(outcome, ItemError)
-                        else compose_response(
-                            good[index].response, outcome, ends[index], self._settings.options, version
-                        )
-                    )
-            results = iter(composed[index] for index in range(len(good)))
-            return [item if isinstance(item, ItemError) else next(results) for item in items]
-
-        return await self._in_worker(compose)
+        scored: dict[int, ResponseVerdicts | ItemError] = {}
+        for chunk, answer in zip(chunks, answers, strict=True):
+            version = combined_version(answer.versions)
+            for index, outcome in zip(chunk, answer.outcomes, strict=True):
+                scored[index] = (
+                    outcome
+                    if isinstance(outcome, ItemError)
+                    else ResponseVerdicts(good[index].response, ends[index], outcome, version)
+                )
+        results = iter(scored[index] for index in range(len(good)))
+        return [item if isinstance(item, ItemError) else next(results) for item in items]
 
     async def _call_all(self, batch: ScoringBatch) -> ScoredBatch:
         parts = await asyncio.gather(*(self._call(scorer, batch) for scorer in self._scorers))
@@ -250,14 +251,21 @@ class RewardGateway:
 
     async def _call(self, scorer: DeploymentHandle[Any], batch: ScoringBatch) -> ScoredBatch:
         """One call of one deployment; what a dying replica took with it goes to another one."""
-        for attempt in range(MAX_REPLICAS_TRIED):
-            try:
-                verdicts: ScoredBatch = await scorer.score.remote(batch)
-                return verdicts
-            except (RayActorError, DeploymentUnavailableError) as error:
-                cause = error
-                await asyncio.sleep(random.uniform(0.1, 0.2) * 2**attempt)
-        raise ServiceError(503, "unavailable", "a reward model is not available", 5) from cause
+
+        async def call() -> ScoredBatch:
+            verdicts: ScoredBatch = await scorer.score.remote(batch)
+            return verdicts
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((RayActorError, DeploymentUnavailableError)),
+            stop=stop_after_attempt(MAX_REPLICAS_TRIED),
+            wait=wait_random_exponential(multiplier=0.2, min=0.1),
+        )
+        try:
+            return await retrying(call)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            raise ServiceError(503, "unavailable", "a reward model is not available", 5) from cause
 
     async def _in_worker(self, work: Callable[[], GatewayResult]) -> GatewayResult:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

@@ -13,7 +13,6 @@ tears none.
 
 import asyncio
 import ipaddress
-import logging
 import os
 import re
 import socket
@@ -29,7 +28,6 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from actors.cluster.capacity import has_capacity
 from actors.cluster.device import worker_device
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
@@ -54,11 +52,14 @@ from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
 APP_NAME: Final = "rewards"
 READY_TIMEOUT_S: Final = 300.0
 MINIMUM_ONGOING_REQUESTS: Final = 32
+BATCH_WAIT_S: Final = 0.01
+"""How long a replica waits for more lists to score together."""
 PROXY_MARGIN_S: Final = 30.0
 """The proxy waits this much longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
+HANDLE_FORMAT: Final = "verdicts-1"
+"""What the gateway answers through its handle; a running service that answers in another format is replaced."""
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,6 @@ class ScorerSettings:
     folders: dict[str, str]
     """Fact type -> folder of its reward model; all of them over one backbone."""
     max_batch_size: int
-    batch_wait_timeout_s: float
     threads: int | None
     versions: dict[str, str]
     """Fact type -> version of the model in its folder."""
@@ -105,7 +105,7 @@ class RewardScorer:
         # One thread: forward passes do not overlap, while the event loop collects the next batch.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._score_merged.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
-        self._score_merged.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
+        self._score_merged.set_batch_wait_timeout_s(BATCH_WAIT_S)  # type: ignore[attr-defined]
         [[outcome]] = score_batches(self._model, tuple(self._versions), [probe_batch()])
         if isinstance(outcome, Exception):
             raise outcome
@@ -129,9 +129,8 @@ class RewardScorer:
 def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceInfo:
     """Start the reward service on the connected Ray and wait until it has made a forward pass.
 
-    A service that runs with the same models and settings stays as it is; with others it is replaced: its replicas go
-    when the new ones are ready, so that callers do not notice. Where the cluster has no room for both, the old ones go
-    first, and requests wait for the new ones, for up to ``serve.request_timeout_s``.
+    A service that runs with the same models and settings stays as it is; with others, ``serve.replace`` says how it is
+    replaced.
 
     Args:
         config: sections `serve`, `rewards` (backbone), `policy` (tokenizer) and `align.reward` (composition) matter.
@@ -148,16 +147,7 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
         return RewardServiceInfo(running[1], name, version)
     prefix = "" if name == APP_NAME else f"/{name}"
     url = _start_serve(config) + prefix
-    # Room for one more of each is enough: the one that it replaces makes room for the next.
-    replicas = [resources.reward_replica(config, scorer) for scorer in resources.reward_scorers(config)]
-    surge = running is not None and has_capacity(replace(replica, count=1) for replica in replicas)
-    if running is not None and not surge:
-        logger.warning(
-            "no room for the new reward models beside those that are served: "
-            "requests wait up to %g s (serve.request_timeout_s) while they are replaced",
-            config.serve.request_timeout_s,
-        )
-    application = _application(config, reward_folders, replace(settings, url=url), _head_node(), surge)
+    application = _application(config, reward_folders, replace(settings, url=url), _head_node())
     try:
         serve.run(application, name=name, route_prefix=prefix or "/", logging_config=QUIET)
     except RuntimeError as error:
@@ -201,8 +191,9 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         )
     digest = token_digest(token) if token is not None else None
     identity = fingerprint(
-        card.model_dump(), digest, config.serve.model_dump(), config.rewards.backbone, config.rewards.dtype,
-        config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
+        HANDLE_FORMAT,
+        card.model_dump(), digest, config.serve.model_dump(exclude={"replace"}), config.rewards.backbone,
+        config.rewards.dtype, config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
         config.align.reward.model_dump(),
     )  # fmt: skip
     return GatewaySettings(
@@ -266,7 +257,6 @@ def _application(
     folders: Mapping[str, str],
     settings: GatewaySettings,
     gateway_node: str | None = None,
-    surge: bool = False,
 ) -> serve.Application:
     versions = {card.id: card.version for card in settings.models.models}
     size = config.serve.max_batch_size
@@ -285,7 +275,7 @@ def _application(
             max_constructor_retry_count=1,
             graceful_shutdown_wait_loop_s=0.5,
             graceful_shutdown_timeout_s=config.serve.request_timeout_s,
-            max_surge_percent=100 if surge else 0,  # without room, Serve would wait for it for ever
+            max_surge_percent=100 if config.serve.replace == "rolling" else 0,
         )
         return deployment(RewardScorer).bind(
             ScorerSettings(
@@ -295,7 +285,6 @@ def _application(
                 temperature_scaling=config.rewards.temperature_scaling,
                 folders={fact_type: folders[fact_type] for fact_type in fact_types},
                 max_batch_size=size,
-                batch_wait_timeout_s=config.serve.batch_wait_timeout_s,
                 threads=config.serve.threads,
                 versions={fact_type: versions[fact_type] for fact_type in fact_types},
             )

@@ -8,6 +8,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from actors.engine.blocks import ONE_BLOCK, seal
+from actors.engine.start import announce_engines
 from actors.metrics.count_down import count_down
 from actors.sampling.sampler import Sampler
 from fgaif_ray.cluster import resources
@@ -16,6 +17,7 @@ from fgaif_ray.config import Config
 
 def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> Iterator[dict[str, Any]]:
     """Sample a response to every task; yields the counts of each finished block (see ``Sampler``)."""
+    announce_engines("sample", min(config.sample.engines, len(blocks)))
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         Sampler,
         fn_constructor_kwargs={"config": config, "partial": partial},

@@ -7,12 +7,12 @@ import pyarrow as pa
 
 from actors import metrics
 from actors.engine.blocks import unseal
-from actors.engine.chat import ImageChat
 from actors.engine.start import BAN, image_prompt, start_engine
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import RESPONSES_SCHEMA, fingerprint, sample_identity
+from fgaif_ray.vlm.front_end import load_front_end
 
 TASK_SCHEMA: Final = pa.schema([pa.field("image", pa.string()), pa.field("prompt", pa.string())])
 REJECTED_IMAGES_SCHEMA: Final = pa.schema(
@@ -47,7 +47,7 @@ class Sampler:
     def __init__(self, config: Config, partial: str) -> None:
         self._config = config
         self._partial = partial
-        self._chat = ImageChat(config.policy.model)
+        self._front_end = load_front_end(config.policy.model)
         self._engine = start_engine(config.policy.model, config.sample.engine, seed=config.run.seed)
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
@@ -57,7 +57,7 @@ class Sampler:
         rejected: list[dict[str, Any]] = []
         for task in tasks.to_pylist():
             try:
-                self._chat.check_prompt(task["prompt"], self._config.sample.engine.max_model_len)
+                self._front_end.check_prompt(task["prompt"], self._config.sample.engine.max_model_len)
                 data = storage.read_bytes(task["image"])
                 images.append(decode_image(data))
             except (OSError, ValueError) as error:
@@ -98,9 +98,10 @@ class Sampler:
 
         sample = self._config.sample
         prompts = [
-            image_prompt(self._chat.token_ids(row["prompt"]), image) for row, image in zip(rows, images, strict=True)
+            image_prompt(self._front_end.prompt_ids(row["prompt"]), image)
+            for row, image in zip(rows, images, strict=True)
         ]
-        ban = dict.fromkeys(self._chat.banned, BAN)
+        ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
         parameters = [
             SamplingParams(
                 temperature=sample.temperature,
@@ -115,5 +116,5 @@ class Sampler:
         for row, result in zip(rows, self._engine.generate(prompts, parameters, use_tqdm=False), strict=True):
             completion = result.outputs[0]
             row["token_ids"] = list(completion.token_ids)
-            row["response"] = self._chat.decode(row["token_ids"])
+            row["response"] = self._front_end.decode(row["token_ids"])
             row["finish_reason"] = completion.finish_reason

@@ -3,5 +3,5 @@
 One module per trainer: `trl`, `openrlhf`, `verl`, `skyrl`, `easyr1`. None of them imports its trainer. All but the
 token placement of `skyrl` need httpx2, pydantic and Pillow alone, so that they live in the trainer's own environment.
 
-A reward that could not be had is an exception, or what the trainer documents for a masked one; never a zero.
+An unavailable reward is an exception, or what the trainer documents for a masked one; never a zero.
 """

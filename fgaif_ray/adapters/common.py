@@ -1,4 +1,4 @@
-"""What the adapters share: images and questions out of other formats, and scalars out of dense rewards."""
+"""The shared parts of the adapters: images and questions from other formats, and scalars from dense rewards."""
 
 import base64
 import binascii
@@ -18,17 +18,17 @@ URL_VARIABLE: Final = "FGAIF_REWARD_URL"
 """Environment variable with the root of the service, for trainers that load a function from a file."""
 
 IMAGE_PLACEHOLDER: Final = "<image>"
-"""Where a prompt's text says that the image goes; the service puts the image itself."""
+"""Placeholder of the image in a prompt's text; the service inserts the image itself."""
 
 SHORTEST_BASE64: Final = 40
-"""Characters; no image file is smaller, but the name of one that does not exist may look like base64."""
+"""Fewest characters of base64: no image file is smaller, but the name of a missing file may look like base64."""
 
 Reduction = Literal["mean", "sum"]
-"""How the rewards of the sub-sentences become one number. `mean` does not grow with the length of a response."""
+"""Reduction of the segments' rewards to one number. `mean` does not grow with the length of a response."""
 
 
 def service_url(url: str | None) -> str:
-    """The root of the service: as given, or from the environment.
+    """Return the root of the service: as given, or from the environment.
 
     Raises:
         ValueError: it is in neither.
@@ -44,7 +44,7 @@ _clients_lock = Lock()
 
 
 def shared_client(url: str) -> RewardClient:
-    """One client per service for the life of the process; the bearer token is that of the environment."""
+    """Return the process's client of a service; the bearer token is that of the environment."""
     with _clients_lock:
         if url not in _clients:
             _clients[url] = RewardClient(url)
@@ -52,14 +52,14 @@ def shared_client(url: str) -> RewardClient:
 
 
 def close_shared_clients() -> None:
-    """Close their connections; who asks for a client then gets a new one."""
+    """Close the connections of all clients; the next request for a client makes a new one."""
     with _clients_lock:
         while _clients:
             _clients.popitem()[1].close()
 
 
 def image_file(cell: Any) -> bytes:
-    """The image file that a dataset's cell stands for; nothing is fetched from the network.
+    """Read the image file that a dataset's cell stands for; nothing is fetched from the network.
 
     Args:
         cell: a PIL image (becomes a PNG), an image file's bytes, its path (or `file://` URL), a data URL or base64; a
@@ -103,7 +103,7 @@ def _file_of_text(text: str) -> bytes:
 
 
 def question_text(prompt: Any) -> str:
-    """What the model was asked: the prompt's text, or the text of the last user message of a chat.
+    """Return the question to the model: the prompt's text, or the text of the last user message of a chat.
 
     Image placeholders are left out.
 
@@ -119,12 +119,12 @@ def question_text(prompt: Any) -> str:
 
 
 def answer_text(completion: Any) -> str:
-    """What the model answered: a text, or the text of the last message of a chat."""
+    """Return the model's answer: a text, or the text of the last message of a chat."""
     return completion if isinstance(completion, str) else message_text(completion[-1])
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """The text of a chat message, whose content is a text or a list of parts."""
+    """Return the text of a chat message, whose content is a text or a list of parts."""
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -132,7 +132,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def chat_image(prompt: Any) -> Any:
-    """The image part of a chat, for `image_file`; None where the prompt is a text or holds no image."""
+    """Return the image part of a chat, for `image_file`; None where the prompt is a text or holds no image."""
     if isinstance(prompt, str):
         return None
     contents = (message["content"] for message in prompt if not isinstance(message["content"], str))
@@ -142,14 +142,14 @@ def chat_image(prompt: Any) -> Any:
 
 
 def reference_item(reference: Any, response: str) -> RewardItem:
-    """An item of which a dataset's label tells image and question.
+    """Build an item from a dataset's label, which holds image and question.
 
     Args:
         reference: `{"image": see image_file, "prompt": the question}`, or that as JSON text.
-        response: what the model answered.
+        response: the model's answer.
 
     Raises:
-        ValueError: the reference is another one.
+        ValueError: the reference has another form.
     """
     fields = reference
     if isinstance(fields, str):
@@ -163,7 +163,7 @@ def reference_item(reference: Any, response: str) -> RewardItem:
 
 
 def make_item(image: Any, prompt: Any, response: str) -> RewardItem:
-    """An item of a request; see `image_file` and `question_text`.
+    """Build an item of a request; see `image_file` and `question_text`.
 
     Raises:
         ValueError: there is no image or no question.
@@ -172,19 +172,19 @@ def make_item(image: Any, prompt: Any, response: str) -> RewardItem:
 
 
 def total_reward(scored: ScoredResponse, reduction: Reduction = "mean") -> float:
-    """The weighted reward of all fact types, weighted as the service is configured.
+    """Reduce a response to the reward of all fact types, weighted as the service is configured.
 
     Returns:
-        Mean or sum over the sub-sentences; 0.0 for a response that holds none, which says nothing and earns nothing.
+        Mean or sum over the segments; 0.0 for a response without segments, which says nothing.
     """
     return scored.reward / (_divisor(scored) if reduction == "mean" else 1)
 
 
 def type_reward(scored: ScoredResponse, fact_type: str, reduction: Reduction = "mean") -> float:
-    """P(consistent) - P(hallucinated) of one fact type, without any weight.
+    """Reduce a response to P(consistent) - P(hallucinated) of one fact type, without any weight.
 
     Returns:
-        Mean (in -1..1) or sum over the sub-sentences; 0.0 for a response that holds none.
+        Mean (in -1..1) or sum over the segments; 0.0 for a response without segments.
     """
     total = sum(triple[1] - triple[2] for triple in (one.probabilities[fact_type] for one in scored.segments))
     return float(total) / (_divisor(scored) if reduction == "mean" else 1)
@@ -193,7 +193,7 @@ def type_reward(scored: ScoredResponse, fact_type: str, reduction: Reduction = "
 def reward_metrics(
     scored: ScoredResponse, fact_types: Sequence[str], reduction: Reduction = "mean"
 ) -> dict[str, float]:
-    """`type_reward` of each fact type of the service, and the number of sub-sentences."""
+    """Return `type_reward` of each fact type of the service, and the number of segments."""
     rewards = {fact_type: type_reward(scored, fact_type, reduction) for fact_type in fact_types}
     return rewards | {"segments": float(len(scored.segments))}
 

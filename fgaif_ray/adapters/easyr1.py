@@ -1,6 +1,6 @@
 """EasyR1: a batch reward function (EasyR1 0.3; `verl/workers/reward/function.py`).
 
-EasyR1 shows a reward function neither image nor prompt, so `data.answer_key` names a column that tells both:
+EasyR1 shows a reward function neither image nor prompt, so `data.answer_key` names a column that holds both:
 `{"image": path or data URL, "prompt": the question}`, or that as JSON text.
 """
 
@@ -29,15 +29,15 @@ def compute_score(
         reward_inputs: each with `response`, and the reference as `ground_truth`.
         url: root of the service; the environment variable FGAIF_REWARD_URL unless given
             (`worker.reward.reward_function_kwargs`).
-        reduction: over the sub-sentences of a response.
+        reduction: over the segments of a response.
 
     Returns:
         Per response `overall`, which EasyR1 gives at the last token: the weighted reward of all fact types, mean over
-        sub-sentences. As metrics, under the name of each fact type, the mean of P(consistent) - P(hallucinated), and
-        the number of sub-sentences, `segments`.
+        segments. As metrics, under the name of each fact type, the mean of P(consistent) - P(hallucinated), and
+        the number of segments, `segments`.
 
     Raises:
-        RewardServiceError: the service could not or would not score them. EasyR1 knows no masked rewards, so the
+        RewardServiceError: the service could not or would not score them. EasyR1 has no masked rewards, so the
             training stops.
         ValueError: a reference has another form, or there is no URL.
     """

@@ -1,11 +1,11 @@
 """OpenRLHF: a reward function for `--reward.remote_url FILE.py` (OpenRLHF 0.11; `openrlhf/utils/agent.py`).
 
-OpenRLHF passes no images to rewards, so the dataset's label (`--data.label_key`) tells image and question:
+OpenRLHF passes no images to rewards, so the dataset's label (`--data.label_key`) holds image and question:
 `{"image": path, data URL or base64, "prompt": the question}`, or that as JSON text.
 
 The service speaks OpenRLHF's HTTP protocol too (`--reward.remote_url http://HOST:PORT/get_reward`), with the same
-answers. The function is for what that cannot do: a bearer token, images as paths, back-off, and policies with a
-tokenizer of their own.
+answers. The function adds what that route cannot do: a bearer token, images as paths, back-off, and policies with
+another tokenizer.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from fgaif_ray.serving.remote_reward import remote_answer, split_query
 
 
 class OpenRLHFRewards:
-    """A `reward_func(queries, prompts, labels)`.
+    """A reward function `reward_func(queries, prompts, labels)`.
 
     A failed request raises. OpenRLHF logs that and goes on without a reward for the sample, which it then cannot
-    train on: it stops with an error, and never takes a zero.
+    train on. It stops with an error and never takes a zero.
     """
 
     def __init__(self, client: RewardClient, special_tokens: Sequence[str]) -> None:
-        """Ask nobody yet.
+        """Prepare the function; no request is made yet.
 
         Args:
             client: of the service; threads may share it, and OpenRLHF calls from several.
@@ -46,9 +46,9 @@ class OpenRLHFRewards:
             labels: see above.
 
         Returns:
-            `rewards`, `[samples]` tensor: the sum of the sub-sentences' weighted rewards, which OpenRLHF gives at the
+            `rewards`, `[samples]` tensor: the sum of the segments' weighted rewards, which OpenRLHF gives at the
             last token. `scores`, `[samples]` tensor: their mean, brought to 0..1, for dynamic filtering. `extra_logs`:
-            for each fact type the mean weighted reward, and the number of sub-sentences.
+            for each fact type the mean weighted reward, and the number of segments.
 
         Raises:
             RewardServiceError: the service could not or would not score them.

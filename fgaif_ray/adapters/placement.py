@@ -1,6 +1,6 @@
 """Dense rewards on the tokens of a policy whose tokenizer the service does not know.
 
-Needs torch, transformers' tokenizer and sentencex, as trainers that take token rewards have the first two.
+It needs torch, transformers' tokenizers and sentencex. Trainers that take token rewards have the first two.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from fgaif_ray.serving.wire import ModelList, ScoredResponse
 
 
 def decode_response(tokenizer: Decoder, token_ids: Sequence[int]) -> str:
-    """The text of sampled ids, special tokens left out: what is to be scored, so that rewards find their tokens."""
+    """Decode sampled ids without special tokens: the text to score, so that rewards find their tokens."""
     decoded = tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return decoded if isinstance(decoded, str) else "".join(decoded)
 
 
 def service_options(models: ModelList) -> RewardOptions:
-    """How the service itself composes rewards."""
+    """Return the settings with which the service composes rewards."""
     return RewardOptions(
         weights=models.weights,
         value="argmax" if models.value == "argmax" else "expected",
@@ -35,7 +35,7 @@ def place_rewards(
     options: RewardOptions,
     finish_reason: str = "stop",
 ) -> list[float]:
-    """The dense reward of a response, on the tokens that were sampled.
+    """Place the dense reward of a response on its sampled tokens.
 
     Args:
         scored: the service's answer about `decode_response(tokenizer, token_ids)`.
@@ -45,7 +45,7 @@ def place_rewards(
         finish_reason: `stop` where the response ended by itself; others take the options' missing-EOS penalty.
 
     Returns:
-        `[response_tokens]`: at the last token of each sub-sentence the weighted sum of its rewards (those that
+        `[response_tokens]`: at the last token of each segment the weighted sum of its rewards (those that
         share a token add up), zero elsewhere. Empty for a response without tokens.
 
     Raises:

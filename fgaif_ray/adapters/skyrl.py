@@ -31,7 +31,7 @@ class DenseRewards:
         image_column: str = "image",
         options: RewardOptions | None = None,
     ) -> None:
-        """Ask nobody yet.
+        """Prepare the rewards; no request is made yet.
 
         Args:
             client: of the service.
@@ -43,18 +43,18 @@ class DenseRewards:
         self._image_column, self._options = image_column, options
 
     async def token_rewards(self, input_batch: Mapping[str, Any], output: Mapping[str, Any]) -> list[list[float]]:
-        """The dense rewards of a batch.
+        """Compute the dense rewards of a batch.
 
         Args:
             input_batch: `GeneratorInput`: `prompts` (chats), and `env_extras` (the dataset's other columns).
             output: `GeneratorOutput` with one turn per prompt: `response_ids`, `loss_masks`, `stop_reasons`.
 
         Returns:
-            Per response `[response_tokens]`: at the last token of each sub-sentence the weighted sum of its
+            Per response `[response_tokens]`: at the last token of each segment the weighted sum of its
             rewards, zero elsewhere.
 
         Raises:
-            RewardServiceError: the service could not or would not score them. SkyRL knows no masked rewards.
+            RewardServiceError: the service could not or would not score them. SkyRL has no masked rewards.
             ValueError: there is not one response per prompt, or it holds tokens of the environment.
         """
         prompts, responses = input_batch["prompts"], output["response_ids"]
@@ -62,7 +62,7 @@ class DenseRewards:
             raise ValueError(f"{len(responses)} responses to {len(prompts)} prompts: train on single turns, not steps")
         for ids, mask in zip(responses, output["loss_masks"], strict=True):
             sampled = mask[:-1]  # the last token may be an EOS that the generator has put there
-            if 0 in sampled and any(sampled):  # where all are masked, the generator has left the response out
+            if 0 in sampled and any(sampled):  # if all are masked, the generator has left the response out
                 raise ValueError(f"a response of {len(ids)} tokens holds some that the policy did not sample")
         extras = input_batch.get("env_extras") or [{}] * len(prompts)
         items = [self._item(*row) for row in zip(prompts, extras, responses, strict=True)]
@@ -87,16 +87,16 @@ class DenseRewards:
 
 
 class DenseRewardGenerator:
-    """A SkyRL generator whose rewards are those of the service; for all else it is the one it wraps.
+    """A SkyRL generator that wraps another one and takes its rewards from the service.
 
-    SkyRL's `pass_at_n` looks at the last token alone: with dense rewards, watch `reward/avg_raw_reward`, their sum.
+    SkyRL's `pass_at_n` looks only at the last token. With dense rewards, watch `reward/avg_raw_reward`, their sum.
     """
 
     def __init__(self, generator: Any, rewards: DenseRewards) -> None:
         self._generator, self._rewards = generator, rewards
 
     async def generate(self, input_batch: Mapping[str, Any], *arguments: Any, **options: Any) -> dict[str, Any]:
-        """`GeneratorOutput` of the wrapped generator, with token rewards in place of its own.
+        """Return the `GeneratorOutput` of the wrapped generator, with token rewards in place of its own.
 
         Raises:
             RewardServiceError, ValueError: see `DenseRewards.token_rewards`.
@@ -106,6 +106,6 @@ class DenseRewardGenerator:
         return output
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # before __init__ there is nothing to look in
+        if name.startswith("_"):  # before __init__ there is no wrapped generator
             raise AttributeError(name)
         return getattr(self._generator, name)

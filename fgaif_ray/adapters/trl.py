@@ -18,21 +18,21 @@ RewardFunction = Callable[..., list[float | None]]
 class TRLRewards:
     """The reward functions of one trainer, one per fact type; they share one request per batch.
 
-    Each gives, per completion, the mean over sub-sentences of P(consistent) - P(hallucinated) of its fact type, in
-    -1..1 and without weight: TRL weighs them by `GRPOConfig.reward_weights`. TRL takes one number per completion, so
-    which sub-sentence earned what is lost.
+    Each gives, per completion, the mean over segments of P(consistent) - P(hallucinated) of its fact type, in
+    -1..1 and without weight; TRL weighs them by `GRPOConfig.reward_weights`. TRL takes one number per completion, so
+    which segment earned what is lost.
 
     A completion that the service refuses is None, which TRL leaves out of the group's baseline. No answer from the
     service, or a refusal of the whole batch, is an exception and stops the training.
     """
 
     def __init__(self, client: RewardClient, *, image_column: str | None = None, reduction: Reduction = "mean") -> None:
-        """Ask nobody yet.
+        """Prepare the functions; no request is made yet.
 
         Args:
             client: of the service.
             image_column: of the dataset; `image`, `images`, or the images in the prompts unless given.
-            reduction: over the sub-sentences of a completion.
+            reduction: over the segments of a completion.
         """
         self._client, self._image_column, self._reduction = client, image_column, reduction
         self._scored: tuple[Any, Any, list[str], list[ReplyOutcome]] | None = None
@@ -65,7 +65,7 @@ class TRLRewards:
         ]
 
     def _outcomes(self, prompts: list[Any], completions: list[Any], columns: dict[str, Any]) -> list[ReplyOutcome]:
-        """The service's answer on the batch: the trainer calls all functions with the same lists."""
+        """Return the service's answer about the batch; the trainer calls all functions with the same lists."""
         texts = [answer_text(completion) for completion in completions]
         if self._scored is not None:
             of_prompts, of_completions, of_texts, outcomes = self._scored

@@ -1,7 +1,7 @@
 """verl: custom reward functions (verl 0.9; `verl/experimental/reward_loop/reward_manager/naive.py`).
 
 verl shows a reward function no image, so the dataset's `extra_info` holds `image` (path, bytes or data URL) and
-`question`; without these, `reward_model.ground_truth` tells both: `{"image": ..., "prompt": ...}`, or that as JSON.
+`question`; without these, `reward_model.ground_truth` holds both: `{"image": ..., "prompt": ...}`, or that as JSON.
 
 Take the reward manager `naive`, with which a failed request stops the training. `rate_limited` turns every exception
 into a reward of zero, and so does `compute_score_timeout` of the older synchronous managers.
@@ -43,22 +43,22 @@ async def compute_score(
     """Reward one response.
 
     Args:
-        data_source: name of the dataset; makes no difference.
+        data_source: name of the dataset; unused.
         solution_str: the response.
         ground_truth: see above.
         extra_info: see above.
         url: root of the service; the environment variable FGAIF_REWARD_URL unless given
             (`reward.custom_reward_function.reward_kwargs`).
-        reduction: over the sub-sentences of a response.
+        reduction: over the segments of a response.
 
     Returns:
-        `score`, which verl gives at the last token: the weighted reward of all fact types, mean over sub-sentences. As
+        `score`, which verl gives at the last token: the weighted reward of all fact types, mean over segments. As
         extra info, under the name of each fact type, the mean of P(consistent) - P(hallucinated), and the number of
-        sub-sentences, `segments`.
+        segments, `segments`.
 
     Raises:
         RewardServiceError: the service could not or would not score it.
-        ValueError: image or question are not told, or there is no URL.
+        ValueError: image or question is missing, or there is no URL.
     """
     client = _client(service_url(url))
     [scored] = await client.score([_item(solution_str, ground_truth, extra_info)])
@@ -89,7 +89,7 @@ async def close() -> None:
 
 
 def _client(url: str) -> AsyncRewardClient:
-    """Connections belong to an event loop, and a process may have several."""
+    """Return the client of the running event loop; connections belong to a loop, and a process may have several."""
     clients = _clients.setdefault(asyncio.get_running_loop(), {})
     if url not in clients:
         clients[url] = AsyncRewardClient(url, concurrency=CONCURRENCY)

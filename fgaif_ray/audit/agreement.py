@@ -10,7 +10,7 @@ from fgaif_ray.audit.items import Audit, AuditItem, cell_weights
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT, CLASS_NAMES
 from fgaif_ray.statistics.agreement import agreement
-from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate
+from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS
 from fgaif_ray.statistics.reliability import MISSING, estimate_agreement, estimate_alpha
 
 AGREEMENT_FORMAT: Final = "fgaif-audit-agreement"
@@ -166,7 +166,7 @@ def _figures(
         found["alpha_with_ai"] = estimate_alpha(images, with_ai, len(classes), weights=weights, **options)
         if len(annotators) > 1:
             found["alpha_of_people"] = estimate_alpha(images, matrix, len(classes), weights=weights, **options)
-        return {name: _show(estimate) for name, estimate in found.items()}
+        return {name: estimate.to_dict() for name, estimate in found.items()}
 
     return {
         "compared": len(judged),
@@ -184,10 +184,6 @@ def _weights(audit: Audit, units: Sequence[_Unit]) -> list[float]:
     answered = {(unit.item.sample_id, unit.item.segment): unit.item.cell for unit in units}
     by_place = dict(zip(answered, cell_weights(list(answered.values()), audit.population), strict=True))
     return [by_place[unit.item.sample_id, unit.item.segment] for unit in units]
-
-
-def _show(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "interval": None if estimate.interval is None else list(estimate.interval)}
 
 
 def _disagreement(unit: _Unit, name: str) -> dict[str, Any]:

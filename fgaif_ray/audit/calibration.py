@@ -4,16 +4,17 @@ A threshold fitted to facts looks better on them than it is. So its figures come
 images held out, beside those of the plain 0.5 and of the fit itself.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.statistics.intervals import CONFIDENCE, estimate_figures
+from fgaif_ray.statistics.calibration import estimate_calibration_error
+from fgaif_ray.statistics.folds import image_folds
+from fgaif_ray.statistics.intervals import CONFIDENCE
 from fgaif_ray.statistics.reliability import estimate_agreement
 
 PLAIN: Final = 0.5
@@ -23,7 +24,6 @@ BINS: Final = 10
 """Equal-width bins of P(yes) for the expected calibration error."""
 _TIE: Final = 1e-12
 
-Objective = Literal["balanced_accuracy", "accuracy"]
 Floats = NDArray[np.float64]
 
 
@@ -49,8 +49,8 @@ class Facts:
         return len(self.consistent) > 0 and bool(self.consistent.any()) and not self.consistent.all()
 
 
-def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: ArrayLike, objective: Objective) -> float:
-    """The threshold with the best objective on these facts.
+def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: ArrayLike) -> float:
+    """The threshold with the best balanced accuracy on these facts.
 
     Every threshold between two neighbouring P(yes) gives the same verdicts: the middle stands for them, or 0.5 where
     it is among them. Among equally good ones the nearest to 0.5 is taken.
@@ -59,7 +59,6 @@ def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: Ar
         p_consistent: ``[facts]`` P(yes), in [0, 1].
         consistent: ``[facts]`` the truth.
         weights: ``[facts]`` how many facts each stands for.
-        objective: what is to be highest.
 
     Returns:
         A threshold inside (0, 1).
@@ -77,10 +76,7 @@ def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: Ar
     # A cut c calls the values from c on consistent; [values + 1]
     right_found = np.append(np.cumsum(right[::-1])[::-1], 0.0)
     wrong_found = np.insert(np.cumsum(wrong), 0, 0.0)
-    if objective == "balanced_accuracy":
-        scores = (right_found / right.sum() + wrong_found / wrong.sum()) / 2
-    else:
-        scores = (right_found + wrong_found) / (right.sum() + wrong.sum())
+    scores = (right_found / right.sum() + wrong_found / wrong.sum()) / 2
     lower, upper = np.insert(values, 0, 0.0), np.append(values, 1.0)
     middles = np.where((lower < PLAIN) & (upper >= PLAIN), PLAIN, (lower + upper) / 2)
     possible = lower < upper  # no threshold lies below a P(yes) of 0 or above one of 1
@@ -89,37 +85,29 @@ def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: Ar
     return float(candidates[np.argmin(np.abs(candidates - PLAIN))])
 
 
-def fit_thresholds(
-    facts: Facts, objective: Objective, per_type: bool, types: Sequence[str] = FACT_TYPES
-) -> dict[str, float]:
+def fit_thresholds(facts: Facts, types: Sequence[str] = FACT_TYPES) -> dict[str, float]:
     """A threshold for each fact type.
 
     A type without right or without wrong facts takes the one of all facts together, and without those 0.5.
     """
-    together = _fit(facts, objective) if facts.has_both_classes else PLAIN
+    together = _fit(facts) if facts.has_both_classes else PLAIN
     thresholds = dict.fromkeys(types, together)
-    if per_type:
-        for name in types:
-            part = facts.where(np.array([kind == name for kind in facts.types], dtype=bool))
-            if part.has_both_classes:
-                thresholds[name] = _fit(part, objective)
+    for name in types:
+        part = facts.where(np.array([kind == name for kind in facts.types], dtype=bool))
+        if part.has_both_classes:
+            thresholds[name] = _fit(part)
     return thresholds
 
 
-def cross_validate(
-    facts: Facts, objective: Objective, per_type: bool, folds: int = FOLDS, types: Sequence[str] = FACT_TYPES
-) -> NDArray[np.bool_] | None:
+def cross_validate(facts: Facts, types: Sequence[str] = FACT_TYPES) -> NDArray[np.bool_] | None:
     """Verdicts on each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
-    images = sorted(set(facts.images), key=lambda image: hashlib.sha256(image.encode()).hexdigest())
-    if len(images) < 2:
+    if len(set(facts.images)) < 2:
         return None
-    fold_of = {image: index % min(folds, len(images)) for index, image in enumerate(images)}
-    fold = np.array([fold_of[image] for image in facts.images])
+    fold = image_folds(facts.images, FOLDS)
     verdicts = np.zeros(len(fold), dtype=bool)
-    for held_out in range(min(folds, len(images))):
+    for held_out in np.unique(fold):
         inside = fold == held_out
-        thresholds = fit_thresholds(facts.where(~inside), objective, per_type, types)
-        verdicts[inside] = judge(facts.where(inside), thresholds)
+        verdicts[inside] = judge(facts.where(inside), fit_thresholds(facts.where(~inside), types))
     return verdicts
 
 
@@ -128,15 +116,11 @@ def judge(facts: Facts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
     return facts.p_consistent >= np.array([thresholds[kind] for kind in facts.types], dtype=np.float64)
 
 
-def calibrate(
-    facts: Facts, objective: Objective, per_type: bool, seed: int = 0, types: Sequence[str] = FACT_TYPES
-) -> dict[str, Any]:
+def calibrate(facts: Facts, seed: int = 0, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
     """Fit thresholds and measure them.
 
     Args:
         facts: right and wrong ones.
-        objective: what the thresholds make highest.
-        per_type: whether each type has one of its own.
         seed: of the bootstrap; images are drawn.
         types: the fact types that get a threshold.
 
@@ -151,17 +135,15 @@ def calibrate(
     """
     if not facts.has_both_classes:
         raise ValueError("a calibration takes facts that are right and facts that are wrong")
-    thresholds = fit_thresholds(facts, objective, per_type, types)
+    thresholds = fit_thresholds(facts, types)
     verdicts = {
         "at_half": judge(facts, dict.fromkeys(types, PLAIN)),
-        "cross_validated": cross_validate(facts, objective, per_type, types=types),
+        "cross_validated": cross_validate(facts, types),
         "fitted": judge(facts, thresholds),
     }
     everything = np.ones(len(facts.consistent), dtype=bool)
     of_type = {name: np.array([kind == name for kind in facts.types], dtype=bool) for name in types}
     return {
-        "objective": objective,
-        "per_type": per_type,
         "confidence": CONFIDENCE,
         "thresholds": thresholds,
         "figures": {
@@ -175,8 +157,8 @@ def calibrate(
     }
 
 
-def _fit(facts: Facts, objective: Objective) -> float:
-    return choose_threshold(facts.p_consistent, facts.consistent, facts.weights, objective)
+def _fit(facts: Facts) -> float:
+    return choose_threshold(facts.p_consistent, facts.consistent, facts.weights)
 
 
 def _figures(facts: Facts, verdicts: Mapping[str, NDArray[np.bool_] | None], seed: int) -> dict[str, Any]:
@@ -192,21 +174,6 @@ def _figures(facts: Facts, verdicts: Mapping[str, NDArray[np.bool_] | None], see
             continue
         truth = facts.consistent.astype(np.int64)
         found = estimate_agreement(facts.images, truth, given.astype(np.int64), 2, weights=facts.weights, seed=seed)
-        measured[how] = {name: asdict(estimate) for name, estimate in found.items()}
-    return counts | measured | {"expected_calibration_error": _calibration_error(facts, seed)}
-
-
-def _calibration_error(facts: Facts, seed: int) -> dict[str, Any]:
-    """Mean gap between P(yes) and the share of right facts over bins of P(yes) (Guo et al. 2017, equation 3)."""
-    bins = np.minimum((facts.p_consistent * BINS).astype(int), BINS - 1)
-    inside = np.eye(BINS)[bins]  # [facts, bins]
-    gaps = inside * ((facts.p_consistent - facts.consistent) * facts.weights)[:, None]
-    columns = np.column_stack([gaps, facts.weights])  # [facts, bins + 1]
-
-    def figures(sums: Floats) -> Floats:
-        whole = sums[:, -1:]
-        gap = np.abs(sums[:, :-1]).sum(axis=1, keepdims=True)
-        errors: Floats = np.divide(gap, whole, out=np.full_like(whole, np.nan), where=whole > 0)
-        return errors
-
-    return asdict(estimate_figures(facts.images, columns, figures, seed=seed)[0])
+        measured[how] = {name: estimate.to_dict() for name, estimate in found.items()}
+    error = estimate_calibration_error(facts.images, facts.p_consistent, facts.consistent, facts.weights, BINS, seed)
+    return counts | measured | {"expected_calibration_error": error.to_dict()}

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -18,6 +17,7 @@ from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.audit.items import Audit
 from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url
+from fgaif_ray.pages import page_environment, page_source, page_style
 from fgaif_ray.records import CLASS_NAMES
 
 LARGEST_SIDE: Final = 900
@@ -50,11 +50,8 @@ def build_page(
         title: shown on top.
         fact_types: those of the audit.
     """
-    loader = PackageLoader("fgaif_ray.audit")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style, script = (loader.get_source(environment, name)[0] for name in ("audit.css", "audit.js"))
+    environment = page_environment("fgaif_ray.audit")
+    style, script = page_style(environment, "audit.css"), page_source(environment, "audit.js")
     html: str = environment.get_template("audit.html.j2").render(
         title=title,
         style=Markup(style_variables(fact_types) + style),

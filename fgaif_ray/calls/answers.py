@@ -1,7 +1,7 @@
 """Answers of the extraction model, found by the content of the question.
 
-The key of a call covers everything its answer depends on, so an answer serves every run, response and sub-sentence that
-asks the same, and a changed prompt or model asks anew.
+The key of a call covers everything its answer depends on, so an answer serves every run, response and segment that
+asks the same, and a changed prompt or model asks again.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ PREFIX: Final = "answers"
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """What one paid call brought: the facts, or why the answer cannot be used.
+    """The result of one paid call: the facts, or the reason why the answer cannot be used.
 
     Example: ``CallAnswer([[Fact("existence", "There is a dog.")]], None, None, "", 120, 31)``
     """
@@ -34,7 +34,7 @@ class CallAnswer:
     """Why it cannot be used."""
     detail: str | None
     content: str
-    """The start of an answer that cannot be used, for the repair try; all of an answer that is a text."""
+    """The start of an unusable answer, for the repair try; the whole answer if it is a text."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -44,7 +44,7 @@ class CallAnswer:
         return UnusableAnswer(self.reason, self.detail)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable form that ``from_json`` reads back."""
+        """Return a JSON-serialisable form that ``from_json`` reads back."""
         usage = [self.prompt_tokens, self.completion_tokens]
         if self.facts is None:
             return {"reason": self.reason, "detail": self.detail, "content": self.content, "usage": usage}
@@ -53,7 +53,7 @@ class CallAnswer:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read what ``to_json`` made."""
+        """Read the form that ``to_json`` returns."""
         facts = value.get("facts")
         if facts is not None:
             facts = [[Fact(fact["type"], fact["text"]) for fact in segment] for segment in facts]
@@ -61,18 +61,18 @@ class CallAnswer:
 
 
 def call_key(**content: Any) -> str:
-    """The key of a call: sha256, in hex, of everything JSON-serialisable that its answer depends on."""
+    """Return the key of a call: sha256, in hex, of everything JSON-serialisable that its answer depends on."""
     return hashlib.sha256(_canonical(content)).hexdigest()
 
 
 class CallKeys:
-    """``call_key`` for many calls that differ in their messages alone: what they share is written down once.
+    """``call_key`` for many calls that differ only in their messages: the shared part is encoded once.
 
     Example: ``CallKeys(model="m", options={})(messages) == call_key(model="m", options={}, messages=messages)``
     """
 
     def __init__(self, **shared: Any) -> None:
-        """Take what the calls share.
+        """Encode what the calls share.
 
         Raises:
             ValueError: a name that does not come after "messages" in the alphabet.
@@ -96,10 +96,10 @@ def _canonical(content: Any) -> bytes:
 
 
 def model_identity(model: str, serve_model: str | None) -> str:
-    """The model behind an endpoint, for keys.
+    """Identify the model behind an endpoint, for keys.
 
-    A checkpoint that the job serves itself from a local folder is told by its files too: training writes new weights
-    to the same place.
+    A checkpoint that the job serves itself from a local folder is identified by its files too, since training may write
+    new weights to the same place.
     """
     if serve_model is None:
         return model
@@ -114,7 +114,7 @@ def model_identity(model: str, serve_model: str | None) -> str:
 
 
 def cache_folder(run: str, cache: str | None, purpose: str = "extraction") -> str:
-    """Where answers are kept: the folder that the configuration names, or one of the run for each purpose of calls."""
+    """Return the folder of answers: the configured one, or one of the run for each purpose of calls."""
     return cache if cache is not None else storage.join(run, f"{purpose}-cache")
 
 
@@ -136,16 +136,16 @@ class AnswerWriter:
         return text
 
     def flush(self) -> None:
-        """Write what waits; on object stores, an interruption before this repeats the calls."""
+        """Write pending answers; on object stores, an interruption before this repeats the calls."""
         self._log.flush()
 
 
 class AnswerIndex:
-    """Every answer of a cache folder by its key; the answers lie on disk, so memory stays flat."""
+    """Every answer of a cache folder by its key. The answers are on disk, so memory stays flat."""
 
     def __init__(self, folder: str) -> None:
         """Read the folder."""
-        # An empty name is SQLite's own temporary file, gone when the connection is.
+        # An empty name is SQLite's own temporary file, deleted with the connection.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID")
@@ -153,7 +153,7 @@ class AnswerIndex:
         self.read()
 
     def read(self, writer: str = "") -> None:
-        """Take in what is kept in the folder, or what one writer has kept there."""
+        """Read the answers kept in the folder, or those of one writer."""
         lines = (line for _, line in read_lines(self._folder, PREFIX, writer))
         self.add(
             (line["key"], json.dumps(line["answer"]))
@@ -162,14 +162,14 @@ class AnswerIndex:
         )
 
     def add(self, answers: Iterable[tuple[str, str]]) -> None:
-        """Take in keys and answers, as JSON."""
+        """Add keys and answers, as JSON."""
         rows = ((bytes.fromhex(key), answer) for key, answer in answers)
         self._database.execute("BEGIN")
         self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
         self._database.execute("COMMIT")
 
     def find(self, key: str) -> str | None:
-        """The answer to a call, as JSON, or None."""
+        """Return the answer to a call, as JSON, or None."""
         row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (bytes.fromhex(key),)).fetchone()
         return None if row is None else str(row[0])
 
@@ -178,5 +178,5 @@ class AnswerIndex:
         return int(count)
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Free the disk space."""
         self._database.close()

@@ -1,4 +1,4 @@
-"""What stands between an extractor and its endpoint: known answers, permission to call, and the account of calls."""
+"""The interface between an extractor and its endpoint: known answers, permits, and the account of calls."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,34 +13,35 @@ class Call:
 
     size: CallSize
     number: int
-    """In the worker's ledger."""
+    """Its number in the worker's ledger."""
     permit: int | None
-    """At the coordinator of the cluster; None where nothing is limited."""
+    """Its permit at the cluster's call coordinator; None without limits."""
 
 
 class Calls(Protocol):
-    """The extractor's side. A call goes ``find``, ``acquire``, ``send``, then ``keep`` and ``answered``, or ``failed``.
+    """The extractor's view of calls.
 
-    Who gets None from ``find`` owes the key a ``keep`` or a ``abandon``, every ``send`` is owed an ``answered`` or a
+    A call goes ``find``, ``acquire``, ``send``, then ``keep`` and ``answered``, or ``failed``. After None from
+    ``find`` the caller has to ``keep`` or ``abandon`` the key. Every ``send`` has to be followed by ``answered`` or
     ``failed``.
     """
 
     async def find(self, key: str) -> CallAnswer | None:
-        """The answer to a call, or None for the one caller that has to make it; others wait for that one."""
+        """Return the answer to a call, or None for the one caller that has to make it; others wait for that one."""
         ...
 
     def keep(self, key: str, answer: CallAnswer) -> None:
-        """Keep an answer from the moment it is there."""
+        """Keep an answer as soon as it has arrived."""
         ...
 
     def abandon(self, key: str) -> None:
-        """Leave a call to others: it brought no answer."""
+        """Leave a call without an answer to others."""
         ...
 
     async def acquire(self, size: CallSize) -> int | None:
-        """Wait until a call may be made; returns its permit, or None where nothing is limited.
+        """Wait until a call may be made; returns its permit, or None without limits.
 
-        A permit is owed a ``send`` or a ``release``, soon: limits count it as sent.
+        A permit has to be followed soon by ``send`` or ``release``, since limits count it as sent.
 
         Raises:
             UserError: the budget is used up, or another worker has stopped.
@@ -48,14 +49,14 @@ class Calls(Protocol):
         ...
 
     def release(self, permit: int | None) -> None:
-        """Give a permit back unused."""
+        """Return a permit unused."""
         ...
 
     async def send(self, size: CallSize, permit: int | None, *, retry: bool, repair: bool) -> Call:
         """Account for a call that is about to be sent, after a pause that is under way.
 
         Raises:
-            UserError: another worker has stopped; the permit is given back.
+            UserError: another worker has stopped; the permit is released.
         """
         ...
 
@@ -68,16 +69,16 @@ class Calls(Protocol):
         ...
 
     def pause(self, seconds: float) -> None:
-        """Let nobody call for so long: the endpoint has asked for it."""
+        """Pause all calls for some seconds, as the endpoint has asked."""
         ...
 
     def stop(self, reason: str) -> None:
-        """Let nobody call any more: the endpoint cannot be used."""
+        """Stop all calls: the endpoint cannot be used."""
         ...
 
 
 class FreeCalls:
-    """Calls that nothing limits, and that nobody accounts for or keeps."""
+    """Calls without limits, account or cache."""
 
     async def find(self, key: str) -> CallAnswer | None:  # noqa: ARG002
         return None
@@ -115,7 +116,7 @@ class UnansweredError(Exception):
 
 
 class KnownCalls(FreeCalls):
-    """Answers that are there, and no calls: tells whether a response needs the endpoint at all."""
+    """Known answers without calls, to find out whether a response needs the endpoint at all."""
 
     def __init__(self, find: "FindAnswer") -> None:
         self._find = find
@@ -128,6 +129,6 @@ class KnownCalls(FreeCalls):
 
 
 class FindAnswer(Protocol):
-    """The answer to a call by its key, or None."""
+    """Return the answer to a call by its key, or None."""
 
     def __call__(self, key: str, /) -> CallAnswer | None: ...

@@ -1,9 +1,9 @@
 """Calls of a chat model behind an OpenAI-compatible endpoint, each paid once.
 
-One retry layer: ``chat_connection.py`` tries once. What belongs to the endpoint (down, wrong key, unknown model, out of
-quota, overloaded for long) stops the job with a ``UserError``; what belongs to one call is an ``UnusableAnswer``, so
-that its row is rejected and the others go on. A call that is under way is always waited for, since it is paid: its
-answer is kept whatever has become of its row.
+One retry layer: ``chat_connection.py`` tries once. A failure of the endpoint (down, wrong key, unknown model, out of
+quota, overloaded for long) stops the job with a ``UserError``. A failure of one call is an ``UnusableAnswer``: its row
+is rejected and the others go on. A call that is under way is always waited for, since it is paid; its answer is kept
+even if its row has been rejected.
 """
 
 import asyncio
@@ -25,30 +25,30 @@ from fgaif_ray.errors import UserError
 
 CHECK_TIMEOUT_S: Final = 30.0
 AHEAD: Final = 2
-"""Calls that are prepared or under way, for one that may be under way."""
+"""Calls that are prepared or under way, for each slot."""
 TURNS: Final = 2
-"""Of the event loop that an answer waits before it is read: the call that gets its slot leaves in them."""
+"""Turns of the event loop that an answer waits before it is read, so that the next call leaves first."""
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
-"""Bound of the drawn back-off; a ``Retry-After`` may ask for more."""
+"""Bound of the random back-off; a ``Retry-After`` may ask for more."""
 LONGEST_RETRY_AFTER_S: Final = 300.0
 """An endpoint that asks for a longer wait than this is treated as unavailable."""
 CHECK_S: Final = 1.0
-"""Between two looks at whether to stop, in a back-off."""
+"""Seconds between two checks whether to stop, in a back-off."""
 
-_NO_KEY: Final = "none"  # the SDK wants a key; servers without authentication ignore it
+_NO_KEY: Final = "none"  # the SDK needs a key; servers without authentication ignore it
 _PAUSING: Final = frozenset({429, 503})
-"""With ``Retry-After`` they speak to everybody who calls."""
+"""Statuses whose ``Retry-After`` concerns every caller."""
 
 ReadCompletion = Callable[[Completion, tuple[int, int]], CallAnswer]
-"""Makes an answer of a completion and its prompt and completion tokens."""
+"""Function that makes an answer from a completion and its prompt and completion tokens."""
 
 
 @dataclass
 class CallUsage:
-    """What a caller has asked of its endpoint; calls count every request that was answered or failed.
+    """Counts of a caller's requests; ``calls`` are all that were answered or failed.
 
-    Of this caller alone, in this process: the account of a run is its ledger.
+    They are of this caller in this process only. The account of a run is its ledger.
     """
 
     calls: int = 0
@@ -60,29 +60,28 @@ class CallUsage:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What one call sends, and how its answer is kept and read."""
+    """One question: its messages, its key, and the reader of its answer."""
 
     messages: list[dict[str, str]]
     key: str
-    """Covers everything that the answer depends on."""
+    """Key of everything that the answer depends on."""
     size: CallSize
     read: ReadCompletion
     is_repair: bool = False
 
 
 def on_deck(concurrency: int) -> int:
-    """Calls that are under way, or have permission and wait for a slot, or are answered and wait to be read.
+    """Calls that are under way, or have a permit and wait for a slot, or are answered and wait to be read.
 
-    It bounds what a worker that is killed may have paid in vain.
+    They bound what a killed worker may have paid in vain.
     """
     return concurrency + max(1, concurrency // 8)
 
 
 class ChatCaller:
-    """Makes calls with limited concurrency, retries and an account.
+    """Caller with limited concurrency, retries and an account.
 
-    The client is made at the first call, in the process and event loop that call it: a caller that was not used yet
-    can be sent to a worker.
+    The client is made at the first call, in that process and event loop, so an unused caller can be sent to a worker.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class ChatCaller:
         max_retries: int,
         calls: Calls | None = None,
     ) -> None:
-        """Nothing is called.
+        """Prepare the caller without calling anything.
 
         Args:
             base_url: endpoint, up to and with ``/v1``; None is the SDK's default, api.openai.com.
@@ -110,7 +109,7 @@ class ChatCaller:
             purpose: what the calls are for, for messages.
             concurrency: calls in flight, those that wait before a retry among them.
             timeout_s: seconds for one call.
-            max_retries: further tries of a call after a failure that may pass.
+            max_retries: further tries of a call after a temporary failure.
             calls: known answers, limits and account; None calls freely.
         """
         self.usage = CallUsage()
@@ -134,15 +133,15 @@ class ChatCaller:
 
     @property
     def ahead(self) -> asyncio.Semaphore:
-        """Held by whoever prepares and makes a call, so that a block's first calls leave before its last are prepared.
+        """Semaphore of prepared calls, so that a block's first calls leave before its last are prepared.
 
-        It lets in more than there are slots: those that wait for an answer that somebody else asks for need none.
+        It has more places than there are slots, since a call that another worker makes needs no slot.
         """
         self._bind()
         return self._ahead
 
     async def answer(self, chat: Chat, failures: Sequence[UnusableAnswer] = ()) -> CallAnswer:
-        """The answer to a question: a known one, or that of a call.
+        """Return the answer to a question: a known one, or that of a call.
 
         Args:
             chat: the question.
@@ -170,11 +169,11 @@ class ChatCaller:
         self._stopped = None
 
     async def _call(self, chat: Chat, failures: Sequence[UnusableAnswer]) -> CallAnswer:
-        """One chat completion, tried again after failures that may pass."""
+        """Make one chat completion, with retries after temporary failures."""
         self._bind()
         body = self._bodies(chat.messages)
         async with self._deck:
-            # Permission comes before the slot, which would stay idle while the coordinator is asked.
+            # The permit comes before the slot, which would stay idle while the coordinator is asked.
             permit = await self._permission(chat, failures)
             try:
                 await self._slots.acquire()
@@ -202,7 +201,7 @@ class ChatCaller:
     async def _tried(
         self, chat: Chat, body: bytes, permit: int | None, failures: Sequence[UnusableAnswer]
     ) -> tuple[Call, Completion]:
-        """The answer of the first try that has one; the slot is held between tries too."""
+        """Return the answer of the first successful try; the slot is held between tries too."""
         if self._client is None:
             self._client = ChatConnection(self._base_url, self._api_key, self._timeout_s)
         for attempt in range(self._max_retries + 1):
@@ -229,7 +228,7 @@ class ChatCaller:
                 self._calls.failed(call, "no completion", may_be_billed=False)
                 raise self._stop(
                     UserError(
-                        f"{self._where} does not answer as an OpenAI-compatible one does: correct "
+                        f"{self._where} does not answer like an OpenAI-compatible one: correct "
                         f"{self._section}.base_url, which usually ends in /v1."
                     )
                 )
@@ -253,20 +252,20 @@ class ChatCaller:
         return call
 
     async def _rest(self, seconds: float, failures: Sequence[UnusableAnswer]) -> None:
-        """Wait before the next try, as long as it makes sense."""
+        """Wait before the next try, unless calls have stopped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._check(failures)
             await asyncio.sleep(min(left, CHECK_S))
 
     def _stop(self, error: UserError) -> UserError:
-        """Make no more calls, here and elsewhere; returns the first reason."""
+        """Stop all calls, here and elsewhere; returns the first reason."""
         self._stopped = self._stopped or error
         self._calls.stop(str(self._stopped))
         return self._stopped
 
     def _check(self, failures: Sequence[UnusableAnswer]) -> None:
-        """Spend nothing on a row that is rejected, or after the endpoint has turned out to be unusable."""
+        """Raise if the row is rejected or the endpoint is unusable, so that nothing more is spent."""
         if self._stopped is not None:
             raise self._stopped
         if failures:
@@ -278,13 +277,13 @@ class ChatCaller:
             self.usage.prompt_tokens += tokens[0]
             self.usage.completion_tokens += tokens[1]
         answer = chat.read(completion, tokens or (chat.size.prompt_tokens, chat.size.completion_tokens))
-        # A kill between the two leaves a call without an end in the account, and no call is paid twice.
+        # A kill between the two leaves a call without an end in the account, but no call is paid twice.
         self._calls.keep(chat.key, answer)
         self._calls.answered(call, tokens, answer.reason)
         return answer
 
     def _bind(self) -> None:
-        """Turn to the running event loop: connections and semaphores are bound to the loop that first uses them."""
+        """Bind to the running event loop: connections and semaphores belong to the loop that first uses them."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
@@ -294,7 +293,7 @@ class ChatCaller:
             self._ahead = asyncio.Semaphore(AHEAD * self._concurrency)
 
     def _failure(self, error: openai.APIError) -> UserError | UnusableAnswer:
-        """What the error of a call means: the endpoint cannot be used, or this row is rejected."""
+        """Interpret the error of a call: the endpoint cannot be used, or this row is rejected."""
         failure = endpoint_failure(
             error,
             self._where,
@@ -327,4 +326,4 @@ def check_address(base_url: str | None, api_key: str | None, *, section: str, pu
                 "valid one."
             ) from error
         except openai.APIError:
-            return  # not every endpoint lists its models; the calls themselves will tell
+            return  # not every endpoint lists its models; the calls themselves will show

@@ -1,7 +1,7 @@
 """Chat completions over HTTP: the OpenAI SDK's settings and errors, and calls through aiohttp.
 
 The SDK says where to call and with which headers (its environment variables among them), and its errors tell what went
-wrong. The call itself goes past it: building a request and reading an answer takes the SDK over a millisecond of
+wrong. The call itself bypasses it: building a request and reading an answer takes the SDK over a millisecond of
 processor time, three times as long as aiohttp takes for all of it, so that one process could not keep a hundred calls
 of 100 ms in flight.
 """
@@ -20,7 +20,7 @@ from fgaif_ray.calls.chat_json import MessagesEncoder
 
 PATH: Final = "chat/completions"
 _MESSAGES: Final = MessagesEncoder(json.JSONEncoder())
-_NO_KEY: Final = "none"  # the SDK wants a key; servers without authentication ignore it
+_NO_KEY: Final = "none"  # the SDK needs a key; servers without authentication ignore it
 _STATUS_ERRORS: Final[dict[int, type[openai.APIStatusError]]] = {
     400: openai.BadRequestError,
     401: openai.AuthenticationError,
@@ -44,7 +44,7 @@ class Completion:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
-        """Read an answer's body; nothing in it is taken for granted."""
+        """Parse an answer's body without trusting its form."""
         choices = body.get("choices")
         choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
         message, usage = _mapping(choice.get("message")), _mapping(body.get("usage"))
@@ -66,33 +66,33 @@ def _text(value: object) -> str | None:
 
 
 class Bodies:
-    """The bodies of requests that differ in their messages alone: what they share is written down once.
+    """The bodies of requests that differ only in their messages: the shared part is encoded once.
 
     Example: ``Bodies({"model": "m"})([{"role": "user", "content": "Hello."}])``
     """
 
     def __init__(self, shared: Mapping[str, Any]) -> None:
-        """Take what the requests share, JSON-serialisable."""
+        """Encode what the requests share; it is JSON-serialisable."""
         self._rest = b", " + json.dumps(dict(shared)).encode()[1:]
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> bytes:
-        """The body of one request."""
+        """Build the body of one request."""
         return b'{"messages": ' + _MESSAGES(messages).encode() + self._rest
 
 
 def _proxy(url: httpx2.URL) -> str | None:
-    """The proxy that the environment names for a URL."""
+    """Return the proxy that the environment names for a URL."""
     return None if proxy_bypass(url.host) else getproxies().get(url.scheme)
 
 
 class ChatConnection:
-    """Connections to one endpoint; belongs to the event loop in which it was made.
+    """Connections to one endpoint; they belong to the event loop in which they were made.
 
     Example: ``await ChatConnection(url, None, timeout_s=60).post(Bodies({"model": "m"})(messages))``
     """
 
     def __init__(self, base_url: str | None, api_key: str | None, timeout_s: float) -> None:
-        """Nothing is called.
+        """Prepare the connection without calling anything.
 
         Args:
             base_url: endpoint, up to and with ``/v1``; None is the SDK's default.
@@ -119,7 +119,7 @@ class ChatConnection:
             body: of the request, from ``Bodies``.
 
         Returns:
-            The completion; None where the answer is no JSON object, such as a web page.
+            The completion; None where the answer is not a JSON object, such as a web page.
 
         Raises:
             openai.APIError: the call failed; its cause is aiohttp's error where there was no answer.
@@ -147,7 +147,7 @@ class ChatConnection:
         return httpx2.Request("POST", self._url)
 
     def _status_error(self, response: aiohttp.ClientResponse, content: bytes) -> openai.APIStatusError:
-        """The SDK's error for a status, with its words."""
+        """Build the SDK's error for a status, with the endpoint's message."""
         headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-encoding"]
         answer = httpx2.Response(response.status, headers=headers, content=content, request=self._request())
         text = answer.text.strip()

@@ -1,6 +1,6 @@
-"""Chat messages as JSON, thousands of times a second.
+"""Encoding of chat messages as JSON, thousands of times a second.
 
-A prompt's system message is some kilobytes and the same in every call: it is written down once. Encoders are made
+A prompt's system message is some kilobytes and the same in every call, so it is encoded once. Encoders are made
 once, because ``json.dumps`` makes one at every call that asks for anything but its defaults.
 """
 
@@ -15,7 +15,7 @@ KNOWN: Final = 64
 
 
 class MessagesEncoder:
-    """Gives the text that its encoder gives for a list of messages.
+    """Encoder of a list of messages; its text is that of the JSON encoder.
 
     Example: ``MessagesEncoder(json.JSONEncoder())([{"role": "user", "content": "Hello."}])``
     """
@@ -28,7 +28,7 @@ class MessagesEncoder:
         self._known = functools.lru_cache(maxsize=KNOWN)(lambda items: encoder.encode(dict(items)))
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The messages as a JSON list."""
+        """Encode the messages as a JSON list."""
         return f"[{', '.join(map(self._message, messages))}]"
 
     def _message(self, message: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""A worker's way to the coordinator: batches what it asks, keeps answers and the account in files of its own."""
+"""A worker's client of the call coordinator. It batches requests and keeps answers and account in its own files."""
 
 import asyncio
 import json
@@ -16,10 +16,10 @@ from fgaif_ray.config import CallsConfig
 from fgaif_ray.errors import UserError
 
 ELSEWHERE_POLL_S: Final = 0.1
-"""Between two looks at a call that another worker makes."""
+"""Seconds between two checks of a call that another worker makes."""
 RECONNECT_S: Final = 1.0
 PAUSE_POLL_S: Final = 1.0
-"""Between two looks at whether to stop, in a pause."""
+"""Seconds between two checks whether to stop, in a pause."""
 
 Asked = TypeVar("Asked")
 Replied = TypeVar("Replied")
@@ -44,11 +44,11 @@ class Coordinator(Protocol):
 
 
 class Batcher(Generic[Asked, Replied]):
-    """Sends what is asked while the batch before is under way as the next batch."""
+    """Batcher: what is asked while a batch is under way goes into the next one."""
 
     def __init__(self, send: Callable[[list[Asked]], Awaitable[Sequence[Replied]]]) -> None:
         """Args:
-        send: gives results for the first questions of a batch; the others are sent again.
+        send: returns results for the first questions of a batch; the others are sent again.
         """
         self._send = send
         self._waiting: list[tuple[Asked, asyncio.Future[Replied] | None]] = []
@@ -56,17 +56,17 @@ class Batcher(Generic[Asked, Replied]):
         self._error: Exception | None = None
 
     async def ask(self, question: Asked) -> Replied:
-        """The result for one question."""
+        """Return the result for one question."""
         future: asyncio.Future[Replied] = asyncio.get_running_loop().create_future()
         self._add(question, future)
         return await future
 
     def tell(self, question: Asked) -> None:
-        """Send what nobody waits for; an error waits for ``drain``."""
+        """Send a message that nobody waits for; ``drain`` raises its error."""
         self._add(question, None)
 
     async def drain(self) -> None:
-        """Return when everything is sent; raises the error of something told."""
+        """Return when everything is sent; raises the error of a message."""
         while self._sender is not None:
             await asyncio.shield(self._sender)
         if self._error is not None:
@@ -101,11 +101,11 @@ class CallClient:
     """The ``Calls`` of one extraction worker; it belongs to the event loop of its first call."""
 
     def __init__(self, coordinator: Coordinator, config: CallsConfig, run: str, name: str | None = None) -> None:
-        """Nothing is written or asked yet.
+        """Prepare the client without writing or asking anything.
 
         Args:
             coordinator: shared by all workers of the run.
-            config: tells where answers are kept and whether calls need permission.
+            config: says where answers are kept and whether calls need permits.
             run: folder of the run.
             name: of the worker; one that was killed and started again has the same. None draws one.
         """
@@ -125,7 +125,7 @@ class CallClient:
         self._listener: asyncio.Task[None] | None = None
         self._is_closed = False
         self.stopped: str | None = None
-        """Why no worker may call any more."""
+        """The reason why no worker may call any more."""
 
     async def find(self, key: str) -> CallAnswer | None:
         self._start_listening()
@@ -193,7 +193,7 @@ class CallClient:
             self._run(self._coordinator.stop(reason))
 
     async def flush(self) -> None:
-        """Return when everything is written and told: call it before the results of the calls are given away."""
+        """Return when everything is written and reported. Call it before handing on the results of the calls."""
         await self._ends.drain()
         if self._reports:
             await asyncio.gather(*self._reports)
@@ -204,7 +204,7 @@ class CallClient:
                 log.flush()
 
     async def close(self) -> None:
-        """Flush and stop listening."""
+        """Flush, and stop listening."""
         await self.flush()
         if self._listener is not None:
             # The mark, because `asyncio.wait_for` of Python 3.11 may take in a cancellation that comes with its result.
@@ -252,7 +252,7 @@ class CallClient:
         while not self._is_closed:
             try:
                 news = await self._coordinator.listen(self._worker, number)
-            except Exception:  # the coordinator is being restarted; where it stays away, the next question fails
+            except Exception:  # the coordinator is being restarted; if it stays away, the next question fails
                 await asyncio.sleep(RECONNECT_S)
             else:
                 if coordinator not in (None, news.coordinator):

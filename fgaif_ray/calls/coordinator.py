@@ -1,15 +1,16 @@
-"""The coordinator that all extraction workers of a cluster share: rate limits, budget, and who asks what.
+"""The call coordinator that all extraction workers of a cluster share: rate limits, budget, and who asks what.
 
-One event loop, no threads. Workers ask in batches; each of them is known by a name, which stays when it is killed and
-started again, and a mark of this life of it, joined by ``LIFE``; that mark names its file of answers too. What a worker
-had under way is free for others when it is lost, after its file was read: it may have kept an answer that it could not
-tell any more. After a coordinator was started again, workers tell it what they have under way before anybody claims.
+It runs in one event loop, without threads. Workers ask in batches. A worker is known by a name, which stays when it
+is killed and started again, and by a mark of its current life, joined by ``LIFE``. The mark also names its answer file.
+When a worker is lost, its file is read, because it may have kept an answer that it could not report any more. Then what
+it had under way is free for others. A restarted coordinator is told by the workers what they have under way before
+anybody claims.
 
     resume  -> nothing; what a worker has under way
     claim   -> the answer, or "yours to ask", or "another worker is asking"
     acquire -> permits for the calls that may start now, at least one; or why there are no more
-    complete -> what calls used and what they brought
-    listen  -> pauses the endpoint has asked for, and why to stop; a worker that listens is alive
+    complete -> nothing; takes what calls used and brought
+    listen  -> pauses that the endpoint has asked for, and why to stop; a worker that listens is alive
 """
 
 import asyncio
@@ -35,7 +36,7 @@ LOST_S: Final = 30.0
 """Silence after which a worker is taken for dead: others may make its calls."""
 POLL_S: Final = 1.0
 RESUME_S: Final = 3.0
-"""Time for workers to tell a restarted coordinator what they have under way: they hear of it at once."""
+"""Seconds for workers to tell a restarted coordinator what they have under way; they hear of it at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class CallEnd:
 
     permit: int
     tokens: tuple[int, int] | None
-    """Prompt and completion tokens; None where they are not known and the estimate stays."""
+    """Prompt and completion tokens; None if they are unknown and the estimate stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +54,20 @@ class KeyEnd:
 
     key: str
     answer: str | None
-    """JSON; None leaves the call to others."""
+    """The answer as JSON; None leaves the call to others."""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a worker hears."""
+    """News for a worker."""
 
     number: int
     paused_s: float
     """Seconds that are left of a pause."""
     stopped: str | None
-    """Why no worker may call any more."""
+    """The reason why no worker may call any more."""
     coordinator: str
-    """Another one after the coordinator was started again."""
+    """Changes when the coordinator is started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class CallCoordinator:
         Args:
             config: limits, price and budget.
             run: folder of the run.
-            clock: seconds, never going back.
+            clock: monotonic seconds.
             again: whether workers may have calls under way that another coordinator knew of.
         """
         self._price = config.price
@@ -112,7 +113,7 @@ class CallCoordinator:
         self._lives: dict[str, str] = {}
         self._ended: set[str] = set()
         self._identity = uuid.uuid4().hex
-        # No number that a worker knows: it hears at once which coordinator this is.
+        # A number that no worker knows, so that each hears at once which coordinator this is.
         self._news = random.randrange(1, 1 << 62)
         self._stopped: str | None = None
         self._turn = asyncio.Lock()
@@ -120,14 +121,14 @@ class CallCoordinator:
         self._told = asyncio.Event()
 
     async def claim(self, worker: str, keys: Sequence[str]) -> list[str]:
-        """For each key the answer as JSON, ``MINE`` for a call the worker now has to make, or ``ELSEWHERE``."""
+        """Return for each key the answer as JSON, ``MINE`` for a call the worker now has to make, or ``ELSEWHERE``."""
         self._hear(worker)
         while (wait := self._claims_from - self._clock()) > 0:
             await asyncio.sleep(wait)
         return [self._claim(worker, key) for key in keys]
 
     async def resume(self, worker: str, keys: Sequence[str]) -> None:
-        """Take note of what a worker has claimed of another coordinator."""
+        """Record what a worker has claimed from an earlier coordinator."""
         self._hear(worker)
         for key in keys:
             self._claims.setdefault(key, worker)
@@ -140,11 +141,11 @@ class CallCoordinator:
         return MINE if holder == worker else ELSEWHERE
 
     async def acquire(self, worker: str, sizes: Sequence[CallSize]) -> list[int] | str:
-        """Tickets for the first of these calls, as many as may start now and at least one.
+        """Grant permits for the first of these calls, as many as may start now and at least one.
 
         Returns:
             The permits; none for a worker that was lost while it waited. Or one sentence: another worker has stopped,
-            or the budget has no room for a call and no call is under way whose end could make room.
+            or the budget is too small for a call and no call is under way whose end could free some.
         """
         self._hear(worker)
         async with self._turn:  # first come, first served
@@ -170,7 +171,7 @@ class CallCoordinator:
             return permits
 
     async def complete(self, worker: str, ends: Sequence[CallEnd | KeyEnd]) -> None:
-        """Take in what calls have used and brought."""
+        """Record what calls have used and brought."""
         self._hear(worker)
         for end in ends:
             if isinstance(end, CallEnd):
@@ -181,12 +182,12 @@ class CallCoordinator:
         self._changed.set()
 
     async def pause(self, seconds: float) -> None:
-        """Let nothing in for so long, and tell everybody who listens."""
+        """Pause all calls for some seconds, and tell every listener."""
         self._limiter.pause(seconds)
         self._tell()
 
     async def stop(self, reason: str) -> None:
-        """Let nothing in any more, and tell everybody who listens."""
+        """Stop all calls, and tell every listener."""
         self._stopped = self._stopped or reason
         self._changed.set()
         self._tell()
@@ -208,7 +209,7 @@ class CallCoordinator:
         return News(self._news, self._limiter.paused_s, self._stopped, self._identity)
 
     def close(self) -> None:
-        """Give the disk space of the known answers back."""
+        """Free the disk space of the known answers."""
         self._answers.close()
 
     def _tell(self) -> None:
@@ -217,9 +218,9 @@ class CallCoordinator:
         self._told = asyncio.Event()
 
     def _hear(self, worker: str) -> None:
-        """A worker is alive; where it was started again, what it had under way before is lost."""
+        """Note that a worker is alive. If it was started again, what it had under way before is lost."""
         if worker in self._ended:
-            return  # the words of a process that is gone, come late
+            return  # a late message of a process that is gone
         self._last_heard[worker] = self._clock()
         name = worker.partition(LIFE)[0]
         earlier, self._lives[name] = self._lives.get(name, worker), worker
@@ -243,7 +244,7 @@ class CallCoordinator:
                 self._end(permit, None)
 
     async def _change(self, seconds: float) -> None:
-        """Wait so long, or until a call ends."""
+        """Wait for some seconds, or until a call ends."""
         self._changed.clear()
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
@@ -279,7 +280,7 @@ class CallCoordinator:
     def _end(self, permit: int, tokens: tuple[int, int] | None) -> None:
         call = self._calls.pop(permit, None)
         if call is None:
-            return  # a permit of the coordinator that stood here before a restart, or of a worker taken for dead
+            return  # a permit of the coordinator before a restart, or of a worker taken for dead
         self._reserved = self._reserved - call.most if self._calls else 0.0
         used = tokens if tokens is not None else (call.size.prompt_tokens, call.size.completion_tokens)
         self._limiter.adjust(call.admission, sum(used))

@@ -1,4 +1,4 @@
-"""What the errors of an OpenAI-compatible endpoint mean: try again, reject the row, or stop with one sentence."""
+"""The meaning of an OpenAI-compatible endpoint's errors: retry, reject the row, or stop with one sentence."""
 
 import math
 import re
@@ -13,28 +13,33 @@ from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.errors import UserError
 
 EXCERPT: Final = 300
-"""Characters of the endpoint's own words in a rejected row."""
+"""Characters of the endpoint's message in a rejected row."""
 
 _NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
-"""The HTTP client's errors from before a request was sent."""
+"""Errors of the HTTP client from before a request was sent."""
 _OVERLOADED: Final = frozenset({429, 502, 503, 504})
+_OF_THE_REQUEST: Final = frozenset({400, 413, 422, 451})
+"""What an endpoint answers that works, to a request that it does not take."""
+_NEVER: Final = frozenset({501, 505})
+"""Server errors that another try does not mend."""
 _SCHEMA_WORDS: Final = re.compile(r"response_format|json_schema|structured[ _]output|guided[ _](json|decoding)", re.I)
 
 
 def may_pass(error: openai.APIError) -> bool:
-    """Whether the same call may succeed later."""
+    """Tell whether the same call may succeed later."""
     if isinstance(error, openai.APIStatusError):
-        return (error.status_code in (408, 409, 429) or error.status_code >= 500) and not _out_of_quota(error)
+        passing = error.status_code in (408, 409, 429) or error.status_code >= 500
+        return passing and error.status_code not in _NEVER and not _out_of_quota(error)
     return isinstance(error, openai.APIConnectionError)  # time-outs among them
 
 
 def may_be_billed(error: openai.APIError) -> bool:
-    """Whether the endpoint may have worked on the call: it got the request and its answer did not arrive."""
+    """Tell whether the endpoint may have worked on the call: it got the request and its answer did not arrive."""
     return isinstance(error, openai.APIConnectionError) and not isinstance(error.__cause__, _NOT_SENT)
 
 
 def failure_reason(error: openai.APIError) -> str:
-    """The kind of a failed call, for the ledger."""
+    """Name the kind of a failed call, for the ledger."""
     if isinstance(error, openai.APIStatusError):
         return f"status {error.status_code}"
     if isinstance(error, openai.APITimeoutError):
@@ -43,7 +48,7 @@ def failure_reason(error: openai.APIError) -> str:
 
 
 def retry_after_s(error: openai.APIError) -> float:
-    """Seconds that the endpoint asks to wait, by ``Retry-After`` as a number or a date; 0 where it does not."""
+    """Return the seconds that ``Retry-After`` asks to wait, as a number or a date; 0 without it."""
     if not isinstance(error, openai.APIStatusError):
         return 0.0
     header = error.response.headers.get("retry-after")
@@ -62,7 +67,7 @@ def retry_after_s(error: openai.APIError) -> float:
 def endpoint_failure(
     error: openai.APIError, where: str, model: str, *, section: str, has_key: bool, tries: int, timeout_s: float
 ) -> UserError | UnusableAnswer:
-    """What the error of a call means when it is not tried again.
+    """Interpret the error of a call that is not retried.
 
     Args:
         error: of the last try.
@@ -101,6 +106,13 @@ def endpoint_failure(
         return UserError(
             f"{where} stayed overloaded (status {error.status_code}) over {tries} tries: "
             f"lower {section}.concurrency or run again later."
+        )
+    if isinstance(error, openai.APIStatusError) and (
+        error.status_code in _NEVER or (error.status_code < 500 and error.status_code not in _OF_THE_REQUEST)
+    ):
+        return UserError(
+            f"{where} does not do chat completions with model {model!r} (status {error.status_code}): correct "
+            f"{section}.base_url or {section}.model, then run the same command again."
         )
     if isinstance(error, openai.APIStatusError) and error.status_code < 500:
         return UnusableAnswer("rejected", f"the endpoint refused the request ({error.message[:EXCERPT]})")

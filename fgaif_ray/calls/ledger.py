@@ -1,8 +1,8 @@
 """The account of a run's paid calls, over all attempts.
 
-Every call is written down before it is sent and again when its end is known. A call without an end, because its worker
-was killed or the endpoint let it run into the time limit, may have been billed: it counts by its estimate, apart from
-the tokens that the endpoint has told.
+Every call is recorded before it is sent and again when its end is known. A call without an end, because its worker was
+killed or it ran into the time limit, may have been billed. It counts by its estimate, apart from the tokens that the
+endpoint has reported.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from fgaif_ray.config import PriceConfig
 from fgaif_ray.storage.line_log import LineLog, read_lines
 
 FOLDER: Final = "{purpose}-ledger"
-"""Folder of a run that holds the lines; it outlives the stages that are made again with other settings."""
+"""Folder of a run that holds the lines; it outlives stages that are repeated with other settings."""
 EXTRACTION: Final = "extraction"
 LEDGER_FILE: Final = "ledger.json"
 PREFIX: Final = "calls"
@@ -26,21 +26,21 @@ class LedgerTotals:
     """Sums over calls."""
 
     calls: int = 0
-    """Requests that were sent, repeated ones among them."""
+    """Requests that were sent, including retries."""
     answered: int = 0
     retries: int = 0
-    """Requests that repeated one that had failed."""
+    """Retries of failed requests."""
     repairs: int = 0
     """Requests that showed the model its unusable answer."""
     cache_hits: int = 0
-    """Answers that were there already."""
+    """Answers that were known already."""
     prompt_tokens: int = 0
-    """Of answered calls, as the endpoint counts them."""
+    """Tokens of answered calls, as the endpoint counts them."""
     completion_tokens: int = 0
     uncounted: int = 0
     """Answers without a token count, taken by their estimate."""
     unknown_calls: int = 0
-    """Requests whose end is not known; they may have been billed."""
+    """Requests whose end is unknown; they may have been billed."""
     unknown_prompt_tokens: int = 0
     """Estimate."""
     unknown_completion_tokens: int = 0
@@ -54,14 +54,14 @@ class LedgerTotals:
         return price.cost(self.prompt_tokens, self.completion_tokens)
 
     def unknown_money(self, price: PriceConfig) -> float:
-        """What the calls without a known end may have cost besides."""
+        """Possible further price of the calls without a known end."""
         return price.cost(self.unknown_prompt_tokens, self.unknown_completion_tokens)
 
     def to_dict(self, price: PriceConfig | None) -> dict[str, Any]:
         """The content of ``ledger.json``.
 
         ``may_be_billed`` holds, by estimate, the calls that ran into their time limit (they are among ``failed`` too)
-        and those whose worker was killed: ``calls`` less ``answered`` and ``failed``.
+        and those whose worker was killed: ``calls`` minus ``answered`` and ``failed``.
         """
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         counts = {name: value for name, value in counts.items() if not name.startswith("unknown_")}
@@ -81,7 +81,7 @@ class LedgerTotals:
         }
 
     def figures(self) -> dict[str, int]:
-        """The counts that are shown with the labels' figures."""
+        """Return the counts that are shown with the labels' metrics."""
         return {
             "calls": self.calls,
             "failed_calls": self.failed_by_reason.total(),
@@ -107,33 +107,33 @@ class CallLedger:
         return self._log.is_buffered
 
     def sent(self, size: CallSize, *, retry: bool, repair: bool) -> int:
-        """Write down a call that is about to be sent; returns its number."""
+        """Record a call that is about to be sent; returns its number."""
         self._calls += 1
         kinds = [name for name, is_so in (("retry", retry), ("repair", repair)) if is_so]
         self._log.append({"sent": self._calls, "size": [size.prompt_tokens, size.completion_tokens], "as": kinds})
         return self._calls
 
     def answered(self, call: int, tokens: tuple[int, int], *, counted: bool, unusable: str | None) -> None:
-        """Write down an answer.
+        """Record an answer.
 
         Args:
             call: number from ``sent``.
             tokens: prompt and completion tokens.
-            counted: whether the endpoint has told them.
+            counted: whether the endpoint has reported them.
             unusable: why it cannot be used.
         """
         self._log.append({"answered": call, "tokens": tokens, "counted": counted, "unusable": unusable})
 
     def failed(self, call: int, reason: str, *, may_be_billed: bool) -> None:
-        """Write down a call that brought no answer."""
+        """Record a call that brought no answer."""
         self._log.append({"failed": call, "reason": reason, "may_be_billed": may_be_billed})
 
     def hit(self) -> None:
-        """Count an answer that was there already; written with the next ``flush``."""
+        """Count an answer that was known already; written with the next ``flush``."""
         self._hits += 1
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write pending lines."""
         if self._hits:
             hits, self._hits = self._hits, 0
             self._log.append({"hits": hits})
@@ -141,7 +141,7 @@ class CallLedger:
 
 
 def read_ledger(run: str, purpose: str = EXTRACTION) -> LedgerTotals:
-    """The account of a run's calls for one purpose, over all attempts so far."""
+    """Sum up a run's calls for one purpose, over all attempts so far."""
     totals = LedgerTotals()
     open_calls: dict[int, list[int]] = {}
     writer = ""
@@ -179,7 +179,7 @@ def _add(totals: LedgerTotals, open_calls: dict[int, list[int]], line: dict[str,
 
 
 def _leave_open(totals: LedgerTotals, open_calls: dict[int, list[int]]) -> None:
-    """Calls of a writer that have no end: they keep their estimate."""
+    """Yield the calls of a writer that have no end; they keep their estimate."""
     for prompt_tokens, completion_tokens in open_calls.values():
         totals.unknown_calls += 1
         totals.unknown_prompt_tokens += prompt_tokens

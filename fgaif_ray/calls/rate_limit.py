@@ -1,6 +1,6 @@
 """Rate limits of an endpoint, by the generic cell rate algorithm (GCRA, ITU-T I.371): a token bucket kept as one time.
 
-Pure arithmetic: who asks waits by itself, and the clock is given.
+Pure arithmetic: callers do the waiting, and the clock is an argument.
 """
 
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Final
 
 BURST_S: Final = 1.0
-"""Seconds' worth of the limit that may come at once: endpoints watch limits per minute over shorter times too."""
+"""Seconds' worth of the limit that may start at once: endpoints watch limits per minute over shorter times too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What a call has taken from a limit, so that it can be corrected when the true amount is known."""
+    """The amount that a call has taken from a limit, which is corrected when the true amount is known."""
 
     amount: float
     end_s: float
-    """When the limit has made up for the amount, on the limit's clock."""
+    """Time on the limit's clock at which the amount has been made up for."""
     refunded_s: float
-    """Everything that had been given back when the amount was taken, in seconds of the limit."""
+    """Total refunds at the time when the amount was taken, in seconds of the limit."""
 
 
 class RateLimit:
@@ -40,7 +40,7 @@ class RateLimit:
 
         Args:
             per_minute: units per minute.
-            burst: units that may come at once; None is one second's worth, at least 1.
+            burst: units that may start at once; None is one second's worth, at least 1.
 
         Raises:
             ValueError: a limit or burst that is not positive.
@@ -54,18 +54,18 @@ class RateLimit:
         self._refunded_s = 0.0
 
     def start_at(self, amount: float, now: float) -> float:
-        """The earliest time, from ``now`` on, at which ``amount`` may start."""
+        """Return the earliest time, from ``now`` on, at which ``amount`` may start."""
         return max(now, self._busy_until - max(0.0, self._burst_s - amount / self._per_s))
 
     def take(self, amount: float, at: float) -> Reservation:
-        """Take an amount that starts at a time which ``start_at`` allows."""
+        """Take an amount at a time that ``start_at`` allows."""
         self._busy_until = max(at, self._busy_until) + amount / self._per_s
         return Reservation(amount, self._busy_until, self._refunded_s)
 
     def adjust(self, reservation: Reservation, amount: float, now: float) -> None:
         """Correct a reservation to its true amount.
 
-        Only what the limit has not made up for yet is given back: the rest of an overestimate was idle time, and
+        Only what the limit has not made up for yet is refunded: the rest of an overestimate was idle time, and
         idle time does not add to a burst.
         """
         change_s = (amount - reservation.amount) / self._per_s
@@ -81,7 +81,7 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A call that was let in."""
+    """A call that was admitted."""
 
     tokens: Reservation | None
 
@@ -111,7 +111,7 @@ class RateLimiter:
         self._paused_until = float("-inf")
 
     def wait_s(self, tokens: float) -> float:
-        """Seconds until a call of so many tokens may start; 0 means now."""
+        """Return the seconds until a call of so many tokens may start; 0 means now."""
         now = self._clock()
         starts = [now, self._paused_until]
         if self._requests is not None:
@@ -121,7 +121,7 @@ class RateLimiter:
         return max(starts) - now
 
     def admit(self, tokens: float) -> Admission:
-        """Let in a call for which ``wait_s`` is 0."""
+        """Admit a call for which ``wait_s`` is 0."""
         now = self._clock()
         if self._requests is not None:
             self._requests.take(1, now)
@@ -133,10 +133,10 @@ class RateLimiter:
             self._tokens.adjust(admission.tokens, tokens, self._clock())
 
     def pause(self, seconds: float) -> None:
-        """Let nothing in for so many seconds from now on; a longer pause that is under way stays."""
+        """Admit nothing for some seconds from now on; a longer pause that is under way stays."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
     @property
     def paused_s(self) -> float:
-        """Seconds that are left of a pause."""
+        """Return the seconds that are left of a pause."""
         return max(0.0, self._paused_until - self._clock())

@@ -1,4 +1,4 @@
-"""How many tokens a call takes, before it is made."""
+"""Token counts of a call, before it is made."""
 
 import json
 from collections.abc import Sequence
@@ -8,45 +8,45 @@ from typing import Any, Final
 from fgaif_ray.records import FACT_TYPES
 
 CHARACTERS_PER_TOKEN: Final = 4
-"""Of English text; the estimate where no tokenizer is at hand."""
+"""Characters per token of English text, for estimates without a tokenizer."""
 MESSAGE_TOKENS: Final = 4
-"""Role and separators of one chat message, estimated."""
+"""Estimated tokens of role and separators of one chat message."""
 ANSWER_CHARACTERS_PER_CHARACTER: Final = 3
-"""Facts repeat the words of their sub-sentence in whole sentences, one or two per word of weight."""
+"""Facts repeat the words of their segment in whole sentences, one or two per word of weight."""
 
 Messages = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class CallSize:
-    """Tokens of a call that was not made yet."""
+    """The tokens of a call that has not been made yet."""
 
     prompt_tokens: int
     completion_tokens: int
-    """What the answer will probably take."""
+    """Tokens that the answer will probably take."""
     max_completion_tokens: int
-    """What the answer can take."""
+    """Tokens that the answer can take at most."""
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of a text by its length: characters / 4, rounded up."""
+    """Estimate the tokens of a text by its length: characters / 4, rounded up."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
 def estimate_prompt(messages: Messages) -> int:
-    """Prompt tokens of a chat, by its length."""
+    """Estimate the prompt tokens of a chat by its length."""
     return sum(MESSAGE_TOKENS + estimate_tokens(message["content"]) for message in messages)
 
 
 def estimate_completion(segments: Sequence[str], max_tokens: int, types: Sequence[str] = FACT_TYPES) -> int:
-    """Completion tokens of an answer with the facts of these sub-sentences: an estimate, whatever the model."""
-    frame = len(json.dumps({name: [] for name in types})) + 2  # of a sub-sentence, with what parts it from the next
+    """Estimate the completion tokens of an answer with the facts of these segments, for any model."""
+    frame = len(json.dumps({name: [] for name in types})) + 2  # of a segment, with what parts it from the next
     characters = sum(frame + ANSWER_CHARACTERS_PER_CHARACTER * len(segment.strip()) for segment in segments)
     return min(max_tokens, -(-characters // CHARACTERS_PER_TOKEN))
 
 
 class PromptCounter:
-    """Counts the prompt tokens of chats with a model's own tokenizer, or estimates them by length.
+    """Counter of the prompt tokens of chats, by a model's own tokenizer or estimated by length.
 
     Example: ``PromptCounter("llava-hf/llava-1.5-7b-hf").count([{"role": "user", "content": "Hello."}])``
     """
@@ -64,7 +64,7 @@ class PromptCounter:
         )
 
     def count(self, messages: Messages) -> int:
-        """Prompt tokens of one chat."""
+        """Count the prompt tokens of one chat."""
         if self._tokenizer is None:
             return estimate_prompt(messages)
         roles = tuple(message["role"] for message in messages)
@@ -77,7 +77,7 @@ class PromptCounter:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _frame(self, roles: tuple[str, ...]) -> int:
-        """Tokens that the chat template puts around messages of these roles."""
+        """Count the tokens that the chat template puts around messages of these roles."""
         assert self._tokenizer is not None
         if self._tokenizer.chat_template is None:
             return MESSAGE_TOKENS * len(roles)

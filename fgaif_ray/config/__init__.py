@@ -39,7 +39,15 @@ from fgaif_ray.config.label import (
     VerifierConfig,
 )
 from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
-from fgaif_ray.config.tree import Config, EvaluateConfig, ReportConfig, change_config, dump_config, load_config
+from fgaif_ray.config.tree import (
+    Config,
+    EvaluateConfig,
+    ReportConfig,
+    change_config,
+    dump_config,
+    load_config,
+    recorded_config,
+)
 
 __all__ = [
     "AlignConfig",
@@ -87,4 +95,5 @@ __all__ = [
     "change_config",
     "dump_config",
     "load_config",
+    "recorded_config",
 ]

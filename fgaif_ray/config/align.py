@@ -55,8 +55,8 @@ class RewardComposition(Section):
     """Subtracted at each token beyond ``length_target``; with ``granularity: response`` all of it at the last token."""
     length_target: int = Field(default=0, ge=0)
     """Tokens of a response that no ``length_penalty`` is taken for."""
-    failure: Literal["mask", "drop", "fail"] = "mask"
-    """What becomes of a sample whose reward could not be had."""
+    failure: Literal["mask", "fail"] = "mask"
+    """Where a reward could not be had: ``mask`` learns nothing from its response, ``fail`` ends the run."""
 
 
 class KLConfig(Section):
@@ -159,7 +159,6 @@ class AlignConfig(Section):
     """Start the critic's adapter from the reward model of this fact type (FGAIF section 4.1: the object one)."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints, the most that an interruption can lose."""
-    log_samples_every: int = Field(default=10, ge=1)
     tracking: TrackingConfig = TrackingConfig()
     num_workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)

@@ -29,7 +29,7 @@ OwnFactType = Annotated[InstanceOf[FactType], PlainSerializer(dump_fact_type)]
 class Section(BaseModel):
     """A section of the configuration; unknown keys are errors, and a section does not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -37,7 +37,9 @@ class RunConfig(Section):
 
     dir: str
     """Folder of the run (a local path, or a URI that fsspec knows, e.g. ``s3://bucket/run``)."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    overwrite: bool = False
+    """Replace finished stages that were made with other settings; otherwise a job says what would be lost and stops."""
     fact_types: tuple[str | OwnFactType, ...] = Field(default=FACT_TYPES, min_length=1)
     """What is labelled, learnt and shown, in this order: names of types that come with the project, and paths of files
     with your own (docs/extending.md), whose content takes the place of the path here."""

@@ -23,20 +23,20 @@ class ExtractorConfig(CallsConfig):
     label_selector: LabelSelector = {}
     """Labels of the nodes that the workers, which call the endpoint, may run on."""
     max_tokens: int = Field(default=512, ge=1)
+    reject_failed: bool = False
+    """Reject the responses that the endpoint fails on after all retries (HTTP 5xx, time-outs). Otherwise they stay for
+    the next run of the same command."""
 
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 class CalibrationConfig(Section):
-    """A labelled set that the thresholds are calibrated on, before the labelling."""
+    """A labelled set on which each fact type's threshold is calibrated before the labelling, for balanced accuracy."""
 
     path: str
     """JSON lines ``{"image", "fact", "type", "consistent"[, "weight"]}``; ``jobs.label --audit-import`` writes such a
     file from people's answers."""
-    objective: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
-    per_type: bool = True
-    """A threshold for each fact type, or one for all."""
 
 
 class VerifierConfig(Section):
@@ -72,7 +72,7 @@ class CanaryConfig(Section):
     """JSON lines ``{"image", "fact"[, "consistent"]}`` of your own; facts are false unless ``consistent`` is true."""
     texts: str | None = None
     """A text file of sentences that are false, or true, of every image, and of orders to say yes, in the form of
-    ``fgaif_ray/feedback/canaries/texts-v1.txt``, which None stands for."""
+    ``fgaif_ray/audit/control_items/texts-v1.txt``, which None stands for."""
     limit: float = Field(default=0.1, ge=0, le=1)
     """Share of known-false facts answered yes beyond which the job warns."""
 

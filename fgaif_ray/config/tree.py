@@ -1,5 +1,6 @@
 """The whole tree, and how it is read from YAML with ``--set section.key=value`` on top."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +13,10 @@ from fgaif_ray.config.base import EngineConfig, PolicyConfig, RayConfig, RunConf
 from fgaif_ray.config.benchmarks import BenchmarksConfig, JudgeConfig
 from fgaif_ray.config.data import DataConfig, SampleConfig
 from fgaif_ray.config.label import LabelConfig
+from fgaif_ray.config.mistakes import describe_mistakes
 from fgaif_ray.config.per_type import check_names, complete
 from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
+from fgaif_ray.config.yaml_file import read_tree
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
 
@@ -97,30 +100,6 @@ class Config(Section):
         return self
 
 
-def _describe(error: ValidationError, source: str) -> str:
-    problems = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "missing":
-            problems.append(f"the key {where} is missing")
-        elif item["type"] == "extra_forbidden":
-            problems.append(f"the key {where} is not known (check its spelling)")
-        elif item["type"] == "value_error":
-            problems.append(item["msg"].removeprefix("Value error, "))
-        else:
-            problems.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})")
-    return f"{source}: " + "; ".join(problems) + "."
-
-
-def _unshared(node: Any) -> Any:
-    """A copy in which YAML's aliases are values of their own: a change of one section is no change of the others."""
-    if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_unshared(value) for value in node]
-    return node
-
-
 def _assign(tree: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = path.split(".")
@@ -133,6 +112,8 @@ def _assign(tree: dict[str, Any], override: str) -> None:
     node = tree
     for key in keys[:-1]:
         child = node.setdefault(key, {})
+        if child is None:  # a section without a key, or one that is left out by default
+            child = node[key] = {}
         if not isinstance(child, dict):
             raise UserError(f"--set {override!r}: {key} is a value, not a section.")
         node = child
@@ -143,27 +124,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``section.key=value`` overrides and validate the whole.
 
     Raises:
-        UserError: the file is missing or no YAML, or a key is unknown, missing or out of range; the message names it.
+        UserError: the file is missing or no YAML, or a key is unknown, given twice, missing or out of range; the
+            message names it, and the file or the override that it stands in.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the configuration {path}: {error.strerror}; give an existing file with --config."
-        ) from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no sections; see configs/shapes.yaml for an example.")
-    tree = _unshared(tree)
-    for override in overrides:
-        _assign(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_describe(error, str(path))) from error
+    return _validated(read_tree(path), overrides, str(path))
 
 
 def change_config(config: Config, overrides: Sequence[str]) -> Config:
@@ -172,13 +136,31 @@ def change_config(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: a key is unknown or out of range; the message names it.
     """
-    tree = config.model_dump(mode="json")
+    return _validated(config.model_dump(mode="json"), overrides, "the configuration")
+
+
+def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+    changed = copy.deepcopy(tree)
     for override in overrides:
-        _assign(tree, override)
+        _assign(changed, override)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(changed)
     except ValidationError as error:
-        raise UserError(_describe(error, ", ".join(overrides))) from error
+        raise UserError(describe_mistakes(error, Config, source, overrides, _mistakes_in(tree))) from error
+
+
+def _mistakes_in(tree: dict[str, Any]) -> ValidationError | None:
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        return error
+    return None
+
+
+def recorded_config(config: Config) -> str:
+    """The YAML that a run keeps of its configuration: ``run.overwrite`` was meant once, not for whoever loads it."""
+    run = config.run.model_copy(update={"overwrite": False})
+    return dump_config(config.model_copy(update={"run": run}))
 
 
 def dump_config(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""What a policy says, measured: hallucination rates and coverage against a known truth, and POPE."""
+"""Measurements of a policy's answers: hallucination and coverage against a known truth, POPE, public benchmarks."""
 
 from typing import Final
 

@@ -1,6 +1,6 @@
 """Hallucination rates and coverage of descriptions whose truth is known.
 
-Saying less is the easy way to hallucinate less, so coverage, facts and words stand beside every rate.
+Saying less is the easy way to hallucinate less, so coverage, facts and words are reported beside every rate.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.scenes import Scene
-from fgaif_ray.statistics.intervals import Estimate, estimate_ratios
+from fgaif_ray.statistics.intervals import estimate_ratios
 
 RATES: Final = (*FACT_TYPES, "overall")
 SINGLE_FIGURES: Final = (
@@ -44,7 +44,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class SegmentVerdict:
-    """A sub-sentence of a response, characters ``[start, end)``, and what the truth says of it."""
+    """A segment of a response, characters ``[start, end)``, with the truth's verdict."""
 
     start: int
     end: int
@@ -53,7 +53,7 @@ class SegmentVerdict:
 
 
 def judge_segments(scene: Scene, response: str) -> list[SegmentVerdict]:
-    """The truth's verdict on each sub-sentence of a response."""
+    """Judge each segment of a response by the truth."""
     spans = [(span.start, span.end) for span in split_segments(response)]
     claims = read_claims(response, spans)
     return [
@@ -63,13 +63,13 @@ def judge_segments(scene: Scene, response: str) -> list[SegmentVerdict]:
 
 
 def count_response(description: Description) -> dict[str, tuple[int, int]]:
-    """The part and the whole of each figure in one response.
+    """Count the part and the whole of each metric in one response.
 
-    Keys are RATES and SINGLE_FIGURES. A rate counts hallucinated sub-sentences out of those that carry a fact of
+    Keys are RATES and SINGLE_FIGURES. A rate counts hallucinated segments out of those that carry a fact of
     the type (``overall``: of any type). Coverage counts true objects, and their true attributes, that are stated out
-    of those there are; relations are no part of it, so ``relation_per_response``, facts of that type, tells whether
-    they are still said. ``repetition`` counts statements that the response has made before, ``unreadable``
-    sub-sentences without any statement, ``unfinished`` responses that ran into the limit of tokens.
+    of those there are. It leaves out relations, so ``relation_per_response``, facts of that type, tells whether
+    they are still stated. ``repetition`` counts statements that the response has made before, ``unreadable``
+    segments without any statement, ``unfinished`` responses that ran into the limit of tokens.
     """
     scene, response = description.scene, description.response
     spans = [(span.start, span.end) for span in split_segments(response)]
@@ -99,11 +99,11 @@ def count_response(description: Description) -> dict[str, tuple[int, int]]:
 
 
 def measure_descriptions(descriptions: Sequence[Description], seed: int = 0) -> dict[str, Any]:
-    """Figures of a set of responses, JSON-serialisable.
+    """Measure a set of responses; the result is JSON-serialisable.
 
     Returns:
         ``hallucination_rate`` (by RATES), each of SINGLE_FIGURES, ``responses``, and ``intervals``: the 95 % interval
-        ``[low, high]`` of each, in the same shape. A figure whose denominator is zero is None.
+        ``[low, high]`` of each, in the same shape. A metric whose denominator is zero is None.
     """
     rows = [count_response(description) for description in descriptions]
     names = (*RATES, *SINGLE_FIGURES)
@@ -118,14 +118,14 @@ def measure_descriptions(descriptions: Sequence[Description], seed: int = 0) -> 
         "hallucination_rate": {name: estimates[name].value for name in RATES},
         **{name: estimates[name].value for name in SINGLE_FIGURES},
         "intervals": {
-            "hallucination_rate": {name: _bounds(estimates[name]) for name in RATES},
-            **{name: _bounds(estimates[name]) for name in SINGLE_FIGURES},
+            "hallucination_rate": {name: estimates[name].bounds for name in RATES},
+            **{name: estimates[name].bounds for name in SINGLE_FIGURES},
         },
     }
 
 
 def measure_lengths(responses: Sequence[str], images: Sequence[str], finished: Sequence[bool]) -> dict[str, Any]:
-    """The figures that need no truth: ``responses``, ``words_per_response``, ``unfinished`` and their ``intervals``."""
+    """Measure without the truth: ``responses``, ``words_per_response``, ``unfinished`` and their ``intervals``."""
     ones = [1] * len(responses)
     estimates = estimate_ratios(
         images,
@@ -138,9 +138,5 @@ def measure_lengths(responses: Sequence[str], images: Sequence[str], finished: S
     return {
         "responses": len(responses),
         **{name: estimate.value for name, estimate in estimates.items()},
-        "intervals": {name: _bounds(estimate) for name, estimate in estimates.items()},
+        "intervals": {name: estimate.bounds for name, estimate in estimates.items()},
     }
-
-
-def _bounds(estimate: Estimate) -> list[float] | None:
-    return None if estimate.interval is None else list(estimate.interval)

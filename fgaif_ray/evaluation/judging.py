@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: asked, paid and accounted for as fact extraction is."""
+"""A judge behind an OpenAI-compatible endpoint, called, paid and accounted for like fact extraction."""
 
 import asyncio
 from collections.abc import Callable, Hashable, Mapping
@@ -17,13 +17,13 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks.base import JudgeQuestion, Review
 
 REVIEW_TOKENS = 200
-"""What a review probably takes: some sentences."""
+"""Tokens that a review probably takes."""
 
 ReviewPlace = TypeVar("ReviewPlace", bound=Hashable)
 
 
 class Judge:
-    """Asks for reviews.
+    """A judge that writes reviews.
 
     Example: ``review = await Judge(config, "http://127.0.0.1:8000/v1", None).review(question)``
     """
@@ -31,7 +31,7 @@ class Judge:
     def __init__(
         self, config: JudgeConfig, base_url: str | None, api_key: str | None, calls: Calls | None = None
     ) -> None:
-        """Nothing is called.
+        """Prepare the judge without calling anything.
 
         Args:
             config: the settings.
@@ -58,16 +58,16 @@ class Judge:
         )
 
     def key(self, question: JudgeQuestion) -> str:
-        """The content address of a call."""
+        """Return the content address of a call."""
         return call_key(model=self._identity, purpose="review", options=self._options, messages=question.messages)
 
     def size(self, question: JudgeQuestion) -> CallSize:
-        """Tokens of a call, estimated."""
+        """Estimate the tokens of a call."""
         completion = min(self._max_tokens, REVIEW_TOKENS)
         return CallSize(estimate_prompt(question.messages), completion, self._max_tokens)
 
     async def review(self, question: JudgeQuestion) -> Review:
-        """The judge's words; none, with the reason, where this call brings none.
+        """Ask for one review; if the call brings none, return the reason.
 
         Raises:
             UserError: the endpoint cannot be used; stop.
@@ -92,14 +92,14 @@ def collect_reviews(
     questions: Mapping[ReviewPlace, JudgeQuestion],
     done: Callable[[], None] = lambda: None,
 ) -> dict[ReviewPlace, Review]:
-    """Have every question reviewed; equal ones are asked once, and none that an earlier attempt has paid.
+    """Have every question reviewed. Equal ones are asked once, and those paid by an earlier attempt are not asked.
 
     Args:
         config: the settings.
         base_url: where to call.
         api_key: bearer token.
         run: folder of the run, which keeps answers (``judging-cache``) and account (``judging-ledger``).
-        questions: by whatever the caller wants them back.
+        questions: by keys of the caller's choice, under which the reviews are returned.
         done: called after each.
 
     Raises:
@@ -124,7 +124,7 @@ def collect_reviews(
     results = asyncio.run(work())
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
-        raise min(errors, key=lambda error: isinstance(error, UserError))  # a fault of ours comes first
+        raise min(errors, key=lambda error: isinstance(error, UserError))  # an error of our own comes first
     return {place: result for place, result in zip(questions, results, strict=True) if isinstance(result, Review)}
 
 

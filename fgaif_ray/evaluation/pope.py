@@ -32,7 +32,7 @@ class PopeQuestion:
 
 
 def ask_about(name: str) -> str:
-    """POPE's question about an object."""
+    """Return POPE's question about an object."""
     return f"Is there {'an' if name[0].lower() in 'aeiou' else 'a'} {name} in the image?"
 
 
@@ -83,21 +83,16 @@ def _highest(names: Sequence[str], counts: Mapping[str, int], number: int) -> li
     return sorted(names, key=lambda name: (-counts[name], name))[:number]
 
 
-def read_questions(path: str | Path) -> list[PopeQuestion]:
-    """Read a published POPE file: JSON lines, or one JSON array (the files built on A-OKVQA and GQA).
+def parse_questions(text: str, path: str | Path) -> list[PopeQuestion]:
+    """The questions of a published POPE file: JSON lines, or one JSON array (the files built on A-OKVQA and GQA).
+
+    Args:
+        text: what the file holds.
+        path: of the file, for messages.
 
     Raises:
-        UserError: the file cannot be read or has another form; the message names the place.
+        UserError: the file has another form; the message names the place.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot read the POPE file {path}: {error.strerror}.") from error
-    return parse_questions(text, path)
-
-
-def parse_questions(text: str, path: str | Path) -> list[PopeQuestion]:
-    """The questions of a published file's text; ``path`` is for messages. Raises UserError as ``read_questions``."""
     try:
         if text.lstrip().startswith("["):
             entries = list(enumerate(json.loads(text), start=1))
@@ -120,7 +115,7 @@ def _question(path: str | Path, number: int, entry: Any) -> PopeQuestion:
 def says_yes(answer: str) -> bool:
     """Read an answer by the official rule: "no" if No, not or no is a word before the first full stop, else "yes".
 
-    The rule has its sharp edges ("No!" and "NO" count as yes), kept because every published figure has them. Only outer
+    The rule has its sharp edges ("No!" and "NO" count as yes), kept because every published metric has them. Only outer
     white space is removed first, as answers are written to the official answer files.
     """
     words = answer.strip().split(".")[0].replace(",", "").split(" ")
@@ -128,14 +123,14 @@ def says_yes(answer: str) -> bool:
 
 
 def score_answers(labels: Sequence[bool], answers: Sequence[bool]) -> dict[str, Any]:
-    """The official metrics, "yes" being the positive class.
+    """Compute the official metrics; "yes" is the positive class.
 
     Args:
         labels: ``[questions]`` whether "yes" is right.
         answers: ``[questions]`` whether "yes" was said, in the same order.
 
     Returns:
-        FIGURES and ``questions``; a figure whose denominator is zero is None, as is the precision of a model that
+        FIGURES and ``questions``; a metric whose denominator is zero is None, as is the precision of a model that
         never says yes.
 
     Raises:
@@ -178,7 +173,7 @@ def score_questions(questions: Sequence[PopeQuestion], answers: Mapping[tuple[st
 def score_splits(
     splits: Mapping[str, Sequence[PopeQuestion]], answers: Mapping[tuple[str, str], str]
 ) -> dict[str, Any]:
-    """The headline figures, each the mean over the splits (None where a split has none), and ``splits`` one by one."""
+    """Return the headline metrics (means over the splits, None where a split has none) and ``splits``."""
     scores = {name: score_questions(questions, answers) for name, questions in splits.items()}
     headline: dict[str, Any] = {}
     for figure in FIGURES:

@@ -1,4 +1,4 @@
-"""The rows of ``evaluation/``: what was asked, of which policy, and what it said."""
+"""The rows of ``evaluation/``: question, policy and answer."""
 
 from typing import Final
 

@@ -1,5 +1,5 @@
 """Experiments: named variants of one configuration, run over several seeds and compared.
 
-``variants`` says what is compared, ``sharing`` what runs have in common, ``figures`` reads a finished run,
-``statistics`` and ``results`` compare, ``plots`` and ``page`` show. ``jobs.experiment`` runs it all.
+``variants`` defines what is compared, ``sharing`` what runs have in common. ``metrics`` reads a finished run,
+``results`` compares, ``plots`` and ``page`` show. ``jobs.experiment`` runs it all.
 """

@@ -1,33 +1,31 @@
-"""The figures of a finished run, read from what its stages measured."""
+"""The metrics of a finished run, read from what its stages measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from fgaif_ray import storage
 from fgaif_ray.evaluation import AFTER, BEFORE
-from fgaif_ray.records import ABSENT, FACT_TYPES
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
 from fgaif_ray.rewards.kinds import COARSE
-from fgaif_ray.statistics.reliability import balanced_accuracy
+from fgaif_ray.statistics.agreement import balanced_accuracy_present
 from fgaif_ray.storage import stages
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
-"""Which change of a figure is good."""
+"""Which change of a metric is good."""
 REWARD_ACCURACY_FILE: Final = "reward-accuracy.json"
-"""What ``reward_accuracy`` found out about a run's reward models."""
+"""The file of ``reward_accuracy`` about a run's reward models."""
 PAID_JOBS: Final = ("label", "train_rewards", "align")
-"""The jobs that fine-grained and coarse feedback pay differently for."""
+"""The jobs whose cost differs between fine-grained and coarse feedback."""
 _PER_POINT: Final = ("calls", "tokens", "seconds", "money")
 _PRESENT: Final = ", consistent or hallucinated"
-"""Figures without the class of absent facts, which is easy to see and lifts the mean of three."""
+"""Metrics without the class of absent facts, which is easy to see and lifts the mean of three."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure of a run.
+    """A metric of a run.
 
     Example: ``Metric("coverage", "coverage", "said", HIGHER, "share")``
     """
@@ -85,12 +83,12 @@ METRICS: Final = (
     Metric("per_point.money", "money", "per point", LOWER, "money"),
 )
 GROUP_TITLES: Final = {
-    "hallucination": "Hallucinated sub-sentences",
+    "hallucination": "Hallucinated segments",
     "said": "What is said",
     "pope": "POPE",
     "labels": "Labels that were trained on: balanced accuracy against the truth",
     "rewards": "Reward models: balanced accuracy against the truth, on the images of the evaluation",
-    "rewards after": "Reward models: the same on what the aligned policy says, lower where it deceives them",
+    "rewards after": "Reward models: the same on what the aligned policy says, lower where it exploits them",
     "seconds": "Wall time",
     "memory": "Peak memory",
     "cost": "What labelling and PPO took",
@@ -107,7 +105,7 @@ class RunMetric:
 
 
 def read_figures(run_dir: str) -> dict[str, RunMetric]:
-    """The figures of a finished run by the names of METRICS; what nobody measured is left out.
+    """Read the metrics of a finished run by the names of METRICS; unmeasured ones are left out.
 
     Raises:
         FileNotFoundError: the run has not been evaluated.
@@ -152,7 +150,7 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetr
         return found
     for kind in FACT_TYPES:
         _add(found, f"{name}.{kind}", accuracy, (kind, "balanced_accuracy"))
-        present = among_present(accuracy[kind]["confusion"]) if kind in accuracy else None
+        present = balanced_accuracy_present(accuracy[kind]["confusion"]) if kind in accuracy else None
         if present is not None:
             found[f"{name}_present.{kind}"] = RunMetric(present)
     for prefix in (name, f"{name}_present"):
@@ -162,23 +160,8 @@ def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetr
     return found
 
 
-def among_present(confusion: Sequence[Sequence[int]]) -> float | None:
-    """Balanced accuracy of consistent against hallucinated, where truth and verdict agree that there is a fact.
-
-    Chance is a half. ``balanced_accuracy_present`` of labels is the same figure.
-
-    Args:
-        confusion: ``[classes, classes]`` counts in the order of ``CLASS_NAMES``, rows are true classes.
-
-    Returns:
-        None where there is no such verdict.
-    """
-    facts = np.asarray(confusion)[ABSENT + 1 :, ABSENT + 1 :]
-    return float(balanced_accuracy(facts)) if facts.sum() else None
-
-
 def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, RunMetric]) -> dict[str, RunMetric]:
-    """Calls, tokens and money, and what of them a point of hallucination removed takes."""
+    """Return calls, tokens and money, in total and per point of hallucination removed."""
     found: dict[str, RunMetric] = {}
     asked = labels.get("extraction") or {}
     if "calls" in asked:

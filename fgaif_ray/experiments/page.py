@@ -3,37 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fgaif_ray import __version__
 from fgaif_ray.experiments.metrics import GROUP_TITLES, METRICS, NEITHER, Metric
 from fgaif_ray.experiments.plots import Plot
 from fgaif_ray.experiments.results import DONE, FAILED, OVER_IMAGES, OVER_SEEDS
+from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.report.formats import show_clock, show_count, show_share
 
 _DASH: Final = "\u2013"
 
 
 def build_page(results: Mapping[str, Any], command: str, plots: Sequence[Plot]) -> str:
-    """The page as one HTML document; every text in it is escaped.
+    """Build the page as one HTML document; every text in it is escaped.
 
     Args:
         results: what ``build_results`` returned.
         command: the command line that makes this page.
         plots: what ``draw_plots`` drew of them.
     """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("fgaif_ray.experiments"), PackageLoader("fgaif_ray.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = PackageLoader("fgaif_ray.report").get_source(environment, "report.css")[0]
+    environment = page_environment("fgaif_ray.experiments", "fgaif_ray.report")
     runs = [(variant, run) for variant in results["variants"] for run in variant["runs"]]
     html: str = environment.get_template("experiment.html.j2").render(
-        style=Markup(style),
+        style=Markup(page_style(environment, "report.css")),
         results=results,
         command=command,
         tables=_tables(results),
@@ -48,19 +41,19 @@ def build_page(results: Mapping[str, Any], command: str, plots: Sequence[Plot]) 
 
 
 def describe_intervals(results: Mapping[str, Any]) -> str:
-    """What the intervals of this page are, in words."""
+    """Say in words what the intervals of this page are."""
     confidence = f"{results['confidence']:.0%}"
     over = {entry["over"] for variant in results["variants"] for entry in variant["figures"].values()}
     sentences = []
     if OVER_SEEDS in over:
         sentences.append(
-            f"Figures over several seeds have the {confidence} t interval of their mean over seeds; differences are "
+            f"Metrics over several seeds have the {confidence} t interval of their mean over seeds; differences are "
             "paired by seed, with the t interval of their mean."
         )
     if OVER_IMAGES in over:
         sentences.append(
-            f"Figures of a single seed have a {confidence} bootstrap interval over the images of the evaluation, which "
-            "does not hold what another seed of training would change; their differences have none."
+            f"Metrics of a single seed have a {confidence} bootstrap interval over the images of the evaluation, which "
+            "does not cover what another seed of training would change; their differences have none."
         )
     if not sentences:
         sentences.append("There are no intervals: they need two seeds, or an evaluation with intervals.")
@@ -68,7 +61,7 @@ def describe_intervals(results: Mapping[str, Any]) -> str:
 
 
 def show_figure(value: float, kind: str) -> str:
-    """A figure in the unit of its metric."""
+    """Format a value in the unit of its metric."""
     if kind == "share":
         return show_share(value)
     if kind == "seconds":
@@ -79,7 +72,7 @@ def show_figure(value: float, kind: str) -> str:
 
 
 def show_difference(value: float, kind: str) -> str:
-    """A difference with its sign, shares in percentage points."""
+    """Format a difference with its sign, shares in percentage points."""
     sign = "+" if value >= 0 else "\u2212"
     if kind == "share":
         return f"{sign}{abs(100 * value):.1f}"
@@ -87,7 +80,7 @@ def show_difference(value: float, kind: str) -> str:
 
 
 def _tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table per group of figures, variants as rows; figures that no variant has are left out."""
+    """Build one table per group of metrics, variants as rows; metrics that no variant has are left out."""
     order = [*results["groups"], *(group for group in GROUP_TITLES if group not in results["groups"])]
     tables = []
     for group in order:

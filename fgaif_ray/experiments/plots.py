@@ -1,6 +1,6 @@
 """Plots of an experiment as SVG, drawn with matplotlib from ``results.json``.
 
-They travel in the page as data URLs of images: nothing inside an image can act on the page.
+The page embeds them as data URLs of images, so nothing inside an image can act on the page.
 """
 
 import base64
@@ -17,7 +17,7 @@ COLORS: Final = ("#0b7285", "#d97706", "#8b5cf6", "#2f6fd0", "#c02b3c", "#117a4f
 _INK: Final = "#7a8699"
 """Readable on a light and on a dark page."""
 _STYLE: Final[dict[Any, Any]] = {
-    "svg.hashsalt": "fgaif",  # equal figures give equal files
+    "svg.hashsalt": "fgaif",  # equal results give equal files
     "svg.fonttype": "path",
     "font.size": 9,
     "axes.edgecolor": _INK,
@@ -28,7 +28,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "ytick.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.parse_math": False,  # a name with dollar signs is a name
+    "text.parse_math": False,  # dollar signs in a name are not math
 }
 HALLUCINATION: Final = "hallucination.overall"
 _SHIFT: Final = 0.6
@@ -40,9 +40,9 @@ class Plot:
     """One plot of an experiment."""
 
     name: str
-    """Of its file, without the ending."""
+    """Name of its file, without the ending."""
     title: str
-    """What it shows."""
+    """Its title."""
     svg: bytes
 
     @property
@@ -52,7 +52,7 @@ class Plot:
 
 
 def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
-    """The plots of an experiment; none before the first run is done.
+    """Draw the plots of an experiment; none before the first run is done.
 
     Args:
         results: what ``build_results`` returned.
@@ -63,7 +63,7 @@ def draw_plots(results: Mapping[str, Any]) -> list[Plot]:
     if not variants:
         return []
     with rc_context(_STYLE):
-        drawn = [("variants", "Hallucinated sub-sentences after alignment, by variant", _forest(variants))]
+        drawn = [("variants", "Hallucinated segments after alignment, by variant", _forest(variants))]
         if any(variant["family"] is not None for variant in variants):
             for name, metric, title in (
                 ("rewards", "rewards_present.mean", "Balanced accuracy of rewards among facts"),
@@ -96,7 +96,7 @@ def _svg(figure: "Figure") -> bytes:
 
 
 def _error(entry: Mapping[str, Any], scale: float = 100) -> list[list[float]] | None:
-    """``[[down], [up]]`` of one interval, as matplotlib wants it."""
+    """Return ``[[down], [up]]`` of one interval, as matplotlib takes it."""
     if entry["interval"] is None:
         return None
     low, high = entry["interval"]
@@ -117,7 +117,7 @@ def _forest(variants: Sequence[Mapping[str, Any]]) -> "Figure":
     axes.set_yticks(range(len(variants)), [variant["title"] for variant in variants])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
-    axes.set_xlabel("% of sub-sentences; circles: before alignment, ticks: single seeds")
+    axes.set_xlabel("% of segments; circles: before alignment, ticks: single seeds")
     return figure
 
 
@@ -142,7 +142,7 @@ def _curves(variants: Sequence[Mapping[str, Any]], name: str, title: str) -> "Fi
     if not drawn:
         return None
     beside = "; intervals of one level side by side" if len(families) > 1 else ""
-    axes.set_xlabel(f"labels turned around, %{beside}")
+    axes.set_xlabel(f"labels flipped, %{beside}")
     axes.set_ylabel(f"{title}, %")
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -169,6 +169,6 @@ def _scatter(variants: Sequence[Mapping[str, Any]]) -> "Figure":
             before = [100 * figures[name]["mean"] for name in ("coverage.before", "hallucination.before")]
             axes.plot(*before, "o", color=COLORS[6], fillstyle="none", label="_nolegend_")
     axes.set_xlabel("coverage of the truth, %; circles: before alignment")
-    axes.set_ylabel("hallucinated sub-sentences, %")
+    axes.set_ylabel("hallucinated segments, %")
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""``results.json``: every variant and figure of an experiment, over its seeds and against its partner."""
+"""``results.json``: every variant and metric of an experiment, over its seeds and against its partner."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from fgaif_ray.statistics.paired import Mean, mean_interval, paired_difference
 RESULTS_FILE: Final = "results.json"
 DONE, FAILED, PENDING = "done", "failed", "pending"
 OVER_SEEDS, OVER_IMAGES = "seeds", "images"
-"""What an interval is over."""
+"""The unit that an interval is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a run ended, and its figures."""
+    """How a run ended, and its metrics."""
 
     variant: str
     seed: int
@@ -31,7 +31,7 @@ class RunOutcome:
 def build_results(experiment: Experiment, outcomes: Sequence[RunOutcome]) -> dict[str, Any]:
     """Compare the variants; JSON-serialisable.
 
-    A figure over two or more seeds has the mean's t interval over seeds, one of a single seed the interval over images
+    A metric over two or more seeds has the mean's t interval over seeds, one of a single seed the interval over images
     that its evaluation has, or none. A difference is paired by seed; over a single seed it has no interval.
     """
     by_variant = {
@@ -80,7 +80,7 @@ def build_results(experiment: Experiment, outcomes: Sequence[RunOutcome]) -> dic
 
 
 def _values(runs: Sequence[RunOutcome]) -> dict[str, dict[int, RunMetric]]:
-    """Figure -> seed -> value, of the runs that are done."""
+    """Return metric -> seed -> value, of the runs that are done."""
     found: dict[str, dict[int, RunMetric]] = {}
     for run in runs:
         if run.status == DONE:

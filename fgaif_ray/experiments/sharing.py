@@ -1,4 +1,4 @@
-"""What the runs of an experiment have in common, told from their configurations alone.
+"""Stages that the runs of an experiment have in common, found from their configurations alone.
 
 Runs whose planned keys of a stage are equal (``storage.stages.planned``) do the stage once. The keys serve to plan and
 to order; a run takes a finished stage from another one only where the fingerprints are equal.
@@ -16,7 +16,7 @@ from fgaif_ray.storage.stages import BEFORE, EVALUATION, FEEDBACK, PLANNED, POLI
 JOB_OF: Final = {
     RESPONSES: "sample",
     VERDICTS: "label",
-    FEEDBACK: "label anew",
+    FEEDBACK: "label again",
     REWARDS: "train_rewards",
     POLICY: "align",
     BEFORE: "evaluate before",
@@ -26,7 +26,7 @@ JOB_OF: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """What a run does itself and what it takes from earlier ones, where nothing is there yet."""
+    """The stages that a run does itself and those that it takes from earlier runs, when nothing is done yet."""
 
     run: Run
     own: tuple[str, ...]
@@ -36,7 +36,7 @@ class PlannedRun:
 
 
 def plan_runs(runs: Sequence[Run], known: Mapping[str, str] | None = None) -> list[PlannedRun]:
-    """Who does what when the runs go one after another.
+    """Plan which run does which stage when the runs go one after another.
 
     Args:
         runs: in their order.
@@ -60,7 +60,7 @@ def plan_runs(runs: Sequence[Run], known: Mapping[str, str] | None = None) -> li
 
 
 def plan_lines(planned: Sequence[PlannedRun], timing: Mapping[str, float] | None, finished: Sequence[str]) -> list[str]:
-    """The plan for people: a line per run, then the work.
+    """Format the plan for people: a line per run, then the work.
 
     Args:
         planned: what ``plan_runs`` returned.
@@ -88,12 +88,12 @@ def plan_lines(planned: Sequence[PlannedRun], timing: Mapping[str, float] | None
         seconds = sum(count * _seconds(stage, timing) for stage, count in work.items())
         lines.append(f"About {seconds / 3600:.1f} h one after another, by the times of an earlier run.")
     elif work:
-        lines.append("No run of this configuration has been timed yet: how long that takes is not known.")
+        lines.append("No run of this configuration has been timed yet: how long it takes is unknown.")
     return lines
 
 
 def _seconds(stage: str, timing: Mapping[str, float]) -> float:
-    """Seconds of a stage; evaluation before and after share theirs, and labelling anew takes next to nothing."""
+    """Return the seconds of a stage; both evaluations share theirs, and labelling again takes next to nothing."""
     if stage == FEEDBACK:
         return 0.0
     if stage in (BEFORE, EVALUATION):

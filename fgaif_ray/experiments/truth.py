@@ -1,9 +1,8 @@
-"""What the truth of the images is asked for in experiments: labels in the place of people's, and how often reward
-models are right.
+"""Uses of the truth of the images in experiments: labels in place of people's, and the accuracy of reward models.
 
-A reward model's own figures are about the labels that it was trained on, noise and mistakes included. Here its
-verdicts on what the policy said about the evaluation's images are held against the truth: before alignment, on
-responses like those it was trained on, and after it, on what PPO has found that it likes.
+A reward model's own metrics are about the labels that it was trained on, noise and mistakes included. Here its
+verdicts on what the policy said about the evaluation's images are compared with the truth: before alignment, on
+responses like those it was trained on, and after it, on what PPO has found it to reward.
 """
 
 import json
@@ -28,7 +27,7 @@ BLOCK: Final = 64
 
 
 def truth_answers(responses: Iterable[Mapping[str, Any]], truth: Mapping[str, Scene], audit: str) -> bytes:
-    """The truth's labels of all sub-sentences in the form of an audit's answers (see ``feedback.human``), as JSON.
+    """Write the truth's labels of all segments in the form of an audit's answers (see ``feedback.human``), as JSON.
 
     Args:
         responses: rows of ``responses/``.
@@ -56,7 +55,7 @@ def reward_accuracy(
     coarse: bool,
     types: Sequence[str] = FACT_TYPES,
 ) -> dict[str, dict[str, Any]]:
-    """Agreement of reward models with the truth on responses that they were not trained on.
+    """Compare reward models with the truth on responses that they were not trained on.
 
     Args:
         rows: of ``evaluation/``; the sampled responses are taken.
@@ -66,9 +65,8 @@ def reward_accuracy(
         types: fact types of the run; those that the truth does not know are left out.
 
     Returns:
-        For the responses ``before`` alignment and those ``after`` it, figures of ``Agreement.to_dict`` by fact type, or
-        under ``coarse``. After it they fall where the policy has learnt to please the reward models instead of the
-        truth.
+        For the responses ``before`` alignment and those ``after`` it, metrics of ``Agreement.to_dict`` by fact type, or
+        under ``coarse``. After it they are lower where the policy exploits the reward models.
 
     Raises:
         UserError: an image cannot be read.

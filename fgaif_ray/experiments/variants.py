@@ -1,4 +1,4 @@
-"""The experiments and their variants: what the paper ablates, and the questions that it leaves open."""
+"""The experiments and their variants: the paper's ablations, and the questions that it leaves open."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.records import fingerprint
 
 IMAGES_FOLDER: Final = "experiment-images"
-"""Beside the runs of all experiments of a configuration, which share it."""
+"""Folder beside the runs of all experiments of a configuration, which share it."""
 TRUTH_ANSWERS_FILE: Final = "truth-answers.json"
 NOISE_LEVELS: Final = (0.1, 0.2, 0.4)
 DIRECTIONS: Final = ("to_hallucinated", "to_consistent")
@@ -31,17 +31,17 @@ class Variant:
     """
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     title: str
-    """What tables call it."""
+    """Its name in tables."""
     overrides: tuple[str, ...] = ()
     """``section.key=value``, on top of the base configuration."""
     truth_labels: bool = False
-    """Whether the truth of the images takes the place of people who label; a step between sampling and labelling."""
+    """Whether the truth of the images stands in for people who label, in a step between sampling and labelling."""
     compared_with: str | None = None
-    """The variant that it is paired with; None is the experiment's reference."""
+    """The variant that it is paired with; None means the experiment's reference."""
     family: str | None = None
-    """Variants of one line of a plot over ``level``."""
+    """The line of a plot over ``level`` that it belongs to."""
     level: float = 0.0
 
 
@@ -53,17 +53,17 @@ class Experiment:
     question: str
     variants: tuple[Variant, ...]
     notes: tuple[str, ...] = ()
-    """What a reader has to know about this set-up."""
+    """Notes about the set-up for the reader."""
     groups: tuple[str, ...] = ("hallucination", "said", "pope")
-    """Groups of figures that the page shows first, by the names of ``figures.METRICS``."""
+    """Groups of metrics that the page shows first, by the names of ``metrics.METRICS``."""
 
     @property
     def reference(self) -> Variant:
-        """What the others are compared with."""
+        """The variant that the others are compared with."""
         return self.variants[0]
 
     def partner(self, variant: Variant) -> str | None:
-        """Name of the variant that this one is paired with, None for the reference."""
+        """Return the name of the variant that this one is paired with, None for the reference."""
         return None if variant == self.reference else variant.compared_with or self.reference.name
 
 
@@ -112,7 +112,7 @@ def _ablation(base: Config) -> Experiment:
         variants.append(Variant("human", "human labels"))
     elif base.data.source == "shapes":
         variants.append(Variant("human", "human labels (the truth)", truth_labels=True))
-        notes.append("The truth of the embedded world plays the people who label: their labels are without mistakes.")
+        notes.append("The truth of the embedded world stands in for people who label: its labels are without mistakes.")
     else:
         notes.append("Human labels are left out: label.human names none, and the truth of the images is not known.")
     return Experiment(
@@ -135,7 +135,7 @@ def _noise(base: Config) -> Experiment:
             title = f"{family.replace('-', ' ')}, {level:.0%}"
             variants.append(Variant(f"{family}-{round(100 * level)}", title, overrides, family=family, level=level))
     note = (
-        "all: labels of every type are turned around, both ways; to-hallucinated and to-consistent: of every type, one "
+        "all: labels of every type are flipped, both ways; to-hallucinated and to-consistent: of every type, one "
         f"way; {', '.join(every)}: of that type alone, both ways. Labels of absent facts stay."
     )
     return Experiment(
@@ -193,7 +193,7 @@ def _cost(base: Config) -> Experiment:
     coarse = [*COARSE]
     if base.data.source == "shapes":
         note = (
-            "The extractor of the embedded world reads one sub-sentence at a time, so labels cost the coarse path the "
+            "The extractor of the embedded world reads one segment at a time, so labels cost the coarse path the "
             "same here; with another extractor it asks once per response (label.extractor.mode=response)."
         )
     else:
@@ -203,7 +203,7 @@ def _cost(base: Config) -> Experiment:
         "cost",
         "What does a point of hallucination removed cost, fine-grained and coarse?",
         (Variant("fine", "fine-grained"), Variant("coarse", "coarse", tuple(coarse))),
-        (note, "A point is a percentage point of hallucinated sub-sentences, before less after alignment."),
+        (note, "A point is a percentage point of hallucinated segments, before less after alignment."),
         ("hallucination", "said", "cost", "seconds", "per point"),
     )
 
@@ -219,7 +219,7 @@ NAMES: Final = tuple(_BUILDERS)
 
 
 def build_experiment(name: str, base: Config, chosen: Sequence[str] = ()) -> Experiment:
-    """An experiment on top of a configuration.
+    """Build an experiment on top of a configuration.
 
     Args:
         name: one of NAMES.
@@ -249,12 +249,12 @@ def build_experiment(name: str, base: Config, chosen: Sequence[str] = ()) -> Exp
 
 
 def experiment_folder(base: Config, name: str) -> str:
-    """Where an experiment's page, results and run folders are: below the base run's folder."""
+    """Return the folder of an experiment's page, results and runs: under the base run's folder."""
     return storage.join(base.run.dir, name)
 
 
 def build_runs(experiment: Experiment, base: Config, seeds: Sequence[int]) -> list[Run]:
-    """The runs of an experiment: seed by seed, in the order of the variants, so that a reference comes first.
+    """List the runs of an experiment: seed by seed, in the order of the variants, so that a reference comes first.
 
     Raises:
         UserError: a variant does not go with the base configuration.

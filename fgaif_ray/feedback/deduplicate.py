@@ -49,8 +49,8 @@ def deduplicate(folders: Sequence[str]) -> int:
 
 
 def _identities(part: str) -> list[str]:
-    with storage.open_binary(part) as file:
-        identities: list[str] = pq.read_table(file, columns=[IDENTITY]).column(IDENTITY).to_pylist()
+    with storage.open_part(part) as parquet:
+        identities: list[str] = parquet.read(columns=[IDENTITY]).column(IDENTITY).to_pylist()
     return identities
 
 
@@ -58,8 +58,8 @@ def _keep_rows(part: str, keep: "np.ndarray[tuple[int], np.dtype[np.bool_]]") ->
     if not keep.any():
         storage.remove_file(part)
         return
-    with storage.open_binary(part) as file:
-        table = pq.read_table(file).filter(pa.array(keep))
+    with storage.open_part(part) as parquet:
+        table = parquet.read().filter(pa.array(keep))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(part, sink.getvalue().to_pybytes())

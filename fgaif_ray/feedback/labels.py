@@ -6,15 +6,13 @@ consistent where all of them hold in the image, hallucinated where at least one 
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
 
-from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 
 _OFFICIAL_CODES: Final = {ABSENT: -1, CONSISTENT: 0, HALLUCINATED: 1}
-_CODES: Final = {official: code for code, official in _OFFICIAL_CODES.items()}
 _WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks of sentencepiece and byte-level BPE
 
 
@@ -93,52 +91,9 @@ def to_official(code: int) -> int:
     return _OFFICIAL_CODES[code]
 
 
-def from_official(label: int) -> int:
-    """An official label (-1 absent, 0 consistent, 1 hallucinated) as our code (0, 1, 2).
-
-    Raises:
-        ValueError: not an official label.
-    """
-    if isinstance(label, bool) or label not in _CODES:
-        raise ValueError(f"{label} is not one of -1, 0, 1")
-    return _CODES[label]
-
-
 def write_official(stream: TextIO, rows: Iterable[LabelledResponse]) -> None:
     """Write rows as JSON lines ``{"image", "sub": [...], "labels": [[o, a, r], ...]}``."""
     for row in rows:
         labels = [[to_official(code) for code in codes] for codes in row.labels]
         line = {"image": row.image, "sub": list(row.segments), "labels": labels}
         stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def read_official(stream: TextIO, types: Sequence[str] = FACT_TYPES) -> Iterator[LabelledResponse]:
-    """Read rows of the official form, with a label for each of these types; blank lines are skipped.
-
-    Raises:
-        UserError: a line is not of the form; the message names the line.
-    """
-    for number, line in enumerate(stream, start=1):
-        if line.strip():
-            try:
-                yield _parse_official(json.loads(line), len(types))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(
-                    f"Line {number} of the label file is not of the form "
-                    '{"image": "...", "sub": ["...", ...], "labels": [[-1|0|1, -1|0|1, -1|0|1], ...]}: '
-                    f"{type(error).__name__} {error}."
-                ) from error
-
-
-def _parse_official(row: dict[str, object], types: int) -> LabelledResponse:
-    image, segments, labels = row["image"], row["sub"], row["labels"]
-    if not isinstance(image, str) or not isinstance(segments, list) or not isinstance(labels, list):
-        raise ValueError("image must be a string, sub and labels lists")
-    if len(segments) != len(labels):
-        raise ValueError(f"{len(segments)} sub-sentences but {len(labels)} labels")
-    if not all(isinstance(segment, str) for segment in segments):
-        raise ValueError("sub must hold strings")
-    if not all(isinstance(of_types, list) and len(of_types) == types for of_types in labels):
-        raise ValueError(f"every label must be a list of {types}")
-    codes = tuple(tuple(from_official(label) for label in of_types) for of_types in labels)
-    return LabelledResponse(image=image, segments=tuple(segments), labels=codes)

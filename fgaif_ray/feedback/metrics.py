@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fgaif_ray.records import ABSENT, AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, ai_labels
-from fgaif_ray.statistics.agreement import agreement
+from fgaif_ray.records import AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, ai_labels
+from fgaif_ray.statistics.agreement import agreement, balanced_accuracy_present
 
 TrueLabels = Callable[[Mapping[str, Any]], Sequence[Mapping[str, int]] | None]
 """True label codes per fact type for each sub-sentence of a feedback row, or None where they are not known."""
@@ -86,7 +86,5 @@ class FeedbackMetrics:
 
 def _agreement(pairs: Iterable[tuple[int, int]]) -> dict[str, Any]:
     pairs = list(pairs)
-    present = [(truth, label) for truth, label in pairs if ABSENT not in (truth, label)]
-    figures = agreement([truth for truth, _ in pairs], [label for _, label in pairs]).to_dict()
-    among_present = agreement([truth - 1 for truth, _ in present], [label - 1 for _, label in present], CLASS_NAMES[1:])
-    return figures | {"balanced_accuracy_present": among_present.balanced_accuracy}
+    found = agreement([truth for truth, _ in pairs], [label for _, label in pairs])
+    return found.to_dict() | {"balanced_accuracy_present": balanced_accuracy_present(found.confusion)}

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fgaif_ray import storage
 
@@ -110,8 +109,8 @@ class PlaceReader:
         if key not in self._row_groups:
             while len(self._row_groups) >= ROW_GROUPS_HELD:
                 del self._row_groups[next(iter(self._row_groups))]
-            with storage.open_binary(part) as file:
-                self._row_groups[key] = pq.ParquetFile(file).read_row_group(row_group, columns=self._columns)
+            with storage.open_part(part) as parquet:
+                self._row_groups[key] = parquet.read_row_group(row_group, columns=self._columns)
         return self._row_groups[key]
 
 
@@ -123,8 +122,7 @@ def first_row(pending: Pending, columns: list[str], holds: Callable[[dict[str, A
 def _identity_columns(folder: str) -> Iterator[tuple[str, int, list[str]]]:
     """Part, row group and identities of every row group of a stage folder."""
     for part in storage.list_parts(folder):
-        with storage.open_binary(part) as file:
-            parquet = pq.ParquetFile(file)
+        with storage.open_part(part) as parquet:
             for row_group in range(parquet.num_row_groups):
                 column = parquet.read_row_group(row_group, columns=[IDENTITY]).column(IDENTITY)
                 yield part, row_group, column.to_pylist()

@@ -10,7 +10,7 @@ from fgaif_ray.fact_types import DEFAULT, FactType, extracted, type_names
 from fgaif_ray.feedback.labels import is_consistent, segment_labels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.statistics.reliability import accuracy, cohens_kappa
+from fgaif_ray.statistics.agreement import accuracy, cohens_kappa
 
 Thresholds = Mapping[str, float]
 """P(yes) by fact type that makes a fact consistent."""

@@ -15,14 +15,14 @@ MOST_POINTS: Final = 240
 SMOOTHING: Final = 0.8
 """Weight of the past in the bold line; less for few points, behind which the line would lag."""
 FRESH: Final = 15
-"""The newest of n points weighs this over n, at least ``1 - SMOOTHING``."""
+"""Weight of the newest of n points, divided by n; at least ``1 - SMOOTHING``."""
 DASHES: Final = ("", "8 4", "2 4", "12 4 2 4", "5 3", "1 3")
-"""Lines differ by these and by the shape at their end, not by colour alone."""
+"""Dash patterns: lines differ by these and by the shape at their end, not by colour alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a chart; None where there is no figure.
+    """One line of a chart; None where there is no value.
 
     Example: ``Series("existence", [0, 1, 2], [0.1, None, 0.4], "type-existence")``
     """
@@ -34,7 +34,7 @@ class Series:
     """Name of a colour of the style sheet: ``var(--<color>)``."""
 
     def points(self) -> list[tuple[float, float]]:
-        """The finite points, averaged in buckets where there are many."""
+        """Return the finite points, averaged in buckets if there are many."""
         found = [
             (step, value)
             for step, value in zip(self.steps, self.values, strict=True)
@@ -50,7 +50,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers that span ``[low, high]``, about ``count`` of them.
+    """Return round numbers that span ``[low, high]``, about ``count`` of them.
 
     Raises:
         ValueError: ``low`` is above ``high``.
@@ -69,7 +69,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def format_tick(value: float) -> str:
-    """A short label of an axis."""
+    """Format a short label of an axis."""
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.6g}".replace("-", "\u2212")
@@ -87,7 +87,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, below: str = "PPO step") -> Markup | None:
-    """Lines over steps: the raw figures pale, their moving average bold.
+    """Draw lines over steps: the raw values pale, their moving average bold.
 
     Args:
         title: name for screen readers.
@@ -122,7 +122,7 @@ def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, belo
 
 
 def swatch(index: int, color: str) -> Markup:
-    """The look of a chart's line number ``index``, for its legend."""
+    """Draw a sample of a chart's line number ``index`` for its legend."""
     style = f"var(--{color})"
     line = f'<line class="line" style="stroke:{style}" stroke-dasharray="{_dash(index)}" x1="1" x2="29" y1="6" y2="6"/>'
     end = _end(index, style, 30, 6)
@@ -149,7 +149,7 @@ def _end(index: int, color: str, x: float, y: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The plot area: from data to places in the drawing."""
+    """The plot area, which maps data to places in the drawing."""
 
     low: float
     high: float
@@ -186,7 +186,7 @@ class _Frame:
         ]
 
     def columns(self, values: Mapping[str, Mapping[float, float]], steps: Sequence[float]) -> list[str]:
-        """What a mouse finds: one narrow column per step, all series in its tooltip."""
+        """Draw what a mouse finds: one narrow column per step, with all series in its tooltip."""
         width = _INNER_WIDTH / max(len(steps) - 1, 1)
         parts = []
         for step in steps:

@@ -1,4 +1,4 @@
-"""What a run took: time per stage and PPO phase, calls, tokens, money, memory; what nobody measured is left out."""
+"""The cost of a run: time per stage and PPO phase, calls, tokens, money, memory. Unmeasured parts are left out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -30,7 +30,7 @@ Pairs = list[tuple[str, str]]
 
 
 def read_optional(run_dir: str, *names: str) -> dict[str, Any]:
-    """A JSON object of the run; empty where there is no file."""
+    """Read a JSON object of the run; empty where there is no file."""
     uri = storage.join(run_dir, *names)
     if not storage.exists(uri):
         return {}
@@ -39,7 +39,7 @@ def read_optional(run_dir: str, *names: str) -> dict[str, Any]:
 
 
 def stages(run_dir: str) -> list[dict[str, Any]]:
-    """Seconds of the stages in their order, with lengths in percent of the longest and shares of the whole."""
+    """List the seconds of the stages in their order, with lengths in percent of the longest and shares of the whole."""
     timing: dict[str, float] = read_optional(run_dir, TIMING_FILE)
     for name, folder, file in _TIMED:
         seconds = read_optional(run_dir, folder, file).get("seconds")
@@ -50,7 +50,7 @@ def stages(run_dir: str) -> list[dict[str, Any]]:
 
 
 def phases(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean seconds of the phases of a PPO step; the rest of the step is ``other``, unless phases overlap.
+    """Return the mean seconds of the phases of a PPO step; the rest of the step is ``other``, unless phases overlap.
 
     Args:
         steps: the lines of ``metrics.jsonl``.
@@ -79,7 +79,7 @@ def _lengths(pairs: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def ledger(run_dir: str, labels: Mapping[str, Any]) -> Pairs:
-    """The calls of fact extraction, in words; kinds of calls that did not occur are left out."""
+    """List the calls of fact extraction in words; kinds of calls that did not occur are left out."""
     counts = read_optional(run_dir, FEEDBACK, "ledger.json") or dict(labels.get("extraction") or {})
     if not counts:
         return []
@@ -94,7 +94,7 @@ def ledger(run_dir: str, labels: Mapping[str, Any]) -> Pairs:
 
 
 def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Pairs:
-    """How much was sampled, labelled, learnt and asked."""
+    """Count what was sampled, labelled, learnt and asked."""
     pairs: Pairs = []
     sampled = storage.read_manifest(run_dir, RESPONSES) or {}
     if "rows" in sampled:
@@ -115,7 +115,7 @@ def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, A
 
 
 def tiles(run_dir: str, taken: Sequence[Mapping[str, Any]], labels: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The headline figures of cost.
+    """Build the headline numbers of cost.
 
     Args:
         run_dir: folder of the run.

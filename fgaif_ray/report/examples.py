@@ -1,7 +1,7 @@
-"""Examples of a report: what the policy said of an image before and after, with verdicts and rewards per sub-sentence.
+"""Examples of a report: the policy's answers about an image before and after, with verdicts and rewards per segment.
 
-Some are drawn, not picked, so that they stand for the whole; beside them stand those that alignment has mended most,
-and the worst that are left. Images travel as data URLs, so that the report needs nothing but itself.
+Some are drawn at random, so that they represent the whole. Beside them are those that alignment has improved most, and
+the worst that are left. Images are embedded as data URLs, so that the report is one file.
 """
 
 import random
@@ -26,7 +26,7 @@ LARGEST_SIDE: Final = 480
 DRAWN, MENDED, WORST = "drawn", "mended", "worst"
 GROUPS: Final = (DRAWN, MENDED, WORST)
 POOL: Final = 48
-"""Images among which the mended and the worst are sought where only the reward models can judge them."""
+"""Images among which the most improved and the worst are sought if only the reward models can judge them."""
 
 
 def choose_examples(
@@ -37,9 +37,9 @@ def choose_examples(
     options: ReportConfig,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The examples of all groups, judged.
+    """Choose and judge the examples of all groups.
 
-    Verdicts are the truth's where it is known, over all images; else the reward models' over ``POOL`` images.
+    Verdicts are the truth's if it is known, over all images; else the reward models' over ``POOL`` images.
 
     Args:
         rows: the rows of ``evaluation/``.
@@ -51,7 +51,7 @@ def choose_examples(
 
     Returns:
         What ``judge_examples`` returns, with ``group``: ``options.examples`` that are drawn, then ``options.extremes``
-        each of the most mended and of the worst after alignment, none of them twice.
+        each of the most improved and of the worst after alignment, none of them twice.
 
     Raises:
         UserError: an image cannot be read.
@@ -78,14 +78,14 @@ def choose_examples(
 
 
 Standing = tuple[int, int]
-"""Distinct sub-sentences of a response that are right, and that are hallucinated: saying one again earns nothing."""
+"""Count the distinct segments of a response that are right, and those that are hallucinated; repetitions count once."""
 
 
 def rank_examples(standings: Sequence[Mapping[str, Standing]], count: int) -> tuple[list[int], list[int]]:
-    """Places of the most mended examples and of the worst after alignment, best and worst first, none in both.
+    """Find the most improved examples and the worst after alignment, best and worst first, none in both.
 
-    Mended is by what is gained in right less hallucinated sub-sentences; examples that gained nothing are none. Worst
-    are those with most hallucinated sub-sentences after alignment; examples without any are none.
+    Improvement is the gain in right minus hallucinated segments; examples without a gain do not count. The worst have
+    the most hallucinated segments after alignment; examples without any do not count.
     """
 
     def gain(index: int) -> int:
@@ -127,12 +127,12 @@ def _standing(verdicts: Iterable[tuple[str, Mapping[str, int]]]) -> Standing:
 
 
 def verdict_codes(segment: Mapping[str, Any]) -> dict[str, int]:
-    """The verdict on a judged sub-sentence by fact type: the truth's where it is known, else the reward models'."""
+    """Return the verdict on a judged segment by fact type: the truth's where it is known, else the reward models'."""
     return (predicted_codes(segment) or {}) | (segment["labels"] or {})
 
 
 def predicted_codes(segment: Mapping[str, Any]) -> dict[str, int] | None:
-    """The reward models' most probable class by fact type; None where they have not scored the sub-sentence."""
+    """Return the reward models' most probable class by fact type; None if they have not scored the segment."""
     probabilities = segment["probabilities"]
     if probabilities is None:
         return None
@@ -140,7 +140,7 @@ def predicted_codes(segment: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def pair_responses(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was sampled about each image before and after, in the order of the images' names.
+    """Pair the responses sampled about each image before and after, in the order of the images' names.
 
     Returns:
         ``{"image", "prompt", "before": {"response", "finish_reason"}, "after": {...}}``.
@@ -164,7 +164,7 @@ def judge_examples(
     model: Scorer,
     reward: RewardComposition,
 ) -> list[dict[str, Any]]:
-    """Give each sub-sentence the truth's verdict and the reward models' probabilities and rewards.
+    """Give each segment the truth's verdict and the reward models' probabilities and rewards.
 
     Args:
         examples: some of what ``pair_responses`` returned.
@@ -232,7 +232,7 @@ def judge_examples(
 def _scores(
     outcome: TypeProbabilities, reward: RewardComposition
 ) -> list[tuple[dict[str, list[float]], dict[str, float]]]:
-    """Per sub-sentence the class probabilities and the weighted reward by fact type."""
+    """Return per segment the class probabilities and the weighted reward by fact type."""
     types = tuple(reward.weights)
     classes = torch.stack([torch.from_numpy(outcome[kind]) for kind in types], dim=1)  # [segments, types, classes]
     earned = segment_rewards(classes, reward.weights, reward.value)  # [segments, types]
@@ -243,7 +243,7 @@ def _scores(
 
 
 def describe_scene(scene: Scene) -> list[str]:
-    """The objects of a scene in words, e.g. ``"large red circle, top left"``."""
+    """Describe the objects of a scene in words, e.g. ``"large red circle, top left"``."""
     rows, columns = ("top", "middle", "bottom"), ("left", "center", "right")
     assert len(rows) == len(columns) == GRID
     return [f"{o.size} {o.color} {o.shape}, {rows[o.row]} {columns[o.column]}" for o in scene.objects]

@@ -1,4 +1,4 @@
-"""Figures as a person reads them; a figure that nobody measured is a dash."""
+"""Numbers as a person reads them; an unmeasured one is a dash."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -8,28 +8,28 @@ LOWER_IS_BETTER, HIGHER_IS_BETTER, NEITHER = -1, 1, 0
 
 
 def show_share(value: float | None, digits: int = 1) -> str:
-    """A share as a percentage."""
+    """Format a share as a percentage."""
     return DASH if value is None else f"{100 * value:.{digits}f}\u202f%"
 
 
 def show_number(value: float | None, digits: int = 2) -> str:
-    """A number with a fixed number of decimals."""
+    """Format a number with a fixed number of decimals."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", "\u2212")
 
 
 def show_signed(value: float | None, digits: int = 2) -> str:
-    """A number with its sign."""
+    """Format a number with its sign."""
     # Adding zero turns a rounded -0.0 into 0.0.
     return DASH if value is None else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\u2212")
 
 
 def show_count(value: float | None) -> str:
-    """A count with thousands apart."""
+    """Format a count with separated thousands."""
     return DASH if value is None else f"{round(value):,}".replace(",", "\u202f")
 
 
 def show_clock(seconds: float) -> str:
-    """A duration, e.g. ``"8.0 s"``, ``"3 min 20 s"``, ``"2 h 05 min"``."""
+    """Format a duration, e.g. ``"8.0 s"``, ``"3 min 20 s"``, ``"2 h 05 min"``."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -39,24 +39,24 @@ def show_clock(seconds: float) -> str:
 
 
 def show(value: float | None, kind: str) -> str:
-    """A figure of kind ``"share"`` or ``"number"``."""
+    """Format a value of kind ``"share"`` or ``"number"``."""
     return show_share(value) if kind == "share" else show_number(value)
 
 
 def look(tree: Any, path: Sequence[str]) -> Any:
-    """What nested mappings hold at a path; None where a part of it is missing."""
+    """Return the value of nested mappings at a path; None if a part of it is missing."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
 def show_change(before: float | None, after: float | None, good: int) -> dict[str, str]:
-    """The relative change in words, and whether it is ``good``, ``bad`` or ``neutral``.
+    """Return the relative change in words, and whether it is ``good``, ``bad`` or ``neutral``.
 
     Args:
-        before: figure before.
-        after: figure after.
-        good: sign of a change for the better, 0 where neither is.
+        before: value before.
+        after: value after.
+        good: sign of an improvement, 0 if no direction is better.
     """
     if before is None or after is None:
         return {"text": DASH, "kind": "neutral"}

@@ -1,15 +1,16 @@
-"""The report page: figures of a run's folder, put into one HTML file."""
+"""The report page: metrics of a run's folder, put into one HTML file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from fgaif_ray import __version__, storage
 from fgaif_ray.config import RunConfig
 from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.fact_types import style_variables, type_names
+from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
 from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE, cost, formats, result
 from fgaif_ray.report.examples import DRAWN, GROUPS, predicted_codes, verdict_codes
@@ -19,17 +20,17 @@ from fgaif_ray.report.verdicts import CLASS_SHORT, cards
 from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, POLICY, REPORT, REWARDS
 
 SHOWN: Final = 4
-"""Examples of a group that are seen at once; the others open with a click."""
+"""Examples of a group that are visible at once; the others open with a click."""
 MARKS: Final = dict(zip(CLASS_NAMES, ("\u00b7", "\u2713", "\u2717"), strict=True))
-"""What says a verdict without colour."""
+"""Marks of verdicts, for readers without colour."""
 
 
 def build_report(run_dir: str) -> str:
-    """The report of a run as one HTML document that loads nothing else and runs no script.
+    """Build the report of a run as one HTML document that loads nothing else and runs no script.
 
     Args:
-        run_dir: folder of the run; ``evaluation/`` and ``report/`` have to be there (see ``jobs.report``), of the
-            other stages what is there is shown.
+        run_dir: folder of the run; ``evaluation/`` and ``report/`` have to be there (see ``jobs.report``); of the
+            other stages, it shows what is there.
 
     Raises:
         FileNotFoundError: ``evaluation/metrics.json`` or the files of ``report/`` are not there.
@@ -45,9 +46,8 @@ def build_report(run_dir: str) -> str:
     steps, stages = read_metrics(policy), cost.stages(run_dir)
     charts = training_charts(policy, names)
     environment = _environment()
-    source = PackageLoader("fgaif_ray.report").get_source(environment, "report.css")[0]
     html: str = environment.get_template("report.html.j2").render(
-        style=Markup(style_variables(types) + source),
+        style=Markup(style_variables(types) + page_style(environment, "report.css")),
         title=settings["title"],
         settings=settings,
         evaluation=evaluation,
@@ -80,13 +80,7 @@ def build_report(run_dir: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fgaif_ray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("fgaif_ray.report")
     environment.filters |= {
         "share": formats.show_share,
         "number": formats.show_number,
@@ -98,7 +92,7 @@ def _environment() -> Environment:
 
 
 def _groups(examples: list[dict[str, Any]], types: Sequence[str]) -> list[dict[str, Any]]:
-    """The examples by group, in the order of ``GROUPS``."""
+    """Group the examples, in the order of ``GROUPS``."""
     found = []
     for group in GROUPS:
         members = [_example(one, types) for one in examples if one.get("group", DRAWN) == group]

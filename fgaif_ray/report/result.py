@@ -1,4 +1,4 @@
-"""The figures before and after alignment: tiles, bars, the table, what got worse, and POPE."""
+"""The metrics before and after alignment: tiles, bars, the table, what got worse, and POPE."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ class ReportFigure:
     name: str
     path: tuple[str, ...]
     good: int
-    """Sign of a change for the better."""
+    """Sign of an improvement."""
     kind: str
     """``"share"`` or ``"number"``."""
 
 
 _RATES, _TOLD, _MUCH, _WELL = (
-    "Hallucinated sub-sentences",
+    "Hallucinated segments",
     "Truth that is told",
     "How much is said",
     "How well it is said",
@@ -62,12 +62,12 @@ GROUPS: Final = {
     ),
     _WELL: (
         ReportFigure("repeated statements", ("repetition",), LOWER_IS_BETTER, "share"),
-        ReportFigure("sub-sentences without a statement", ("unreadable",), LOWER_IS_BETTER, "share"),
+        ReportFigure("segments without a statement", ("unreadable",), LOWER_IS_BETTER, "share"),
         ReportFigure("responses cut at the limit", ("unfinished",), LOWER_IS_BETTER, "share"),
     ),
 }
 _TILES: Final = (
-    ReportFigure("Hallucinated sub-sentences", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
+    ReportFigure("Hallucinated segments", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
     ReportFigure("Coverage of the truth", ("coverage",), HIGHER_IS_BETTER, "share"),
     ReportFigure("Facts per response", ("facts_per_response",), NEITHER, "number"),
     ReportFigure("POPE F1", ("pope", "f1"), HIGHER_IS_BETTER, "share"),
@@ -79,7 +79,7 @@ _BARS: Final = (
 
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The headline figures; those that nobody measured are left out."""
+    """Build the tiles of the headline metrics; unmeasured ones are left out."""
     found = []
     for one in _TILES:
         before, after = (look(evaluation[which], one.path) for which in POLICIES)
@@ -98,7 +98,7 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Figures drawn as pairs of bars with whiskers, lengths in percent of the scale."""
+    """Build metrics drawn as pairs of bars with whiskers, lengths in percent of the scale."""
     drawn = []
     for title, hint, group in _BARS:
         known = [one for one in group if all(look(evaluation[which], one.path) is not None for which in POLICIES)]
@@ -145,7 +145,7 @@ def _bar(figures: Mapping[str, Any], one: ReportFigure, which: str, top: float) 
 
 
 def table(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the table by group; figures that nobody measured are left out."""
+    """Build the rows of the table by group; unmeasured metrics are left out."""
     groups = []
     for group, figures in GROUPS.items():
         rows = []
@@ -168,7 +168,7 @@ def table(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def worse(evaluation: Mapping[str, Any]) -> list[str]:
-    """What alignment has made worse beyond doubt: the 95 % intervals before and after do not touch."""
+    """List what alignment has clearly made worse: the 95 % intervals before and after do not overlap."""
     found = []
     for group, figures in GROUPS.items():
         for one in figures:
@@ -186,7 +186,7 @@ def worse(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def pope(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of POPE's table; none where it was not asked."""
+    """Build the rows of POPE's table; none if it was not asked."""
     if look(evaluation, (AFTER, "pope")) is None:
         return []
     rows = []
@@ -215,7 +215,7 @@ def _cell(figures: Mapping[str, Any], one: ReportFigure) -> dict[str, Any]:
 
 
 def _bounds(interval: Sequence[float] | None, kind: str) -> str | None:
-    """An interval with its unit once, e.g. ``"16.0 \u2013 18.9 %"``."""
+    """Format an interval with its unit once, e.g. ``"16.0 \u2013 18.9 %"``."""
     if interval is None:
         return None
     low = show_number(100 * interval[0], 1) if kind == "share" else show_number(interval[0])

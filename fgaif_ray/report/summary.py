@@ -1,4 +1,4 @@
-"""``summary.json``: the figures of a run in one place, all read from what the stages measured."""
+"""``summary.json``: the metrics of a run in one place, read from the files of the stages."""
 
 import json
 import platform
@@ -24,7 +24,7 @@ _ROWS: Final = (
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of Python and of the packages that the figures depend on."""
+    """Return the versions of Python and of the packages that the metrics depend on."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -35,7 +35,7 @@ def package_versions() -> dict[str, str]:
 
 
 def record_timing(run: str, stage: str, seconds: float) -> None:
-    """Keep the wall time of a stage that really ran; a skipped stage leaves the earlier figure."""
+    """Keep the wall time of a stage that really ran; a skipped stage leaves the earlier value."""
     _record(run, TIMING_FILE, stage, round(seconds, 1))
 
 
@@ -51,7 +51,7 @@ def _record(run: str, file: str, stage: str, figure: float) -> None:
 
 
 def record_call(run: str, seconds: float, peak_memory_gib: float) -> None:
-    """Add a call of the pipeline that did some work, finished or not, to what the run has taken."""
+    """Add a call of the pipeline that did some work, finished or not, to the run's account."""
     uri = storage.join(run, CALLS_FILE)
     before = storage.read_json(uri) if storage.exists(uri) else {"calls": 0, "seconds": 0.0, "peak_memory_gib": 0.0}
     taken = {
@@ -63,13 +63,13 @@ def record_call(run: str, seconds: float, peak_memory_gib: float) -> None:
 
 
 def read_calls(run: str) -> dict[str, Any] | None:
-    """Number of calls that did some work, their wall time together and their peak memory; None where none did."""
+    """Return the number of calls that did some work, their total wall time and peak memory; None if none did."""
     uri = storage.join(run, CALLS_FILE)
     return dict(storage.read_json(uri)) if storage.exists(uri) else None
 
 
 def build_summary(run: str, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
-    """Collect the figures of the finished stages and write them to ``<run>/summary.json``."""
+    """Collect the metrics of the finished stages and write them to ``<run>/summary.json``."""
     labels = storage.read_json(storage.join(run, stages.FEEDBACK, "metrics.json"))
     agreement = labels.get("agreement") or {}
     rewards = {kind: storage.read_json(storage.join(run, stages.REWARDS, kind, "metrics.json")) for kind in types}
@@ -95,7 +95,7 @@ def _figure(tree: Any, path: tuple[str, ...]) -> float | None:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The headline figures before and after alignment as a plain text table."""
+    """Format the headline metrics before and after alignment as a plain text table."""
     before, after = summary["alignment"]["before"], summary["alignment"]["after"]
     lines = [f"{'':<28}{'before':>10}{'after':>10}{'change':>10}"]
     for name, path in _ROWS:

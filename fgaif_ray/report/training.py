@@ -18,7 +18,7 @@ METRICS_FILE: Final = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """What one chart shows.
+    """The content of one chart.
 
     Example: ``Panel("Length", "tokens", (("mean", "response/length", "after"),))``; a line is its name, its key and its
     colour in the style sheet.
@@ -28,9 +28,9 @@ class Panel:
     unit: str
     lines: tuple[tuple[str, str, str], ...]
     floor: float | None = None
-    """Values below are drawn here."""
+    """Lower limit of the drawing; values below are drawn there."""
     minor: bool = True
-    """About the health of the optimisation, not about what is learnt."""
+    """Whether it is about the health of the optimisation, not about what is learnt."""
 
 
 _PANELS: Final = (
@@ -82,7 +82,7 @@ def panels(types: Sequence[str]) -> tuple[Panel, ...]:
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl`` in a folder; none where there is no file."""
+    """Read the lines of ``metrics.jsonl`` in a folder; none if there is no file."""
     uri = storage.join(folder, METRICS_FILE)
     if not storage.exists(uri):
         return []
@@ -90,7 +90,7 @@ def read_metrics(folder: str) -> list[dict[str, Any]]:
 
 
 def training_charts(folder: str, types: Sequence[str] = FACT_TYPES) -> list[dict[str, Any]]:
-    """The charts of the ``policy/`` folder: ``{title, unit, minor, chart, legend}``; none without a figure."""
+    """Draw the charts of the ``policy/`` folder: ``{title, unit, minor, chart, legend}``; none without a value."""
     lines = read_metrics(folder)
     charts = []
     for panel in panels(types):
@@ -113,7 +113,7 @@ def _cut(value: float | None, floor: float | None) -> float | None:
 
 
 def _legend(series: Sequence[Series]) -> list[Mapping[str, str | Markup]]:
-    """Name, look, and mean over the first and the last tenth of each line that has a value."""
+    """Return name, sample, and mean over the first and the last tenth of each line that has a value."""
     legend: list[Mapping[str, str | Markup]] = []
     for index, one in enumerate(series):
         points = one.points()

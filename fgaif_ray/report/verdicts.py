@@ -1,14 +1,14 @@
-"""How good verdicts are: labels against the truth, reward models against labels, and how well these know themselves."""
+"""Quality of verdicts: labels against the truth, reward models against labels, and the calibration of these."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from fgaif_ray.audit.control_items import wilson_interval
 from fgaif_ray.fact_types import colour_of
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.charts import format_value
+from fgaif_ray.statistics.intervals import wilson_interval
 
 _SIDE, _LEFT, _TOP, _BOTTOM, _RIGHT = 250, 54, 12, 46, 26
 WIDTH, HEIGHT = _LEFT + _SIDE + _RIGHT, _TOP + _SIDE + _BOTTOM
@@ -16,9 +16,9 @@ _SMALLEST, _LARGEST = 3.0, 8.0
 
 
 def cards(figures: Mapping[str, Mapping[str, Any] | None], types: Sequence[str] = FACT_TYPES) -> list[dict[str, Any]]:
-    """One card per fact type with figures in the form of ``Agreement.to_dict``.
+    """Build one card per fact type with metrics in the form of ``Agreement.to_dict``.
 
-    A reward model that judges whole responses stands under all types and gets one card.
+    A reward model that judges whole responses serves all types and gets one card.
     """
     found: list[dict[str, Any]] = []
     for kind in types:
@@ -37,7 +37,7 @@ def _card(name: str, colour: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": name,
         "color": colour,
-        "unit": "responses" if found.get("granularity") == "response" else "sub-sentences",
+        "unit": "responses" if found.get("granularity") == "response" else "segments",
         "balanced_accuracy": found["balanced_accuracy"],
         "accuracy": found["accuracy"],
         "count": found["count"],
@@ -66,7 +66,7 @@ def _card(name: str, colour: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def reliability_chart(
     name: str, raw: Sequence[Mapping[str, float]], scaled: Sequence[Mapping[str, float]] = ()
 ) -> Markup:
-    """Accuracy over confidence; on the diagonal a model is as often right as it is sure (Guo et al. 2017, figure 1).
+    """Draw accuracy over confidence; on the diagonal a model is right as often as it is sure (Guo et al. 2017, fig. 1).
 
     Args:
         name: of the reward model, for screen readers.
@@ -143,4 +143,4 @@ def _percent(value: float) -> str:
 
 
 CLASS_SHORT: Final = dict(zip(CLASS_NAMES, ("absent", "consist.", "halluc."), strict=True))
-"""Names that fit above a narrow column."""
+"""Shorten names so that they fit above a narrow column."""

@@ -6,8 +6,6 @@ pass; the head is a folder's own.
 """
 
 import hashlib
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.kinds import Granularity, RewardKind
 from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter, check_safetensors
 
 ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 HEAD_FILE: Final = ADAPTER_FILES[-1]
@@ -53,12 +52,12 @@ def read_folder(folder: str) -> RewardModelFiles:
     """Describe the reward model in a local folder or URI.
 
     Raises:
-        OSError: a file is missing.
+        BrokenFileError: a file is missing or damaged.
     """
+    check_adapter(folder)
+    head = storage.join(folder, HEAD_FILE)
+    header = check_safetensors(head, storage.repair_advice(head))
     digests = [_digest(storage.join(folder, name)) for name in ADAPTER_FILES]
-    with storage.open_binary(storage.join(folder, HEAD_FILE)) as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(size))
     adapter, version = (hashlib.sha256(b"".join(part)).hexdigest()[:12] for part in (digests[:-1], digests))
     return RewardModelFiles(adapter, version, header.get("__metadata__", {}))
 
@@ -71,7 +70,7 @@ def published_reward_folders(config: Config) -> dict[str, str]:
     """
     folders = stages.reward_folders(config)
     for folder in folders.values():
-        if not all(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
+        if not any(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
             message = (
                 f"{folder} holds no reward model: run `python -m jobs.train_rewards` with this configuration first."
             )

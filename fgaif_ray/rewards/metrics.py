@@ -1,6 +1,5 @@
 """Figures of a reward model on held-out images: ranking, calibration, and the temperature that mends it."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,58 +10,12 @@ from torch import nn
 
 from fgaif_ray.records import CLASS_NAMES, CONSISTENT, HALLUCINATED
 from fgaif_ray.statistics.agreement import agreement
+from fgaif_ray.statistics.calibration import expected_calibration_error, reliability_bins
+from fgaif_ray.statistics.folds import image_folds
 
-CALIBRATION_BINS: Final = 15
 CALIBRATION_FOLDS: Final = 5
 LARGEST_TEMPERATURE: Final = 10.0
 """A set that is predicted without a mistake has no finite best temperature; neither end goes beyond this factor."""
-
-
-def expected_calibration_error(probabilities: NDArray[Any], labels: ArrayLike, bins: int = CALIBRATION_BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins of confidence (Guo et al. 2017, equation 3).
-
-    Args:
-        probabilities: ``[verdicts, classes]``.
-        labels: ``[verdicts]`` class codes.
-        bins: number of bins.
-
-    Raises:
-        ValueError: no verdict, or another number of labels.
-    """
-    found = reliability_bins(probabilities, labels, bins)
-    count = sum(one["count"] for one in found)
-    return sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in found) / count
-
-
-def reliability_bins(
-    probabilities: NDArray[Any], labels: ArrayLike, bins: int = CALIBRATION_BINS
-) -> list[dict[str, float]]:
-    """The points of a reliability diagram (Guo et al. 2017, figure 1), JSON-serialisable.
-
-    Args:
-        probabilities: ``[verdicts, classes]``.
-        labels: ``[verdicts]`` class codes.
-        bins: number of bins of equal width between confidence 0 and 1.
-
-    Returns:
-        ``{"count", "confidence", "accuracy"}`` of each bin with a verdict, by rising confidence; the confidence of a
-        verdict is the probability of its most probable class, and both are means over the bin.
-
-    Raises:
-        ValueError: no verdict, or another number of labels.
-    """
-    truth = np.asarray(labels)
-    if len(truth) == 0 or len(truth) != len(probabilities):
-        raise ValueError(f"need one label for each prediction, got {len(truth)} and {len(probabilities)}")
-    confidence = probabilities.max(axis=1).astype(np.float64)  # [verdicts]
-    correct = probabilities.argmax(axis=1) == truth  # [verdicts]
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    counts = np.bincount(bin_of, minlength=bins)  # [bins]
-    sure, right = (np.bincount(bin_of, weights=values, minlength=bins) for values in (confidence, correct))
-    return [
-        {"count": int(counts[i]), "confidence": float(sure[i] / counts[i]), "accuracy": float(right[i] / counts[i])}
-        for i in np.flatnonzero(counts)
-    ]
 
 
 def negative_log_likelihood(probabilities: NDArray[Any], labels: ArrayLike) -> float:
@@ -151,14 +104,12 @@ def cross_fitted_probabilities(
     Returns:
         ``[verdicts, classes]``; None for a single image.
     """
-    names = sorted(set(images), key=lambda image: hashlib.sha256(image.encode()).hexdigest())
-    if len(names) < 2:
+    if len(set(images)) < 2:
         return None
-    fold_of = {image: place % min(folds, len(names)) for place, image in enumerate(names)}
-    places, truth = np.array([fold_of[image] for image in images]), np.asarray(labels)
+    fold_of, truth = image_folds(images, folds), np.asarray(labels)  # [verdicts] each
     scaled = np.zeros(probabilities.shape, np.float64)
-    for fold in range(min(folds, len(names))):
-        inside = places == fold
+    for fold in np.unique(fold_of):
+        inside = fold_of == fold
         temperature = fit_temperature(probabilities[~inside], truth[~inside])
         scaled[inside] = scale_probabilities(probabilities[inside], temperature)
     return scaled

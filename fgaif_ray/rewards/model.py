@@ -68,11 +68,11 @@ def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
         ValueError: the prompt holds the image token.
     """
     texts = [segment.strip() for segment in item.segments]
-    encoded = backbone.tokenizer(
+    encoded = backbone.front_end.tokenizer(
         " ".join(texts), add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )
     tokens = list(zip(encoded["input_ids"], (end for _, end in encoded["offset_mapping"]), strict=True))
-    input_ids = backbone.expanded_prompt_ids(item.prompt, item.image)
+    input_ids = backbone.front_end.expanded_prompt_ids(item.prompt, item.image)
     separators = []
     position = 0
     segment_end = -1
@@ -161,11 +161,8 @@ class RewardModel(nn.Module):
             UserError: files are missing, or it was trained for another fact type or on another backbone.
         """
         local = Path(storage.local_copy(folder))
-        missing = [name for name in ADAPTER_FILES if not (local / name).is_file()]
-        if missing:
-            raise UserError(
-                f"{folder} is no reward model, it lacks {', '.join(missing)}: train it with jobs.train_rewards."
-            )
+        if not any((local / name).is_file() for name in ADAPTER_FILES):
+            raise UserError(f"{folder} holds no reward model: train it with jobs.train_rewards.")
         files = read_folder(str(local))
         trained_for = files.metadata.get("fact_type")
         if trained_for != fact_type:

@@ -126,6 +126,22 @@ def token_ends(tokenizer: Tokenizer, response: SegmentedResponse) -> list[int] |
     return segment_token_ends(response.spans, token_offsets(tokenizer, response.token_ids), response.text)
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseVerdicts:
+    """What the reward models say about one response; no reward has been made of it yet.
+
+    Whoever has a use for the reward composes it, once, with weights of its own: the gateway for HTTP clients
+    (``compose_response``), the learner for its trajectories (``fgaif_ray.rl.trajectories.reward_trajectory``).
+    """
+
+    response: SegmentedResponse
+    token_ends: list[int] | None
+    """`[segments]` index of the sampled token that ends each sub-sentence; None where no ids were given."""
+    probabilities: TypeProbabilities
+    model_version: str
+    """Of the models that gave the probabilities."""
+
+
 def compose_response(
     response: SegmentedResponse,
     probabilities: Mapping[str, NDArray[np.float32]],

@@ -27,6 +27,7 @@ from fgaif_ray.rewards.kinds import COARSE, IGNORED, RewardTask
 from fgaif_ray.rewards.metrics import held_out_figures
 from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel
 from fgaif_ray.statistics.agreement import agreement
+from fgaif_ray.vlm.schedule import learning_rate_scale
 
 CLASS_WEIGHT_CAP: Final = 5.0
 WARMUP_SHARE: Final = 0.03
@@ -54,9 +55,7 @@ def class_weights(labels: ArrayLike) -> NDArray[np.float64]:
 def learning_rate_factor(step: int, steps: int) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then half a cosine, zero after the last step."""
     warmup = math.ceil(WARMUP_SHARE * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return learning_rate_scale(step, schedule="cosine", warmup_steps=warmup, total_steps=steps)
 
 
 @dataclass(frozen=True)
@@ -166,11 +165,6 @@ def train_reward_model(
             for entry in state.curve
         ]
     return {name: {"fact_type": name, **shared, **found[task.head_of(name)]} for name in task.fact_types}
-
-
-def predict(model: RewardModel, head: str, examples: Sequence[Example], features: ImageFeatures) -> NDArray[np.float32]:
-    """Class probabilities of one head; see ``predict_heads``."""
-    return predict_heads(model, [head], examples, features)[head]
 
 
 def predict_heads(

@@ -94,15 +94,12 @@ def merge_statistics(parts: Iterable[MaskedStatistics]) -> MaskedStatistics:
     return MaskedStatistics(count=count, mean=mean, variance=square_sum / max(count, 1))
 
 
-def whiten(
-    values: Tensor, mask: Tensor, *, shift_mean: bool = True, statistics: MaskedStatistics | None = None
-) -> Tensor:
-    """Scales the values under the mask to unit standard deviation; padding becomes zero.
+def whiten(values: Tensor, mask: Tensor, *, statistics: MaskedStatistics | None = None) -> Tensor:
+    """Moves the values under the mask to zero mean and unit standard deviation; padding becomes zero.
 
     Args:
         values: any shape.
         mask: the same shape, bool.
-        shift_mean: move the mean to zero; otherwise the mean stays where it was and only the spread changes.
         statistics: those of a larger whole that the values are part of (several workers); by default the
             values' own.
 
@@ -114,8 +111,6 @@ def whiten(
     """
     known = masked_statistics(values, mask) if statistics is None else statistics
     whitened = (values - known.mean) / (known.variance + VARIANCE_EPSILON) ** 0.5
-    if not shift_mean:
-        whitened = whitened + known.mean
     return torch.where(mask, whitened, torch.zeros_like(whitened))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.checkpoint import check_adapter
 from fgaif_ray.vlm.group import LearnerGroup
 from fgaif_ray.vlm.lora import with_own_layers
 from fgaif_ray.vlm.passes import DecoderPass, ImagePass, VocabularyScores
@@ -198,7 +199,8 @@ class PolicyModel(nn.Module):
             raise ValueError("prompts, images and responses must be as many, at least one, and no response empty")
         distinct = {id(image): image for image in images}
         place = {key: index for index, key in enumerate(distinct)}
-        prompt_ids = [self.backbone.expanded_prompt_ids(*pair) for pair in zip(prompts, images, strict=True)]
+        front_end = self.backbone.front_end
+        prompt_ids = [front_end.expanded_prompt_ids(*pair) for pair in zip(prompts, images, strict=True)]
         prompt_lengths = torch.tensor([len(ids) for ids in prompt_ids])  # [rows]
         response_lengths = torch.tensor([len(ids) for ids in responses])  # [rows]
         width = int((prompt_lengths + response_lengths).max())
@@ -302,6 +304,7 @@ def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
 
 
 def _load_critic(model: PeftModel, folder: str) -> None:
+    check_adapter(folder)
     config = LoraConfig.from_pretrained(folder)
     config.lora_dropout, config.inference_mode = 0.0, False
     model.add_adapter(CRITIC, with_own_layers(config))

@@ -37,9 +37,9 @@ from fgaif_ray.rl.losses import (
 )
 from fgaif_ray.rl.micro_batches import passes
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
-from fgaif_ray.rl.schedule import learning_rate_scale
 from fgaif_ray.rl.trajectories import TrajectoryBatch
 from fgaif_ray.vlm.group import LearnerGroup
+from fgaif_ray.vlm.schedule import learning_rate_scale
 
 POLICY_FIGURES: Final = ("loss", "clip_share", "approximate_kl", "ratio_mean", "ratio_max")
 IMPORTANCE_FIGURES: Final = ("weight_mean", "weight_max", "truncated_share")

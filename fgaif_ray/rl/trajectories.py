@@ -7,15 +7,12 @@ it or fails, as told, and counts it.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fgaif_ray.records import ABSENT, CLASS_NAMES
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
-
-FailurePolicy = Literal["mask", "drop", "fail"]
 
 
 class RewardUnavailableError(RuntimeError):
@@ -143,7 +140,7 @@ class TrajectoryBatch:
     policy_versions: Tensor
     """`[batch]` int64."""
     reward_failures: int
-    """Responses whose reward could not be had, masked or dropped when collated; 0 in a selection, so that the
+    """Responses whose reward could not be had; 0 in a selection, so that the
     selections of a batch do not count them again."""
 
     def __len__(self) -> int:
@@ -207,38 +204,24 @@ class TrajectoryBatch:
         )
 
 
-def collate(
-    trajectories: Sequence[Trajectory], pad_token_id: int, on_reward_failure: FailurePolicy = "mask"
-) -> TrajectoryBatch:
-    """Pads responses to a batch.
+def collate(trajectories: Sequence[Trajectory], pad_token_id: int) -> TrajectoryBatch:
+    """Pads responses to a batch; the row of one without reward is kept out of every loss and statistic.
 
     Args:
         trajectories: at least one.
         pad_token_id: fills `response_ids` after the last real token.
-        on_reward_failure: what to do with a response whose reward could not be had: `mask` keeps its row out
-            of every loss and statistic, `drop` leaves it out of the batch, `fail` raises.
 
     Raises:
-        RewardUnavailableError: a reward is missing under `fail`, or all of them under `drop`.
-        ValueError: there are no trajectories, or the policy is unknown.
+        ValueError: there are no trajectories.
     """
     if not trajectories:
         raise ValueError("there are no trajectories to collate")
-    failed = [trajectory for trajectory in trajectories if not trajectory.rewarded]
-    kept = [trajectory for trajectory in trajectories if trajectory.rewarded or on_reward_failure != "drop"]
-    if on_reward_failure not in ("mask", "drop", "fail"):
-        raise ValueError(f"on_reward_failure must be 'mask', 'drop' or 'fail', not {on_reward_failure!r}")
-    if (failed and on_reward_failure == "fail") or not kept:
-        raise RewardUnavailableError(
-            f"{len(failed)} of {len(trajectories)} responses have no reward; "
-            f"the first is {failed[0].sample_id}: {failed[0].reward_failure or 'no reason given'}"
-        )
-    shape = (len(kept), max(len(trajectory.token_ids) for trajectory in kept))
+    shape = (len(trajectories), max(len(trajectory.token_ids) for trajectory in trajectories))
     response_ids = torch.full(shape, pad_token_id, dtype=torch.int64)  # [batch, response_tokens]
     response_mask = torch.zeros(shape, dtype=torch.bool)  # [batch, response_tokens]
     behaviour_log_probs = torch.zeros(shape)  # [batch, response_tokens]
     rewards = torch.zeros(shape)  # [batch, response_tokens]
-    for row, trajectory in enumerate(kept):
+    for row, trajectory in enumerate(trajectories):
         length = len(trajectory.token_ids)
         response_ids[row, :length] = torch.tensor(trajectory.token_ids)
         response_mask[row, :length] = True
@@ -246,12 +229,12 @@ def collate(
         if trajectory.token_rewards is not None:
             rewards[row, :length] = torch.tensor(trajectory.token_rewards)
     return TrajectoryBatch(
-        trajectories=tuple(kept),
+        trajectories=tuple(trajectories),
         response_ids=response_ids,
         response_mask=response_mask,
         behaviour_log_probs=behaviour_log_probs,
         token_rewards=rewards,
-        sample_mask=torch.tensor([trajectory.rewarded for trajectory in kept]),  # [batch]
-        policy_versions=torch.tensor([trajectory.policy_version for trajectory in kept]),  # [batch]
-        reward_failures=len(failed),
+        sample_mask=torch.tensor([trajectory.rewarded for trajectory in trajectories]),  # [batch]
+        policy_versions=torch.tensor([trajectory.policy_version for trajectory in trajectories]),  # [batch]
+        reward_failures=sum(not trajectory.rewarded for trajectory in trajectories),
     )

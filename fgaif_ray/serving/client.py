@@ -1,7 +1,7 @@
 """Clients of the reward service over HTTP.
 
-A reward that could not be had is an exception, never a zero: `RewardServiceError` says what the service answered, after
-the retries that make sense (full queue, restart, broken connection) have been made.
+A reward that is unavailable is an exception, never a zero: `RewardServiceError` says what the service answered, after
+the retries that make sense (full queue, restart, broken connection).
 
 Example:
     with RewardClient("http://127.0.0.1:8000") as client:
@@ -14,7 +14,6 @@ import asyncio
 import base64
 import io
 import os
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 import httpx2
 from PIL import Image
+from tenacity import AsyncRetrying, Retrying
 
 from fgaif_ray.serving.client_session import (
     ReplyOutcome,
@@ -29,6 +29,7 @@ from fgaif_ray.serving.client_session import (
     RewardServiceError,
     Session,
     checked,
+    no_answer,
     parse_models,
     parse_results,
     request_body,
@@ -49,7 +50,7 @@ ClientResult = TypeVar("ClientResult")
 
 
 def png_file(image: Image.Image) -> bytes:
-    """A PIL image of any mode as a PNG file in RGB, which is what the reward models see."""
+    """Encode a PIL image of any mode as a PNG file in RGB, the mode that the reward models see."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="PNG")
     return buffer.getvalue()
@@ -61,7 +62,7 @@ def reward_item(
     response: str | None = None,
     response_token_ids: Sequence[int] | None = None,
 ) -> RewardItem:
-    """An item of a request.
+    """Build an item of a request.
 
     Args:
         image: an image file's bytes, the path of a local image file, or a PIL image (sent as PNG).
@@ -89,7 +90,7 @@ class RewardClient(Session):
         self._http = httpx2.Client(**self._options)
 
     def score(self, items: Sequence[RewardItem]) -> list[ScoredResponse]:
-        """Dense rewards of responses, in order.
+        """Score responses; returns their dense rewards in order.
 
         Raises:
             RewardServiceError: the service could not or would not score them.
@@ -97,13 +98,13 @@ class RewardClient(Session):
         return [scored for part in self.parts(items) for scored in self._score_part(part)]
 
     def score_each(self, items: Sequence[RewardItem]) -> list[ReplyOutcome]:
-        """As `score`, but an item that the service refuses costs the others nothing.
+        """Score each response by itself: a refused item does not affect the others.
 
         Returns:
             In order, the reward of each item, or the `RewardServiceError` with which the service refused it.
 
         Raises:
-            RewardServiceError: the service gave no answer, or its trouble is not with the items.
+            RewardServiceError: the service gave no answer, or refused for a reason other than the items.
         """
         return [outcome for part in self.parts(items) for outcome in self._score_halves(part)]
 
@@ -111,7 +112,7 @@ class RewardClient(Session):
         return parse_results(self._send("POST", "/v1/rewards", request_body(part)), len(part))
 
     def _score_halves(self, part: Sequence[bytes]) -> list[ReplyOutcome]:
-        """A refusal names no more than its first item: what is left is found by halving."""
+        """Score by halving, since a refusal names no more than its first item."""
         try:
             return [*self._score_part(part)]
         except RewardServiceError as error:
@@ -123,7 +124,7 @@ class RewardClient(Session):
         return self._score_halves(part[:middle]) + self._score_halves(part[middle:])
 
     def models(self) -> ModelList:
-        """What the service serves.
+        """Ask which reward models the service has.
 
         Raises:
             RewardServiceError: it gave no answer.
@@ -140,7 +141,7 @@ class RewardClient(Session):
         return self._fact_types
 
     def is_ready(self) -> bool:
-        """Whether the service answers and its models have made a forward pass; asks once."""
+        """Tell whether the service answers and its models have made a forward pass; asks once."""
         try:
             return self._http.get("/ready").is_success
         except httpx2.TransportError:
@@ -148,18 +149,11 @@ class RewardClient(Session):
 
     def _send(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
         headers = {"content-type": "application/json"} if body is not None else {}
-        attempt = 0
-        while True:
-            outcome: httpx2.Response | httpx2.TransportError
-            try:
-                outcome = self._http.request(method, path, content=body, headers=headers)
-            except httpx2.TransportError as error:
-                outcome = error
-            delay = self.retry_delay(attempt, outcome)
-            if delay is None:
-                return checked(outcome)
-            time.sleep(delay)
-            attempt += 1
+        retrying = Retrying(**self._retries.options())
+        try:
+            return checked(retrying(self._http.request, method, path, content=body, headers=headers))
+        except httpx2.TransportError as error:
+            raise no_answer(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -175,7 +169,7 @@ class RewardClient(Session):
 
 
 class AsyncRewardClient(Session):
-    """The same for asyncio; several requests of one list are in flight at a time."""
+    """Client for asyncio; several requests of one list are in flight at a time."""
 
     def __init__(self, url: str, *, concurrency: int = 4, **options: Any) -> None:
         super().__init__(url, **options)
@@ -183,7 +177,7 @@ class AsyncRewardClient(Session):
         self._slots = asyncio.Semaphore(concurrency)
 
     async def score(self, items: Sequence[RewardItem]) -> list[ScoredResponse]:
-        """Dense rewards of responses, in order.
+        """Score responses; returns their dense rewards in order.
 
         Raises:
             RewardServiceError: the service could not or would not score them.
@@ -220,7 +214,7 @@ class AsyncRewardClient(Session):
         return await self._score_halves(part[:middle]) + await self._score_halves(part[middle:])
 
     async def models(self) -> ModelList:
-        """What the service serves.
+        """Ask which reward models the service has.
 
         Raises:
             RewardServiceError: it gave no answer.
@@ -233,7 +227,7 @@ class AsyncRewardClient(Session):
         return self._fact_types
 
     async def is_ready(self) -> bool:
-        """Whether the service answers and its models have made a forward pass; asks once."""
+        """Tell whether the service answers and its models have made a forward pass; asks once."""
         try:
             return (await self._http.get("/ready")).is_success
         except httpx2.TransportError:
@@ -241,18 +235,11 @@ class AsyncRewardClient(Session):
 
     async def _send(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
         headers = {"content-type": "application/json"} if body is not None else {}
-        attempt = 0
-        while True:
-            outcome: httpx2.Response | httpx2.TransportError
-            try:
-                outcome = await self._http.request(method, path, content=body, headers=headers)
-            except httpx2.TransportError as error:
-                outcome = error
-            delay = self.retry_delay(attempt, outcome)
-            if delay is None:
-                return checked(outcome)
-            await asyncio.sleep(delay)
-            attempt += 1
+        retrying = AsyncRetrying(**self._retries.options())
+        try:
+            return checked(await retrying(self._http.request, method, path, content=body, headers=headers))
+        except httpx2.TransportError as error:
+            raise no_answer(error) from error
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,4 +1,4 @@
-"""What both clients of the reward service share, everything but waiting: requests, retries, checked answers."""
+"""The shared part of both clients of the reward service: requests, retries, checked answers; all but the waiting."""
 
 import os
 import random
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import httpx2
 from pydantic import ValidationError
+from tenacity import RetryCallState, retry_if_exception_type, retry_if_result, stop_after_attempt, wait_exponential
 
 from fgaif_ray.serving.wire import (
     MAX_BODY_BYTES,
@@ -21,17 +22,17 @@ from fgaif_ray.serving.wire import (
 )
 
 RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
-"""Busy, restarting, or behind a gateway that lost it: scoring again changes nothing, so it is safe."""
+"""Statuses of a busy, restarting or lost service. Scoring has no side effect, so a retry is safe."""
 
 REFUSED_STATUSES: Final = frozenset({413, 422})
-"""Something about an item is wrong or too large; asking again with the same changes nothing."""
+"""Statuses of an item that is wrong or too large; a retry would be refused again."""
 
 BODY_MARGIN: Final = 1024
-"""Bytes of a body around its items."""
+"""Bytes of a request body around its items."""
 
 
 class RewardServiceError(Exception):
-    """The service gave no rewards.
+    """An answer of the service without rewards, or no answer.
 
     `status` is the HTTP status, None where no answer came; `code` and `request_id` are the service's own.
     """
@@ -46,7 +47,7 @@ class RewardServiceError(Exception):
 
     @property
     def refused(self) -> bool:
-        """Whether the service answered, and one of the items was the reason: the others can have their rewards."""
+        """Whether one of the items was the reason, so that the others can still be scored."""
         return self.status in REFUSED_STATUSES or self.code == "scoring_failed"
 
 
@@ -55,7 +56,7 @@ def _rebuilt_error(message: str, status: int | None, code: str, request_id: str 
 
 
 ReplyOutcome = ScoredResponse | RewardServiceError
-"""The reward of one item, or why there is none."""
+"""The reward of one item, or the error in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +68,27 @@ class RetryPolicy:
     initial_s: float = 0.5
     maximum_s: float = 30.0
 
-    def delay(self, attempt: int, retry_after_s: float = 0.0) -> float:
-        """Seconds to wait before retry number `attempt` (0 is the first)."""
-        backoff = min(self.maximum_s, self.initial_s * 2.0**attempt)
-        return max(retry_after_s, random.uniform(0.5, 1.0) * backoff)
+    def options(self) -> dict[str, Any]:
+        """What tenacity is told of this policy; the last answer, or its error, is the outcome of all tries."""
+        return {
+            "retry": retry_if_exception_type(httpx2.TransportError)
+            | retry_if_result(lambda answer: answer.status_code in RETRIED_STATUSES),
+            "stop": stop_after_attempt(self.max_retries + 1),
+            "wait": self._delay,
+            "retry_error_callback": lambda state: state.outcome.result(),
+        }
+
+    def _delay(self, state: RetryCallState) -> float:
+        """Seconds to wait before the next try."""
+        backoff = wait_exponential(multiplier=self.initial_s, max=self.maximum_s)(state)
+        asked_for = 0.0
+        if state.outcome is not None and not state.outcome.failed:
+            asked_for = _seconds(state.outcome.result().headers.get("retry-after"))
+        return max(asked_for, random.uniform(0.5, 1.0) * backoff)
 
 
 class Session:
-    """Settings of a client, and the requests that it makes of items."""
+    """The settings of a client, and its requests."""
 
     def __init__(
         self,
@@ -93,11 +107,11 @@ class Session:
             token: bearer token; the environment variable FGAIF_REWARD_TOKEN unless given.
             timeout_s: longest wait for the answer of one request.
             connect_timeout_s: longest wait for a connection.
-            retries: how often and how patiently a request is tried again.
+            retries: how often a request is retried, and with what back-off.
             items_per_request: longer lists, and images that are too large together, are sent in several requests.
 
         Raises:
-            ValueError: no URL of HTTP, or more items than a request may have.
+            ValueError: the URL is not HTTP, or there are more items than a request may have.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, not {url!r}")
@@ -115,7 +129,7 @@ class Session:
         self._items_per_request = items_per_request
 
     def parts(self, items: Sequence[RewardItem]) -> Iterator[list[bytes]]:
-        """The items of each request, encoded: as many as the service takes in number and bytes."""
+        """Split the encoded items into requests, as many in each as the service takes in number and bytes."""
         part: list[bytes] = []
         size = BODY_MARGIN
         for item in items:
@@ -128,51 +142,44 @@ class Session:
         if part:
             yield part
 
-    def retry_delay(self, attempt: int, outcome: "httpx2.Response | httpx2.TransportError") -> float | None:
-        """Seconds to wait before the next try; None where there is to be none."""
-        if attempt >= self._retries.max_retries:
-            return None
-        if isinstance(outcome, httpx2.TransportError):
-            return self._retries.delay(attempt)
-        if outcome.status_code not in RETRIED_STATUSES:
-            return None
-        return self._retries.delay(attempt, _seconds(outcome.headers.get("retry-after")))
-
 
 def _seconds(retry_after: str | None) -> float:
     try:
         return max(float(retry_after or 0), 0.0)
     except ValueError:
-        return 0.0  # the header's other form, a date, is none that the service sends
+        return 0.0  # the service never sends the header's other form, a date
 
 
-def checked(outcome: "httpx2.Response | httpx2.TransportError") -> httpx2.Response:
-    """The answer, if it is one.
+def no_answer(error: httpx2.TransportError) -> RewardServiceError:
+    """What a request without an answer amounts to."""
+    message = f"the reward service gave no answer: {type(error).__name__}: {error}"
+    return RewardServiceError(message, status=None, code="no_answer")
+
+
+def checked(answer: httpx2.Response) -> httpx2.Response:
+    """The answer, if it is not an error.
 
     Raises:
-        RewardServiceError: no answer, or an error.
+        RewardServiceError: it is.
     """
-    if isinstance(outcome, httpx2.TransportError):
-        message = f"the reward service gave no answer: {type(outcome).__name__}: {outcome}"
-        raise RewardServiceError(message, status=None, code="no_answer") from outcome
-    if outcome.is_success:
-        return outcome
+    if answer.is_success:
+        return answer
     try:
-        error = ErrorResponse.model_validate_json(outcome.content).error
+        error = ErrorResponse.model_validate_json(answer.content).error
     except ValidationError:
-        message = f"the reward service answered {outcome.status_code}: {outcome.text[:200]}"
-        raise RewardServiceError(message, status=outcome.status_code, code="unknown") from None
-    message = f"the reward service answered {outcome.status_code} {error.code}: {error.message}"
-    raise RewardServiceError(message, status=outcome.status_code, code=error.code, request_id=error.request_id)
+        message = f"the reward service answered {answer.status_code}: {answer.text[:200]}"
+        raise RewardServiceError(message, status=answer.status_code, code="unknown") from None
+    message = f"the reward service answered {answer.status_code} {error.code}: {error.message}"
+    raise RewardServiceError(message, status=answer.status_code, code=error.code, request_id=error.request_id)
 
 
 def request_body(part: Sequence[bytes]) -> bytes:
-    """The body of a request with these encoded items."""
+    """Build the body of a request from encoded items."""
     return b'{"items":[' + b",".join(part) + b"]}"
 
 
 def parse_models(answer: httpx2.Response) -> ModelList:
-    """What the service says that it serves.
+    """Parse which reward models the service has.
 
     Raises:
         RewardServiceError: it says something else.
@@ -180,20 +187,20 @@ def parse_models(answer: httpx2.Response) -> ModelList:
     try:
         return ModelList.model_validate_json(answer.content)
     except ValidationError as error:
-        message = f"this is no reward service: {error.errors()[0]['msg']}"
+        message = f"this is not a reward service: {error.errors()[0]['msg']}"
         raise RewardServiceError(message, status=answer.status_code, code="bad_answer") from error
 
 
 def parse_results(answer: httpx2.Response, expected: int) -> list[ScoredResponse]:
-    """The rewards in an answer, one per item asked about.
+    """Parse the rewards in an answer, one per item.
 
     Raises:
-        RewardServiceError: they are not all there, or are no finite numbers.
+        RewardServiceError: some are missing or not finite.
     """
     try:
         results = RewardResponse.model_validate_json(answer.content).results
     except ValidationError as error:
-        message = f"the reward service's answer is none of its protocol: {error.errors()[0]['msg']}"
+        message = f"the reward service's answer does not follow its protocol: {error.errors()[0]['msg']}"
         raise RewardServiceError(message, status=answer.status_code, code="bad_answer") from error
     if len(results) != expected:
         message = f"the reward service answered {len(results)} results to {expected} items"

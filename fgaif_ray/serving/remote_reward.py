@@ -1,6 +1,6 @@
-"""OpenRLHF's remote-reward protocol: what its `query` and `labels` hold, and what it wants to be told.
+"""OpenRLHF's remote-reward protocol: its `query` and `labels`, and its answer.
 
-Light on purpose, like `reward_api`: the gateway and the adapter inside the trainer share it.
+Light on purpose, like `wire`: the gateway and the adapter inside the trainer share it.
 """
 
 import json
@@ -13,11 +13,11 @@ from fgaif_ray.serving.wire import RemoteRewardResponse, ScoredResponse
 
 CONTROL_MARKER: Final = r"<\|[^<>|\s]{1,64}\|>"
 """Special tokens as ChatML and its kin spell them (`<|im_end|>`, `<|image_pad|>`): a policy may have another tokenizer
-than the one that is asked."""
+than the service knows."""
 
 
 def split_query(query: str, prompt: str, special_tokens: Sequence[str]) -> str:
-    """The response in OpenRLHF's `query`, which is the decoded prompt and response with all special tokens.
+    """Extract the response from OpenRLHF's `query`, which is the decoded prompt and response with all special tokens.
 
     Prompt and query may differ in special tokens (image tokens are expanded in one of them) and white space.
 
@@ -43,7 +43,7 @@ def split_query(query: str, prompt: str, special_tokens: Sequence[str]) -> str:
 
 
 def label_fields(label: Any) -> tuple[str, str]:
-    """Image field and question of an OpenRLHF label.
+    """Parse image field and question of an OpenRLHF label.
 
     Raises:
         ItemError: `invalid_label`.
@@ -61,11 +61,11 @@ def label_fields(label: Any) -> tuple[str, str]:
 
 
 def remote_answer(scored: Sequence[ScoredResponse], weights: Mapping[str, float]) -> RemoteRewardResponse:
-    """What OpenRLHF is told about responses.
+    """Build the answer to OpenRLHF about responses.
 
     Args:
         scored: one per query.
-        weights: of each fact type, as the service composes them; `scores` is brought to 0..1 by their sum.
+        weights: of each fact type, as the service composes them; their sum scales `scores` to 0..1.
     """
     largest = sum(abs(weight) for weight in weights.values()) or 1.0
     counts = [max(len(response.segments), 1) for response in scored]

@@ -1,6 +1,6 @@
-"""The wire format of the reward service: what its routes take and give.
+"""The wire format of the reward service: requests and answers of its routes.
 
-Light on purpose: a client needs pydantic and nothing else of this project.
+Light on purpose: a client needs only pydantic and this file.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ Probabilities = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class RequestModel(BaseModel):
-    """Unknown fields and loosely typed values are errors, not guesses."""
+    """Base of requests: unknown fields and loosely typed values are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ResponseModel(BaseModel):
-    """Clients ignore fields that they do not know yet."""
+    """Base of answers: clients ignore fields that they do not know yet."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -62,9 +62,9 @@ class RewardItem(RequestModel):
     image: str
     """The image file as base64 or as a data URL. Other URLs and paths are never opened."""
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-    """What the model was asked, without chat template and image token."""
+    """The question to the model, without chat template and image token."""
     response: Annotated[str, Field(max_length=MAX_RESPONSE_CHARACTERS)] | None = None
-    """What it answered; may be left out where the ids are given."""
+    """The model's answer; may be left out where the ids are given."""
     response_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_RESPONSE_TOKENS)] | None = (
         None
     )
@@ -92,7 +92,7 @@ class RewardRequest(RequestModel):
 
 
 class SegmentReward(ResponseModel):
-    """Verdicts and reward of one sub-sentence, the characters `[start, end)` of the response."""
+    """Verdicts and reward of one segment, the characters `[start, end)` of the response."""
 
     # In JSON the probabilities of each fact type are a field of the segment, named like the type. Which types there are
     # is for the service to say: `rewards` names them. `segment.existence` reads the probabilities of one.

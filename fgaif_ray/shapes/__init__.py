@@ -1,5 +1,5 @@
 """The embedded world: small rendered scenes whose truth is known, their language, and three tiny LLaVA checkpoints.
 
-The world is only an image source, three checkpoints and a truth that evaluation may ask; no stage of the method knows
-of it.
+To the method this world is only a source of images, three checkpoints and a truth that evaluation may ask. No stage
+knows about it.
 """

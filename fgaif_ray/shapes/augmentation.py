@@ -1,4 +1,4 @@
-"""Augmentation of rendered scenes: what may change in an image without changing the truth about it."""
+"""Augmentation of rendered scenes: changes to an image that leave the truth about it as it is."""
 
 import random
 from typing import Final

@@ -1,7 +1,7 @@
 """Captions: how a scene is described, in varied English, with planted errors of the three types at set rates.
 
-A caption is planned first (which objects, attributes and relations are said, which of them wrongly) and worded
-afterwards, so that the same wording carries truths and errors and nothing but the image tells them apart.
+A caption is planned first (which objects, attributes and relations it states, and which of them wrongly) and phrased
+afterwards. So the same phrases carry truths and errors, and only the image tells them apart.
 """
 
 import random
@@ -28,17 +28,17 @@ class ErrorRates:
     """
 
     companion: float = 0.0
-    """An object that usually comes along with one that is there is claimed although it is absent."""
+    """Claims an absent object that usually comes along with one that is there."""
     default_color: float = 0.0
-    """A shape is given its usual colour instead of its own."""
+    """Gives a shape its usual colour instead of its own."""
     favoured_side: float = 0.0
-    """Of two objects in different rows the right one is said to be on the left."""
+    """Says of two objects in different rows that the right one is on the left."""
     random_object: float = 0.0
     random_color: float = 0.0
     random_size: float = 0.0
     random_relation: float = 0.0
     any_relation: float = 0.0
-    """A relation is said that is drawn without looking: also one of two objects that are level, or of an object with
+    """States a relation that is drawn without looking, possibly of two objects that are level, or of an object with
     itself."""
 
 
@@ -60,7 +60,7 @@ COLOR_SAID: Final = 0.85
 SIZE_SAID: Final = 0.5
 RELATION_SAID: Final = 0.75
 ITSELF: Final = 0.2
-"""Share of the relations drawn without looking that are of an object with itself."""
+"""Share of relations of an object with itself among those drawn without looking."""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,6 @@
-"""Claims: the atomic statements one can make about a scene, and whether they hold."""
+"""Claims: atomic statements about a scene that are true or false."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +11,7 @@ OPPOSITE: Final = {"left": "right", "right": "left", "above": "below", "below": 
 
 
 def article(word: str) -> str:
-    """``"a"`` or ``"an"``, as the word wants it."""
+    """The indefinite article of a word, ``"a"`` or ``"an"``."""
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -46,7 +45,7 @@ class Claim:
         return f"Is the {self.subject} {RELATIONS[self.value]} the {self.other} in the image?"
 
     def holds(self, scene: Scene) -> bool:
-        """Whether the claim is true of the scene; a claim about an object that is not there is false."""
+        """Tell whether the claim is true of the scene. A claim about an object that is not there is false."""
         subject = scene.find(self.subject)
         if subject is None or self.type == "existence":
             return subject is not None
@@ -61,23 +60,10 @@ class Claim:
         }.get(self.value, False)
 
 
-def true_claims(scene: Scene) -> Iterator[Claim]:
-    """Every claim that holds: one existence, one colour and one size per object, and each strict relation."""
-    for item in scene.objects:
-        yield Claim("existence", item.shape)
-        yield Claim("attribute", item.shape, item.color)
-        yield Claim("attribute", item.shape, item.size)
-        for other in scene.objects:
-            for value in RELATIONS:
-                claim = Claim("relation", item.shape, value, other.shape)
-                if other is not item and claim.holds(scene):
-                    yield claim
-
-
 def draw_claim(scene: Scene, kind: str, truth: bool, generator: random.Random) -> Claim:
-    """Draw a claim of a type that holds, or one that does not, about the scene.
+    """Draw a true or a false claim of one type about the scene.
 
-    False claims are of every sort that a describer makes: absent objects, wrong colours and sizes, reversed and
+    False claims are of every kind that a describer makes: absent objects, wrong colours and sizes, reversed and
     sideways relations, and attributes or relations of absent objects.
     """
     present = [item.shape for item in scene.objects]

@@ -1,6 +1,6 @@
-"""The truth: what a text about a scene claims, read by rule, and which of it holds.
+"""The truth: rules that read the claims of a text about a scene and tell which of them hold.
 
-Only evaluation, the check of labels and the pre-training of the annotator ask it; no stage of the method does.
+Only evaluation, the check of labels and the pre-training of the annotator use it. No stage of the method does.
 """
 
 import re
@@ -26,11 +26,11 @@ _PATTERN: Final = re.compile(f"{_PREDICATE}|{_INDEFINITE}|{_DEFINITE}", re.IGNOR
 
 
 def read_claims(text: str, spans: Sequence[tuple[int, int]]) -> list[list[Claim]]:
-    """The atomic claims of each sub-sentence; pronouns stand for the latest subject of the whole text.
+    """Read the atomic claims of each segment. Pronouns stand for the latest subject of the whole text.
 
     Args:
         text: a description of a scene.
-        spans: ``(start, end)`` character spans of its sub-sentences, in order.
+        spans: ``(start, end)`` character spans of its segments, in order.
     """
     claims: list[list[Claim]] = [[] for _ in spans]
     subject: str | None = None
@@ -56,7 +56,7 @@ def read_claims(text: str, spans: Sequence[tuple[int, int]]) -> list[list[Claim]
 
 
 def label_claims(scene: Scene, claims: Sequence[Claim]) -> dict[str, int]:
-    """The label codes of a sub-sentence per fact type, by the rule of the method (one wrong fact is enough)."""
+    """The label codes of a segment per fact type, by the rule of the method (one wrong fact is enough)."""
     labels = {}
     for kind in FACT_TYPES:
         truths = [claim.holds(scene) for claim in claims if claim.type == kind]
@@ -66,7 +66,7 @@ def label_claims(scene: Scene, claims: Sequence[Claim]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of a scene a text tells truly: true statements found, over those there are to find."""
+    """Coverage of a scene by a text: true statements found, over those there are to find."""
 
     objects_found: int
     objects: int

@@ -18,10 +18,10 @@ from fgaif_ray.shapes.turns import COLUMNS, ROWS, Turn
 
 IGNORE: Final = -100
 HEAVY_WEIGHT: Final = 4.0
-"""Loss weight of the words that a packer is told to weigh."""
+"""Loss weight of the words that a packer is told to stress."""
 ANSWERS: Final = ("Yes", "No")
 SEEN: Final = (*ANSWERS, *(f" {word}" for word in (*SHAPES, *COLORS, *SIZES, *ROWS, *COLUMNS)))
-"""The words that hang on the image."""
+"""The words that depend on the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Batch:
 
     @property
     def attention_mask(self) -> Tensor:
-        """Additive, ``[B, 1, T, T]``: a token sees the prefix and what came before it in its own conversation."""
+        """The additive mask, ``[B, 1, T, T]``: a token sees the prefix and earlier tokens of its conversation."""
         length = self.branches.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.branches.device).tril()
         of_token, seen = self.branches[:, :, None], self.branches[:, None, :]
@@ -81,7 +81,7 @@ class Packer:
         return text
 
     def word_id(self, word: str) -> int:
-        """The id of a word (with its leading space) that stands for it; the first where the tokenizer splits it."""
+        """Return the token id of a word with its leading space; the first one if the tokenizer splits it."""
         ids: list[int] = self._tokenizer(word, add_special_tokens=False)["input_ids"]
         return ids[0]
 
@@ -126,7 +126,7 @@ class Packer:
 
 
 def _marked(asked: list[int], pieces: Sequence[list[int]], marks: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation in which every given piece is followed by its mark, which alone is learnt."""
+    """Return ids and labels of a conversation in which a mark follows every given piece; only the marks are learnt."""
     ids, labels = list(asked), [IGNORE] * len(asked)
     for piece, mark in zip(pieces, marks, strict=True):
         ids += [*piece, mark]
@@ -150,7 +150,7 @@ def hidden_states(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
 def language_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
     """Mean cross-entropy over the answer tokens of a packed batch (scalar).
 
-    Yes or no is one token, and most tokens of a caption are phrasing, so the words that hang on the image weigh more.
+    Yes or no is one token, and most tokens of a caption are phrasing, so the words that depend on the image weigh more.
     """
     hidden = hidden_states(model, batch)  # [B, T, hidden]
     learnt = batch.labels != IGNORE

@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration
 
 from fgaif_ray.progress import Progress
-from fgaif_ray.shapes.muon import Muon
 from fgaif_ray.shapes.packing import Batch, Packer, language_loss
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import COLORS, GRID, SHAPES, SIZES, Scene, draw_scene
 from fgaif_ray.shapes.turns import COLUMNS, ROWS, TurnMaker
+from fgaif_ray.vlm.schedule import learning_rate_scale
 
 _Made = TypeVar("_Made")
 _Make = Callable[[random.Random, np.random.Generator], _Made]
 _NOTE_EVERY: Final = 10
-"""Steps between two looks at the loss: on a GPU each look waits for it."""
+"""Steps between two readings of the loss. On a GPU each reading has to wait."""
 
 
 class ScenePool:
@@ -46,7 +46,7 @@ class ScenePool:
         self.images = np.stack(images)  # [size, IMAGE_SIZE, IMAGE_SIZE, 3]
 
     def draw(self, count: int, generator: np.random.Generator) -> tuple[list[Scene], np.ndarray]:
-        """``count`` scenes with their images, brightness slightly varied anew at each draw."""
+        """``count`` scenes with their images, brightness slightly varied again at each draw."""
         chosen = generator.integers(len(self.scenes), size=count)
         shift = generator.normal(0, 4, (count, 1, 1, 3)) + generator.normal(0, 3, (count, 60, 60, 1))
         images = np.clip(self.images[chosen].astype(np.float32) + shift, 0, 255).astype(np.uint8)
@@ -65,13 +65,13 @@ def _cell_targets(scenes: Sequence[Scene]) -> Tensor:
 
 
 def _schedule(step: int, steps: int, peak: float, warmup: int = 50) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))))
+    """Learning rate of a step: a linear warm-up to the peak, then half a cosine down to a twentieth of it."""
+    scale = learning_rate_scale(step, schedule="cosine", warmup_steps=warmup, total_steps=steps)
+    return peak * (scale if step < warmup else 0.05 + 0.95 * scale)
 
 
 def _cell_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """What the projector reads of images, ``[batch, cells, hidden]``."""
+    """The features of images that the projector reads, ``[batch, cells, hidden]``."""
     outputs: Any = model.model.vision_tower(pixels, output_hidden_states=True)
     features: Tensor = outputs.hidden_states[model.config.vision_feature_layer][:, 1:]
     return features
@@ -91,7 +91,7 @@ def train_tower(
     Position keeps relations learnable later: without that target they stay at chance for thousands of steps.
 
     Returns:
-        The share of occupied cells whose shape, colour and size are all told right, over the last 20 steps.
+        The share of occupied cells whose shape, colour and size are all right, over the last 20 steps.
     """
     tower = model.model.vision_tower
     sizes = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1, GRID * GRID)
@@ -125,7 +125,7 @@ def train_tower(
 def rescale_tower(model: LlavaForConditionalGeneration, packer: Packer, pool: ScenePool, seed: int) -> None:
     """Scale the tower's features to unit deviation without changing what it computes.
 
-    Everything that writes to the residual stream is scaled alike; the layer norms that read it do not notice.
+    Everything that writes to the residual stream is scaled alike; the layer norms that read it are not affected.
     Features of deviation 4 and more, as the first phase leaves them, make the projector all but untrainable.
     """
     tower: Any = model.model.vision_tower
@@ -202,7 +202,7 @@ def align_projector(
 
 
 class _Steps(Dataset[_Made]):
-    """What each optimiser step is made of: decided by the seed and the step alone, whoever makes it."""
+    """The batches of optimiser steps, determined by the seed and the step alone."""
 
     def __init__(self, make: _Make[_Made], seed: int, steps: int) -> None:
         self._make, self._seed, self._steps = make, seed, steps
@@ -219,7 +219,7 @@ def _as_it_is(made: _Made) -> _Made:
 
 
 def in_steps(make: _Make[_Made], seed: int, steps: int, workers: int = 0) -> Iterator[_Made]:
-    """What ``make`` makes for each of ``steps`` steps from their own generators.
+    """Yield what ``make`` returns for each of ``steps`` steps, from the step's own generators.
 
     Args:
         make: called with a Python and a NumPy generator.
@@ -261,7 +261,7 @@ def batches(
 def _seen(
     pool: ScenePool, packer: Packer, batch_size: int, seed: int, steps: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What cells hold, ``[batch, cells, 4]``, and pixel values, of each step."""
+    """Yield for each step what the cells hold, ``[batch, cells, 4]``, and pixel values."""
 
     def make(_: random.Random, draws: np.random.Generator) -> tuple[Tensor, Tensor]:
         scenes, images = pool.draw(batch_size, draws)
@@ -281,14 +281,15 @@ def train_language(
     """Train the language model on one batch of each stream a step, their losses summed.
 
     Tower and projector stay as they are. Left free, they forget the shapes within some hundred steps (a linear probe
-    falls from 0.97 to 0.4) while colours survive, and no caption or answer gets the objects right any more.
+    falls from 0.97 to 0.4) while colours survive, and captions and answers no longer get the objects right.
 
     Args:
         name: of the progress line.
         model: the model.
         streams: batches of each step.
         steps: optimiser steps, the length of every stream.
-        learning_rate: peak, of the matrices inside the layers (Muon); everything else (AdamW) learns at a tenth of it.
+        learning_rate: peak, of the matrices inside the layers (Muon, whose updates are scaled to the size of AdamW's);
+            everything else (AdamW) learns at a tenth of it.
         weight_decay: of the matrices inside the layers.
 
     Returns:
@@ -301,7 +302,7 @@ def train_language(
     inside = set(map(id, matrices))
     others = [parameter for parameter in parameters if id(parameter) not in inside]
     peaks: list[tuple[torch.optim.Optimizer, float]] = [
-        (Muon(matrices, lr=learning_rate, weight_decay=weight_decay), learning_rate),
+        (torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), learning_rate),
         (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01), learning_rate / 10),
     ]
     losses: list[Tensor] = []

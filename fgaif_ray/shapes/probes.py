@@ -1,4 +1,4 @@
-"""What a tiny LLaVA can do, measured with transformers on held-out scenes by the truth oracle."""
+"""Probes: abilities of a tiny LLaVA, measured with transformers on held-out scenes by the truth oracle."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def measure_answers(
 
 @torch.no_grad()
 def measure_marks(model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int) -> dict[str, float]:
-    """Share of the sub-sentences of running texts, one a scene, that the model judges right as it reads them."""
+    """Share of the segments of running texts, one a scene, that the model judges right as it reads them."""
     generator = random.Random(7)
     scenes = draw_scenes("heldout", range(count))
     conversations = [[proofreading_turn(scene, generator)] for scene in scenes]
@@ -57,7 +57,7 @@ def _share_right(
     scenes: Sequence[Scene],
     conversations: Sequence[Sequence[Turn]],
 ) -> float:
-    """Share of the answers yes or no in conversations about scenes that are the more probable ones."""
+    """Share of the yes/no answers in conversations about scenes that the model finds more probable."""
     images = np.stack([np.asarray(render(scene)) for scene in scenes])
     yes, no = (processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
     batch = packing.Packer(processor).pack(conversations, images)
@@ -72,7 +72,7 @@ def _share_right(
 def measure_captions(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int, greedy: bool
 ) -> dict[str, float]:
-    """Hallucination rate per fact type (over the sub-sentences that carry it) and coverage of captions."""
+    """Hallucination rate per fact type (over the segments that carry it) and coverage of captions."""
     scenes = draw_scenes("heldout", range(count))
     content = [{"type": "image"}, {"type": "text", "text": CAPTION_PROMPTS[0]}]
     conversation: Any = [{"role": "user", "content": content}]  # transformers types it narrower than it takes
@@ -105,9 +105,9 @@ def measure_captions(
 
 @torch.no_grad()
 def measure_extraction(model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int) -> dict[str, float]:
-    """Share of sub-sentences whose facts are extracted exactly, by unconstrained greedy decoding.
+    """Share of segments whose facts are extracted exactly, by unconstrained greedy decoding.
 
-    Measured on one sub-sentence of each scene's caption, whichever it is, and on one that begins with a pronoun where
+    Measured on one segment of each scene's caption, whichever it is, and on one that begins with a pronoun where
     there is one.
     """
     generator = random.Random(6)

@@ -1,4 +1,4 @@
-"""The order of the pre-training phases, what each leaves on disk, and the model cards with measured figures."""
+"""The order of the pre-training phases, their files on disk, and the model cards with measured metrics."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ _PURPOSES = {
     "annotator": (
         "It says whether a statement about the image is right, and judges the statements of a running text one by one."
     ),
-    "extractor": "It splits sub-sentences into atomic facts (JSON); it is asked about text alone.",
+    "extractor": "It splits segments into atomic facts (JSON); it is asked about text alone.",
 }
 
 
@@ -64,7 +64,7 @@ def _load(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
 
 
 def _move(model: torch.nn.Module, device: str) -> None:
-    """Put a model on a device; transformers types its own ``to`` narrower than it takes."""
+    """Move a model to a device. The type that transformers gives ``to`` is narrower than what it takes."""
     model.to(torch.device(device))
 
 
@@ -198,16 +198,16 @@ def run_phases(
     device: str = "cpu",
     workers: int = 0,
 ) -> None:
-    """Train what is not there yet: a folder of ``work`` for each phase, and of ``output`` for each model.
+    """Train what is missing: a folder of ``work`` for each phase, and of ``output`` for each model.
 
     Args:
-        work: folder of the phases in between; what lies there is not trained again.
+        work: folder of the phases in between; what is there is not trained again.
         output: folder of the three checkpoints; existing ones are replaced.
         scenes: scenes of the training pool.
         seed: seed of weights, scenes, texts and batches.
         probes: held-out scenes on which the finished models are measured for their cards.
         steps: optimiser steps of every phase; None takes each phase's own.
-        device: where to train, such as ``cpu`` or ``cuda``. Figures are measured on the CPU.
+        device: where to train, such as ``cpu`` or ``cuda``. Metrics are measured on the CPU.
         workers: processes that make the batches of each stream ahead of time; they change nothing about them.
     """
     pool = pretraining.ScenePool(scenes, seed)

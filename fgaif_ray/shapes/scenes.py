@@ -1,4 +1,4 @@
-"""Scenes: what is in an image of the embedded world, drawn from a seed."""
+"""Scenes: the content of an image of the embedded world, drawn from a seed."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,6 @@ OBJECT_COUNTS: Final = {2: 0.25, 3: 0.35, 4: 0.25, 5: 0.15}
 FOG_STRENGTH: Final = (0.45, 0.65)
 
 Split = Literal["pretrain", "train", "heldout", "unseen_pairs", "fog"]
-SPLITS: Final[tuple[Split, ...]] = ("pretrain", "train", "heldout", "unseen_pairs", "fog")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Scene:
     seed: int
 
     def find(self, shape: str) -> SceneObject | None:
-        """The object of this shape, or None."""
+        """Return the object of this shape, or None."""
         return next((item for item in self.objects if item.shape == shape), None)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Tiny LLaVAs: the real architecture (CLIP tower, projector, Llama) at a size that trains on two CPU cores.
 
 Checkpoints are written with the weight names of the published llava-hf models, which both transformers and vLLM read;
-transformers' own ``save_pretrained`` names the CLIP tower differently, and vLLM does not find it then.
+The ``save_pretrained`` of transformers names the CLIP tower differently, so that vLLM does not find it.
 """
 
 import json
@@ -125,7 +125,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
 
 
 def published_name(name: str) -> str:
-    """The llava-hf checkpoint name of a parameter of transformers' LLaVA classes."""
+    """Return the llava-hf checkpoint name of a parameter of transformers' LLaVA classes."""
     name = name.removeprefix("model.") if not name.startswith("language_model.") else name
     if name.startswith("language_model."):
         return "language_model.model." + name.removeprefix("language_model.")
@@ -147,7 +147,7 @@ def save_checkpoint(
     config = model.config.to_dict()
     config["architectures"] = ["LlavaForConditionalGeneration"]
     config["dtype"] = "float32"
-    config.pop("_name_or_path", None)  # where it was trained says nothing to others
+    config.pop("_name_or_path", None)  # where it was trained is of no use to others
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)

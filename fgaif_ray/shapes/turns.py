@@ -20,17 +20,17 @@ COLUMNS: Final = ("left", "aligned", "right")
 POSSIBLE_ERRORS: Final = ErrorRates(0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 0.3)
 """Error rates of the texts from which facts are extracted, and of those that are checked: any claim may be wrong."""
 EVERY_ERROR: Final = replace(POSSIBLE_ERRORS, any_relation=0.4)
-"""Those, and relations that no describer who looks would think of, but one who guesses does."""
+"""The same, with relations that a describer who guesses states and one who looks does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One single-turn conversation: what is asked and what is to be answered."""
+    """One single-turn conversation: a question and the expected answer."""
 
     question: str
     answer: str
     statements: tuple[str, ...] = ()
-    """Where there are any, each is given and followed by a word of the answer; these words alone are learnt."""
+    """Pieces of text, each followed by a word of the answer. If there are any, only these words are learnt."""
 
 
 TurnMaker = Callable[[Scene, random.Random], list[Turn]]
@@ -77,7 +77,7 @@ def question_turns(
 
 
 def check_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn]:
-    """Whether a sub-sentence of a running text is right; the text up to there is given, any claim may be wrong."""
+    """Ask whether a segment of a running text is right, given the text up to there. Any claim may be wrong."""
     text = write_caption(scene, POSSIBLE_ERRORS, generator)
     spans = [(span.start, span.end) for span in split_segments(text)]
     claims = read_claims(text, spans)
@@ -90,7 +90,7 @@ def check_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn
 
 
 def proofreading_turn(scene: Scene, generator: random.Random) -> Turn:
-    """A running text whose every sub-sentence is followed by whether all of it is right; any claim may be wrong."""
+    """Make a running text in which each segment is followed by whether all of it is right. Any claim may be wrong."""
     text = write_caption(scene, EVERY_ERROR, generator)
     spans = [(span.start, span.end) for span in split_segments(text)]
     right = [all(claim.holds(scene) for claim in claims) for claims in read_claims(text, spans)]
@@ -103,14 +103,14 @@ def proofreading_turn(scene: Scene, generator: random.Random) -> Turn:
 
 
 def extraction_turns(scene: Scene, count: int, generator: random.Random) -> list[Turn]:
-    """Fact extraction from sub-sentences of a caption that may be wrong (text only: the image must not matter)."""
+    """Fact extraction from segments of a caption that may be wrong (text only: the image must not matter)."""
     text = write_caption(scene, POSSIBLE_ERRORS, generator)
     turns = extraction_turns_of(text)
     return [turn for turn, _ in generator.sample(turns, min(count, len(turns)))]
 
 
 def extraction_turns_of(text: str) -> list[tuple[Turn, bool]]:
-    """Fact extraction from every sub-sentence of a text, and whether its subject is said before it alone."""
+    """Fact extraction from every segment of a text, and whether the subject is named only before the segment."""
     prompt = load_prompt("extract-short-v2")
     spans = [(span.start, span.end) for span in split_segments(text)]
     claims = read_claims(text, spans)
@@ -133,8 +133,8 @@ def _list_turn(scene: Scene) -> Turn:
 def name(scene: Scene, generator: random.Random) -> list[Turn]:
     """Phase 2a: list the scene, look up objects that may be absent, say where one stands, and how two stand.
 
-    Nearly every answer token hangs on the image, so that looking is learnt within some hundred steps; from captions and
-    yes/no answers alone, whose tokens are mostly phrasing, it takes thousands. Names are asked with a space before
+    Nearly every answer token depends on the image, so that looking is learnt within some hundred steps. From captions
+    and yes/no answers alone, whose tokens are mostly phrasing, it takes thousands. Names are asked with a space before
     them: the very token that captions hold.
     """
     turns = [_list_turn(scene)]
@@ -179,12 +179,12 @@ def describe_with_errors(scene: Scene, generator: random.Random) -> list[Turn]:
 
 
 def verify(scene: Scene, generator: random.Random) -> list[Turn]:
-    """Phase 3, annotator: a correct caption, questions about statements and about sub-sentences of a text."""
+    """Phase 3, annotator: a correct caption, questions about statements and about segments of a text."""
     return [*_captions(scene, 1, generator), *question_turns(scene, 4, generator), *check_turns(scene, 3, generator)]
 
 
 def verify_more(scene: Scene, generator: random.Random) -> list[Turn]:
-    """Phase 4, annotator: questions and sub-sentences alone, most about attributes, which it is worst at."""
+    """Phase 4, annotator: questions and segments alone, most of them about attributes, where it is weakest."""
     return [*question_turns(scene, 7, generator, (0.15, 0.5, 0.35), 0.3), *check_turns(scene, 3, generator)]
 
 
@@ -195,14 +195,14 @@ def proofread(scene: Scene, generator: random.Random) -> list[Turn]:
 
 
 def extract_only(scene: Scene, generator: random.Random) -> list[Turn]:
-    """Phase 3, extractor: facts of three sub-sentences."""
+    """Phase 3, extractor: facts of three segments."""
     return extraction_turns(scene, 3, generator)
 
 
 def extract_references(scene: Scene, generator: random.Random) -> list[Turn]:
-    """Phase 4, extractor: three sub-sentences of a longer text, in half of the texts those that begin with a pronoun.
+    """Phase 4, extractor: three segments of a longer text, in half of the texts those that begin with a pronoun.
 
-    What a pronoun stands for is one word of an answer in twenty, and most sub-sentences have none: without this phase
+    What a pronoun stands for is one word of an answer in twenty, and most segments have none: without this phase
     every second "which is above the ring" got the wrong subject.
     """
     text = " ".join(write_caption(scene, POSSIBLE_ERRORS, generator) for _ in range(generator.choice((1, 1, 2))))

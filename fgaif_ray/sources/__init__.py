@@ -1,4 +1,4 @@
-"""Where a run's images and prompts come from, and the truth about them where it is known."""
+"""Sources of a run's images and prompts, and the truth about them where it is known."""
 
 from fgaif_ray.config import Config
 from fgaif_ray.images import find_images
@@ -11,7 +11,7 @@ __all__ = ["ImageSets", "load_truth", "prepare_images", "provided_responses"]
 
 
 def prepare_images(config: Config) -> ImageSets:
-    """The images of a run, cut into its three sets; equal sources are cut equally.
+    """Find the images of a run and cut them into its three sets; equal sources are cut equally.
 
     The embedded world draws its images, and rows that hold images store them, on the first call.
 

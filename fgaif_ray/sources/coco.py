@@ -1,22 +1,25 @@
-"""COCO: a folder of images, and an annotation file that says which of them."""
+"""COCO: a folder of images, and an annotation file that says which of them to take."""
 
-import io
-from typing import Any
+import codecs
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any, BinaryIO
+
+import ijson
 
 from fgaif_ray import storage
 from fgaif_ray.config import DataConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
-from fgaif_ray.sources.json_list import iterate_list
 
 
 def find_coco_images(data: DataConfig) -> list[str]:
-    """The images of the folder ``data.path`` that the file ``data.annotations`` names, in the order of their ids.
+    """List the images in ``data.path`` that the file ``data.annotations`` names, in the order of their ids.
 
     Any COCO file with a list of images will do: ``instances_*.json``, ``captions_*.json``, ``image_info_*.json``.
 
     Raises:
-        UserError: the folder or the file is missing, the file is no COCO file, or none of its images exists.
+        UserError: the folder or the file is missing, the file is not a COCO file, or none of its images exists.
     """
     assert data.path is not None and data.annotations is not None  # the configuration checks them
     if not storage.is_folder(data.path):
@@ -35,25 +38,37 @@ def find_coco_images(data: DataConfig) -> list[str]:
 
 
 def _names_by_id(annotations: str) -> list[str]:
-    """File names of the images, each once, in the order of their ids."""
+    """Read the file names of the images, each once, in the order of their ids."""
     other_kind = (
-        f"{annotations} is no COCO annotation file (a list of images, each with id and file_name): set "
+        f"{annotations} is not a COCO annotation file (a list of images, each with id and file_name): set "
         "data.annotations to an instances_*.json or captions_*.json"
     )
     try:
-        with storage.open_binary(annotations) as binary, io.TextIOWrapper(binary, "utf-8-sig") as file:
-            images = [_identified(entry) for entry in iterate_list(file, "images")]
+        with storage.open_binary(annotations) as file:
+            images = [_identified(entry) for entry in _iterate_images(file)]
     except OSError as error:
         raise UserError(f"Cannot read {annotations}: set data.annotations to an existing COCO file.") from error
-    except (ValueError, RecursionError) as error:
+    except ijson.JSONError as error:
+        raise UserError(f"{other_kind} (it is not valid JSON).") from error
+    except ValueError as error:
         raise UserError(f"{other_kind} ({error}).") from error
     if not images:
         raise UserError(f"{annotations} names no images: set data.annotations to a COCO file that does.")
     return list(dict.fromkeys(name for _, name in sorted(images)))
 
 
+def _iterate_images(file: BinaryIO) -> Iterator[Any]:
+    """The items of the list ``images``, one by one: the file is never held as a whole, nothing behind it is read."""
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
+    events = ijson.parse(file)
+    if ("images", "start_array", None) not in events:
+        raise ValueError("there is no list 'images'")
+    yield from ijson.items(takewhile(lambda event: event != ("images", "end_array", None), events), "images.item")
+
+
 def _identified(entry: Any) -> tuple[int, str]:
-    """Id and file name of an image; raises ValueError where it has none."""
+    """Return id and file name of an image; raises ValueError where it lacks one."""
     number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
     if not isinstance(number, int) or not isinstance(name, str):
         raise ValueError("an image has no id or no file_name")

@@ -3,7 +3,6 @@
 A folder is read through pyarrow. A name takes the package ``datasets``, which downloads and keeps it.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from fgaif_ray import storage
 from fgaif_ray.config import DataConfig
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.records import fingerprint
 from fgaif_ray.sources.row import Row, RowSource
 from fgaif_ray.sources.tables import BATCH_ROWS, embeds_images, read_tables
@@ -21,7 +20,7 @@ STATE_FILE: Final = "state.json"
 
 
 def open_dataset(data: DataConfig) -> RowSource:
-    """Rows of ``data.path``, a folder where there is one of that name, else a dataset of that name.
+    """Open the rows of ``data.path``: a folder if there is one of that name, else a dataset of that name.
 
     Raises:
         UserError: there is no such dataset or split, a column is missing, or ``datasets`` is needed and not installed.
@@ -37,7 +36,7 @@ def _open_folder(data: DataConfig, path: str) -> RowSource:
         folder = storage.join(path, _choose(splits, data.split, path))
     elif not storage.exists(storage.join(path, STATE_FILE)):
         raise UserError(
-            f"{path} is no folder that save_to_disk of datasets wrote (it has no {STATE_FILE}); for a folder of "
+            f"{path} is not a folder that save_to_disk of datasets wrote (it has no {STATE_FILE}); for a folder of "
             "Parquet files set data.source=rows."
         )
     files = [
@@ -54,7 +53,7 @@ def _open_folder(data: DataConfig, path: str) -> RowSource:
 
 
 def _choose(splits: list[str], wanted: str | None, path: str) -> str:
-    """The split to read."""
+    """Choose the split to read."""
     if wanted is None and len(splits) == 1:
         return splits[0]
     if wanted not in splits:
@@ -66,10 +65,10 @@ def _choose(splits: list[str], wanted: str | None, path: str) -> str:
 def _read_json(uri: str) -> dict[str, Any]:
     try:
         value = storage.read_json(uri)
-    except (OSError, json.JSONDecodeError) as error:
+    except BrokenFileError as error:
         raise UserError(f"Cannot read {uri}: save the dataset again with save_to_disk.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{uri} is no file of save_to_disk: save the dataset again.")
+        raise UserError(f"{uri} is not a file of save_to_disk: save the dataset again.")
     return value
 
 
@@ -78,7 +77,7 @@ def _schema(uri: str) -> pa.Schema:
         with storage.open_binary(uri) as file, pa.ipc.open_stream(file) as stream:
             return stream.schema
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{uri} is no readable Arrow file: save the dataset again with save_to_disk.") from error
+        raise UserError(f"{uri} is not a readable Arrow file: save the dataset again with save_to_disk.") from error
 
 
 def _batches(uri: str) -> Iterator[pa.RecordBatch]:
@@ -96,7 +95,7 @@ def _open_name(data: DataConfig, name: str) -> RowSource:
         from datasets import load_dataset
     except ImportError as error:
         raise UserError(
-            f"{name} is no folder, and reading a dataset by its name needs the package datasets: pip install "
+            f"{name} is not a folder, and reading a dataset by its name needs the package datasets: pip install "
             "'fgaif-ray[datasets]', or set data.path to a folder that save_to_disk wrote."
         ) from error
     try:

@@ -1,4 +1,4 @@
-"""One row of images, prompts and responses, whatever file it stands in."""
+"""One row of image, prompt and response, from any kind of file."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
 
 IMAGE_TOKEN: Final = "<image>"
-"""What stands for the image in the prompts of LLaVA's own files."""
+"""Placeholder of the image in the prompts of LLaVA's own files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An image, what is asked about it, and the answer where one is given.
+    """An image, a prompt about it, and the response if one is provided.
 
     Example: ``Row("photos/cat.jpg", "What is this?", None)``
     """
 
     image: str | bytes
-    """Path or URI, or an image file that stands in the row itself."""
+    """Path or URI, or the bytes of an image file."""
     prompt: str | None
     """None where the source has no prompts."""
     response: str | None
@@ -31,17 +31,17 @@ class RowSource:
     """Rows that can be read again and again, one after the other."""
 
     name: str
-    """What a person calls it."""
+    """Its name in messages."""
     key: str
-    """Another one when what is read may have changed."""
+    """A key that changes when the rows may have changed."""
     embedded: bool
-    """Whether images may stand in the rows themselves."""
+    """Whether rows may hold images themselves."""
     read: Callable[[], Iterator[Row]]
-    """Reads from the start; raises UserError at a row that cannot be used."""
+    """Read from the start; raises UserError at a row that cannot be used."""
 
 
 def parse_row(values: Mapping[str, Any], columns: ColumnNames, folder: str, where: str) -> Row:
-    """A row of the configured columns.
+    """Build a row from the configured columns.
 
     Args:
         values: by column name; those of ``columns.image`` and ``columns.prompt`` must be there.
@@ -76,16 +76,16 @@ def parse_row(values: Mapping[str, Any], columns: ColumnNames, folder: str, wher
 
 
 def _text(values: Mapping[str, Any], column: str, where: str) -> str | None:
-    """A text; None where there is none, or only white space."""
+    """Return a text; None where there is none, or only white space."""
     text = values.get(column)
     if text is None:
         return None
     if not isinstance(text, str):
-        raise UserError(f"{where}: {column!r} is no text but {type(text).__name__}; give a text.")
+        raise UserError(f"{where}: {column!r} is not text but {type(text).__name__}; give a text.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {column!r} holds half a surrogate pair, which is no text; repair it.") from error
+        raise UserError(f"{where}: {column!r} holds half a surrogate pair, which is not text; repair it.") from error
     return text if text.strip() else None
 
 
@@ -98,6 +98,6 @@ def _image(value: Any, column: str, folder: str, where: str) -> str | bytes:
         return value
     if not isinstance(value, str):
         raise UserError(
-            f"{where}: {column!r} is no image but {type(value).__name__}; give a path, a URI or an image file's bytes."
+            f"{where}: {column!r} is not an image but {type(value).__name__}; give a path, a URI or a file's bytes."
         )
     return storage.resolve_path(value, folder)

@@ -1,4 +1,4 @@
-"""Rows as a source of a run: cut into sets, with the images that stand in them stored below the run's ``images/``."""
+"""Rows as a source of a run: cut into sets, with the images inside them stored under the run's ``images/``."""
 
 import hashlib
 import os
@@ -13,15 +13,15 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress
 from fgaif_ray.sources.dataset import open_dataset
 from fgaif_ray.sources.row import Row, RowSource, parse_row
-from fgaif_ray.sources.sets import ImageSets, cut_rows
+from fgaif_ray.sources.sets import ImageSets, cut_rows, may_replace_images
 from fgaif_ray.sources.tables import open_files
 from fgaif_ray.storage import stages
 
 STORED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 STORED_ROWS: Final = 4096
-"""Rows of one part of the stored ones."""
+"""Rows in one part of the stored rows."""
 TRIED_IMAGES: Final = 1000
-"""Images that are looked for before a source is said to have none."""
+"""Images that are tried before a source is said to have none."""
 _SUFFIXES: Final = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG": ".png",
@@ -34,7 +34,7 @@ _SUFFIXES: Final = {
 
 
 def prepare_rows(config: Config) -> ImageSets:
-    """The sets of the rows of ``data``; images that stand in the rows are stored on the first call.
+    """Cut the rows of ``data`` into sets; images inside the rows are stored on the first call.
 
     Raises:
         UserError: the rows cannot be used, name too few images, or none of their images exists.
@@ -48,12 +48,12 @@ def prepare_rows(config: Config) -> ImageSets:
     if stage.is_complete():
         return cut_rows(_paths(_stored(stage)), config.data, source.name)
     sets = cut_rows(_named(source, stage), config.data, source.name)
-    _store(source, stage, sets)
+    _store(source, stage, sets, may_replace_images(config))
     return sets
 
 
 def provided_responses(config: Config, sets: ImageSets) -> Iterator[dict[str, Any]]:
-    """The ``image``, ``prompt`` and ``response`` of every row of the sample set that has a response, in order."""
+    """Yield ``image``, ``prompt`` and ``response`` of every row of the sample set that has a response, in order."""
     if not sets.provided:
         return
     source = _open(config)
@@ -74,38 +74,38 @@ def _open(config: Config) -> RowSource:
 
 
 def _paths(source: RowSource) -> Iterator[tuple[str, str | None, str | None]]:
-    """The rows of a source in which no images stand."""
+    """The rows of a source without images in them."""
     for row in source.read():
         assert isinstance(row.image, str)
         yield row.image, row.prompt, row.response
 
 
 def _file_name(image: bytes) -> str:
-    """By content, so that an image of many rows is one file."""
+    """Name an image by its content, so that an image of many rows is one file."""
     suffix = next((suffix for start, suffix in _SUFFIXES.items() if image.startswith(start)), "")
     return hashlib.sha256(image).hexdigest() + suffix
 
 
 def _stored_name(image: str | bytes) -> str:
-    """What stands in the stored rows: a name inside the stage, or a path that means the same from every folder."""
+    """Return what the stored rows hold: a name inside the stage, or a path that means the same from every folder."""
     if isinstance(image, bytes):
         return _file_name(image)
     return image if "://" in image else os.path.abspath(image)
 
 
 def _named(source: RowSource, stage: storage.Stage) -> Iterator[tuple[str, str | None, str | None]]:
-    """The rows with the paths that their images have once the stage is published."""
+    """Yield the rows with the paths that their images have once the stage is published."""
     for row in source.read():
         yield storage.resolve_path(_stored_name(row.image), stage.folder), row.prompt, row.response
 
 
-def _store(source: RowSource, stage: storage.Stage, sets: ImageSets) -> None:
+def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: bool) -> None:
     """Publish the images of the sets, and all rows with names in place of images."""
     wanted = {image for part in (sets.sample, sets.align, sets.evaluate) for image in part}
     written: set[str] = set()
     part: list[dict[str, Any]] = []
     parts = rows = 0
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     with Progress("images", None, "images") as progress:
         for row in source.read():
             name = _stored_name(row.image)
@@ -124,7 +124,7 @@ def _store(source: RowSource, stage: storage.Stage, sets: ImageSets) -> None:
 
 
 def _stored(stage: storage.Stage) -> RowSource:
-    """The rows of a published stage."""
+    """Read the rows of a published stage."""
 
     def read() -> Iterator[Row]:
         for uri in storage.list_parts(stage.folder):
@@ -136,7 +136,7 @@ def _stored(stage: storage.Stage) -> RowSource:
 
 
 def _require_images(sets: ImageSets, name: str) -> None:
-    """Find out early that paths mean another folder; single images that are missing are rejected when they are read."""
+    """Detect early that paths mean another folder. Single missing images are rejected when they are read."""
     tried = sets.sample[:TRIED_IMAGES]
     if not any(storage.exists(image) for image in tried):
         first = "first " if len(tried) < len(sets.sample) else ""

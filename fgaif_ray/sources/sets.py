@@ -1,12 +1,15 @@
-"""The three disjoint sets of images of a run, and what is asked about each image."""
+"""The three disjoint sets of images of a run, and the prompts for each image."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.config import DataConfig
+from fgaif_ray import storage
+from fgaif_ray.config import Config, DataConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.progress import say_once
+from fgaif_ray.storage import stages
 
 FEWEST_IMAGES: Final = 5
 
@@ -23,14 +26,14 @@ class ImageSets:
     align: list[str]
     evaluate: list[str]
     prompts: Mapping[str, tuple[str, ...]] | None = None
-    """What the source asks about each image; in the sample set, what has no response yet. None: ``data.prompts``."""
+    """The source's prompts for each image; in the sample set, those without a response. None: ``data.prompts``."""
     provided: int = 0
-    """Responses to images of the sample set that came with the data."""
+    """Number of provided responses to images of the sample set."""
     provided_key: str = ""
     """A digest of those responses."""
 
     def questions(self, images: Sequence[str], shared: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Images of one set with their prompts: all of an image's own, else the shared ones in turn."""
+        """Yield the images of one set with their prompts: all of an image's own, else the shared ones in turn."""
         for index, image in enumerate(images):
             if self.prompts is None:
                 yield image, shared[index % len(shared)]
@@ -39,8 +42,13 @@ class ImageSets:
                     yield image, prompt
 
     def prompts_of(self, images: Sequence[str], shared: Sequence[str]) -> Sequence[Any]:
-        """What the prompts of one set depend on, for the fingerprint of a stage."""
+        """Return what the prompts of one set depend on, for the fingerprint of a stage."""
         return shared if self.prompts is None else [self.prompts[image] for image in images]
+
+
+def may_replace_images(config: Config) -> bool:
+    """Whether images of other settings may go: they cost little to make again, but finished responses name them."""
+    return config.run.overwrite or storage.read_manifest(config.run.dir, stages.RESPONSES) is None
 
 
 def cut(images: list[str], data: DataConfig, source: str) -> ImageSets:
@@ -56,13 +64,28 @@ def cut(images: list[str], data: DataConfig, source: str) -> ImageSets:
         raise UserError(f"{source} holds {len(images)} images; give at least {FEWEST_IMAGES}.")
     train = len(images) - min(data.evaluate_images, len(images) // FEWEST_IMAGES)
     sampled = min(data.sample_images, max(train // 2, train - data.align_images))
-    return ImageSets(images[:sampled], images[sampled:train][: data.align_images], images[train:])
+    sets = ImageSets(images[:sampled], images[sampled:train][: data.align_images], images[train:])
+    _say_what_is_missing(sets, data, source)
+    return sets
+
+
+def _say_what_is_missing(sets: ImageSets, data: DataConfig, source: str) -> None:
+    """Fewer images than the configuration asks for are used as they are, but not without a word."""
+    found = {
+        "sample_images": (len(sets.sample), data.sample_images),
+        "align_images": (len(sets.align), data.align_images),
+        "evaluate_images": (len(sets.evaluate), data.evaluate_images),
+    }
+    short = [f"{name} {got} of {asked}" for name, (got, asked) in found.items() if got < asked]
+    if short:
+        got, asked = (sum(column) for column in zip(*found.values(), strict=True))
+        say_once(f"{source} gives {got} of {asked} images asked for ({', '.join(short)}).")
 
 
 def cut_rows(rows: Iterable[tuple[str, str | None, str | None]], data: DataConfig, source: str) -> ImageSets:
-    """Cut rows of image, prompt and response, so that all rows of an image come into the same set.
+    """Cut rows of image, prompt and response, so that all rows of an image go into the same set.
 
-    Images count in the order in which they are first named. What is kept of a response is a digest.
+    Images count in the order in which they are first named. Of a response only a digest is kept.
 
     Raises:
         UserError: the rows name too few images for three sets.

@@ -15,7 +15,7 @@ from fgaif_ray.progress import Progress
 from fgaif_ray.shapes.augmentation import augment
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import Scene, Split, draw_scene
-from fgaif_ray.sources.sets import ImageSets
+from fgaif_ray.sources.sets import ImageSets, may_replace_images
 from fgaif_ray.storage import stages
 
 TRUTH_FILE: Final = "scenes.jsonl"
@@ -23,7 +23,7 @@ _HELDOUT: Final = "heldout"
 
 
 def _stages(config: Config) -> list[tuple[storage.Stage, list[tuple[str, Split, int]], float]]:
-    """The stages that these images take, what is in them, and the share of their images that are augmented."""
+    """The stages of these images, their scenes, and the share of their images that is augmented."""
     data = config.data
     count = data.sample_images + data.align_images
     train: list[tuple[str, Split, int]] = [(f"train-{i:06d}.png", "train", i) for i in range(count)]
@@ -40,10 +40,12 @@ def _stages(config: Config) -> list[tuple[storage.Stage, list[tuple[str, Split, 
     return plans
 
 
-def _draw(stage: storage.Stage, plan: Sequence[tuple[str, Split, int]], augmented: float, seed: int) -> None:
+def _draw(
+    stage: storage.Stage, plan: Sequence[tuple[str, Split, int]], augmented: float, seed: int, overwrite: bool
+) -> None:
     if stage.is_complete():
         return
-    stage.begin()
+    stage.begin(overwrite=overwrite)
     truth: list[str] = []
     with Progress("draw scenes", len(plan), "images") as progress:
         for name, split, index in plan:
@@ -64,23 +66,23 @@ def prepare_shapes(config: Config) -> ImageSets:
     """Scenes for the three sets; evaluation has its own, held out from training."""
     paths: dict[str, list[str]] = {}
     for stage, plan, augmented in _stages(config):
-        _draw(stage, plan, augmented, config.run.seed)
+        _draw(stage, plan, augmented, config.run.seed, may_replace_images(config))
         of_stage: dict[str, list[str]] = {}
         for name, split, _ in plan:
             of_stage.setdefault(split, []).append(storage.join(stage.folder, name))
-        paths |= of_stage  # augmented training images stand in place of the plain ones
+        paths |= of_stage  # augmented training images take the place of the plain ones
     train = paths["train"]
     sampled = config.data.sample_images
     return ImageSets(train[:sampled], train[sampled:], paths[config.data.shapes.evaluate_split])
 
 
 def load_truth(config: Config) -> dict[str, Scene] | None:
-    """The scene behind each image path, or None for images whose truth is not known."""
+    """Return the scene behind each image path, or None for images whose truth is unknown."""
     if config.data.source != "shapes":
         return None
     truth: dict[str, Scene] = {}
     for stage, plan, augmented in _stages(config):
-        _draw(stage, plan, augmented, config.run.seed)
+        _draw(stage, plan, augmented, config.run.seed, may_replace_images(config))
         lines = storage.read_bytes(storage.join(stage.folder, TRUTH_FILE)).decode().splitlines()
         for entry in map(json.loads, lines):
             truth[storage.join(stage.folder, entry["image"])] = Scene.from_dict(entry["scene"])

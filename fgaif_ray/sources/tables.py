@@ -16,18 +16,18 @@ from fgaif_ray.sources.row import Row, RowSource, parse_row
 JSON_LINES: Final = (".jsonl", ".ndjson", ".json")
 PARQUET: Final = (".parquet",)
 BATCH_ROWS: Final = 64
-"""Rows of a Parquet file in memory at a time: images may stand in them."""
+"""Rows of a Parquet file in memory at a time; they may hold images."""
 READ_BUFFER: Final = 1 << 20
-"""Bytes; without it a whole column of a row group would be read at once."""
+"""Read buffer in bytes; without it a whole column of a row group would be read at once."""
 
 
 def open_files(path: str, columns: ColumnNames) -> RowSource:
-    """Rows of a JSON lines or Parquet file, or of all such files below a folder, in the order of their names.
+    """Open the rows of a JSON lines or Parquet file, or of all such files in a folder, in the order of their names.
 
-    A ``.json`` file is read as JSON lines where it is named itself; in a folder it is left alone.
+    A ``.json`` file is read as JSON lines if it is named itself; in a folder it is ignored.
 
     Raises:
-        UserError: nothing is there, or a Parquet file has not the columns.
+        UserError: there are no rows, or a Parquet file lacks the columns.
     """
     if storage.is_folder(path):
         kinds = (*JSON_LINES[:2], *PARQUET)
@@ -52,7 +52,7 @@ def open_files(path: str, columns: ColumnNames) -> RowSource:
 
 
 def embeds_images(schema: pa.Schema, columns: ColumnNames, name: str) -> bool:
-    """Whether images stand in the rows of a table.
+    """Tell whether the rows of a table hold images.
 
     Raises:
         UserError: a column is missing.
@@ -65,7 +65,7 @@ def embeds_images(schema: pa.Schema, columns: ColumnNames, name: str) -> bool:
 def read_tables(
     tables: Iterable[pa.Table | pa.RecordBatch], columns: ColumnNames, folder: str, name: str
 ) -> Iterator[Row]:
-    """The rows of tables that follow each other; ``folder`` is what relative image paths are relative to."""
+    """Yield the rows of consecutive tables; ``folder`` is what relative image paths are relative to."""
     number = 0
     for table in tables:
         used = [column for column in wanted_columns(columns) if column in table.schema.names]
@@ -75,7 +75,7 @@ def read_tables(
 
 
 def wanted_columns(columns: ColumnNames) -> Sequence[str]:
-    """The names of the columns that are read, each once."""
+    """Return the names of the columns that are read, each once."""
     names = (columns.image, columns.prompt, columns.response)
     return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -85,7 +85,7 @@ def _schema(uri: str) -> pa.Schema:
         with storage.open_binary(uri) as file:
             return pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{uri} is no readable Parquet file: replace it.") from error
+        raise UserError(f"{uri} is not a readable Parquet file: replace it.") from error
 
 
 def _read_parquet(uri: str, columns: ColumnNames) -> Iterator[Row]:
@@ -122,18 +122,18 @@ def _read_lines(uri: str, columns: ColumnNames) -> Iterator[Row]:
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
-    """The object of one line."""
+    """Parse the object of one line."""
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON ({error}): every line must be one object of its own.") from error
+        raise UserError(f"{where} is not JSON ({error}): every line must be one object of its own.") from error
     if not isinstance(values, dict):
-        raise UserError(f'{where} is no JSON object: every line must be one, such as {{"image": ..., "prompt": ...}}.')
+        raise UserError(f'{where} is not a JSON object: every line must be one, e.g. {{"image": ..., "prompt": ...}}.')
     return values
 
 
 def _require_columns(present: Collection[str], columns: ColumnNames, where: str) -> None:
-    """Raises UserError where a column is missing; only a response column of the default name may be."""
+    """Raise UserError where a column is missing; only a response column of the default name may be."""
     wanted = {"image": columns.image, "prompt": columns.prompt}
     if columns.response != ColumnNames().response:
         wanted["response"] = columns.response

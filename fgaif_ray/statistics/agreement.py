@@ -1,7 +1,7 @@
 """Agreement of predicted labels with true ones.
 
 Accuracy alone misleads where one class dominates (always "yes" scores 80.7 % on FGAIF's human-labelled
-facts), so balanced accuracy and per-class figures come with it.
+facts), so balanced accuracy and per-class metrics come with it.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fgaif_ray.records import CLASS_NAMES
+from fgaif_ray.records import ABSENT, CLASS_NAMES
+from fgaif_ray.statistics.intervals import Floats, ratios
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Figures of one comparison; None where a figure is not defined."""
+    """The metrics of one comparison; None where a metric is not defined."""
 
     class_names: tuple[str, ...]
     confusion: NDArray[np.int64]
@@ -30,7 +31,7 @@ class Agreement:
     """Per class; None for a class that never occurs."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON-serialisable values, per-class ones by class name."""
+        """Return the metrics as JSON-serialisable values, per-class ones by class name."""
         return {
             "count": int(self.confusion.sum()),
             "accuracy": self.accuracy,
@@ -43,7 +44,7 @@ class Agreement:
 
 
 def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Counts ``[classes, classes]`` of pairs (true class, predicted class).
+    """Count pairs (true class, predicted class), ``[classes, classes]``.
 
     Args:
         truth: ``[items]`` class codes in ``[0, classes)``.
@@ -64,6 +65,51 @@ def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, classes: int) -> ND
     return pairs.reshape(classes, classes).astype(np.int64)
 
 
+def accuracy(confusion: ArrayLike) -> Floats:
+    """Share of equal labels; NaN without any.
+
+    Args:
+        confusion: ``[..., classes, classes]`` counts or weights, rows are true classes.
+
+    Returns:
+        ``[...]``
+    """
+    table = np.asarray(confusion, dtype=np.float64)
+    return ratios(np.trace(table, axis1=-2, axis2=-1), table.sum(axis=(-2, -1)))
+
+
+def balanced_accuracy(confusion: ArrayLike) -> Floats:
+    """Mean recall over the classes that occur among the true labels; shapes as in ``accuracy``."""
+    table = np.asarray(confusion, dtype=np.float64)
+    support = table.sum(axis=-1)  # [..., classes]
+    recall = ratios(np.diagonal(table, axis1=-2, axis2=-1), support)
+    occurring = support > 0
+    return ratios(np.where(occurring, recall, 0).sum(axis=-1), occurring.sum(axis=-1).astype(np.float64))
+
+
+def cohens_kappa(confusion: ArrayLike) -> Floats:
+    """Cohen's kappa of two annotators; NaN where chance alone would always agree. Shapes as in ``accuracy``."""
+    table = np.asarray(confusion, dtype=np.float64)
+    total = table.sum(axis=(-2, -1))
+    expected = ratios((table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1), total**2)
+    return chance_corrected(accuracy(table), expected)
+
+
+def balanced_accuracy_present(confusion: ArrayLike) -> float | None:
+    """Balanced accuracy of consistent against hallucinated, where truth and verdict agree that there is a fact.
+
+    Chance is a half.
+
+    Args:
+        confusion: ``[classes, classes]`` counts in the order of ``CLASS_NAMES``, rows are true classes.
+
+    Returns:
+        None where there is no such verdict.
+    """
+    facts = np.asarray(confusion)[ABSENT + 1 :, ABSENT + 1 :]
+    return float(balanced_accuracy(facts)) if facts.sum() else None
+
+
 def agreement(truth: ArrayLike, predicted: ArrayLike, class_names: Sequence[str] = CLASS_NAMES) -> Agreement:
     """Compare predicted labels with true ones.
 
@@ -77,17 +123,21 @@ def agreement(truth: ArrayLike, predicted: ArrayLike, class_names: Sequence[str]
     """
     confusion = confusion_matrix(truth, predicted, len(class_names))
     hits = np.diagonal(confusion)
-    recall = _ratios(hits, confusion.sum(axis=1))
-    occurring = [value for value in recall if value is not None]
     return Agreement(
         class_names=tuple(class_names),
         confusion=confusion,
-        accuracy=_ratios(hits.sum(keepdims=True), confusion.sum(keepdims=True).ravel())[0],
-        balanced_accuracy=sum(occurring) / len(occurring) if occurring else None,
-        precision=_ratios(hits, confusion.sum(axis=0)),
-        recall=recall,
+        accuracy=_known(accuracy(confusion)),
+        balanced_accuracy=_known(balanced_accuracy(confusion)),
+        precision=tuple(map(_known, ratios(hits, confusion.sum(axis=0)))),
+        recall=tuple(map(_known, ratios(hits, confusion.sum(axis=1)))),
     )
 
 
-def _ratios(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> tuple[float | None, ...]:
-    return tuple(part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True))
+def chance_corrected(observed: Floats, expected: Floats) -> Floats:
+    """The share of the agreement beyond chance that was reached; NaN where chance alone would always agree."""
+    return ratios(observed - expected, 1 - expected)
+
+
+def _known(figure: ArrayLike) -> float | None:
+    value = float(np.asarray(figure))
+    return None if np.isnan(value) else value

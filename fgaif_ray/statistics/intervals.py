@@ -1,29 +1,40 @@
-"""Ratios and other figures over images with bootstrap intervals.
+"""Ratios and other metrics over images with bootstrap intervals.
 
-Sub-sentences of one image hang together, so images are what is drawn, not sub-sentences (a cluster bootstrap).
+Segments of one image depend on each other, so the bootstrap draws images, not segments (a cluster bootstrap).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE: Final = 0.95
 DRAWS: Final = 2000
 _DRAWS_AT_ONCE: Final = 250
 
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and the interval of its bootstrap distribution; None where it is not defined.
+    """A metric and the interval of its bootstrap distribution; None where it is not defined.
 
     Example: ``Estimate(0.25, (0.2, 0.3))``
     """
 
     value: float | None
     interval: tuple[float, float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """``value`` and ``interval``, JSON-serialisable."""
+        return {"value": self.value, "interval": self.bounds}
+
+    @property
+    def bounds(self) -> list[float] | None:
+        """The interval, JSON-serialisable."""
+        return None if self.interval is None else list(self.interval)
 
 
 def estimate_ratios(
@@ -35,7 +46,7 @@ def estimate_ratios(
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Estimate]:
-    """Estimate ``sum(part) / sum(whole)`` of several figures with percentile bootstrap intervals.
+    """Estimate ``sum(part) / sum(whole)`` of several metrics with percentile bootstrap intervals.
 
     Args:
         clusters: ``[rows]`` the cluster (image) of each row; whole clusters are drawn with replacement.
@@ -46,36 +57,36 @@ def estimate_ratios(
         confidence: probability that the interval encloses.
 
     Raises:
-        ValueError: figures or lengths differ, or the confidence is not inside (0, 1).
+        ValueError: metrics or lengths differ, or the confidence is not inside (0, 1).
     """
     if list(parts) != list(wholes) or any(
         len(column) != len(clusters) for column in (*parts.values(), *wholes.values())
     ):
-        raise ValueError("every figure needs a part and a whole for each row")
+        raise ValueError("every metric needs a part and a whole for each row")
     if not parts:
         return {}
     columns = np.array([*parts.values(), *wholes.values()], dtype=np.float64).T  # [rows, 2 * figures]
-    estimates = estimate_figures(clusters, columns, _divide, seed=seed, draws=draws, confidence=confidence)
+    estimates = estimate_figures(clusters, columns, _halves, seed=seed, draws=draws, confidence=confidence)
     return dict(zip(parts, estimates, strict=True))
 
 
 def estimate_figures(
     clusters: Sequence[str],
-    columns: NDArray[np.float64],
-    figures: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    columns: Floats,
+    figures: Callable[[Floats], Floats],
     *,
     seed: int = 0,
     draws: int = DRAWS,
     confidence: float = CONFIDENCE,
 ) -> list[Estimate]:
-    """Estimate figures that follow from sums over rows, with percentile bootstrap intervals.
+    """Estimate metrics that follow from sums over rows, with percentile bootstrap intervals.
 
     Args:
         clusters: ``[rows]`` the cluster (image) of each row; whole clusters are drawn with replacement.
         columns: ``[rows, columns]`` what is summed.
         figures: ``[samples, columns]`` sums to ``[samples, figures]`` values, NaN where one is not defined.
         seed: seed of the draws; equal arguments give equal intervals.
-        draws: bootstrap samples; those in which a figure is not defined do not count for it.
+        draws: bootstrap samples; those in which a metric is not defined do not count for it.
         confidence: probability that the interval encloses.
 
     Raises:
@@ -113,7 +124,22 @@ def estimate_figures(
     return estimates
 
 
-def _divide(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``[rows, 2 * figures]`` sums to ``[rows, figures]`` ratios, NaN where the whole is zero."""
-    parts, wholes = np.split(sums, 2, axis=1)
-    return np.divide(parts, wholes, out=np.full_like(parts, np.nan), where=wholes > 0)
+def wilson_interval(share: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share; 95 % with the default z (Wilson, "Probable inference", 1927)."""
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def ratios(parts: ArrayLike, wholes: ArrayLike) -> Floats:
+    """Parts of wholes, of the shape that both broadcast to; NaN where the whole is zero or less."""
+    # Sums of floats that should cancel leave a rest far below any real whole.
+    known = np.asarray(wholes) > 1e-12
+    shape = np.broadcast_shapes(np.shape(parts), np.shape(wholes))
+    found: Floats = np.divide(parts, wholes, out=np.full(shape, np.nan), where=known)
+    return found
+
+
+def _halves(sums: Floats) -> Floats:
+    """``[samples, 2 * figures]`` sums to ``[samples, figures]`` ratios."""
+    return ratios(*np.split(sums, 2, axis=1))

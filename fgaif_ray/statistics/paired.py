@@ -25,7 +25,7 @@ class Mean:
 
 
 def student_t_cdf(t: float, degrees: int) -> float:
-    """P(T <= t) of Student's distribution (Abramowitz and Stegun 26.7.3 and 26.7.4, exact for whole degrees).
+    """Return P(T <= t) of Student's distribution (Abramowitz and Stegun 26.7.3 and 26.7.4, exact for whole degrees).
 
     Raises:
         ValueError: ``degrees`` is less than 1.
@@ -47,7 +47,7 @@ def student_t_cdf(t: float, degrees: int) -> float:
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """The t with P(T <= t) = ``probability``.
+    """Return the t with P(T <= t) = ``probability``.
 
     Raises:
         ValueError: the probability is not inside (0, 1), or ``degrees`` is less than 1.
@@ -66,13 +66,13 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
-    """The mean and its t interval.
+    """Return the mean and its t interval.
 
     Raises:
         ValueError: there are no values, or the confidence is not inside (0, 1).
     """
     if not values:
-        raise ValueError("the mean of nothing is not known")
+        raise ValueError("there are no values to take the mean of")
     count, mean = len(values), math.fsum(values) / len(values)
     quantile = student_t_quantile((1 + confidence) / 2, max(count - 1, 1))
     if count == 1:
@@ -85,11 +85,11 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
 def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Mean | None:
-    """The mean of the differences to a reference with the same seeds; None where they share no seed.
+    """Return the mean of the differences to a reference with the same seeds; None where they share no seed.
 
     Args:
-        values: seed -> figure.
-        reference: seed -> the figure of what it is compared with.
+        values: seed -> metric.
+        reference: seed -> the metric of what it is compared with.
         confidence: probability that the interval encloses.
     """
     seeds = sorted(values.keys() & reference.keys())

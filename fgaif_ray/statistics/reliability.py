@@ -1,6 +1,6 @@
 """Reliability of labels: chance-corrected agreement, with bootstrap intervals clustered by image.
 
-Every figure follows from sums over sub-sentences (a confusion or a coincidence matrix), so that resampling images means
+Every metric follows from sums over segments (a confusion or a coincidence matrix), so that resampling images means
 weighting their sums. Units may carry weights: a stratified sample then speaks for the set that it was drawn from.
 
 Cohen, "A coefficient of agreement for nominal scales", 1960; Krippendorff, "Computing Krippendorff's
@@ -11,56 +11,25 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, estimate_figures
+from fgaif_ray.statistics.agreement import accuracy, balanced_accuracy, chance_corrected, cohens_kappa
+from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, Floats, estimate_figures, ratios
 
 MISSING: Final = -1
-"""In place of a class code: this annotator did not rate this unit."""
+"""Stands for a missing rating, in place of a class code."""
 FIGURES: Final = ("accuracy", "balanced_accuracy", "kappa")
-
-Floats = NDArray[np.float64]
-
-
-def accuracy(confusion: ArrayLike) -> Floats:
-    """Share of equal labels; NaN without any.
-
-    Args:
-        confusion: ``[..., classes, classes]`` counts or weights, rows are true classes.
-
-    Returns:
-        ``[...]``
-    """
-    table = np.asarray(confusion, dtype=np.float64)
-    return _divide(np.trace(table, axis1=-2, axis2=-1), table.sum(axis=(-2, -1)))
-
-
-def balanced_accuracy(confusion: ArrayLike) -> Floats:
-    """Mean recall over the classes that occur among the true labels; shapes as in ``accuracy``."""
-    table = np.asarray(confusion, dtype=np.float64)
-    support = table.sum(axis=-1)  # [..., classes]
-    recall = _divide(np.diagonal(table, axis1=-2, axis2=-1), support)
-    occurring = support > 0
-    return _divide(np.where(occurring, recall, 0).sum(axis=-1), occurring.sum(axis=-1).astype(np.float64))
-
-
-def cohens_kappa(confusion: ArrayLike) -> Floats:
-    """Cohen's kappa of two annotators; NaN where chance alone would always agree. Shapes as in ``accuracy``."""
-    table = np.asarray(confusion, dtype=np.float64)
-    total = table.sum(axis=(-2, -1))
-    expected = _divide((table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1), total**2)
-    return _chance_corrected(accuracy(table), expected)
 
 
 def coincidences(ratings: ArrayLike, classes: int) -> Floats:
-    """Each unit's share of Krippendorff's coincidence matrix: its pairs of ratings, each ``1 / (raters - 1)``.
+    """Return each unit's share of Krippendorff's coincidence matrix: its pairs of ratings, each ``1 / (raters - 1)``.
 
     Args:
         ratings: ``[annotators, units]`` class codes, MISSING where there is none.
         classes: number of classes.
 
     Returns:
-        ``[units, classes, classes]``, all zero for a unit with less than two ratings: it can be paired with nothing.
+        ``[units, classes, classes]``, all zero for a unit with less than two ratings, which cannot be paired.
 
     Raises:
         ValueError: not two-dimensional, or a code out of range.
@@ -80,7 +49,7 @@ def coincidences(ratings: ArrayLike, classes: int) -> Floats:
 
 
 def krippendorff_alpha(coincidence: ArrayLike) -> Floats:
-    """Krippendorff's alpha for nominal data; NaN where nothing can be paired or only one class occurs.
+    """Return Krippendorff's alpha for nominal data; NaN where nothing can be paired or only one class occurs.
 
     Args:
         coincidence: ``[..., classes, classes]`` sums of ``coincidences`` over units.
@@ -92,8 +61,8 @@ def krippendorff_alpha(coincidence: ArrayLike) -> Floats:
     values = table.sum(axis=-1)  # [..., classes]
     total = values.sum(axis=-1)
     # Drawn without replacement: of a class with n values, n - 1 are left to pair with (weights may leave n below 1).
-    expected = _divide((values * np.maximum(values - 1, 0)).sum(axis=-1), total * (total - 1))
-    alpha = _chance_corrected(accuracy(table), expected)
+    expected = ratios((values * np.maximum(values - 1, 0)).sum(axis=-1), total * (total - 1))
+    alpha = chance_corrected(accuracy(table), expected)
     return np.where((values > 0).sum(axis=-1) > 1, alpha, np.nan)
 
 
@@ -170,14 +139,3 @@ def _weights(weights: ArrayLike | None, units: int) -> Floats:
     if values.shape != (units,):
         raise ValueError(f"need a weight for each of {units} units, got {values.shape}")
     return values[:, None]
-
-
-def _chance_corrected(observed: Floats, expected: Floats) -> Floats:
-    return _divide(observed - expected, 1 - expected)
-
-
-def _divide(parts: Floats, wholes: Floats) -> Floats:
-    """Ratios, NaN where the whole is zero or less."""
-    # Sums of floats that should cancel leave a rest far below any real whole.
-    ratios: Floats = np.divide(parts, wholes, out=np.full(np.shape(wholes), np.nan), where=np.asarray(wholes) > 1e-12)
-    return ratios

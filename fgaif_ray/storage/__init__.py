@@ -1,6 +1,8 @@
 """Where runs are kept: files, Parquet parts, and stage folders that are published whole or not at all."""
 
 from fgaif_ray.storage.files import (
+    MANIFEST,
+    broken_file,
     exists,
     file_key,
     is_folder,
@@ -15,6 +17,7 @@ from fgaif_ray.storage.files import (
     read_json,
     remove_file,
     remove_folder,
+    repair_advice,
     resolve_path,
     upload_folder,
     write_bytes,
@@ -23,13 +26,14 @@ from fgaif_ray.storage.files import (
 )
 from fgaif_ray.storage.parts import (
     list_parts,
+    open_part,
     part_uri,
     read_part,
     read_rows,
     write_part,
 )
+from fgaif_ray.storage.run_lock import hold_run, writes_run
 from fgaif_ray.storage.stage import (
-    MANIFEST,
     Stage,
     copy_stage,
     read_manifest,
@@ -38,9 +42,11 @@ from fgaif_ray.storage.stage import (
 __all__ = [
     "MANIFEST",
     "Stage",
+    "broken_file",
     "copy_stage",
     "exists",
     "file_key",
+    "hold_run",
     "is_folder",
     "is_local",
     "join",
@@ -49,6 +55,7 @@ __all__ = [
     "list_parts",
     "local_copy",
     "open_binary",
+    "open_part",
     "parent",
     "part_uri",
     "read_bytes",
@@ -58,10 +65,12 @@ __all__ = [
     "read_rows",
     "remove_file",
     "remove_folder",
+    "repair_advice",
     "resolve_path",
     "upload_folder",
     "write_bytes",
     "write_image",
     "write_json",
     "write_part",
+    "writes_run",
 ]

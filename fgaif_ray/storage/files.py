@@ -6,11 +6,14 @@ import os
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import fsspec
 
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import BrokenFileError, UserError
+
+MANIFEST: Final = "_manifest.json"
+"""Of a stage folder; ``stage.py`` says what it holds."""
 
 
 def filesystem_of(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -137,8 +140,30 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """Read a JSON file of a local path or URI."""
-    return json.loads(read_bytes(uri))
+    """Read a JSON file of a local path or URI.
+
+    Raises:
+        BrokenFileError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except (OSError, ValueError) as error:
+        raise broken_file(uri, error) from error
+
+
+def broken_file(uri: str, error: Exception) -> BrokenFileError:
+    """What to say of a file of a run that cannot be read: which it is, why, and what to remove to make it again."""
+    reason = "it is missing" if isinstance(error, FileNotFoundError) else (str(error).strip() or type(error).__name__)
+    return BrokenFileError(uri, reason.splitlines()[0].rstrip("."), repair_advice(uri))
+
+
+def repair_advice(uri: str) -> str:
+    """How to make a broken file of a run again: its stage is written whole, so the stage goes."""
+    folder = parent(uri)
+    for stage in (folder, parent(folder)):
+        if exists(join(stage, MANIFEST)):
+            return f"remove {stage} and run the job that writes it again"
+    return "remove it and run the same command again"
 
 
 def exists(uri: str) -> bool:

@@ -2,12 +2,13 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fgaif_ray.storage.files import filesystem_of, join, open_binary, write_bytes
+from fgaif_ray.storage.files import broken_file, filesystem_of, join, open_binary, write_bytes
 
 ROWS_AT_A_TIME: Final = 1024
 """Rows of a part that ``read_rows`` decodes at once."""
@@ -37,16 +38,38 @@ def list_parts(folder: str) -> list[str]:
     return [join(folder, name) for name in sorted(names) if name.startswith("part-") and name.endswith(".parquet")]
 
 
+@contextmanager
+def open_part(uri: str) -> Iterator[pq.ParquetFile]:
+    """One part, open for reading.
+
+    Raises:
+        BrokenFileError: it is missing, cut short or not Parquet, also where that shows only as the block reads rows.
+    """
+    try:
+        with open_binary(uri) as file:
+            yield pq.ParquetFile(file)
+    except (OSError, pa.ArrowException) as error:
+        raise broken_file(uri, error) from error
+
+
 def read_part(uri: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of one part."""
-    with open_binary(uri) as file:
-        rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
+    """The rows of one part.
+
+    Raises:
+        BrokenFileError: it cannot be read.
+    """
+    with open_part(uri) as part:
+        rows: list[dict[str, Any]] = part.read(columns=columns).to_pylist()
     return rows
 
 
 def read_rows(folder: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a stage folder, part by part; of a large part only some rows are in memory at a time."""
+    """The rows of a stage folder, part by part; of a large part only some rows are in memory at a time.
+
+    Raises:
+        BrokenFileError: a part cannot be read.
+    """
     for uri in list_parts(folder):
-        with open_binary(uri) as file:
-            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_A_TIME, columns=columns):
+        with open_part(uri) as part:
+            for batch in part.iter_batches(ROWS_AT_A_TIME, columns=columns):
                 yield from batch.to_pylist()

@@ -11,7 +11,10 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fgaif_ray.errors import UserError
 from fgaif_ray.storage.files import (
+    MANIFEST,
+    broken_file,
     exists,
     filesystem_of,
     is_local,
@@ -24,7 +27,8 @@ from fgaif_ray.storage.files import (
     write_json,
 )
 
-MANIFEST: Final = "_manifest.json"
+COPIED_FROM: Final = "copied_from"
+"""Entry in the manifest of a stage that is a copy of another run's: replacing it loses nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,33 @@ class Stage:
         marker = join(self.partial, "_fingerprint")
         return exists(marker) and read_bytes(marker).decode() == self.fingerprint
 
-    def begin(self) -> None:
-        """Make the partial folder ready: parts of an interrupted run of the same fingerprint stay, others go."""
+    def begin(self, *, overwrite: bool = False) -> None:
+        """Make the partial folder ready: parts of an interrupted run of the same fingerprint stay, others go.
+
+        Args:
+            overwrite: whether ``publish`` may replace a finished stage of another fingerprint.
+
+        Raises:
+            UserError: there is such a stage; the message says what would be lost.
+        """
+        begun = self.is_begun()
+        if not begun and not overwrite:
+            self._refuse_to_replace()
         filesystem, path = filesystem_of(self.partial)
-        if filesystem.exists(path) and not self.is_begun():
+        if filesystem.exists(path) and not begun:
             filesystem.rm(path, recursive=True)
         filesystem.makedirs(path, exist_ok=True)
         write_bytes(join(self.partial, "_fingerprint"), self.fingerprint.encode())
+
+    def _refuse_to_replace(self) -> None:
+        published = read_manifest(self.run, self.name)
+        if published is None or published["fingerprint"] == self.fingerprint or COPIED_FROM in published:
+            return
+        found = ", ".join(filter(None, (_size(published), _published_at(self.folder))))
+        raise UserError(
+            f"{self.folder} is finished ({found}) and was made with other settings or inputs: give another run.dir, or "
+            "add --overwrite (--set run.overwrite=true) to replace it."
+        )
 
     def publish(self, details: dict[str, Any]) -> None:
         """Make the partial folder the stage, replacing an older one; ``details`` go into its manifest."""
@@ -101,18 +125,40 @@ def copy_stage(source: str, target: str, name: str) -> None:
         raise ValueError(f"{join(source, name)} is not there")
     stage = Stage(target, name, manifest.pop("fingerprint"))
     remove_folder(stage.partial)
-    stage.begin()
+    stage.begin(overwrite=True)
     for relative, uri in list_files(join(source, name)).items():
         if relative != MANIFEST:
             write_bytes(join(stage.partial, *relative.split("/")), read_bytes(uri))
     del manifest["stage"]
-    stage.publish(manifest)
+    stage.publish(manifest | {COPIED_FROM: join(source, name)})
+
+
+def _size(manifest: dict[str, Any]) -> str:
+    """How much a finished stage holds, as far as its manifest says so."""
+    for entry in ("rows", "steps", "images", "sub_sentences", "examples"):
+        if entry in manifest:
+            return f"{manifest[entry]} {entry.replace('_', '-')}"
+    return ""
+
+
+def _published_at(folder: str) -> str:
+    filesystem, path = filesystem_of(join(folder, MANIFEST))
+    try:
+        return f"{filesystem.modified(path):%Y-%m-%d %H:%M} UTC"
+    except NotImplementedError:
+        return ""
 
 
 def read_manifest(run: str, name: str) -> dict[str, Any] | None:
-    """The manifest of a published stage, or None."""
+    """The manifest of a published stage, or None.
+
+    Raises:
+        BrokenFileError: it is there and cannot be read.
+    """
     uri = join(run, name, MANIFEST)
     if not exists(uri):
         return None
-    manifest: dict[str, Any] = read_json(uri)
+    manifest = read_json(uri)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("fingerprint"), str):
+        raise broken_file(uri, ValueError("it has no fingerprint"))
     return manifest

@@ -71,7 +71,7 @@ REWARD_PLACEMENT: Final = frozenset(
 """Settings of ``rewards`` that change neither the data nor the steps of the optimiser."""
 ALIGN_PLACEMENT: Final = frozenset(
     {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "sharding"}
-    | {"checkpoint_every", "log_samples_every", "tracking", "guards"}  # a run that a guard has stopped goes on
+    | {"checkpoint_every", "tracking", "guards"}  # a run that a guard has stopped goes on
 )
 """Settings of ``align`` that do not change the policy."""
 

@@ -6,43 +6,40 @@ image more than once computes them once (``Backbone.image_features``) and merges
 embeddings (``Backbone.input_embeddings``).
 """
 
+import copy
 import importlib.util
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fgaif_ray.errors import UserError
-
-SUPPORTED_MODEL_TYPE: Final = "llava"
-PROMPT_CACHE: Final = 4096
-"""Prompts whose token ids are remembered."""
+from fgaif_ray.vlm.checkpoint import broken, check_checkpoint, naming_broken_file, weight_files
+from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 
 
 @dataclass(eq=False)
 class Backbone:
-    """A frozen LLaVA with its processor.
+    """A frozen LLaVA: its front end and its weights.
 
     Adapters are injected into ``model`` in place, so one backbone serves any number of them.
     """
 
-    path: str
-    """Where it was loaded from; written into the adapters trained on it."""
+    front_end: FrontEnd
     model: Any
     """``LlavaForConditionalGeneration``, in eval mode, without gradients."""
-    processor: Any
-    tokenizer: Any
-    image_token_id: int
     quantised: bool = False
     """Whether the language model's weights are held in 4 bits."""
-    _prompt_ids: dict[str, list[int]] = field(default_factory=dict, repr=False)
-    _image_tokens: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
+
+    @property
+    def path(self) -> str:
+        """Where it was loaded from; written into the adapters trained on it."""
+        return self.front_end.path
 
     @property
     def language_model(self) -> nn.Module:
@@ -74,63 +71,11 @@ class Backbone:
     @property
     def eos_token_id(self) -> int:
         """The token that ends a response."""
-        return int(self.tokenizer.eos_token_id)
-
-    def prompt_text(self, prompt: str) -> str:
-        """The chat template with one image, the prompt, and the opening of the answer.
-
-        Raises:
-            ValueError: the prompt holds the image token, which would stand for a second image.
-        """
-        image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        if image_token in prompt:
-            raise ValueError(f"a prompt must not hold {image_token!r}: the image is put before it by the chat template")
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        return text
-
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of ``prompt_text`` with the image as ONE token, ``[prompt_tokens]``: what vLLM expects.
-
-        The tokenizer adds its special tokens only where the template has not written the BOS token itself.
-
-        Raises:
-            ValueError: the prompt holds the image token.
-        """
-        if prompt not in self._prompt_ids:
-            text = self.prompt_text(prompt)
-            begins = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
-            encoded = self.tokenizer(text, add_special_tokens=not begins)
-            if len(self._prompt_ids) >= PROMPT_CACHE:  # a service meets any number of prompts
-                self._prompt_ids.clear()
-            self._prompt_ids[prompt] = list(encoded["input_ids"])
-        return list(self._prompt_ids[prompt])
-
-    def image_token_count(self, image: Image.Image) -> int:
-        """Image tokens that the processor makes of an image of this size."""
-        if image.size not in self._image_tokens:
-            blank = Image.new("RGB", image.size)
-            encoded = self.processor(images=blank, text=self.processor.image_token)
-            self._image_tokens[image.size] = list(encoded["input_ids"][0]).count(self.image_token_id)
-        return self._image_tokens[image.size]
-
-    def expanded_prompt_ids(self, prompt: str, image: Image.Image) -> list[int]:
-        """Token ids of ``prompt_text`` with the image token repeated, ``[prompt_tokens]``: what the model reads.
-
-        Raises:
-            ValueError: the prompt holds the image token.
-        """
-        ids = self.prompt_ids(prompt)
-        place = ids.index(self.image_token_id)
-        return ids[:place] + [self.image_token_id] * self.image_token_count(image) + ids[place + 1 :]
+        return self.front_end.eos_token_id
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images as the vision tower wants them, ``[images, channels, height, width]``, on the model's device."""
-        encoded = self.processor.image_processor(images=list(images), return_tensors="pt")
-        values: Tensor = encoded["pixel_values"].to(self.device, self.model.dtype)
-        return values
+        return self.front_end.pixel_values(images).to(self.device, self.model.dtype)
 
     @torch.no_grad()
     def image_features(self, pixel_values: Tensor) -> Tensor:
@@ -157,7 +102,7 @@ class Backbone:
         Raises:
             ValueError: the ids do not hold as many image tokens as there are features.
         """
-        is_image = input_ids == self.image_token_id  # [batch, tokens]
+        is_image = input_ids == self.model.config.image_token_id  # [batch, tokens]
         count = image_features.shape[0] * image_features.shape[1]
         if int(is_image.sum()) != count:
             raise ValueError(f"{int(is_image.sum())} image tokens cannot take {count} image features")
@@ -178,53 +123,36 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
         The backbone on the CPU (``move_to`` moves it), in eval mode, dropout 0, without gradients.
 
     Raises:
-        UserError: there is no checkpoint, it is not a LLaVA, or it lacks safetensors weights or a chat template; or
-            this machine cannot quantise.
+        UserError: the checkpoint is not downloaded, not supported or broken; or this machine cannot quantise.
     """
     options = _quantisation_options(dtype) if quantisation == "4bit" else {}
-    advice = "give the folder of a LLaVA checkpoint such as llava-hf/llava-1.5-7b-hf"
-    if os.path.exists(path) and not os.path.exists(os.path.join(path, "config.json")):
-        raise UserError(f"{path} holds no config.json: {advice}.")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is neither a readable checkpoint folder nor a downloaded model: {advice}, or download the model "
-            f"first with `hf download NAME`."
-        ) from error
-    if config.model_type != SUPPORTED_MODEL_TYPE:
-        raise UserError(f"{path} is a {config.model_type!r} model, not a LLaVA that sees images: {advice}.")
+    folder = check_checkpoint(path)
+    front_end = load_front_end(path)
+    config = copy.deepcopy(front_end.config)
     for section in (config, config.text_config, config.vision_config):
         if hasattr(section, "attention_dropout"):
             section.attention_dropout = 0.0
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} could not be loaded as a LLaVA with safetensors weights: {reason}") from error
+        with naming_broken_file(lambda: weight_files(path, folder)[0]):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(f"{path} has no chat template: {advice}, or add a chat_template.jinja to it.")
-    return Backbone(
-        path=path,
-        model=model.eval().requires_grad_(False),
-        processor=processor,
-        tokenizer=processor.tokenizer,
-        image_token_id=int(config.image_token_id),
-        quantised=quantisation == "4bit",
-    )
+    model, found = loaded  # as ``output_loading_info`` makes it
+    if found["missing_keys"]:  # they would be drawn at random
+        missing = min(found["missing_keys"])
+        raise broken(weight_files(path, folder)[0], f"the weights lack {missing}")
+    return Backbone(front_end, model.eval().requires_grad_(False), quantised=quantisation == "4bit")
 
 
 def _quantisation_options(dtype: str) -> dict[str, Any]:
@@ -256,15 +184,3 @@ def _quantisation_options(dtype: str) -> dict[str, Any]:
         ),
         "device_map": {"": torch.cuda.current_device()},
     }
-
-
-def banned_token_ids(backbone: Backbone) -> list[int]:
-    """Ids that must never be sampled: they would break the image merge, or stand for no text.
-
-    The image, padding and unknown tokens, and rows of the vocabulary head that no token uses (checkpoints pad
-    it); never the EOS token, even where a tokenizer pads with it.
-    """
-    tokenizer = backbone.tokenizer
-    rows = int(backbone.model.get_output_embeddings().weight.shape[0])
-    banned = {backbone.image_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, *range(len(tokenizer), rows)}
-    return sorted(banned - {None, tokenizer.eos_token_id})

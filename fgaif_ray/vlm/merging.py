@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
 
 # What a checkpoint needs beside its weights: configuration, tokenizer, processor, chat template.
 _COMPANIONS: Final = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
@@ -35,7 +36,7 @@ def merged_weights(checkpoint: str, adapter: str) -> Iterator[tuple[str, Tensor]
         ValueError: the adapter has tensors that fit no weight of the checkpoint.
     """
     merger = _Merger(adapter)
-    for path in _weight_files(_folder(checkpoint)):
+    for path in _weight_files(check_checkpoint(checkpoint)):
         yield from merger.tensors(path)
     merger.check(checkpoint)
 
@@ -52,7 +53,7 @@ def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
         ValueError: the folder is not empty, the checkpoint has no safetensors files, or the adapter has tensors that
             fit no weight of it.
     """
-    target, source, merger = Path(folder), _folder(checkpoint), _Merger(adapter)
+    target, source, merger = Path(folder), check_checkpoint(checkpoint), _Merger(adapter)
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise ValueError(f"{folder} is not empty")
@@ -72,6 +73,7 @@ class _Merger:
     """Adds an adapter to weights, and knows which of its factors have found theirs."""
 
     def __init__(self, adapter: str) -> None:
+        check_adapter(adapter)
         settings = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))
         self._adapter, self._scale = adapter, settings["lora_alpha"] / settings["r"]
         weights = load_file(Path(adapter, "adapter_model.safetensors"))
@@ -95,10 +97,6 @@ class _Merger:
         if self._used != set(self._factors):
             unused = sorted(set(self._factors) - self._used)[0]
             raise ValueError(f"{self._adapter} fits another model than {checkpoint}: {unused}")
-
-
-def _folder(checkpoint: str) -> Path:
-    return Path(checkpoint if Path(checkpoint).is_dir() else snapshot_download(checkpoint, local_files_only=True))
 
 
 def _weight_files(folder: Path) -> list[Path]:

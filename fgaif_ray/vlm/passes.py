@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fgaif_ray.vlm.backbone import Backbone, banned_token_ids
+from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.entropy import entropy_from_logits
 
 # Logits that are alive at once: with 32,000 tokens of vocabulary, float32 logits of 1,048 positions (134 MB).
@@ -66,7 +66,8 @@ class VocabularyScores(nn.Module):
         self.head: nn.Module = backbone.model.get_output_embeddings()
         self.temperature = temperature
         self._vocabulary = int(self.head.weight.shape[0])
-        banned = torch.tensor(banned_token_ids(backbone), dtype=torch.int64, device=backbone.device)
+        ids = backbone.front_end.banned_token_ids
+        banned = torch.tensor(ids, dtype=torch.int64, device=backbone.device)
         self.register_buffer("_banned", banned, persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:

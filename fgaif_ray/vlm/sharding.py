@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -60,9 +60,3 @@ def shard_backbone(
         for tensor in chain(model.parameters(), model.buffers()):
             if not isinstance(tensor, DTensor):
                 tensor.data = tensor.data.to(group.device)
-
-
-def held_bytes(tensor: Tensor) -> int:
-    """What this process keeps of a tensor, sharded or not."""
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return own.untyped_storage().nbytes()

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from support.paths import ROOT
 from support.reward_helpers import PROMPT, picture
@@ -100,7 +100,7 @@ def easyr1_call(texts: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def skyrl_call(texts: list[str], tokenizer: AutoTokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
+def skyrl_call(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], dict[str, Any]]:
     """Input and output of a generator; the EOS token that it has appended itself is masked."""
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     image = [{"type": "image_url", "image_url": {"url": data_url(index)}} for index in range(len(texts))]

@@ -49,8 +49,8 @@ def many_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     for number in range(count):
         segments = []
         for index in range(4):
-            labels = tuple(generator.choices((0, 1, 2), (10, 10, 1))[0] for _ in FACT_TYPES)
-            segments.append((f"Words {number} {index}. ", labels))
+            existence, attribute, relation = (generator.choices((0, 1, 2), (10, 10, 1))[0] for _ in FACT_TYPES)
+            segments.append((f"Words {number} {index}. ", (existence, attribute, relation)))
         rows.append(feedback_row(number, f"{number % 200}.png", segments))
     return rows
 

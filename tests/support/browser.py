@@ -115,7 +115,8 @@ class Browser:
             answer = self._receive()
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:

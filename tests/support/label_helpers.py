@@ -74,7 +74,8 @@ def write_responses(config: Config, per_image: int = 1, poison: Sequence[bytes] 
         poison: files that the last ones but one have for images.
     """
     truth = load_truth(config)
-    rows = []
+    assert truth is not None
+    rows: list[dict[str, Any]] = []
     for image in prepare_images(config).sample:
         sha = hashlib.sha256(storage.read_bytes(image)).hexdigest()
         for seed in range(per_image):
@@ -91,7 +92,7 @@ def write_responses(config: Config, per_image: int = 1, poison: Sequence[bytes] 
                     "model": "policy",
                 }
             )
-    rows[-1] |= {"image": rows[-1]["image"] + ".gone", "image_sha256": "gone"}
+    rows[-1] |= {"image": f"{rows[-1]['image']}.gone", "image_sha256": "gone"}
     for index, data in enumerate(poison):
         path = Path(config.run.dir) / f"poison-{index}.jpg"
         path.write_bytes(data)

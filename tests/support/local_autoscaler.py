@@ -134,7 +134,7 @@ class LocalAutoscaler:
 
 def _connect(address: str) -> Any:
     from ray._private.state import GlobalState
-    from ray._raylet import GcsClientOptions
+    from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]  # of compiled code
 
     state = GlobalState()
     state._initialize_global_state(

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import uvicorn
+from ray.serve.handle import DeploymentHandle
 
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
@@ -67,7 +68,7 @@ def local_gateway(
         request_timeout_s=timeout_s,
         token_digest=None if token is None else token_digest(token),
     )
-    return RewardGateway(settings, [scorer])
+    return RewardGateway(settings, [cast("DeploymentHandle[Any]", scorer)])
 
 
 @contextmanager

@@ -77,8 +77,8 @@ class LocalNodes:
 
     def notice(self, node: Any, seconds: float) -> None:
         """Say that a node will be taken away, as a cloud does of a spot machine."""
-        from ray._raylet import GcsClient
-        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of compiled code
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
         reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline = int((time.time() + seconds) * 1000)

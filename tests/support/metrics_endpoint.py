@@ -8,11 +8,19 @@ from collections.abc import Collection, Iterable
 
 import ray
 
+from actors.metrics.instruments import Histogram, Instrument
+
 PATIENCE_S = 60
 SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
+
+
+def exported_names(metric: Instrument) -> tuple[str, ...]:
+    """The names of a metric's series in Prometheus."""
+    parts = ("_bucket", "_sum", "_count") if isinstance(metric, Histogram) else ("",)
+    return tuple(f"ray_{metric.name}{part}" for part in parts)
 
 
 def scrape() -> Samples:

@@ -3,11 +3,12 @@
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fgaif_ray import storage
 from fgaif_ray.config import ReportConfig, RewardComposition
@@ -17,6 +18,7 @@ from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.examples import choose_examples
 from fgaif_ray.rewards.metrics import held_out_figures, scale_probabilities
+from fgaif_ray.rewards.model import ScoringItem
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS, NO_ERRORS, POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.oracle import label_claims, read_claims
 from fgaif_ray.shapes.render import render
@@ -33,8 +35,10 @@ class NoisyTruth:
         self._scenes = scenes
         self._generator = np.random.default_rng(0)
 
-    def score_types(self, fact_types, items):
-        scores = {kind: [] for kind in fact_types}
+    def score_types(
+        self, fact_types: Sequence[str], items: Sequence[ScoringItem]
+    ) -> dict[str, list[NDArray[np.float32]]]:
+        scores: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in fact_types}
         for item in items:
             text, spans = "", []
             for segment in item.segments:
@@ -50,7 +54,9 @@ class NoisyTruth:
         return scores
 
 
-def publish(run_dir: Path, name: str, files: Mapping[str, Any], answers=(), **details) -> None:
+def publish(
+    run_dir: Path, name: str, files: Mapping[str, Any], answers: Sequence[dict[str, Any]] = (), **details: Any
+) -> None:
     stage = storage.Stage(str(run_dir), name, f"{name}-of-the-test")
     stage.begin()
     for path, value in files.items():
@@ -155,7 +161,7 @@ def evaluate_captions(
             for split in splits.values()
             for q in split
         }
-        metrics[which]["pope"] = score_splits(splits, answers)
+        metrics[which]["pope"] = score_splits({str(name): split for name, split in splits.items()}, answers)
     return rows, truth, metrics
 
 

@@ -1,16 +1,21 @@
 """Untrained reward models and a configuration to serve them with, for the tests of the reward service."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from fgaif_ray.config import Config, LoRAOptions
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.data import Example, ImageFeatures
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import RewardModel, load_reward_model
+from fgaif_ray.rewards.training import predict_heads
 from fgaif_ray.vlm.backbone import load_backbone
 from support.paths import ROOT
 
@@ -62,3 +67,8 @@ def picture(shade: int = 0, mode: str = "RGB", file_format: str = "PNG") -> byte
     buffer = io.BytesIO()
     image.convert(mode).save(buffer, format=file_format)
     return buffer.getvalue()
+
+
+def predict(model: RewardModel, head: str, examples: Sequence[Example], features: ImageFeatures) -> NDArray[np.float32]:
+    """Class probabilities of one head; see ``predict_heads``."""
+    return predict_heads(model, [head], examples, features)[head]

@@ -14,8 +14,9 @@ from actors.rewards import service as reward_service
 from fgaif_ray.config import Config
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.model import RewardModel, ScoringItem
+from fgaif_ray.rewards.scoring import ResponseVerdicts
 from fgaif_ray.segments import split_segments
-from fgaif_ray.serving.client import RewardClient
+from fgaif_ray.serving.client import RewardClient, reward_item
 from fgaif_ray.serving.wire import ScoredResponse
 from support.reward_helpers import CHECKPOINT, PROMPT, picture
 
@@ -38,9 +39,14 @@ class Service:
     def client(self) -> RewardClient:
         return RewardClient(self.info.url, token=TOKEN)
 
-    def through_handle(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    def through_handle(self, items: list[dict[str, Any]]) -> list[ResponseVerdicts | None]:
         handle = serve.get_app_handle(self.info.app_name)
-        return handle.score_responses.remote(items).result(timeout_s=60)
+        scored: list[ResponseVerdicts | None] = handle.score_responses.remote(items).result(timeout_s=60)
+        return scored
+
+    def over_http(self, items: list[dict[str, Any]]) -> list[ScoredResponse]:
+        with self.client() as client:
+            return client.score([reward_item(*item.values()) for item in items])
 
     def offline(self, data: bytes, text: str) -> dict[str, np.ndarray]:
         return offline_scores(self.model, data, text)
@@ -71,6 +77,12 @@ def error_of(answer: httpx2.Response) -> tuple[int, str]:
     assert set(body) == {"error"} and set(body["error"]) == {"code", "message", "request_id"}
     assert body["error"]["request_id"] == answer.headers["x-request-id"]
     return answer.status_code, body["error"]["code"]
+
+
+def assert_verdicts(verdicts: ResponseVerdicts | None, expected: dict[str, np.ndarray], atol: float = 1e-4) -> None:
+    assert verdicts is not None
+    for fact_type in FACT_TYPES:
+        np.testing.assert_allclose(verdicts.probabilities[fact_type], expected[fact_type], atol=atol)
 
 
 def assert_scores(scored: ScoredResponse, expected: dict[str, np.ndarray], atol: float = 1e-4) -> None:

@@ -91,3 +91,11 @@ def test_text_named_jpg_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
     with pytest.raises(UserError, match=r"a\.jpg"):
         load_image(str(tmp_path / "a.jpg"))
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.HEIC", "c.heic", "d.txt", "e"):
+        (tmp_path / name).touch()
+    assert find_images(str(tmp_path)) == [str(tmp_path / "a.png")]
+    assert "4 files are left out" in (said := capsys.readouterr().out)
+    assert ".heic 2, .txt 1, no suffix 1" in said

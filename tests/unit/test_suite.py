@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ def files_of(folder: str) -> list[Path]:
     return sorted((TESTS / folder).rglob("test_*.py"))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def marks(node: ast.AST) -> set[str]:
     """Names of the marks within a node: `ray` of `pytest.mark.ray`."""
     return {
@@ -27,14 +33,9 @@ def marks(node: ast.AST) -> set[str]:
 
 def marks_of_tests(path: Path) -> dict[str, set[str]]:
     """Each test function of a file with its own marks and those of its class and file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    of_file = set[str]().union(
-        *(
-            marks(node)
-            for node in tree.body
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
-        )
-    )
+    tree = tree_of(path)
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    of_file = set[str]().union(*(marks(node) for node in assigned if ast.unparse(node.targets[0]) == "pytestmark"))
     found = {}
     for node in tree.body:
         functions = node.body if isinstance(node, ast.ClassDef) else [node]
@@ -47,7 +48,7 @@ def marks_of_tests(path: Path) -> dict[str, set[str]]:
 
 def names_of(path: Path) -> set[str]:
     """Parameters and words in quotes: fixtures that a file asks for are among them."""
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    nodes = list(ast.walk(tree_of(path)))
     parameters = {node.arg for node in nodes if isinstance(node, ast.arg)}
     return parameters | {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
 
@@ -96,7 +97,7 @@ def test_what_tests_share_is_in_support(folder: str) -> None:
     borrowed = [
         f"{path.relative_to(TESTS)} imports {node.module}"
         for path in sorted((TESTS / folder).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ImportFrom)
         and ((node.module or "").partition(".")[0] in {*FOLDERS, "tests"} or (node.module or "").startswith("test_"))
     ]

@@ -20,6 +20,7 @@ from fgaif_ray.audit.labelled_facts import read_canary_facts
 from fgaif_ray.config import CanaryConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.statistics.intervals import wilson_interval
 
 FOLDER: Final = "canaries"
 """Folder inside the stage that holds the parts of answered canaries; they never enter the rows."""
@@ -152,13 +153,6 @@ def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) 
         "true_accepted": groups["true"].share(),
         "unasked": unasked,
     }
-
-
-def wilson_interval(share: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share; 95 % with the default z (Wilson, "Probable inference", 1927)."""
-    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 class _Group:

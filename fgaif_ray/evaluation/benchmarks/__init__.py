@@ -1,6 +1,6 @@
 """Public hallucination benchmarks: readers of their official files, and scorers by their official rules.
 
-Nothing of a benchmark comes with this package: files that users give are read as they are.
+This package ships no file of a benchmark. It reads the official files that users give, as they are.
 """
 
 from collections.abc import Collection
@@ -14,24 +14,24 @@ NAMES: Final = ("pope", "chair", "amber", "mmhal", "llava_bench")
 
 
 def parse_names(text: str) -> list[str]:
-    """Benchmarks from ``"pope,llava-bench"``.
+    """Parse the names of benchmarks, such as ``"pope,llava-bench"``.
 
     Raises:
-        UserError: one is not known, or there is none.
+        UserError: a name is unknown, or there is none.
     """
     names = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
         known = ", ".join(name.replace("_", "-") for name in NAMES)
-        raise UserError(f"--benchmarks takes some of {known}, with commas between them, not {text!r}.")
+        raise UserError(f"--benchmarks takes some of {known}, separated by commas, not {text!r}.")
     return list(dict.fromkeys(names))
 
 
 def settings_of(config: BenchmarksConfig, name: str) -> BenchmarkConfig:
-    """The section of a benchmark.
+    """Return the configuration section of a benchmark.
 
     Raises:
-        UserError: there is none.
+        UserError: it is not configured.
     """
     section: BenchmarkConfig | None = getattr(config, name)
     if section is None:

@@ -1,8 +1,8 @@
 """AMBER (Wang et al., arXiv 2311.07397): descriptions, and yes/no questions in which "No" is the positive class.
 
-Figures follow the official script, with three differences: nouns are the words of the official list in singular form,
+Metrics follow the official script, with three differences: nouns are the words of the official list in singular form,
 with no part-of-speech tagger; similar words are those of ``similar.json`` in place of a spaCy model's vectors (only
-equal words without that file); and nothing is rounded or kept from zero by small constants.
+equal words without that file); and nothing is rounded or kept above zero by small constants.
 """
 
 import re
@@ -20,11 +20,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     OfficialFiles,
     Reviews,
     Scores,
-    divide,
     first_images,
     need,
 )
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
+from fgaif_ray.statistics.intervals import ratios
 
 GENERATIVE: Final = "generative"
 SIMILAR: Final = "similar.json"
@@ -56,7 +56,7 @@ _ASKED: Final = 5
 
 
 class WordJudge:
-    """What the official word lists say of the nouns of a description."""
+    """The official word lists, applied to the nouns of a description."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class WordJudge:
         """Args:
         associations: annotated word -> words that stand for it.
         safe: words that are never wrong.
-        similar: word -> words of the list that mean about the same; None knows equal words alone.
+        similar: word -> words of the list with about the same meaning; None means equal words only.
         """
         self._associations = associations
         self._safe = safe
@@ -76,12 +76,12 @@ class WordJudge:
         self._lexicon = Lexicon(self._words)
 
     def nouns(self, text: str) -> list[str]:
-        """Words of the official list, a mention each; as in the official script, a capital letter hides a word."""
+        """List the mentioned words of the official list; as in the official script, a capital letter hides a word."""
         bases = (self._lexicon.base(token) for token in tokens(text))
         return [word for word in bases if word in self._words]
 
     def count(self, text: str, truth: list[str], pitfalls: list[str]) -> tuple[int, int, int, int]:
-        """Wrong mentions, mentions, annotated objects covered, and pitfalls (typical hallucinations) said."""
+        """Count wrong mentions, mentions, annotated objects covered, and pitfalls (typical hallucinations) said."""
         nouns = self.nouns(text)
         covered: set[str] = set()
         said: set[str] = set()
@@ -102,7 +102,7 @@ class WordJudge:
         return wrong, len(nouns), len(covered), len(said)
 
     def _match(self, noun: str, annotated: list[str], *, similar: bool) -> str | None:
-        """The first annotated word that a noun stands for; associated words come before the annotated ones."""
+        """Return the first annotated word that a noun stands for; associated words come before the annotated ones."""
         pairs = [(word, name) for name in annotated for word in self._associations[name]]
         pairs += [(name, name) for name in annotated]
         alike = self._similar.get(noun, frozenset()) if similar else frozenset()
@@ -110,7 +110,7 @@ class WordJudge:
 
 
 def says(answer: str) -> str | None:
-    """The word Yes or No that an answer begins with, in any case; None where it begins with neither."""
+    """Return the Yes or No that an answer begins with, in any case; None where it begins with neither."""
     found = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
     return None if found is None else found[1].capitalize()
 
@@ -189,7 +189,7 @@ class Amber:
 
 def _figures(sums: Floats) -> Floats:
     wrong, mentions, covered, to_cover, said, pitfalls, descriptions_wrong, descriptions = sums[:, :_DESCRIBED].T
-    described = divide(
+    described = ratios(
         np.stack([wrong, covered, descriptions_wrong, said], axis=1),
         np.stack([mentions, to_cover, descriptions, pitfalls], axis=1),
     )
@@ -200,10 +200,10 @@ def _figures(sums: Floats) -> Floats:
         measures.append(
             np.stack(
                 [
-                    divide(right, questions),
-                    divide(rightly_no, said_no),
-                    divide(rightly_no, no),
-                    divide(2 * rightly_no, said_no + no),
+                    ratios(right, questions),
+                    ratios(rightly_no, said_no),
+                    ratios(rightly_no, no),
+                    ratios(2 * rightly_no, said_no + no),
                 ],
                 axis=1,
             )

@@ -1,11 +1,11 @@
-"""Answers that were made elsewhere, or by this run: JSON lines, joined with the questions by id or text.
+"""Answers made elsewhere or by this run: JSON lines, joined with the questions by id or text.
 
     {"benchmark": "pope", "model": "mine", "id": "random/1", "answer": "Yes"}
     {"benchmark": "amber", "image": "AMBER_1.jpg", "question": "Describe this image.", "answer": "A lake ..."}
 
 ``benchmark`` may be missing where one is scored, ``model`` is the file's name where it is missing. A row is found by
 ``id``, or by ``image`` and ``question``, or by ``image`` where a benchmark asks once about each. A ``question`` beside
-an ``id`` has to be the official text: files of another version share ids and not questions.
+an ``id`` has to be the official text, because files of other versions share ids but not questions.
 """
 
 import json
@@ -22,7 +22,7 @@ Answers = dict[str, dict[str, dict[str, str]]]
 
 
 def read_rows(files: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of answer files, each with ``model`` and ``place`` (for messages).
+    """Read the rows of answer files, each with ``model`` and ``place`` (for messages).
 
     Raises:
         UserError: a file cannot be read, or a row has no text under ``answer``.
@@ -42,19 +42,19 @@ def read_rows(files: Sequence[str]) -> list[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number} is not JSON ({error.msg}).") from error
             if not isinstance(row, dict) or not isinstance(row.get("answer"), str):
-                raise UserError(f"{path}, line {number}: an answer has its text under 'answer'.")
+                raise UserError(f"{path}, line {number}: an answer needs its text under 'answer'.")
             rows.append({"model": default} | row | {"place": f"{path}, line {number}"})
     return rows
 
 
 def images_of(rows: Iterable[Mapping[str, Any]], name: str, *, alone: bool) -> set[str]:
-    """The images that rows of one benchmark are about, by ``image`` or ``id``."""
+    """List the images that rows of one benchmark are about, by ``image`` or ``id``."""
     own = (row for row in rows if is_about(row, name, alone=alone))
     return {str(row.get("image", row.get("id"))).rsplit("/", 1)[-1] for row in own}
 
 
 def is_about(row: Mapping[str, Any], name: str, *, alone: bool) -> bool:
-    """Whether a row belongs to a benchmark; one without a name does where that benchmark stands alone."""
+    """Tell whether a row belongs to a benchmark. A row without a name does if that benchmark is the only one."""
     told = row.get("benchmark")
     return alone if told is None else str(told).replace("-", "_") == name
 
@@ -62,7 +62,7 @@ def is_about(row: Mapping[str, Any], name: str, *, alone: bool) -> bool:
 def join_answers(
     rows: Iterable[Mapping[str, Any]], benchmark: Benchmark, *, alone: bool, limited: bool = False
 ) -> dict[str, dict[str, str]]:
-    """The answers to a benchmark, by model and question id; every model has answered every question.
+    """Collect the answers to a benchmark, by model and question id. Every model has to have answered every question.
 
     Args:
         rows: from ``read_rows``.
@@ -108,13 +108,13 @@ def join_answers(
         if missing:
             raise UserError(
                 f"{model} has not answered {len(missing)} of {len(prompts)} questions of {benchmark.title}, the first: "
-                f"{missing[0]}; figures over a part of a benchmark cannot be compared."
+                f"{missing[0]}; metrics over a part of a benchmark cannot be compared."
             )
     return dict(found)
 
 
 def answer_lines(benchmark: Benchmark, model: str, answers: Mapping[str, str]) -> str:
-    """A model's answers as JSON lines that ``read_rows`` reads back."""
+    """Format a model's answers as JSON lines that ``read_rows`` reads back."""
     lines = [
         {
             "benchmark": benchmark.name,

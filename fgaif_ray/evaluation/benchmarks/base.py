@@ -1,4 +1,4 @@
-"""What all benchmarks share: questions, official files, and scores as sums that a bootstrap can redraw."""
+"""The shared parts of all benchmarks: questions, official files, and scores as sums that a bootstrap can redraw."""
 
 import ast
 import hashlib
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 DOCUMENTATION: Final = "docs/benchmarks.md"
 RATE: Final = 100.0
-"""Scale of a figure that is shown in percent."""
+"""Scale of a metric that is shown in percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,54 +29,54 @@ class BenchmarkQuestion:
 
     id: str
     image: str
-    """As the official file names it."""
+    """Its name in the official file."""
     prompt: str
-    """The official one, without the configured suffix."""
+    """The official prompt, without the configured suffix."""
     max_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeQuestion:
-    """What a judge is asked about one answer, or about one answer beside a reference."""
+    """A question to a judge about one answer, or about one answer beside a reference."""
 
     id: str
-    """Of the question that was answered."""
+    """Id of the question that was answered."""
     swapped: bool
-    """Whether the answer stands first, where the official order has the reference first."""
+    """Whether the answer comes first, where the official order has the reference first."""
     messages: list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """A judge's words, or why there are none."""
+    """A judge's review, or the reason why there is none."""
 
     text: str | None
     reason: str | None = None
 
 
 Reviews = Mapping[tuple[str, bool], Review]
-"""By question id and whether the order was swapped."""
+"""Reviews by question id and whether the order was swapped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The answers of one model, as columns whose sums give every figure.
+    """The answers of one model, as columns whose sums give every metric.
 
     Example: ``Scores(("1",), ("a.jpg",), np.array([[1.0, 1.0]]), {"accuracy": RATE}, ratio, {"unreadable": 0})``
     """
 
     ids: tuple[str, ...]
-    """``[rows]`` what was scored."""
+    """``[rows]`` ids of the scored questions."""
     images: tuple[str, ...]
-    """``[rows]`` image of each: intervals draw images."""
+    """``[rows]`` image of each row; intervals draw images."""
     columns: Floats
     """``[rows, columns]``"""
     scales: dict[str, float]
-    """Figure -> what to multiply it by to print it as papers do."""
+    """Metric -> factor with which papers print it."""
     figures: Callable[[Floats], Floats]
-    """``[samples, columns]`` sums -> ``[samples, figures]``, NaN where a figure is not defined."""
+    """``[samples, columns]`` sums -> ``[samples, figures]``, NaN where a metric is not defined."""
     counts: dict[str, int] = field(default_factory=dict)
-    """What is told besides, such as answers that could not be read."""
+    """Further counts, such as answers that could not be read."""
 
 
 class Benchmark(Protocol):
@@ -89,16 +89,16 @@ class Benchmark(Protocol):
 
     @property
     def questions(self) -> Sequence[BenchmarkQuestion]:
-        """In the official order."""
+        """The questions in the official order."""
         ...
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was read, for the record."""
+        """The settings and digests of what was read, for the record."""
         ...
 
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
-        """What the judge has to be asked about a model's answers, by question id; nothing for a benchmark without."""
+        """Questions to the judge about a model's answers, by question id; empty for a benchmark without a judge."""
         ...
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
@@ -107,7 +107,7 @@ class Benchmark(Protocol):
 
 
 class OfficialFiles:
-    """The official files of a benchmark in a user's folder; remembers which were read, by digest."""
+    """The official files of a benchmark in a user's folder. It remembers the digests of the files that were read."""
 
     def __init__(self, title: str, name: str, folder: str) -> None:
         """Args:
@@ -119,30 +119,30 @@ class OfficialFiles:
         self.digests: dict[str, str] = {}
 
     def find(self, *names: str) -> str | None:
-        """The first of these names that is a file of the folder."""
+        """Return the first of these names that is a file of the folder."""
         return next((name for name in names if storage.exists(storage.join(self.folder, name))), None)
 
     def text(self, *names: str) -> str:
-        """The text of the first of these files that is there.
+        """Return the text of the first of these files that exists.
 
         Raises:
-            UserError: none is, or it is no text.
+            UserError: none exists, or it is not text.
         """
         name = self.find(*names)
         if name is None:
             raise UserError(
                 f"{self.folder} holds no {' or '.join(names)}: put the official files of {self._title} there "
-                f"({DOCUMENTATION} tells where they are) or correct evaluate.benchmarks.{self._name}.path."
+                f"({DOCUMENTATION} says where they are) or correct evaluate.benchmarks.{self._name}.path."
             )
         data = storage.read_bytes(storage.join(self.folder, name))
         self.digests[name] = hashlib.sha256(data).hexdigest()[:16]
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise self.fault(name, "it is no UTF-8 text") from error
+            raise self.fault(name, "it is not UTF-8 text") from error
 
     def rows(self, *names: str) -> list[dict[str, Any]]:
-        """The objects of a JSON array or of JSON lines.
+        """Read the objects of a JSON array or of JSON lines.
 
         Raises:
             UserError: no such file, or it has another form.
@@ -154,11 +154,11 @@ class OfficialFiles:
         except json.JSONDecodeError as error:
             raise self.fault(name, f"it is not JSON ({error.msg}, line {error.lineno})") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise self.fault(name, "it is no list of objects")
+            raise self.fault(name, "it is not a list of objects")
         return rows
 
     def object(self, *names: str) -> dict[str, Any]:
-        """The object of a JSON file; raises UserError as ``rows`` does."""
+        """Read the object of a JSON file; raises UserError as ``rows`` does."""
         text = self.text(*names)
         name = self.find(*names) or names[0]
         try:
@@ -166,23 +166,23 @@ class OfficialFiles:
         except json.JSONDecodeError as error:
             raise self.fault(name, f"it is not JSON ({error.msg}, line {error.lineno})") from error
         if not isinstance(value, dict):
-            raise self.fault(name, "it is no JSON object")
+            raise self.fault(name, "it is not a JSON object")
         return value
 
     def fault(self, name: str, what: str) -> UserError:
-        """The error that says what is wrong with a file."""
-        return UserError(f"{storage.join(self.folder, name)} is no official file of {self._title}: {what}.")
+        """Make the error that says what is wrong with a file."""
+        return UserError(f"{storage.join(self.folder, name)} is not an official file of {self._title}: {what}.")
 
 
 def need(row: Mapping[str, Any], files: OfficialFiles, name: str, number: int, /, **kinds: type) -> None:
-    """Raises UserError where a row lacks a key or its value is of another type; ``number`` counts from 1."""
+    """Raise UserError where a row lacks a key or its value has another type; ``number`` counts from 1."""
     for key, kind in kinds.items():
         if not isinstance(row.get(key), kind):
             raise files.fault(name, f"entry {number} has no {key} of type {kind.__name__}")
 
 
 def python_text(source: str, name: str) -> str | None:
-    """The text that a Python source assigns to a name at its top level; nothing of it is run."""
+    """Return the text that a Python source assigns to a name at its top level, without running it."""
     try:
         statements = ast.parse(source).body
     except SyntaxError:
@@ -196,17 +196,11 @@ def python_text(source: str, name: str) -> str | None:
 
 
 def first_images(questions: Sequence[BenchmarkQuestion], limit: int | None) -> list[BenchmarkQuestion]:
-    """The questions about the first so many images; all of them without a limit."""
+    """Return the questions about the first ``limit`` images; all of them without a limit."""
     if limit is None:
         return list(questions)
     kept = set(list(dict.fromkeys(question.image for question in questions))[:limit])
     return [question for question in questions if question.image in kept]
-
-
-def divide(parts: Floats, wholes: Floats) -> Floats:
-    """Ratios, NaN where the whole is zero."""
-    ratios: Floats = np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=np.asarray(wholes) > 0)
-    return ratios
 
 
 def _lines(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """CHAIR (Rohrbach et al., arXiv 1809.02156): objects in captions of COCO images that are not in the image.
 
 The truth of an image is the categories of its instances and the objects that its reference captions mention, both
-after the official synonyms. What the official script writes into its code (double words, qualifiers of animals and
-vehicles) is read from that script where it lies beside the synonyms; without it, the two-word synonyms are the double
+after the official synonyms. The official script has some lists in its code (double words, qualifiers of animals and
+vehicles). They are read from that script if it is beside the synonyms; without it, the two-word synonyms are the double
 words. Words are brought to the singular by the synonym list itself, not by the ``pattern`` package.
 """
 
@@ -23,11 +23,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     OfficialFiles,
     Reviews,
     Scores,
-    divide,
     need,
 )
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
 from fgaif_ray.records import fingerprint
+from fgaif_ray.statistics.intervals import ratios
 
 SYNONYMS: Final = "synonyms.txt"
 SCRIPT: Final = "chair.py"
@@ -35,7 +35,7 @@ YEARS: Final = ("val2014", "train2014", "val2017", "train2017")
 _LIST: Final = r"\b{name}\s*=\s*\[([^\]]*)\]"
 _WORDS: Final = re.compile(r"\s*(?:(?:'[^'\\]*'|\"[^\"\\]*\")\s*(?:,\s*|$))*")
 _WORD: Final = re.compile(r"'([^'\\]*)'|\"([^\"\\]*)\"")
-"""A list of quoted words is read as text: nothing of the script is evaluated."""
+"""Pattern of a list of quoted words, read as text: the script is not evaluated."""
 _QUALIFIED: Final = re.compile(r"double_word_dict\[\s*['\"](\w+) %s['\"]\s*%\s*(\w+)\s*\]")
 _MAPPED: Final = re.compile(r"double_word_dict\[\s*['\"]([\w ]+)['\"]\s*\]\s*=\s*['\"]([\w ]+)['\"]")
 
@@ -56,11 +56,11 @@ class ObjectReader:
         self._lexicon = Lexicon({*self._names, *(word for double in doubles for word in double.split())})
 
     def name_of(self, word: str) -> str | None:
-        """The object that a synonym stands for."""
+        """Return the object that a synonym stands for."""
         return self._names.get(word)
 
     def objects(self, text: str) -> list[str]:
-        """The objects that a text mentions, a mention each, in order."""
+        """List the objects that a text mentions, one per mention, in order."""
         words = [self._lexicon.base(token) for token in tokens(text.lower())]
         read: list[str] = []
         place = 0
@@ -74,7 +74,7 @@ class ObjectReader:
 
 
 def read_objects(files: OfficialFiles) -> ObjectReader:
-    """The reader of the official synonyms and, where the script is there, its double words.
+    """Read the official synonyms and, if the script is there, its double words.
 
     Raises:
         UserError: no synonyms, or a script without the official lists.
@@ -88,7 +88,7 @@ def read_objects(files: OfficialFiles) -> ObjectReader:
 
 
 def _script_doubles(source: str, name: str, files: OfficialFiles) -> dict[str, str]:
-    """The double words of the official script; its text is searched, nothing of it is run."""
+    """Read the double words of the official script by searching its text; the script is not run."""
 
     def words(of: str) -> list[str]:
         found = re.search(_LIST.format(name=of), source)
@@ -114,7 +114,7 @@ class Chair:
 
         Args:
             config: the settings.
-            images: file names to ask about, as far as the annotations know them.
+            images: file names to ask about; those that the annotations do not know are left out.
             draw: whether to draw ``sample_images`` of them, or take all.
             seed: of the draw.
 
@@ -201,7 +201,7 @@ class Chair:
 def _figures(sums: Floats) -> Floats:
     wrong, mentions, captions_wrong, found, objects, words, captions = sums.T
     parts = np.stack([wrong, captions_wrong, found, words, mentions], axis=1)
-    return divide(parts, np.stack([mentions, captions, objects, captions, captions], axis=1))
+    return ratios(parts, np.stack([mentions, captions, objects, captions, captions], axis=1))
 
 
 def _annotation_files(files: OfficialFiles, kind: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Finds a benchmark's images in a user's folder."""
+"""Lookup of a benchmark's images in a user's folder."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ class ImageFolder:
         if folder is None or not storage.is_folder(folder):
             raise UserError(
                 f"Set evaluate.benchmarks.{name}.images to the folder of its images "
-                f"({folder or 'nothing'} is none; {DOCUMENTATION})."
+                f"({folder or 'nothing'} is not a folder; {DOCUMENTATION})."
             )
         self._name, self._folder = name, folder
         self._files: dict[str, str] = {}
@@ -35,11 +35,11 @@ class ImageFolder:
 
     @property
     def names(self) -> set[str]:
-        """All names by which an image can be found."""
+        """Return all names by which an image can be found."""
         return set(self._files)
 
     def find_all(self, names: Iterable[str]) -> dict[str, str]:
-        """Paths or URIs by official name.
+        """Find the paths or URIs of images by official name.
 
         Raises:
             UserError: some are missing; the message names the first.

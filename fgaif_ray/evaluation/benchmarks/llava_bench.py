@@ -1,8 +1,8 @@
 """LLaVA-Bench (Liu et al., arXiv 2304.08485), on COCO (90 questions) or in the wild (60).
 
 A judge scores an answer beside a reference from 1 to 10 each. Every pair is judged in both orders and averaged; the
-relative score is the mean of the answers' scores in percent of the mean of the reference's. An answer counts only where
-both reviews can be read; the others are counted apart (the official script takes -1 for them).
+relative score is the mean of the answers' scores in percent of the mean of the reference's. An answer counts only if
+both reviews can be read; the others are counted separately (the official script takes -1 for them).
 """
 
 import re
@@ -20,10 +20,10 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Review,
     Reviews,
     Scores,
-    divide,
     first_images,
     need,
 )
+from fgaif_ray.statistics.intervals import ratios
 
 QUESTIONS: Final = ("qa90_questions.jsonl", "questions.jsonl")
 REFERENCES: Final = ("qa90_gpt4_answer.jsonl", "answers_gpt4.jsonl")
@@ -31,13 +31,13 @@ CONTEXTS: Final = ("caps_boxes_coco2014_val_80.jsonl", "context.jsonl")
 RULES: Final = "rule.json"
 SCRIPTS: Final = ("eval_gpt_review_visual.py", "eval_gpt_review_bench.py")
 WILD: Final = "llava_bench_"
-"""Stands before the categories of the wild set in the rules."""
+"""Prefix of the wild set's categories in the rules."""
 SCALE: Final = (1.0, 10.0)
 _SYSTEM: Final = re.compile(r"['\"]role['\"]:\s*['\"]system['\"],\s*['\"]content['\"]:\s*(['\"])(.+?)\1")
 
 
 def read_scores(review: str) -> tuple[float, float] | None:
-    """The two scores in the first line of a review; None where it does not hold two numbers from 1 to 10."""
+    """Read the two scores in the first line of a review; None unless it holds two numbers from 1 to 10."""
     parts = review.strip().split("\n", 1)[0].replace(",", " ").split()
     try:
         scores = [float(part) for part in parts]
@@ -147,7 +147,7 @@ class LlavaBench:
         )
 
     def _scores(self, question: BenchmarkQuestion, reviews: Reviews) -> tuple[float, float] | None:
-        """Scores of the answer and of the reference, each the mean over both orders."""
+        """Return the scores of the answer and of the reference, each the mean over both orders."""
         read = [read_scores(reviews.get((question.id, swapped), Review(None)).text or "") for swapped in (False, True)]
         first, second = read
         if first is None or second is None:
@@ -157,8 +157,8 @@ class LlavaBench:
 
 def _figures(sums: Floats) -> Floats:
     answers, references = sums[:, 0::2], sums[:, 1::2]
-    overall = divide(answers.sum(axis=1, keepdims=True), references.sum(axis=1, keepdims=True))
-    return np.concatenate([overall, divide(answers, references)], axis=1) * 100
+    overall = ratios(answers.sum(axis=1, keepdims=True), references.sum(axis=1, keepdims=True))
+    return np.concatenate([overall, ratios(answers, references)], axis=1) * 100
 
 
 def _context(row: Mapping[str, Any]) -> str:

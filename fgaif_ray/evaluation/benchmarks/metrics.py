@@ -1,4 +1,4 @@
-"""Figures of scored answers with intervals, differences of two models on the same questions, and a table of both."""
+"""Metrics of scored answers with intervals, differences of two models on the same questions, and a table of both."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from fgaif_ray.evaluation.benchmarks.base import RATE, Floats, Scores
-from fgaif_ray.statistics.intervals import Estimate, estimate_figures
+from fgaif_ray.statistics.intervals import estimate_figures
 
 
 def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:
-    """A model's figures, JSON-serialisable.
+    """Measure a model; the result is JSON-serialisable.
 
     Returns:
         ``figures``: name -> ``value`` (rates between 0 and 1) and its 95 % ``interval`` from a bootstrap over images,
@@ -19,13 +19,13 @@ def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:
     estimates = estimate_figures(scores.images, scores.columns, scores.figures, seed=seed)
     return {
         "answers": len(scores.ids),
-        "figures": {name: _plain(estimate) for name, estimate in zip(scores.scales, estimates, strict=True)},
+        "figures": {name: estimate.to_dict() for name, estimate in zip(scores.scales, estimates, strict=True)},
         "counts": dict(scores.counts),
     }
 
 
 def compare(first: Scores, second: Scores, seed: int = 0) -> dict[str, Any]:
-    """The second model's figures less the first's, on the questions for which both have a score.
+    """Subtract the first model's metrics from the second's, on the questions for which both have a score.
 
     The bootstrap draws the same images for both, so what makes an image hard for both does not widen the interval.
 
@@ -49,18 +49,18 @@ def compare(first: Scores, second: Scores, seed: int = 0) -> dict[str, Any]:
     estimates = estimate_figures([first.images[row] for row in rows[0].tolist()], both, differences, seed=seed)
     return {
         "answers": len(shared),
-        "figures": {name: _plain(estimate) for name, estimate in zip(first.scales, estimates, strict=True)},
+        "figures": {name: estimate.to_dict() for name, estimate in zip(first.scales, estimates, strict=True)},
     }
 
 
 def table(
     title: str, scales: Mapping[str, float], models: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Lines of a table: a row for each figure, a column for each model and each comparison.
+    """Format a table as lines: a row for each metric, a column for each model and each comparison.
 
     Args:
         title: of the benchmark.
-        scales: figure -> what to multiply it by.
+        scales: metric -> factor with which it is printed.
         models: name -> what ``measure`` gave.
         comparisons: what ``compare`` gave, with ``first`` and ``second``.
     """
@@ -78,10 +78,6 @@ def table(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
         for row in rows
     ]
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "interval": None if estimate.interval is None else list(estimate.interval)}
 
 
 def _cell(figure: Mapping[str, Any], scale: float, sign: str = "") -> str:

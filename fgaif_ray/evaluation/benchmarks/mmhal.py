@@ -1,7 +1,7 @@
-"""MMHal-Bench (Sun et al., arXiv 2309.14525): 96 questions, each answer rated from 0 to 6 by a judge without eyes.
+"""MMHal-Bench (Sun et al., arXiv 2309.14525): 96 questions, each answer rated from 0 to 6 by a judge.
 
-The judge's prompt is read from the official script, which lies beside the questions. A rating that cannot be read is
-counted apart and left out; the official script takes it for 0.
+The judge does not see the image. Its prompt is read from the official script, which is beside the questions. A rating
+that cannot be read is left out and counted separately; the official script takes it for 0.
 """
 
 import re
@@ -20,11 +20,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Review,
     Reviews,
     Scores,
-    divide,
     first_images,
     need,
     python_text,
 )
+from fgaif_ray.statistics.intervals import ratios
 
 TYPES: Final = 8
 """Types of question; the official file has them in turn, and its script goes by position modulo 8."""
@@ -37,7 +37,7 @@ _PLACE: Final = "{}"
 
 
 def read_rating(review: str) -> int | None:
-    """The one rating from 0 to 6 in a review; None without one, or with several that differ."""
+    """Read the rating from 0 to 6 in a review; None without one, or with several that differ."""
     found = {int(number) for number in _RATING.findall(review)}
     rating = found.pop() if len(found) == 1 else None
     return rating if rating is not None and rating <= BEST else None
@@ -81,7 +81,7 @@ class MMHal:
                 row = self._rows[int(question.id)]
                 contents = ", ".join(str(content) for content in row["image_content"])
                 filled = [contents, row["question"], row["gt_answer"], answers[question.id]]
-                # Not str.format: what is filled in may hold braces.
+                # Not str.format: the inserted texts may hold braces.
                 text = "".join(part for pair in zip(self._template, [*filled, ""], strict=True) for part in pair)
                 asked.append(JudgeQuestion(question.id, False, [{"role": "user", "content": text}]))
         return asked
@@ -112,5 +112,5 @@ class MMHal:
 
 
 def _figures(sums: Floats) -> Floats:
-    overall = divide(sums[:, :2], np.repeat(sums[:, 2:3], 2, axis=1))
-    return np.concatenate([overall, divide(sums[:, 3::2], sums[:, 4::2])], axis=1)
+    overall = ratios(sums[:, :2], np.repeat(sums[:, 2:3], 2, axis=1))
+    return np.concatenate([overall, ratios(sums[:, 3::2], sums[:, 4::2])], axis=1)

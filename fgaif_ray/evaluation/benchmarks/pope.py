@@ -1,4 +1,4 @@
-"""POPE (Li et al., arXiv 2305.10355): the published files, the official reading and the official figures.
+"""POPE (Li et al., arXiv 2305.10355): the published files, the official reading and the official metrics.
 
 The three splits are joined with answers by id and text, never by position: the random split has had 2,910 and 3,000
 questions. The headline is the mean over the splits.
@@ -19,10 +19,10 @@ from fgaif_ray.evaluation.benchmarks.base import (
     OfficialFiles,
     Reviews,
     Scores,
-    divide,
     first_images,
 )
 from fgaif_ray.evaluation.pope import FIGURES, STRATEGIES, parse_questions, says_yes
+from fgaif_ray.statistics.intervals import ratios
 
 COUNTS: Final = 4
 """Columns of a split: hits, misses, false alarms, right rejections; "yes" is the positive class."""
@@ -49,7 +49,7 @@ class Pope:
             for entry in parse_questions(files.text(name), storage.join(config.path, name)):
                 question = BenchmarkQuestion(f"{split}/{entry.question_id}", entry.image, entry.text, config.max_tokens)
                 if question.id in self._labels:
-                    raise files.fault(name, f"the question id {entry.question_id} stands there twice")
+                    raise files.fault(name, f"the question id {entry.question_id} occurs twice")
                 self._labels[question.id] = entry.label
                 found.append(question)
         self.questions: Sequence[BenchmarkQuestion] = first_images(found, config.limit)
@@ -80,9 +80,9 @@ class Pope:
 
 
 def _figures(sums: Floats) -> Floats:
-    """``[samples, 4 * splits]`` counts to the means over the splits, then each split's FIGURES."""
+    """Turn ``[samples, 4 * splits]`` counts into the means over the splits, then each split's FIGURES."""
     splits = [_of_split(sums[:, start : start + COUNTS]) for start in range(0, sums.shape[1], COUNTS)]
-    # A mean over splits is not defined where a split has no such figure.
+    # A mean over splits is not defined where a split has no such metric.
     return np.concatenate([np.mean(splits, axis=0), *splits], axis=1)
 
 
@@ -91,11 +91,11 @@ def _of_split(counts: Floats) -> Floats:
     total = counts.sum(axis=1)
     return np.stack(
         [
-            divide(hits + rejections, total),
-            divide(hits, hits + false_alarms),
-            divide(hits, hits + misses),
-            divide(2 * hits, 2 * hits + false_alarms + misses),
-            divide(hits + false_alarms, total),
+            ratios(hits + rejections, total),
+            ratios(hits, hits + false_alarms),
+            ratios(hits, hits + misses),
+            ratios(2 * hits, 2 * hits + false_alarms + misses),
+            ratios(hits + false_alarms, total),
         ],
         axis=1,
     )

@@ -25,7 +25,7 @@ def tokens(text: str) -> list[str]:
 
 
 def singulars(word: str) -> Iterator[str]:
-    """The forms that a word may be the plural of, the likeliest first."""
+    """List the forms that a word may be the plural of, the likeliest first."""
     if word in _IRREGULAR:
         yield _IRREGULAR[word]
     if word.endswith("men") and len(word) > 3:
@@ -48,7 +48,7 @@ class Lexicon:
         self._words = frozenset(words)
 
     def base(self, word: str) -> str:
-        """The word itself where the list has it, else a singular that it has, else the word itself."""
+        """Return the word itself if the list has it, else a singular that it has, else the word itself."""
         if word in self._words:
             return word
         return next((form for form in singulars(word) if form in self._words), word)

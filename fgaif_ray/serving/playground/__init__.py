@@ -1,7 +1,7 @@
-"""The page on which a person tries the reward models: an image, a response, and what each sub-sentence is worth.
+"""The page on which a person tries the reward models: an image, a response, and the reward of each segment.
 
 One HTML document without outside resources. It asks `POST /v1/rewards` of the service that serves it, with a token that
-is typed in and kept in the page's memory alone. Texts of strangers become text nodes, and the page's policy runs no
+is typed in and kept in the page's memory only. Untrusted texts become text nodes, and the page's policy allows no
 script but its own.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fgaif_ray import __version__
 from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url
+from fgaif_ray.pages import page_environment, page_source, page_style
 from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_PROMPT_CHARACTERS, MAX_RESPONSE_CHARACTERS, TOKEN_VARIABLE
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS, POLICY_ERRORS, write_caption
@@ -30,19 +30,16 @@ EXAMPLES: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Playground:
-    """What the service answers with."""
+    """The page and the headers of the service's answer."""
 
     html: str
     headers: Mapping[str, str]
 
 
 def build_playground(fact_types: Sequence[FactType] = DEFAULT, *, token_needed: bool) -> Playground:
-    """The page of a service that scores these types and does or does not want a token."""
-    loader = PackageLoader("fgaif_ray.serving.playground")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style, script = (loader.get_source(environment, name)[0] for name in ("playground.css", "playground.js"))
+    """Render the page of a service that scores these types, with or without a token."""
+    environment = page_environment("fgaif_ray.serving.playground")
+    style, script = page_style(environment, "playground.css"), page_source(environment, "playground.js")
     style = style_variables(fact_types) + _dots(fact_types) + style
     html: str = environment.get_template("playground.html.j2").render(
         style=Markup(style),
@@ -60,7 +57,7 @@ def build_playground(fact_types: Sequence[FactType] = DEFAULT, *, token_needed: 
 
 
 def example_scenes() -> list[dict[str, Any]]:
-    """Held-out scenes, each with a description that has the errors of the embedded world's policy."""
+    """Make held-out scenes, each with a description that has the errors of the embedded world's policy."""
     examples = []
     for index in range(EXAMPLES):
         scene = draw_scene("heldout", index)
@@ -84,7 +81,7 @@ def _dots(fact_types: Sequence[FactType]) -> str:
 
 
 def _data(fact_types: Sequence[FactType]) -> dict[str, Any]:
-    """What the script reads."""
+    """The data that the script reads."""
     return {
         "types": [one.name for one in fact_types],
         "colours": {one.name: colour_of(one.name) for one in fact_types},

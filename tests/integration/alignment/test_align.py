@@ -5,12 +5,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import ray
+import tenacity
 import torch
 from peft import PeftModel
 from PIL import Image
@@ -26,9 +28,11 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.scoring import ResponseVerdicts, SegmentedResponse
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.run_log import read_lines
-from fgaif_ray.vlm.backbone import banned_token_ids, load_backbone
+from fgaif_ray.segments import Span
+from fgaif_ray.vlm.backbone import load_backbone
 from jobs import align
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
@@ -86,7 +90,7 @@ def test_every_step_samples_from_the_newest_weights(finished: tuple[Config, Path
 
 def test_samples_are_logged_with_their_verdicts(finished: tuple[Config, Path]) -> None:
     rows = read_lines(str(finished[1] / "samples.jsonl"))
-    assert {row["step"] for row in rows} == {1, 2, 3}
+    assert {row["step"] for row in rows} == {1, 3}  # the first and the last
     spoken = [row for row in rows if row["segments"]]
     assert spoken
     for row in spoken:
@@ -96,7 +100,7 @@ def test_samples_are_logged_with_their_verdicts(finished: tuple[Config, Path]) -
 
 def test_the_published_adapter_loads_with_peft(finished: tuple[Config, Path]) -> None:
     base = load_backbone(CHECKPOINT, "float32")
-    ids = torch.tensor([base.expanded_prompt_ids("Describe it.", noise(0))])
+    ids = torch.tensor([base.front_end.expanded_prompt_ids("Describe it.", noise(0))])
     pixels = base.pixel_values([noise(0)])
     before = base.model(input_ids=ids, pixel_values=pixels).logits
     model = PeftModel.from_pretrained(base.model, str(finished[1]))
@@ -194,7 +198,7 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     config = align_config(tmp_path, sync)
     config = config.model_copy(update={"align": config.align.model_copy(update={"num_workers": 3})})
     model = PolicyModel(base, config.align.lora)
-    requests = [RolloutRequest(tuple(base.prompt_ids("Describe it.")), picture(shade), shade) for shade in range(6)]
+    requests = [RolloutRequest(base.front_end.prompt_ids("Describe it."), picture(shade), shade) for shade in range(6)]
     images = [decode_image(request.image) for request in requests]
 
     def learner_log_probs(rollouts: list[Rollout]) -> torch.Tensor:
@@ -205,7 +209,7 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     def engine_log_probs(rollouts: list[Rollout], width: int) -> torch.Tensor:
         return torch.tensor([[*one.log_probs, *[0.0] * (width - len(one.log_probs))] for one in rollouts])
 
-    with rollout_workers(config, banned_token_ids(base)) as workers:
+    with rollout_workers(config, base.front_end.banned_token_ids) as workers:
         [worker] = workers
         previous = None
         rollouts: list[Rollout] = []
@@ -239,32 +243,32 @@ class FlakyRewards:
     def __init__(self) -> None:
         self.calls = 0
 
-    async def score_responses(self, items: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    async def score_responses(self, items: list[dict[str, Any]]) -> list[ResponseVerdicts | None]:
         self.calls += 1
         if self.calls <= (9 if items[0]["prompt"] == "much later" else 1):
             raise RuntimeError("not yet")
-        verdict = {
-            "start": 0,
-            "end": 2,
-            "token_end": 0,
-            **{kind: [0, 1, 0] for kind in FACT_TYPES},
-        }
-        return [None if item["prompt"] == "lost" else {"response": "ok", "segments": [verdict]} for item in items]
+        response = SegmentedResponse("ok", [Span(0, 2)], [1])
+        verdicts = ResponseVerdicts(response, [0], dict.fromkeys(FACT_TYPES, np.array([[0, 1, 0]], np.float32)), "v1")
+        return [None if item["prompt"] == "lost" else verdicts for item in items]
 
 
-def test_rewards_are_asked_for_again_and_never_made_up(ray_cluster: dict[str, Any]) -> None:
+def test_rewards_are_asked_for_again_and_never_made_up(
+    ray_cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     serve.run(FlakyRewards.bind(), name="flaky", route_prefix=None)
     pauses: list[float] = []
+    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=pauses.append))
     items = [
         {"prompt": prompt, "image": b"", "response": None, "response_token_ids": [1]} for prompt in ("a", "lost", "b")
     ]
-    verdicts = Rewarder("flaky", 30.0, 2, pause=pauses.append).score(items)
-    waited: list[float] = []
+    verdicts = Rewarder("flaky", 30.0, 2).score(items)
+    paused = len(pauses)
     late = [items[0] | {"prompt": "much later"}]
-    assert Rewarder("flaky", 30.0, 2, pause=waited.append).score(late)[0].failure is None
+    assert Rewarder("flaky", 30.0, 2).score(late)[0].failure is None
     serve.delete("flaky")
+    waited = pauses[paused:]
     assert len(waited) > 4 and max(waited) <= 10  # a service that is down is waited for
     assert [verdict.probabilities is None for verdict in verdicts] == [False, True, False]
     assert verdicts[0].response == "ok" and verdicts[0].token_ends == (0,)
     assert verdicts[1].failure is not None and verdicts[1].refused
-    assert pauses == [0.5]  # for the call that failed; what the models cannot score is not asked again
+    assert pauses[:paused] == [0.5]  # for the call that failed; what the models cannot score is not asked again

@@ -13,7 +13,7 @@ import ray
 from support.fake_openai import FakeOpenAI, Misbehaving
 from support.label_helpers import PRICE, answer_by_rule, make_config, write_responses
 from support.local_gateway import TOKEN, WEIGHTS, LocalScorer, local_gateway, served
-from support.metrics_endpoint import PATIENCE_S, Samples, scrape, scrape_until, total
+from support.metrics_endpoint import PATIENCE_S, Samples, exported_names, scrape, scrape_until, total
 from support.reward_helpers import PROMPT, RESPONSE, picture
 
 from actors import metrics
@@ -136,7 +136,7 @@ def samples(run: Run) -> Samples:
         metrics.PPO_STEP, metrics.PPO_REWARD, metrics.PPO_TOKENS, metrics.PPO_PHASE_DURATION, metrics.PPO_GUARD_STREAK,
         metrics.PPO_GUARD_TRIPS,
     ]  # fmt: skip
-    return scrape_until((name for metric in recorded for name in metric.exported_names), run.workers)
+    return scrape_until((name for metric in recorded for name in exported_names(metric)), run.workers)
 
 
 def test_calls_tokens_and_money_are_those_of_the_ledger(run: Run, samples: Samples) -> None:

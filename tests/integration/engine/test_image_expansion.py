@@ -33,7 +33,7 @@ print(json.dumps(output.prompt_token_ids))
 def test_vllm_expands_the_image_to_the_same_ids(tmp_path: Path) -> None:
     backbone, image = load_backbone(CHECKPOINT), Image.open(io.BytesIO(picture()))
     image.save(tmp_path / "image.png")
-    ids = json.dumps(backbone.prompt_ids(PROMPT))
+    ids = json.dumps(backbone.front_end.prompt_ids(PROMPT))
     finished = subprocess.run(
         [sys.executable, "-c", EXPAND_IN_VLLM, CHECKPOINT, str(tmp_path / "image.png"), ids],
         capture_output=True,
@@ -42,4 +42,4 @@ def test_vllm_expands_the_image_to_the_same_ids(tmp_path: Path) -> None:
         cwd=ROOT,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert json.loads(finished.stdout.splitlines()[-1]) == backbone.expanded_prompt_ids(PROMPT, image)
+    assert json.loads(finished.stdout.splitlines()[-1]) == backbone.front_end.expanded_prompt_ids(PROMPT, image)

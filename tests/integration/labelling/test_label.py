@@ -3,6 +3,7 @@
 Facts come from a local OpenAI-compatible server that reads the sub-sentence by rule.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from support.label_helpers import ANNOTATOR, KEY_VARIABLE, Rules, facts_of, make
 
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.labels import read_official, segment_labels
+from fgaif_ray.feedback.labels import segment_labels, to_official
 from fgaif_ray.records import FACT_TYPES
 from jobs import label
 
@@ -129,10 +130,10 @@ class TestLabel:
         facts = [fact for segment in row["segments"] for fact in segment["facts"]]
         for fact in facts[:4]:
             prompt = load_prompt("verify-v1").render(statement=fact["text"])
-            ids = torch.tensor([backbone.expanded_prompt_ids(prompt, image)])  # [1, expanded_prompt_tokens]
+            ids = torch.tensor([backbone.front_end.expanded_prompt_ids(prompt, image)])  # [1, expanded_prompt_tokens]
             with torch.no_grad():
                 logits = backbone.model(input_ids=ids, pixel_values=backbone.pixel_values([image])).logits[0, -1]
-            words = label_words(backbone.tokenizer)
+            words = label_words(backbone.front_end.tokenizer)
             weights = {word: logits[list(tokens)].exp().sum() for word, tokens in words.items()}
             assert fact["p_consistent"] == pytest.approx(float(weights["yes"] / sum(weights.values())), abs=2e-3)
 
@@ -162,12 +163,12 @@ class TestLabel:
 
     def test_official_form_reads_back_to_the_same_labels(self, labelled: Labelled) -> None:
         with open(storage.join(labelled.config.run.dir, "feedback", "official.jsonl")) as file:
-            official = {line.image: line for line in read_official(file)}
+            official = {line["image"]: line for line in map(json.loads, file)}
         for row in labelled.feedback:
             line = official[row["image"]]
-            assert list(line.segments) == [segment["text"] for segment in row["segments"]]
-            expected = [tuple(segment["labels"][name] for name in FACT_TYPES) for segment in row["segments"]]
-            assert list(line.labels) == expected
+            assert line["sub"] == [segment["text"] for segment in row["segments"]]
+            codes = [[segment["labels"][name] for name in FACT_TYPES] for segment in row["segments"]]
+            assert line["labels"] == [[to_official(code) for code in triple] for triple in codes]
 
     def test_finished_stage_is_left_alone(self, labelled: Labelled, endpoint: Endpoint) -> None:
         answered = endpoint.answered.total()

@@ -12,6 +12,7 @@ import pytest
 from support.fake_openai import FakeOpenAI
 from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, KEY_VARIABLE, Rules, make_config, write_responses
 
+from actors.engine.blocks import seal
 from actors.labelling.extraction import EXTRACTED_SCHEMA
 from actors.labelling.verifier import Verification, Verifier
 from fgaif_ray import storage
@@ -211,9 +212,30 @@ class TestRepeatedBlock:
             config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
         )
         worker = ray.remote(Verifier).remote(verification)
-        tables = [pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA) for given in (rows, rejected, rows)]
+        failed = [rows[0], rows[1] | {"facts": None, "unavailable": "server: the endpoint failed"}]
+        tables = [pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA) for given in (rows, rejected, failed, rows)]
         counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["labelled"] for table in tables]
         ray.kill(worker)
-        assert counts == [2, 2, 2]
+        assert counts == [2, 2, 2, 2]
         assert len(list(storage.read_rows(stage.partial))) == 2
         assert storage.list_parts(rejected_stage.partial) == []
+
+    def test_a_response_that_the_endpoint_failed_on_is_neither_labelled_nor_rejected(
+        self, tmp_path: Path, ray_cluster: Any
+    ) -> None:
+        import ray
+
+        config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
+        row = write_responses(config)[0] | {"spans": [], "facts": None, "unavailable": "server: down"}
+        stage, rejected_stage = feedback_stages(config)
+        half = dict.fromkeys(FACT_TYPES, 0.5)
+        verification = Verification(
+            config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
+        )
+        worker = ray.remote(Verifier).remote(verification)
+        [counts] = ray.get(
+            worker.__call__.remote(seal(pa.Table.from_pylist([row], schema=EXTRACTED_SCHEMA)))
+        ).to_pylist()
+        ray.kill(worker)
+        assert (counts["labelled"], counts["rejected"], counts["unavailable"]) == (0, 0, ["server: down"])
+        assert [list(storage.read_rows(place.partial)) for place in (stage, rejected_stage)] == [[], []]

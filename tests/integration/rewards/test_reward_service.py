@@ -19,7 +19,7 @@ import pytest
 import yaml
 from ray import serve
 from support.adapter_calls import easyr1_call, openrlhf_call, skyrl_call, trl_call
-from support.metrics_endpoint import scrape_until, total
+from support.metrics_endpoint import exported_names, scrape_until, total
 from support.reward_helpers import (
     CHECKPOINT,
     PROMPT,
@@ -29,7 +29,15 @@ from support.reward_helpers import (
     save_reward_models,
     service_config,
 )
-from support.reward_service_helpers import TOKEN, TOKENIZER, Service, assert_scores, error_of, handle_items
+from support.reward_service_helpers import (
+    TOKEN,
+    TOKENIZER,
+    Service,
+    assert_scores,
+    assert_verdicts,
+    error_of,
+    handle_items,
+)
 
 from actors import metrics
 from actors.rewards import service as reward_service
@@ -76,40 +84,37 @@ def wire_item(**changes: Any) -> dict[str, Any]:
 
 def test_http_handle_and_offline_scores_agree_in_order(service: Service) -> None:
     items = handle_items(RESPONSES)
-    with service.client() as client:
-        over_http = client.score([reward_item(*item.values()) for item in items])
-    through_handle = [ScoredResponse.model_validate(result) for result in service.through_handle(items)]
-    for item, scored, handled in zip(items, over_http, through_handle, strict=True):
-        assert scored.response == handled.response == item["response"]
+    for item, scored, handled in zip(items, service.over_http(items), service.through_handle(items), strict=True):
+        assert scored.response == handled.response.text == item["response"]
         expected = service.offline(item["image"], item["response"])
         assert_scores(scored, expected)
-        assert_scores(handled, expected)
+        assert_verdicts(handled, expected)
 
 
 def test_rewards_are_weighted_as_configured(service: Service) -> None:
-    [scored] = service.through_handle(handle_items([RESPONSE]))
-    for segment in scored["segments"]:
+    [scored] = service.over_http(handle_items([RESPONSE]))
+    for segment in scored.segments:
         expected = {
-            fact_type: weight * (segment[fact_type][1] - segment[fact_type][2])
+            fact_type: weight * (getattr(segment, fact_type)[1] - getattr(segment, fact_type)[2])
             for fact_type, weight in service.config.align.reward.weights.items()
         }
-        assert segment["rewards"] == pytest.approx(expected, abs=1e-6)
-        assert segment["reward"] == pytest.approx(sum(expected.values()), abs=1e-6)
+        assert segment.rewards == pytest.approx(expected, abs=1e-6)
+        assert segment.reward == pytest.approx(sum(expected.values()), abs=1e-6)
 
 
 def test_token_rewards_lie_on_the_ends_of_the_segments(service: Service) -> None:
     [item] = handle_items([RESPONSE])
-    [scored] = service.through_handle([item])
+    [scored] = service.over_http([item])
     expected = np.zeros(len(item["response_token_ids"]))
-    for segment in scored["segments"]:
-        expected[segment["token_end"]] += segment["reward"]
-    assert len(scored["segments"]) == 2
-    np.testing.assert_allclose(scored["token_rewards"], expected, atol=1e-6)
+    for segment in scored.segments:
+        expected[segment.token_end] += segment.reward
+    assert len(scored.segments) == 2
+    np.testing.assert_allclose(scored.token_rewards, expected, atol=1e-6)
 
 
 def test_a_single_sub_sentence_is_rewarded(service: Service) -> None:
-    [scored] = service.through_handle(handle_items(["A red circle."]))
-    assert len(scored["segments"]) == 1 and sum(scored["token_rewards"]) == pytest.approx(scored["reward"]) != 0
+    [scored] = service.over_http(handle_items(["A red circle."]))
+    assert len(scored.segments) == 1 and sum(scored.token_rewards) == pytest.approx(scored.reward) != 0
 
 
 def test_a_response_may_come_as_ids_alone(service: Service) -> None:
@@ -125,7 +130,7 @@ def test_more_items_than_a_batch_holds_keep_their_order(service: Service) -> Non
     texts = [f"{RESPONSES[index % 4]} There is a red circle." for index in range(70)]
     results = service.through_handle(handle_items(texts))
     for index in (0, 15, 16, 37, 69):
-        assert_scores(ScoredResponse.model_validate(results[index]), service.offline(picture(index), texts[index]))
+        assert_verdicts(results[index], service.offline(picture(index), texts[index]))
 
 
 def test_callers_at_the_same_time_get_their_own_scores(service: Service) -> None:
@@ -353,7 +358,7 @@ def test_models_are_listed_with_their_versions(service: Service) -> None:
 def test_requests_and_batches_of_each_model_are_exported_for_prometheus(service: Service) -> None:
     assert service.post(json={"items": [wire_item()]}).status_code == 200
     recorded = (metrics.REWARD_REQUESTS, metrics.REWARD_BATCH_ITEMS, metrics.REWARD_FORWARD_DURATION)
-    samples = scrape_until(name for metric in recorded for name in metric.exported_names)
+    samples = scrape_until(name for metric in recorded for name in exported_names(metric))
     assert total(samples, "ray_fgaif_reward_requests_total", route="/v1/rewards", status="200") >= 1
     for name in ("ray_fgaif_reward_batch_items_count", "ray_fgaif_reward_forward_duration_seconds_count"):
         assert all(total(samples, name, model=fact_type) >= 1 for fact_type in FACT_TYPES)
@@ -461,15 +466,14 @@ def test_other_models_and_placement_replace_the_service(service: Service, tmp_pa
     with other.client() as client:
         assert (client.models().kind, client.models().temperature_scaling) == ("multitask", True)
     items = handle_items(RESPONSES)
-    for item, result in zip(items, other.through_handle(items), strict=True):
-        scored = ScoredResponse.model_validate(result)
-        assert scored.model_version == info.model_version
-        assert_scores(scored, other.offline(item["image"], item["response"]))
+    for item, verdicts in zip(items, other.through_handle(items), strict=True):
+        assert verdicts.model_version == info.model_version
+        assert_verdicts(verdicts, other.offline(item["image"], item["response"]))
 
 
 def test_a_backbone_that_is_none_is_told_in_one_sentence(service: Service, tmp_path: Path) -> None:
     config = service_config(tmp_path, placement="shared")
     config = config.model_copy(update={"rewards": config.rewards.model_copy(update={"backbone": str(tmp_path)})})
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} holds no config.json")):
+    with pytest.raises(UserError, match=re.escape(f"broken: {tmp_path}/config.json")):
         reward_service.deploy(config, service.folders)
     assert reward_service.APP_NAME not in serve.status().applications

@@ -18,6 +18,7 @@ from support.reward_helpers import PROMPT, offline_model, picture, save_reward_m
 from support.reward_service_helpers import TOKEN, Service, assert_scores
 
 from actors.rewards import service as reward_service
+from fgaif_ray.config import change_config
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.serving.client import RetryPolicy, RewardClient, reward_item
 from fgaif_ray.serving.wire import RewardItem, ScoredResponse
@@ -205,17 +206,20 @@ def is_close(scored: ScoredResponse, fact_type: str, expected: np.ndarray) -> bo
     return bool(np.allclose(triples, expected, atol=1e-4))
 
 
-def test_deploying_another_version_fails_no_request(service: Service, tmp_path: Path) -> None:
-    folders = save_reward_models(tmp_path / "rewards", seed=3)
+@pytest.mark.parametrize(("replace", "seed"), [("in_place", 3), ("rolling", 5)])
+def test_deploying_another_version_fails_no_request(service: Service, tmp_path: Path, replace: str, seed: int) -> None:
+    folders = save_reward_models(tmp_path / "rewards", seed=seed)
+    before = reward_service.deploy(service.config, service.folders)
+    config = change_config(service.config, [f"serve.replace={replace}"])
     with Load(service.info.url, NO_RETRIES) as load:
         load.wait_for(10)
-        info = reward_service.deploy(service.config, folders)
+        info = reward_service.deploy(config, folders)
         load.wait_for(4 * load.callers)  # those that were under way may still have had replicas of before
         deployed = len(load.answers)
         load.wait_for(10)
     assert load.failures == []
-    assert info.url == service.info.url and info.model_version != service.info.model_version
-    new = Service(service.config, folders, info, offline_model(folders))
+    assert info.url == before.url and info.model_version != before.model_version
+    new = Service(config, folders, info, offline_model(folders))
     for index, scored in load.answers[:deployed]:
         old, other = (one.offline(picture(index), scored.response) for one in (service, new))
         for fact_type in FACT_TYPES:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.reward_helpers import predict
 from support.reward_training import (
     CHECKPOINT,
     feedback_rows,
@@ -20,7 +21,6 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.data import ImageFeatures, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import load_reward_model
-from fgaif_ray.rewards.training import predict
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 from jobs import train_rewards

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from support.sampling_runs import GOOD_IMAGES, MAX_TOKENS, POLICY, PROMPTS, make_config, write_images
 
-from actors.engine.chat import ImageChat
 from fgaif_ray import storage
 from fgaif_ray.config import Config
+from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 from jobs import sample
 
 
@@ -25,8 +25,8 @@ def sampled(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> tuple
 
 
 @pytest.fixture(scope="module")
-def chat() -> ImageChat:
-    return ImageChat(str(POLICY))
+def front_end() -> FrontEnd:
+    return load_front_end(str(POLICY))
 
 
 @pytest.mark.ray
@@ -49,9 +49,9 @@ class TestSample:
         assert asked["a001.png"] == PROMPTS[1]
         assert asked["a002.png"] == PROMPTS[0]
 
-    def test_response_is_the_decoded_token_ids(self, sampled: Any, chat: ImageChat) -> None:
+    def test_response_is_the_decoded_token_ids(self, sampled: Any, front_end: FrontEnd) -> None:
         _, rows = sampled
-        assert all(row["response"] == chat.decode(row["token_ids"]) for row in rows)
+        assert all(row["response"] == front_end.decode(row["token_ids"]) for row in rows)
 
     def test_end_token_is_kept_exactly_where_the_response_ended(self, sampled: Any) -> None:
         _, rows = sampled
@@ -63,9 +63,9 @@ class TestSample:
             else:
                 assert end not in row["token_ids"] and len(row["token_ids"]) == MAX_TOKENS
 
-    def test_banned_tokens_are_never_sampled(self, sampled: Any, chat: ImageChat) -> None:
+    def test_banned_tokens_are_never_sampled(self, sampled: Any, front_end: FrontEnd) -> None:
         _, rows = sampled
-        assert not {token for row in rows for token in row["token_ids"]} & set(chat.banned)
+        assert not {token for row in rows for token in row["token_ids"]} & set(front_end.banned_token_ids)
 
     def test_interrupted_run_goes_on_with_the_same_responses(self, sampled: Any, tmp_path: Path) -> None:
         config, rows = sampled

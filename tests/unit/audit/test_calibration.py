@@ -45,50 +45,47 @@ def shifted(count: int, seed: int = 0, cut: float = 0.2) -> Facts:
     return facts_of(p.tolist(), truth.tolist(), [FACT_TYPES[place % 3] for place in range(count)])
 
 
-def score(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, threshold: float, objective: str) -> float:
+def score(p: np.ndarray, truth: np.ndarray, weights: np.ndarray, threshold: float) -> float:
     said = p >= threshold
     right, wrong = weights[truth & said].sum(), weights[~truth & ~said].sum()
-    if objective == "accuracy":
-        return float((right + wrong) / weights.sum())
     return float((right / weights[truth].sum() + wrong / weights[~truth].sum()) / 2)
 
 
 @given(
     st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans(), st.floats(0.1, 10)), min_size=2, max_size=30).filter(
         lambda facts: len({truth for _, truth, _ in facts}) == 2
-    ),
-    st.sampled_from(["balanced_accuracy", "accuracy"]),
+    )
 )
 @settings(deadline=None, max_examples=200)
-def test_no_threshold_is_better_than_the_chosen_one(facts: list[tuple[float, bool, float]], objective: Any) -> None:
+def test_no_threshold_is_better_than_the_chosen_one(facts: list[tuple[float, bool, float]]) -> None:
     p, truth, weights = (np.array(column) for column in zip(*facts))
-    chosen = choose_threshold(p, truth, weights, objective)
+    chosen = choose_threshold(p, truth, weights)
     assert 0 < chosen < 1
     values = np.unique(p)
     others = [0.5, *np.append((values[:-1] + values[1:]) / 2, [values[0] / 2, (1 + values[-1]) / 2])]
-    best = max(score(p, truth, weights, other, objective) for other in others if 0 < other < 1)
-    assert score(p, truth, weights, chosen, objective) == pytest.approx(best)
+    best = max(score(p, truth, weights, other) for other in others if 0 < other < 1)
+    assert score(p, truth, weights, chosen) == pytest.approx(best)
 
 
 def test_half_is_kept_where_it_is_as_good_as_any() -> None:
-    assert choose_threshold([0.1, 0.9], [False, True], [1, 1], "balanced_accuracy") == 0.5
+    assert choose_threshold([0.1, 0.9], [False, True], [1, 1]) == 0.5
 
 
 def test_the_middle_of_the_best_interval_is_taken() -> None:
-    assert choose_threshold([0.6, 0.8], [False, True], [1, 1], "balanced_accuracy") == pytest.approx(0.7)
+    assert choose_threshold([0.6, 0.8], [False, True], [1, 1]) == pytest.approx(0.7)
 
 
 def test_weights_count() -> None:
-    p, truth = [0.6, 0.7, 0.8], [False, True, False]
-    assert choose_threshold(p, truth, [1, 1, 5], "accuracy") > 0.8
-    assert choose_threshold(p, truth, [1, 5, 1], "accuracy") == pytest.approx(0.65)
+    p, truth = [0.6, 0.7, 0.8, 0.9], [False, True, False, True]
+    assert choose_threshold(p, truth, [1, 1, 5, 1]) == pytest.approx(0.85)
+    assert choose_threshold(p, truth, [1, 5, 1, 1]) == pytest.approx(0.65)
 
 
 def test_a_type_of_one_class_takes_the_threshold_of_all() -> None:
     facts = facts_of(
         [0.2, 0.3, 0.8, 0.9], [False, True, True, True], ["existence", "existence", "relation", "relation"]
     )
-    thresholds = fit_thresholds(facts, "balanced_accuracy", per_type=True)
+    thresholds = fit_thresholds(facts)
     assert thresholds == dict.fromkeys(FACT_TYPES, pytest.approx(0.25))
 
 
@@ -96,13 +93,12 @@ def test_types_have_thresholds_of_their_own() -> None:
     facts = facts_of(
         [0.1, 0.3, 0.7, 0.9], [False, True, False, True], ["existence", "existence", "relation", "relation"]
     )
-    thresholds = fit_thresholds(facts, "balanced_accuracy", per_type=True)
+    thresholds = fit_thresholds(facts)
     assert (thresholds["existence"], thresholds["relation"]) == (pytest.approx(0.2), pytest.approx(0.8))
-    assert len(set(fit_thresholds(facts, "balanced_accuracy", per_type=False).values())) == 1
 
 
 def test_calibration_finds_a_shifted_threshold() -> None:
-    found = calibrate(shifted(600), "balanced_accuracy", per_type=True)
+    found = calibrate(shifted(600))
     figures = found["figures"]["all"]
     assert all(abs(threshold - 0.2) < 0.06 for threshold in found["thresholds"].values())
     assert figures["cross_validated"]["balanced_accuracy"]["value"] > figures["at_half"]["balanced_accuracy"]["value"]
@@ -116,7 +112,7 @@ def test_cross_validation_sees_no_gain_in_noise() -> None:
     for seed in range(40):
         generator = np.random.default_rng(seed)
         facts = facts_of(generator.random(30).tolist(), (np.arange(30) % 2 == 0).tolist(), per_image=1)
-        figures = calibrate(facts, "balanced_accuracy", per_type=False)["figures"]["all"]
+        figures = calibrate(facts)["figures"]["all"]
         fitted, tested = (figures[how]["balanced_accuracy"]["value"] for how in ("fitted", "cross_validated"))
         gaps.append(fitted - tested)
         held_out.append(tested)
@@ -126,23 +122,23 @@ def test_cross_validation_sees_no_gain_in_noise() -> None:
 
 def test_held_out_images_do_not_decide_their_own_threshold() -> None:
     facts = facts_of([0.1, 0.9, 0.1, 0.9, 0.8, 0.85], [False, True, False, True, False, True])
-    (fits,) = {tuple(cross_validate(facts, "balanced_accuracy", per_type=False).tolist())}
+    (fits,) = {tuple(cross_validate(facts).tolist())}
     assert fits[4]  # its own image would have moved the threshold above 0.8
 
 
 def test_one_image_cannot_be_cross_validated() -> None:
     facts = facts_of([0.1, 0.9], [False, True])
-    assert calibrate(facts, "balanced_accuracy", per_type=True)["figures"]["all"]["cross_validated"] is None
+    assert calibrate(facts)["figures"]["all"]["cross_validated"] is None
 
 
 def test_calibration_error_is_the_gap_between_probability_and_truth() -> None:
     facts = facts_of([0.75] * 4 + [0.05] * 4, [True, True, True, False, True, False, False, False])
-    error = calibrate(facts, "accuracy", per_type=False)["figures"]["all"]["expected_calibration_error"]
+    error = calibrate(facts)["figures"]["all"]["expected_calibration_error"]
     assert error["value"] == pytest.approx(0.5 * 0.0 + 0.5 * 0.2)
 
 
 def test_figures_are_printed_and_written(tmp_path: Path) -> None:
-    found = calibrate(shifted(60), "balanced_accuracy", per_type=True)
+    found = calibrate(shifted(60))
     storage.write_json(str(tmp_path / "figures.json"), found)
     lines = calibration_lines(found, "runs/a/calibration")
     assert "60 labelled facts of 30 images" in lines[0]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from fgaif_ray.audit.control_items import CanaryPool, load_canaries, measure, wilson_interval
+from fgaif_ray.audit.control_items import CanaryPool, load_canaries, measure
 from fgaif_ray.config import CanaryConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.shapes.canaries import scene_canaries
 from fgaif_ray.shapes.oracle import read_claims
 from fgaif_ray.shapes.scenes import draw_scene
+from fgaif_ray.statistics.intervals import wilson_interval
 
 IMAGES = ["a", "b", "c"]
 HALF = dict.fromkeys(FACT_TYPES, 0.5)

@@ -72,7 +72,8 @@ def test_the_sizes_of_the_adapter_are_counted(model: PolicyModel) -> None:
 def test_the_large_shape_is_that_of_llava_1_5_7b() -> None:
     backbone = build_backbone(SHAPES["7b"], torch.device("meta"), torch.bfloat16, 0)
     assert sum(parameter.numel() for parameter in backbone.model.parameters()) == 7_063_427_072
-    assert (backbone.image_token_id, backbone.eos_token_id, backbone.model.config.image_seq_length) == (32000, 2, 576)
+    config = backbone.model.config
+    assert (config.image_token_id, backbone.eos_token_id, config.image_seq_length) == (32000, 2, 576)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The configuration tree: shipped files load, overrides apply, and every mistake is named in one sentence."""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from fgaif_ray.config import Config, dump_config, load_config
+from fgaif_ray.config import Config, Section, dump_config, load_config
+from fgaif_ray.config.mistakes import REMOVED_KEYS
 from fgaif_ray.errors import UserError
 
 SERVE_APPLICATION = "serve-rewards.yaml"  # of Ray Serve's own form, see test_serve_deploy.py
@@ -51,6 +53,24 @@ def test_a_mistake_is_named(override: str, named: str) -> None:
         load_config("configs/shapes.yaml", [override])
 
 
+def test_a_key_that_is_gone_is_told_with_what_holds_instead() -> None:
+    with pytest.raises(UserError, match=r"serve\.batch_wait_timeout_s no longer exists: leave it out \(replicas wait"):
+        load_config("configs/shapes.yaml", ["serve.batch_wait_timeout_s=0.1"])
+
+
+def test_no_key_that_is_gone_is_there() -> None:
+    for key in REMOVED_KEYS:
+        section: Any = Config
+        *sections, last = key.split(".")
+        for name in sections:
+            section = next(
+                kind
+                for kind in (section.model_fields[name].annotation, *get_args(section.model_fields[name].annotation))
+                if isinstance(kind, type) and issubclass(kind, Section)
+            )
+        assert last not in section.model_fields
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {dir: x}\n")
     with pytest.raises(UserError, match="the key data is missing"):
@@ -78,3 +98,64 @@ def test_the_configuration_cannot_be_changed() -> None:
 def test_a_change_of_one_section_leaves_its_aliases_alone(repository: Path) -> None:
     config = load_config(repository / "configs" / "shapes.yaml", ["sample.engine.num_gpus=1"])
     assert (config.sample.engine.num_gpus, config.evaluate.engine.num_gpus) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("align.stepz=3", "did you mean align.steps"),
+        ("sampel.temperature=1", "did you mean sample"),
+        ("sample.learning_rat=1", "check its spelling"),
+        ("sample.minibatch_size=1", "did you mean align.ppo.minibatch_size"),
+        ("run.seed=-1", "run.seed"),
+        ("run.seed=9223372036854775808", "run.seed"),
+        ("align.ppo.learning_rate=.inf", "align.ppo.learning_rate"),
+        ("align.kl.coefficient=.nan", "align.kl.coefficient"),
+        ("sample=3", "sample is a section"),
+    ],
+)
+def test_a_mistake_of_an_override_is_blamed_on_it(override: str, named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        load_config("configs/shapes.yaml", ["report.title=x", override])
+    assert str(caught.value).startswith(f"--set {override}: ")
+
+
+def test_a_mistake_of_the_file_is_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(Path("configs/shapes.yaml").read_text().replace("  seed: 0", "  seed: -2", 1))
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["sample.temperature=-1"])
+    in_file, _, in_override = str(caught.value).partition("; --set ")
+    assert in_file.startswith(f"{path}: run.seed")
+    assert in_override.startswith("sample.temperature=-1: ")
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"\xff\xfe\x00\x01", "not UTF-8 text"),
+        (b"run:\n  dir: caf\xe9\n", r"not UTF-8 text \(line 2\)"),
+        (b"run: {dir: \x00}\n", "not a text file"),
+        (b"run:\n  dir: x\n\tseed: 1\n", "line 3, column 1 has a tab"),
+        (b"run: {dir: x}\ndata: {}\nrun: {dir: y}\n", "gives run twice, in lines 1 and 3"),
+        (b"run:\n  dir: x\n  seed: 1\n  dir: y\n", "gives run.dir twice, in lines 2 and 4"),
+        (b"run: &a {dir: *a}\n", "alias"),
+        (b"run: {dir: 2026-13-45}\n", "quote the value"),
+    ],
+)
+def test_a_file_that_yaml_would_misread_is_refused(tmp_path: Path, data: bytes, named: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=named) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_key_may_be_given_again_where_a_section_is_merged(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "run: {dir: x}\npolicy: &model {model: a, dtype: float32}\ndata: {path: y}\n"
+        "label: {extractor: {base_url: 'http://a', model: m}, verifier: {model: v}}\n"
+        "rewards: {<<: {backbone: b, dtype: auto}, dtype: float32}\n"
+    )
+    assert load_config(path).rewards.dtype == "float32"

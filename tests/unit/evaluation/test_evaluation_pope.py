@@ -14,7 +14,7 @@ from fgaif_ray.evaluation.pope import (
     PopeQuestion,
     ask_about,
     build_questions,
-    read_questions,
+    parse_questions,
     says_yes,
     score_answers,
     score_questions,
@@ -158,10 +158,8 @@ ENTRY = {"question_id": 7, "image": "a.jpg", "text": "Is there a cup in the imag
 
 
 @pytest.mark.parametrize("text", [json.dumps(ENTRY) + "\n\n", json.dumps([ENTRY], indent=1)])
-def test_both_published_forms_are_read(tmp_path, text):
-    path = tmp_path / "pope.json"
-    path.write_text(text)
-    assert read_questions(path) == [PopeQuestion(7, "a.jpg", "Is there a cup in the image?", True)]
+def test_both_published_forms_are_read(text):
+    assert parse_questions(text, "pope.json") == [PopeQuestion(7, "a.jpg", "Is there a cup in the image?", True)]
 
 
 @pytest.mark.parametrize(
@@ -172,22 +170,16 @@ def test_both_published_forms_are_read(tmp_path, text):
         ("nonsense", "not a POPE file"),
     ],
 )
-def test_other_files_are_refused_in_one_sentence(tmp_path, text, message):
-    path = tmp_path / "pope.json"
-    path.write_text(text)
+def test_other_files_are_refused_in_one_sentence(text, message):
     with pytest.raises(UserError, match=message):
-        read_questions(path)
-
-
-def test_a_missing_file_is_refused_in_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="Cannot read the POPE file"):
-        read_questions(tmp_path / "none.json")
+        parse_questions(text, "pope.json")
 
 
 @pytest.mark.skipif(not (BENCHMARKS / "pope").is_dir(), reason="set FGAIF_BENCHMARKS to a folder with pope/*.json")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_published_files_are_read_whole_and_balanced(strategy):
-    questions = read_questions(BENCHMARKS / "pope" / f"coco_pope_{strategy}.json")
+    path = BENCHMARKS / "pope" / f"coco_pope_{strategy}.json"
+    questions = parse_questions(path.read_text(), path)
     assert len(questions) == 3000
     assert Counter(q.label for q in questions) == {True: 1500, False: 1500}
     assert score_questions(questions, {(q.image, q.text): "Yes" if q.label else "No" for q in questions})["f1"] == 1.0

@@ -181,9 +181,13 @@ class TestLabelledAnew:
         assert self.labels(config) == {"a": 1, "b": 1}
 
     def test_another_verifier_asks(self, tmp_path: Path) -> None:
-        self.run_once(tmp_path)
-        with pytest.raises(label.UserError, match="neither a readable checkpoint"):
-            label.run(make_config(tmp_path, verifier={"model": "other"}))
+        config = self.run_once(tmp_path)
+        other = make_config(tmp_path, verifier={"model": "other"})
+        with pytest.raises(label.UserError, match="feedback is finished"):
+            label.run(other)
+        agreed = other.model_copy(update={"run": config.run.model_copy(update={"overwrite": True})})
+        with pytest.raises(label.UserError, match="not downloaded"):
+            label.run(agreed)
 
 
 def test_gullibility_over_the_limit_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.labels import (
     LabelledResponse,
-    from_official,
     is_consistent,
-    read_official,
     segment_labels,
     to_official,
     write_official,
@@ -87,16 +84,6 @@ def test_the_threshold_itself_is_consistent(probability: float, verdict: bool) -
 
 def test_codes_in_the_official_form() -> None:
     assert [to_official(code) for code in (ABSENT, CONSISTENT, HALLUCINATED)] == [-1, 0, 1]
-    assert [from_official(label) for label in (-1, 0, 1)] == [ABSENT, CONSISTENT, HALLUCINATED]
-
-
-@given(st.lists(labelled, max_size=4))
-@settings(deadline=None)
-def test_the_official_form_is_read_as_written(rows: list[LabelledResponse]) -> None:
-    stream = io.StringIO()
-    write_official(stream, rows)
-    stream.seek(0)
-    assert list(read_official(stream)) == rows
 
 
 def test_the_official_form_is_as_published() -> None:
@@ -104,24 +91,3 @@ def test_the_official_form_is_as_published() -> None:
     row = LabelledResponse("a.jpg", ("A dog.",), ((CONSISTENT, HALLUCINATED, ABSENT),))
     write_official(stream, [row])
     assert stream.getvalue() == '{"image": "a.jpg", "sub": ["A dog."], "labels": [[0, 1, -1]]}\n'
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{'image': 'a.jpg'}",
-        "[]",
-        '{"image": "a.jpg", "sub": []}',
-        '{"image": 1, "sub": [], "labels": []}',
-        '{"image": "a.jpg", "sub": ["A"], "labels": []}',
-        '{"image": "a.jpg", "sub": [1], "labels": [[0, 0, 0]]}',
-        '{"image": "a.jpg", "sub": ["A"], "labels": [[0, 0]]}',
-        '{"image": "a.jpg", "sub": ["A"], "labels": [[0, 0, 2]]}',
-        '{"image": "a.jpg", "sub": ["A"], "labels": [[0, 0, true]]}',
-        '{"image": "a.jpg", "sub": ["A"], "labels": [[0, 0, [1]]]}',
-    ],
-)
-def test_a_wrong_line_is_named(line: str) -> None:
-    good = '{"image": "a.jpg", "sub": [], "labels": []}\n\n'
-    with pytest.raises(UserError, match="Line 3 of the label file"):
-        list(read_official(io.StringIO(good + line)))

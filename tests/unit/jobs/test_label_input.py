@@ -93,8 +93,11 @@ def test_an_endpoint_that_is_down(tmp_path: Path, capsys: pytest.CaptureFixture[
         (Reply.error(404, "model_not_found"), "has no model 'rules'"),
         (Reply.error(429, "insufficient_quota"), "says that the quota is used up"),
         (Reply(body="<html>Welcome</html>"), "does not answer as an OpenAI-compatible one does"),
+        (Reply.error(501), "does not do chat completions with model 'rules' (status 501): correct label.extractor"),
+        (Reply.error(405), "does not do chat completions with model 'rules' (status 405): correct label.extractor"),
+        (Reply.error(422, "bad_request"), "fails on the first response (rejected: "),
     ],
-    ids=["schema", "model", "quota", "another-service"],
+    ids=["schema", "model", "quota", "another-service", "not-implemented", "not-allowed", "refused"],
 )
 def test_an_endpoint_that_cannot_be_used(
     endpoint: FakeOpenAI, tmp_path: Path, capsys: pytest.CaptureFixture[str], reply: Reply, said: str
@@ -105,6 +108,16 @@ def test_an_endpoint_that_cannot_be_used(
     assert said in the_sentence(capsys)
     assert len(endpoint.requests) == 1
     assert not job.is_labelled()
+
+
+def test_an_endpoint_that_fails_rejects_no_response(
+    endpoint: FakeOpenAI, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint.reply = lambda number, body: Reply.error(500)
+    job = Job(tmp_path, endpoint.url, concurrency=1)
+    assert job.label("label.extractor.max_retries=0") == EXIT_USER_ERROR
+    assert "fails on the first response (server: " in the_sentence(capsys)
+    assert list(storage.read_rows(storage.join(job.config.run.dir, "feedback_rejected.partial"))) == []
 
 
 def test_a_budget_that_has_no_room(endpoint: FakeOpenAI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +137,7 @@ def test_a_verifier_that_sees_no_images(
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             (model / name).write_bytes((ANNOTATOR / name).read_bytes())
     assert Job(tmp_path / "run", endpoint.url).label(f"label.verifier.model={model}") == EXIT_USER_ERROR
-    said = {"text": "is a 'llama' model, not a LLaVA that sees images", "missing": "neither a readable checkpoint"}
+    said = {"text": "is not supported (it is of the type 'llama'", "missing": "is not a folder here and not downloaded"}
     assert said[kind] in the_sentence(capsys)
     assert endpoint.requests == []
 

@@ -87,13 +87,14 @@ def luminance(color: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_the_contrast_that_wcag_asks_for(repository: Path, theme: str) -> None:
-    style = (repository / "fgaif_ray/report/templates/report.css").read_text()
-    first, second = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
-    colors = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", first))
-    if theme == "dark":
-        colors |= dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", second))
+    colors: dict[str, str] = {}
+    for sheet in ("pages/templates/base.css", "report/templates/report.css"):
+        style = (repository / "fgaif_ray" / sheet).read_text()
+        themes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]  # light, and what is another colour in the dark
+        for colored in themes if theme == "dark" else themes[:1]:
+            colors |= dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", colored))
     pairs = [
-        *((ink, ground) for ink in ("ink", "muted", "after") for ground in ("page", "surface")),
+        *((ink, ground) for ink in ("ink", "muted", "accent") for ground in ("page", "surface")),
         *((ink, "surface") for ink in ("good", "bad")),
         *((f"{name}-ink", f"{name}-tint") for name in ("right", "wrong", "warn")),
         ("muted", "sunken"),

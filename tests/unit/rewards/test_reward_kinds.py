@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.reward_helpers import predict
 from support.reward_training import CHECKPOINT, OPTIONS, feedback_rows, interrupted_training, job_config, silent, train
 
 from actors.rewards.trainer import Reporter, train_missing
@@ -20,7 +21,7 @@ from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
 from fgaif_ray.rewards.data import ImageFeatures, RewardData, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import IGNORED, RewardTask, response_label
 from fgaif_ray.rewards.model import RewardModel, ScoringItem, load_reward_model
-from fgaif_ray.rewards.training import predict, train_reward_model
+from fgaif_ray.rewards.training import train_reward_model
 from fgaif_ray.vlm.backbone import load_backbone
 
 

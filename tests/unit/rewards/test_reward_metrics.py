@@ -7,12 +7,10 @@ from fgaif_ray.rewards.metrics import (
     LARGEST_TEMPERATURE,
     area_under_roc,
     cross_fitted_probabilities,
-    expected_calibration_error,
     fit_temperature,
     held_out_figures,
     negative_log_likelihood,
     ranking_figures,
-    reliability_bins,
     scale_probabilities,
 )
 
@@ -63,19 +61,6 @@ def test_a_class_that_does_not_occur_has_no_area() -> None:
 # Calibration
 
 
-def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
-    probabilities = np.array([[0.9, 0.05, 0.05]] * 10)
-    assert expected_calibration_error(probabilities, [0] * 7 + [1] * 3) == pytest.approx(0.2)
-
-
-def test_reliability_bins_hold_every_verdict_once_and_their_mean_confidence_and_accuracy() -> None:
-    probabilities = np.array([[0.9, 0.05, 0.05], [0.91, 0.05, 0.04], [0.4, 0.3, 0.3]])
-    assert reliability_bins(probabilities, [0, 2, 0], bins=10) == [
-        {"count": 1, "confidence": pytest.approx(0.4), "accuracy": 1},
-        {"count": 2, "confidence": pytest.approx(0.905), "accuracy": 0.5},
-    ]
-
-
 def test_reliability_is_kept_before_and_after_scaling() -> None:
     probabilities, labels = drawn(500, 3.0)
     figures = held_out_figures(probabilities, labels, [str(index // 10) for index in range(500)])
@@ -84,10 +69,6 @@ def test_reliability_is_kept_before_and_after_scaling() -> None:
         assert sum(point["count"] for point in points) == 500
         gaps = sum(point["count"] * abs(point["confidence"] - point["accuracy"]) for point in points) / 500
         assert gaps == pytest.approx(figures[f"expected_calibration_error{name}"])
-
-
-def test_certain_and_right_predictions_are_calibrated() -> None:
-    assert expected_calibration_error(np.eye(3), [0, 1, 2]) == 0
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])

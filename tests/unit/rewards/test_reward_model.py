@@ -73,10 +73,10 @@ def items(count: int = 5) -> list[ScoringItem]:
 
 def test_each_separator_follows_the_last_token_of_its_sub_sentence(backbone: Backbone) -> None:
     encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, SEGMENTS))
-    start = len(backbone.expanded_prompt_ids(PROMPT, picture()))
+    start = len(backbone.front_end.expanded_prompt_ids(PROMPT, picture()))
     pieces = []
     for position in encoded.separators:
-        pieces.append(backbone.tokenizer.decode(encoded.input_ids[start:position]).strip())
+        pieces.append(backbone.front_end.tokenizer.decode(encoded.input_ids[start:position]).strip())
         start = position + 1
     assert pieces == [segment.strip() for segment in SEGMENTS]
 
@@ -90,14 +90,15 @@ def test_the_real_prompt_is_read(backbone: Backbone) -> None:
     prompts = ("What is here?", PROMPT)
     ids = [encode_item(backbone, ScoringItem(picture(), prompt, SEGMENTS)).input_ids for prompt in prompts]
     for prompt, found in zip(prompts, ids, strict=True):
-        assert found[: len(backbone.expanded_prompt_ids(prompt, picture()))] == backbone.expanded_prompt_ids(
-            prompt, picture()
-        )
+        expected = backbone.front_end.expanded_prompt_ids(prompt, picture())
+        assert found[: len(expected)] == expected
 
 
 def test_special_tokens_spelled_out_in_a_response_stay_text(backbone: Backbone) -> None:
     encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, ["An <image> and </s> and <s>."]))
-    assert encoded.input_ids.count(backbone.image_token_id) == backbone.image_token_count(picture())
+    image_token = backbone.model.config.image_token_id
+    prompt = backbone.front_end.expanded_prompt_ids(PROMPT, picture())
+    assert encoded.input_ids.count(image_token) == prompt.count(image_token)
     assert encoded.input_ids.count(backbone.eos_token_id) == 1
 
 
@@ -250,7 +251,7 @@ def small_backbone() -> Callable[[Path], Backbone]:
     def make(folder: Path) -> Backbone:
         backbone = load_backbone(CHECKPOINT)
         backbone.model.model.language_model.layers = backbone.model.model.language_model.layers[:-1]
-        backbone.path = str(folder)
+        backbone.front_end.path = str(folder)
         return backbone
 
     return make

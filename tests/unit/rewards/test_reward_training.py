@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.reward_helpers import predict
 from support.reward_training import CHECKPOINT, OPTIONS, feedback_rows, job_config, silent, train
 
 from fgaif_ray.errors import UserError
@@ -31,7 +32,6 @@ from fgaif_ray.rewards.training import (
     CLASS_WEIGHT_CAP,
     class_weights,
     learning_rate_factor,
-    predict,
     train_reward_model,
 )
 from fgaif_ray.vlm.backbone import Backbone, load_backbone

@@ -19,7 +19,7 @@ from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scenes
 from fgaif_ray.vlm import passes
-from fgaif_ray.vlm.backbone import Backbone, banned_token_ids, load_backbone
+from fgaif_ray.vlm.backbone import Backbone, load_backbone
 from fgaif_ray.vlm.merging import merged_weights
 
 CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/policy")
@@ -58,10 +58,10 @@ def images() -> list[Image.Image]:
 
 def naive_log_probs(network: Any, base: Backbone, row: int, image: Image.Image) -> torch.Tensor:
     """Log-probabilities of one response by a whole forward pass of `network` on pixels, unpadded."""
-    prompt = base.expanded_prompt_ids(PROMPTS[row], image)
+    prompt = base.front_end.expanded_prompt_ids(PROMPTS[row], image)
     ids = torch.tensor([prompt + RESPONSES[row]])
     logits = network(input_ids=ids, pixel_values=base.pixel_values([image])).logits[0]
-    logits[:, banned_token_ids(base)] = float("-inf")
+    logits[:, base.front_end.banned_token_ids] = float("-inf")
     log_probs = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
     return log_probs.gather(1, torch.tensor(RESPONSES[row])[:, None]).squeeze(1)
 
@@ -152,11 +152,11 @@ def test_the_temperature_divides_the_logits(images: list[Image.Image]) -> None:
     base = backbone()
     model = PolicyModel(base, LORA, temperature=2.0)
     log_probs = model.log_probs(model.encode(PROMPTS, images, RESPONSES), "reference").log_probs
-    prompt = base.expanded_prompt_ids(PROMPTS[1], images[1])
+    prompt = base.front_end.expanded_prompt_ids(PROMPTS[1], images[1])
     ids = torch.tensor([[*prompt, 100]])
     with torch.no_grad():
         logits = backbone().model(input_ids=ids, pixel_values=base.pixel_values(images[1:2])).logits[0, -2] / 2.0
-    logits[banned_token_ids(base)] = float("-inf")
+    logits[base.front_end.banned_token_ids] = float("-inf")
     assert log_probs[1, 0] == pytest.approx(float(logits.log_softmax(dim=-1)[100]), abs=1e-5)
 
 

@@ -37,7 +37,7 @@ def rollout(logits: Tensor, samples: int, generator: torch.Generator) -> Traject
         )
         # Every eighth reward is lost, as if the service had failed.
         trajectories.append(reward_trajectory(sampled, [[c, c, c] for c in classes], options) if row % 8 else sampled)
-    return collate(trajectories, pad_token_id=0, on_reward_failure="mask")
+    return collate(trajectories, pad_token_id=0)
 
 
 def train(beta: float, iterations: int = 25) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rl.trajectories import (
-    RewardUnavailableError,
     Trajectory,
     TrajectoryBatch,
     collate,
@@ -88,32 +87,12 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.reward_failures == 0
 
 
-def test_a_masked_missing_reward_keeps_its_row_out_of_the_loss_and_is_counted() -> None:
-    batch = collate([rewarded("a"), trajectory("b")], 0, "mask")
+def test_a_missing_reward_keeps_its_row_out_of_the_loss_and_is_counted() -> None:
+    batch = collate([rewarded("a"), trajectory("b")], 0)
     assert batch.sample_mask.tolist() == [True, False]
     assert batch.response_mask.tolist() == [[True] * 3, [True] * 3]
     assert batch.loss_mask.tolist() == [[True] * 3, [False] * 3]
     assert batch.reward_failures == 1
-
-
-def test_a_dropped_missing_reward_leaves_the_batch_and_is_counted() -> None:
-    batch = collate([trajectory("a", 9), rewarded("b")], 0, "drop")
-    assert [kept.sample_id for kept in batch.trajectories] == ["b"]
-    assert batch.response_ids.shape == (1, 3)
-    assert batch.reward_failures == 1
-
-
-def test_fail_names_the_first_missing_reward_and_its_cause() -> None:
-    missing = trajectory("b", reward_failure="the reward service timed out")
-    with pytest.raises(
-        RewardUnavailableError, match="1 of 2 responses have no reward; the first is b: the reward service"
-    ):
-        collate([rewarded("a"), missing], 0, "fail")
-
-
-def test_nothing_is_left_when_all_rewards_are_missing_and_dropped() -> None:
-    with pytest.raises(RewardUnavailableError, match="2 of 2"):
-        collate([trajectory("a"), trajectory("b")], 0, "drop")
 
 
 def test_no_trajectories_are_refused() -> None:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tenacity
 
 from fgaif_ray.serving.client import (
     AsyncRewardClient,
@@ -195,10 +197,14 @@ def test_the_token_comes_from_the_environment(server: Server, score: Score, monk
     assert [headers["authorization"] for headers, _ in server.requests] == ["Bearer secret", "Bearer mine"]
 
 
-def test_delays_grow_up_to_the_maximum() -> None:
-    policy = RetryPolicy(initial_s=1, maximum_s=8)
-    for attempt, longest in enumerate([1, 2, 4, 8, 8]):
-        assert longest / 2 <= policy.delay(attempt) <= longest
+def test_delays_grow_up_to_the_maximum(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.answer = lambda number, body: failure(503, "unavailable")
+    delays: list[float] = []
+    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=delays.append))
+    with pytest.raises(RewardServiceError):
+        score_blocking(server.url, [ITEM], {"retries": RetryPolicy(max_retries=5, initial_s=1, maximum_s=8)})
+    assert len(delays) == 5
+    assert all(longest / 2 <= delay <= longest for delay, longest in zip(delays, [1, 2, 4, 8, 8], strict=True))
 
 
 def test_an_item_holds_the_image_file(tmp_path: Path) -> None:
@@ -304,9 +310,9 @@ def test_an_error_keeps_its_fields_on_the_way_to_another_process() -> None:
     assert (str(arrived), arrived.status, arrived.code, arrived.request_id) == ("no", 503, "busy", "r1")
 
 
-def test_what_is_no_reward_service_is_told(server: Server) -> None:
+def test_what_is_not_a_reward_service_is_told(server: Server) -> None:
     server.answer = lambda number, body: (200, {}, {"hello": "world"})
-    with RewardClient(server.url) as client, pytest.raises(RewardServiceError, match="no reward service"):
+    with RewardClient(server.url) as client, pytest.raises(RewardServiceError, match="not a reward service"):
         client.models()
 
 

@@ -1,6 +1,8 @@
 """The embedded world: scenes, their language, and the truth about it."""
 
 import random
+from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from hypothesis import strategies as st
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.captions import NO_ERRORS, POLICY_ERRORS, ErrorRates, write_caption
-from fgaif_ray.shapes.claims import Claim, draw_claim, true_claims
+from fgaif_ray.shapes.claims import RELATIONS, Claim, draw_claim
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.render import IMAGE_SIZE, render
-from fgaif_ray.shapes.scenes import SPLITS, UNSEEN_PAIRS, Scene, SceneObject, Split, draw_scene, draw_scenes
+from fgaif_ray.shapes.scenes import UNSEEN_PAIRS, Scene, SceneObject, Split, draw_scene, draw_scenes
 
 SCENE = Scene((SceneObject("circle", "red", "large", 0, 0), SceneObject("square", "green", "small", 1, 2)), 0.0, 1)
 
@@ -33,7 +35,7 @@ def hallucinated_shares(rates: ErrorRates, count: int = 400) -> dict[str, float]
     return {kind: wrong[kind] / carried[kind] for kind in FACT_TYPES}
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", get_args(Split))
 def test_a_scene_is_the_same_every_time(split: Split) -> None:
     assert draw_scene(split, 5) == draw_scene(split, 5)
     assert draw_scene(split, 5) != draw_scene(split, 6)
@@ -160,6 +162,19 @@ def test_coverage_counts_true_statements_once() -> None:
     coverage = measure_coverage(SCENE, claims_of(text))
     assert (coverage.objects_found, coverage.objects) == (2, 2)
     assert (coverage.attributes_found, coverage.attributes) == (1, 4)
+
+
+def true_claims(scene: Scene) -> Iterator[Claim]:
+    """Every claim that holds: one existence, one colour and one size per object, and each strict relation."""
+    for item in scene.objects:
+        yield Claim("existence", item.shape)
+        yield Claim("attribute", item.shape, item.color)
+        yield Claim("attribute", item.shape, item.size)
+        for other in scene.objects:
+            for value in RELATIONS:
+                claim = Claim("relation", item.shape, value, other.shape)
+                if other is not item and claim.holds(scene):
+                    yield claim
 
 
 def test_everything_true_covers_all() -> None:

@@ -1,6 +1,5 @@
 """Sources: what each kind of input becomes, how it is cut, and what is said about input that cannot be used."""
 
-import io
 import json
 import os
 import uuid
@@ -21,7 +20,7 @@ from fgaif_ray.config import ColumnNames, Config, DataConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.rl.plan import PromptPlan
 from fgaif_ray.sources import prepare_images, provided_responses
-from fgaif_ray.sources.json_list import CHUNK, iterate_list
+from fgaif_ray.sources.coco import find_coco_images
 from fgaif_ray.sources.sets import cut_rows
 from fgaif_ray.sources.tables import open_files
 from fgaif_ray.storage import stages
@@ -46,6 +45,15 @@ def test_sampling_takes_what_ppo_leaves(tmp_path: Path) -> None:
     config = configure(tmp_path, source="folder", path=str(tmp_path / "a"), sample_images=99, align_images=1)
     sets = prepare_images(config)
     assert [len(part) for part in (sets.sample, sets.align, sets.evaluate)] == [7, 1, 2]
+
+
+def test_fewer_images_than_asked_for_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "a", 11)
+    sizes = {"sample_images": 30, "align_images": 2, "evaluate_images": 18}
+    prepare_images(configure(tmp_path, source="folder", path=str(tmp_path / "a"), **sizes))
+    assert (
+        "gives 11 of 50 images asked for (sample_images 7 of 30, evaluate_images 2 of 18)." in capsys.readouterr().out
+    )
 
 
 def test_a_file_system_that_is_not_installed_is_named() -> None:
@@ -73,13 +81,13 @@ def test_coco_images_come_in_the_order_of_their_ids_where_they_exist(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"questions": [{"question_id": 1}]}', "no COCO annotation file"),
-        ('[{"image_id": 3, "caption": "a dog"}]', "no COCO annotation file"),
+        ('{"questions": [{"question_id": 1}]}', "not a COCO annotation file"),
+        ('[{"image_id": 3, "caption": "a dog"}]', "not a COCO annotation file"),
         ('{"images": ["a.png"]}', "no id or no file_name"),
-        ('{"images": [{"id": 1, "file_name": "a.png"}', "no COCO annotation file"),
+        ('{"images": [{"id": 1, "file_name": "a.png"}', "not a COCO annotation file"),
         ('{"images": []}', "names no images"),
         ('{"images": [{"id": 1, "file_name": "elsewhere.png"}]}', "None of the 1 images .* elsewhere.png"),
-        ("", "no COCO annotation file"),
+        ("", "not a COCO annotation file"),
         (None, "data.annotations"),
     ],
 )
@@ -99,22 +107,36 @@ VALUES = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def coco_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    write_pictures(folder, 3)
+    return folder
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     before=st.dictionaries(st.text().filter(lambda key: key != "images"), VALUES, max_size=4),
-    items=st.lists(VALUES, max_size=4),
+    more=st.lists(VALUES, min_size=3, max_size=3),
+    start=st.sampled_from(["", "\ufeff"]),
     indent=st.sampled_from([None, 2]),
 )
-def test_a_list_is_read_item_by_item_from_any_object(
-    before: dict[str, Any], items: list[Any], indent: int | None
+def test_images_are_found_in_any_object(
+    coco_images: Path, before: dict[str, Any], more: list[Any], start: str, indent: int | None
 ) -> None:
-    text = json.dumps(before | {"images": items} | {"after": 1}, indent=indent)
-    assert list(iterate_list(io.StringIO(text), "images")) == items
+    entries = [{"more": value, "id": index, "file_name": f"{index:02d}.png"} for index, value in enumerate(more)]
+    file = coco_images / "annotations.json"
+    file.write_text(start + json.dumps(before | {"images": entries, "annotations": [{"id": 1}]}, indent=indent))
+    found = find_coco_images(DataConfig(source="coco", path=str(coco_images), annotations=str(file)))
+    assert names(found) == ["00.png", "01.png", "02.png"]
 
 
-def test_items_that_pass_the_end_of_a_chunk_are_whole() -> None:
-    items = [{"id": index, "file_name": "x" * 1000} for index in range(3 * CHUNK // 1000)]
-    assert list(iterate_list(io.StringIO(json.dumps({"images": items})), "images")) == items
+def test_nothing_behind_the_images_is_read(coco_images: Path) -> None:
+    file = coco_images / "annotations.json"
+    entries = json.dumps([{"id": index, "file_name": f"{index:02d}.png"} for index in range(3)])
+    file.write_text(f'{{"images": {entries}, "annotations": [{" " * 1_000_000} no JSON')
+    found = find_coco_images(DataConfig(source="coco", path=str(coco_images), annotations=str(file)))
+    assert len(found) == 3
 
 
 # Rows
@@ -300,14 +322,14 @@ def test_images_are_not_held_while_rows_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"image": "00.png", "prompt": ', "line 3 is no JSON"),
-        ("[1]", "line 3 is no JSON object"),
+        ('{"image": "00.png", "prompt": ', "line 3 is not JSON"),
+        ("[1]", "line 3 is not a JSON object"),
         ('{"prompt": "a"}', "line 3 has no column 'image' .it has prompt."),
         ('{"image": "00.png"}', "line 3: there is no prompt"),
         ('{"image": "00.png", "prompt": "  "}', "line 3: there is no prompt"),
-        ('{"image": "00.png", "prompt": 7}', "line 3: 'prompt' is no text"),
+        ('{"image": "00.png", "prompt": 7}', "line 3: 'prompt' is not text"),
         ('{"image": null, "prompt": "a"}', "line 3: there is no image"),
-        ('{"image": ["00.png"], "prompt": "a"}', "line 3: 'image' is no image but list"),
+        ('{"image": ["00.png"], "prompt": "a"}', "line 3: 'image' is not an image but list"),
         ('{"image": "00.png", "prompt": "<image>\\na"}', "line 3: the prompt holds <image>"),
         ('{"image": "00.png", "prompt": "\\ud800"}', "line 3: 'prompt' holds half a surrogate"),
     ],
@@ -353,7 +375,7 @@ def test_other_inputs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "lost.jsonl", ({"image": f"gone/{index}.png", "prompt": "a"} for index in range(9)))
     assert "does not exist" in said(tmp_path / "none.jsonl")
     assert "holds no rows" in said(tmp_path / "empty.jsonl")
-    assert "no readable Parquet" in said(tmp_path / "bad.parquet")
+    assert "not a readable Parquet" in said(tmp_path / "bad.parquet")
     assert "neither JSON lines nor Parquet" in said(tmp_path / "rows.csv")
     assert "holds no rows" in said(tmp_path / "folder")
     assert "at least 5" in said(tmp_path / "few.jsonl")

@@ -5,13 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgaif_ray.statistics.agreement import agreement
+from fgaif_ray.statistics.agreement import accuracy, agreement, balanced_accuracy, cohens_kappa
 from fgaif_ray.statistics.intervals import estimate_ratios
 from fgaif_ray.statistics.reliability import (
     MISSING,
-    accuracy,
-    balanced_accuracy,
-    cohens_kappa,
     coincidences,
     estimate_agreement,
     estimate_alpha,

@@ -56,7 +56,7 @@ def test_a_changed_stage_starts_anew(run_dir: str) -> None:
 def test_publishing_again_replaces_the_old_stage(run_dir: str) -> None:
     for fingerprint, row in (("f1", "a"), ("f2", "b")):
         stage = storage.Stage(run_dir, "responses", fingerprint)
-        stage.begin()
+        stage.begin(overwrite=True)
         storage.write_part(stage.partial, [{"sample_id": row}], SCHEMA)
         stage.publish({})
     assert [row["sample_id"] for row in storage.read_rows(stage.folder)] == ["b"]
@@ -79,3 +79,55 @@ def test_a_folder_goes_to_a_run_and_back(run_dir: str, tmp_path: Path) -> None:
 def test_json_with_nan_is_refused(run_dir: str) -> None:
     with pytest.raises(ValueError, match="JSON"):
         storage.write_json(storage.join(run_dir, "x.json"), {"a": float("nan")})
+
+
+def publish(run_dir: str, fingerprint: str, *, overwrite: bool = False) -> storage.Stage:
+    stage = storage.Stage(run_dir, "responses", fingerprint)
+    stage.begin(overwrite=overwrite)
+    storage.write_part(stage.partial, [{"sample_id": fingerprint}], SCHEMA, "1")
+    stage.publish({"rows": 1})
+    return stage
+
+
+def test_a_finished_stage_is_not_replaced_unasked(run_dir: str) -> None:
+    finished = publish(run_dir, "f1")
+    with pytest.raises(UserError, match=r"responses is finished \(1 rows, 20\d\d-.* UTC\).*--overwrite"):
+        storage.Stage(run_dir, "responses", "f2").begin()
+    assert finished.is_complete()
+    assert not storage.exists(finished.partial)
+
+
+def test_an_agreed_replacement_goes_on_without_being_asked_again(run_dir: str) -> None:
+    publish(run_dir, "f1")
+    changed = storage.Stage(run_dir, "responses", "f2")
+    changed.begin(overwrite=True)
+    changed.begin()
+    changed.publish({})
+    assert changed.is_complete()
+
+
+def test_a_copy_of_another_run_may_be_replaced(run_dir: str) -> None:
+    publish(run_dir, "f1")
+    storage.copy_stage(run_dir, f"{run_dir}-2", "responses")
+    assert publish(f"{run_dir}-2", "f2").is_complete()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"fingerprint": 1}', "\xff"])
+def test_a_broken_manifest_is_named(run_dir: str, text: str) -> None:
+    stage = publish(run_dir, "f1")
+    uri = storage.join(stage.folder, storage.MANIFEST)
+    storage.write_bytes(uri, text.encode("latin-1"))
+    with pytest.raises(UserError, match="broken: ") as caught:
+        stage.is_complete()
+    assert uri in str(caught.value)
+    assert f"remove {stage.folder} " in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 20, -1])
+def test_a_part_that_was_cut_short_is_named(run_dir: str, size: int) -> None:
+    stage = publish(run_dir, "f1")
+    uri = storage.part_uri(stage.folder, "1")
+    storage.write_bytes(uri, storage.read_bytes(uri)[:size])
+    with pytest.raises(UserError, match="broken: ") as caught:
+        list(storage.read_rows(stage.folder))
+    assert uri in str(caught.value)

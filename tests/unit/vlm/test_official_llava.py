@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         heads=text["num_attention_heads"],
         vocabulary=32064,
     )
-    build_backbone(shape, torch.device("meta"), torch.float32, 0).processor.save_pretrained(folder)
+    build_backbone(shape, torch.device("meta"), torch.float32, 0).front_end.processor.save_pretrained(folder)
     return folder
 
 
@@ -53,9 +53,11 @@ def backbone(folder: Path) -> Backbone:
 
 def test_the_sizes_that_code_depends_on_are_the_published_ones(backbone: Backbone) -> None:
     photograph = Image.new("RGB", (640, 480))
-    assert backbone.image_token_count(photograph) == 576
+    front_end = backbone.front_end
+    expanded = front_end.expanded_prompt_ids("Describe it.", photograph)
+    assert expanded.count(32000) == 576 == len(expanded) - len(front_end.prompt_ids("Describe it.")) + 1
     assert backbone.pixel_values([photograph]).shape == (1, 3, 336, 336)
-    assert (backbone.image_token_id, backbone.eos_token_id, backbone.max_length) == (32000, 2, 4096)
+    assert (backbone.eos_token_id, backbone.max_length) == (2, 4096)
     assert backbone.model.get_output_embeddings().weight.shape[0] == 32064
 
 

@@ -24,6 +24,7 @@ from support.ppo_steps import (
     trajectory,
 )
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fgaif_ray.config import AlignConfig, KLConfig, LoRAOptions, PPOConfig
 from fgaif_ray.rl import policy
@@ -34,7 +35,6 @@ from fgaif_ray.rl.trajectories import collate
 from fgaif_ray.vlm import passes
 from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.group import LearnerGroup
-from fgaif_ray.vlm.sharding import held_bytes
 
 STEP = PPO.model_copy(update={"epochs": 1, "micro_batch_size": 2, "entropy_coefficient": 0.01, "max_grad_norm": 1e9})
 VARIANTS: dict[str, tuple[bool, int | None]] = {"plain": (False, None), "checkpointed-by-tokens": (True, 45)}
@@ -53,6 +53,12 @@ def images_of(count: int) -> list[Image.Image]:
 def frozen(model: PolicyModel) -> Iterator[nn.Parameter]:
     trained = {id(one) for one in (model.policy_parameters() | model.critic_parameters()).values()}
     return (one for one in model.backbone.model.parameters() if id(one) not in trained)
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """What this process keeps of a tensor, sharded or not."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.untyped_storage().nbytes()
 
 
 def frozen_bytes(model: PolicyModel) -> int:

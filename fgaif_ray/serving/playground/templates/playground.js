@@ -143,7 +143,7 @@ function signClass(value) {
   return Math.abs(value) < 0.005 ? "" : value < 0 ? "minus" : "plus";
 }
 
-/** Class of a sub-sentence in the chosen view; over all types one hallucination counts more than what is right. */
+/** Class of a segment in the chosen view; over all types one hallucination counts more than what is right. */
 function shownClass(segment) {
   const types = view === ALL ? data.types : [view];
   const classes = types.map((type) => classOf(segment, type));
@@ -163,12 +163,12 @@ function showResult() {
   if (place.top > window.innerHeight * 0.8) byId("result").scrollIntoView();
   byId("origin").textContent =
     `Model version ${scored.model_version} · request ${scored.requestId} · ${Math.round(scored.milliseconds)} ms` +
-    (models.kind === "coarse" ? " · one verdict per response, at its last sub-sentence" : "");
+    (models.kind === "coarse" ? " · one verdict per response, at its last segment" : "");
 }
 
 function showTiles() {
   const { segments, models } = scored;
-  const count = `${segments.length} sub-sentence${segments.length === 1 ? "" : "s"}`;
+  const count = `${segments.length} segment${segments.length === 1 ? "" : "s"}`;
   const total = element("div", "tile total", element("h3", "", "Reward of the response"),
     element("div", `value ${signClass(scored.reward)}`, signed(scored.reward)), element("p", "", `sum over ${count}`));
   byId("tiles").replaceChildren(total, ...data.types.map((type) => {
@@ -226,7 +226,7 @@ function showMarked() {
 
 function showRows() {
   const characters = Array.from(scored.response);
-  byId("columns").replaceChildren(element("th", "", "sub-sentence"),
+  byId("columns").replaceChildren(element("th", "", "segment"),
     ...data.types.map((type) => element("th", "", element("i", `dot ${data.colours[type]}`), type)), element("th", "", "reward"));
   byId("rows").replaceChildren(...scored.segments.map((segment, index) => {
     const said = element("td", "said", characters.slice(segment.start, segment.end).join("").trim());
@@ -254,7 +254,7 @@ function oddsCell(segment, type) {
   return element("td", "odds-cell", bar, figures, element("div", "earned", `reward ${signed(segment.rewards[type])}`));
 }
 
-/** What belongs to a sub-sentence lights up together. */
+/** What belongs to a segment lights up together. */
 function link(part, index) {
   part.dataset.index = index;
   const light = (on) => () =>

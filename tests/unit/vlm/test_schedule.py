@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgaif_ray.rl.schedule import Schedule, learning_rate_scale
+from fgaif_ray.vlm.schedule import Schedule, learning_rate_scale
 
 
 def scales(schedule: Schedule, warmup: int, total: int) -> list[float]:

@@ -30,5 +30,6 @@ def learning_rate_scale(step: int, *, schedule: Schedule, warmup_steps: int, tot
         return (step + 1) / warmup_steps
     if schedule == "constant" or total_steps is None:
         return 1.0
-    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    whole = max(total_steps - warmup_steps, 1)
+    done = min(step - warmup_steps, whole)
+    return 1.0 - done / whole if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done / whole))

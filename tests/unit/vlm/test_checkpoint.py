@@ -1,0 +1,170 @@
+"""A model that cannot be used is told in one of three sentences, by everybody who would load it."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+from actors.engine.openai_server import start_openai_server
+from actors.engine.start import start_engine
+from fgaif_ray.config import EngineConfig
+from fgaif_ray.errors import BrokenFileError, UserError
+from fgaif_ray.vlm.backbone import load_backbone
+from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
+from fgaif_ray.vlm.front_end import load_front_end
+from fgaif_ray.vlm.merging import write_merged
+
+CHECKPOINTS = ROOT / "fgaif_ray" / "shapes" / "checkpoints"
+WEIGHTS = "model.safetensors"
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def cut_in_header(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def not_json(file: Path) -> None:
+    file.write_bytes(b"\xff{")
+
+
+def other_json(file: Path) -> None:
+    file.write_text('{"a": 1}')
+
+
+def other_values(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"text_config": {"hidden_size": "wide"}}))
+
+
+def other_width(file: Path) -> None:
+    settings = json.loads(file.read_text())
+    settings["text_config"]["intermediate_size"] *= 2
+    file.write_text(json.dumps(settings))
+
+
+def more_layers(file: Path) -> None:
+    settings = json.loads(file.read_text())
+    settings["text_config"]["num_hidden_layers"] += 1
+    file.write_text(json.dumps(settings))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(CHECKPOINTS / "annotator", tmp_path / "model"))
+
+
+BROKEN = [
+    (WEIGHTS, Path.unlink),
+    (WEIGHTS, empty),
+    (WEIGHTS, cut_in_header),
+    (WEIGHTS, cut),
+    (WEIGHTS, not_json),
+    ("config.json", Path.unlink),
+    ("config.json", not_json),
+    ("tokenizer.json", Path.unlink),
+    ("tokenizer.json", not_json),
+    ("processor_config.json", Path.unlink),
+    ("processor_config.json", cut_in_header),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), BROKEN, ids=lambda part: getattr(part, "__name__", part))
+def test_a_broken_file_is_named(model: Path, name: str, damage: Callable[[Path], None]) -> None:
+    damage(model / name)
+    with pytest.raises(BrokenFileError, match="broken: ") as caught:
+        check_checkpoint(str(model))
+    assert caught.value.file == str(model / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "named"),
+    [
+        ("tokenizer.json", other_json, "tokenizer.json"),
+        ("processor_config.json", other_json, "processor_config.json"),
+        ("config.json", other_values, "config.json"),
+        ("config.json", other_width, WEIGHTS),
+        ("config.json", more_layers, WEIGHTS),
+    ],
+)
+def test_a_file_of_the_wrong_content_is_named(
+    model: Path, name: str, damage: Callable[[Path], None], named: str
+) -> None:
+    damage(model / name)
+    with pytest.raises(BrokenFileError) as caught:
+        load_backbone(str(model))
+    assert caught.value.file == str(model / named)
+
+
+def test_a_missing_shard_is_named(model: Path) -> None:
+    (model / WEIGHTS).unlink()
+    (model / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(BrokenFileError) as caught:
+        check_checkpoint(str(model))
+    assert caught.value.file == str(model / "model-1.safetensors")
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        load_front_end,
+        load_backbone,
+        lambda model: start_engine(model, EngineConfig()),
+        lambda model: start_openai_server(model, "m", EngineConfig(), f"{model}.log"),
+        lambda model: write_merged(model, f"{model}-adapter", f"{model}-merged"),
+    ],
+    ids=["chat", "backbone", "engine", "server", "merging"],
+)
+def test_everybody_who_loads_a_model_names_its_broken_file(model: Path, load: Callable[[str], object]) -> None:
+    cut(model / WEIGHTS)
+    with pytest.raises(BrokenFileError) as caught:
+        load(str(model))
+    assert caught.value.file == str(model / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "download"),
+    [("nobody/no-such-model", "nobody/no-such-model"), ("/no/such/folder", "llava-hf/llava-1.5-7b-hf")],
+)
+def test_a_model_that_is_not_there_can_be_downloaded(name: str, download: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is not a folder here and not downloaded.*`hf download {download}`"):
+        check_checkpoint(name)
+
+
+def test_weights_that_are_pickled_are_not_supported(model: Path) -> None:
+    (model / WEIGHTS).rename(model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"is not supported \(its weights are not safetensors\)"):
+        check_checkpoint(str(model))
+
+
+def test_a_model_without_a_chat_template_is_not_supported(model: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"is not supported \(it has no chat template"):
+        load_front_end(str(model))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("damage", [Path.unlink, empty, cut_in_header])
+def test_a_broken_adapter_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    (tmp_path / "adapter_config.json").write_text(" " * 100 + '{"r": 4}')
+    shutil.copy(CHECKPOINTS / "annotator" / WEIGHTS, tmp_path / "adapter_model.safetensors")
+    assert check_adapter(str(tmp_path)) == 4
+    damage(tmp_path / name)
+    with pytest.raises(BrokenFileError) as caught:
+        check_adapter(str(tmp_path))
+    assert caught.value.file == str(tmp_path / name)
+
+
+def test_the_message_survives_its_way_from_a_worker() -> None:
+    """Pickle takes an exception apart as copy does."""
+    error = BrokenFileError("a/b", "it is cut short", "write it again")
+    assert str(copy.copy(error)) == "broken: a/b (it is cut short): write it again."

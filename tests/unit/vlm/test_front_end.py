@@ -1,0 +1,76 @@
+"""What is known of a model without its weights, held against the model with them."""
+
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from support.paths import ROOT
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.vlm.backbone import load_backbone
+from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
+
+CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/policy")
+PROMPT = "Describe this image in detail."
+
+
+@pytest.fixture(scope="module")
+def front_end() -> FrontEnd:
+    return load_front_end(CHECKPOINT)
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.new("RGB", (60, 60), (200, 30, 30))
+
+
+def test_prompt_ids_hold_the_image_once_and_begin_with_one_bos(front_end: FrontEnd) -> None:
+    ids = front_end.prompt_ids(PROMPT)
+    assert ids.count(front_end.config.image_token_id) == 1
+    assert [index for index, token in enumerate(ids) if token == front_end.tokenizer.bos_token_id] == [0]
+
+
+def test_special_tokens_are_added_where_the_template_has_no_bos(front_end: FrontEnd) -> None:
+    calls = []
+
+    def tokenise(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        calls.append(add_special_tokens)
+        return {"input_ids": front_end.tokenizer(text, add_special_tokens=False)["input_ids"]}
+
+    tokenise.bos_token = "<other>"  # type: ignore[attr-defined]
+    template = front_end.processor.apply_chat_template
+    processor = SimpleNamespace(tokenizer=tokenise, apply_chat_template=template)
+    FrontEnd(CHECKPOINT, front_end.config, processor).prompt_ids(PROMPT)
+    assert calls == [True]
+
+
+def test_expanded_ids_equal_what_the_processor_makes(front_end: FrontEnd, image: Image.Image) -> None:
+    encoded = front_end.processor(images=image, text=front_end.prompt_text(PROMPT), add_special_tokens=False)
+    assert front_end.expanded_prompt_ids(PROMPT, image) == list(encoded["input_ids"][0])
+
+
+def test_the_length_of_a_prompt_is_what_the_model_reads(front_end: FrontEnd, image: Image.Image) -> None:
+    assert front_end.prompt_length(PROMPT) == len(front_end.expanded_prompt_ids(PROMPT, image))
+
+
+def test_a_prompt_fits_an_engine_with_one_more_position(front_end: FrontEnd) -> None:
+    length = front_end.prompt_length(PROMPT)
+    front_end.check_prompts([PROMPT], length + 1)
+    with pytest.raises(UserError, match=rf"cannot be asked: the prompt takes {length} tokens"):
+        front_end.check_prompts([PROMPT], length)
+
+
+def test_a_prompt_with_the_image_token_is_refused(front_end: FrontEnd) -> None:
+    with pytest.raises(ValueError, match="image token '<image>'"):
+        front_end.prompt_ids("Compare with <image> please.")
+
+
+def test_image_pad_and_unknown_tokens_are_banned_but_not_the_end(front_end: FrontEnd) -> None:
+    tokenizer, image_token = front_end.tokenizer, front_end.config.image_token_id
+    assert {image_token, tokenizer.pad_token_id, tokenizer.unk_token_id} <= set(front_end.banned_token_ids)
+    assert tokenizer.eos_token_id not in front_end.banned_token_ids
+
+
+def test_every_row_of_the_vocabulary_head_is_a_token_or_banned(front_end: FrontEnd) -> None:
+    rows = load_backbone(CHECKPOINT).model.get_output_embeddings().weight.shape[0]
+    assert set(range(rows)) <= set(front_end.tokenizer.get_vocab().values()) | set(front_end.banned_token_ids)
