@@ -52,9 +52,7 @@ def draw_audit(config: Config, count: int) -> None:
     say(f"label: open {page} in a browser, label, export, then run this with --audit-import FILE.")
 
 
-def _write(
-    stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[FactType], overwrite: bool
-) -> None:
+def _write(stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[FactType], overwrite: bool) -> None:
     from fgaif_ray.audit.label_studio import build_tasks, labelling_config
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image

@@ -49,9 +49,7 @@ class Rewarder:
     "response_token_ids": [5, 9, 2]}])``
     """
 
-    def __init__(
-        self, app_name: str, timeout_s: float, part_size: int, types: Sequence[str] = FACT_TYPES
-    ) -> None:
+    def __init__(self, app_name: str, timeout_s: float, part_size: int, types: Sequence[str] = FACT_TYPES) -> None:
         """Looks nothing up yet.
 
         Args:
