@@ -112,11 +112,11 @@ def _curves(variants: Sequence[Mapping[str, Any]], name: str, title: str) -> byt
     lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     for place, family in enumerate(families):
         members = [variant for variant in variants if variant["family"] == family and name in variant["figures"]]
-        points = sorted([*start, *members], key=lambda variant: variant["level"])
+        ordered = sorted([*start, *members], key=lambda variant: variant["level"])
         shift = _SHIFT * (place - (len(families) - 1) / 2)
         if members:
             lines[family] = [
-                (100 * point["level"] + shift if point["level"] else 0.0, point["figures"][name]) for point in points
+                (100 * one["level"] + shift if one["level"] else 0.0, one["figures"][name]) for one in ordered
             ]
     if not lines:
         return None
