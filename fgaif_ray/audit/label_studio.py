@@ -1,6 +1,6 @@
 """An audit in Label Studio: its labelling configuration, its tasks to import, and its JSON export.
 
-One task per sub-sentence, one choice per fact type; the choices' aliases are what the export holds. Set the project up
+One task per segment, one choice per fact type; the choices' aliases are what the export holds. Set the project up
 with ``LABELLING_CONFIG``, import the tasks, and export as "JSON" (not "JSON-MIN"). Formats:
 https://labelstud.io/guide/task_format and https://labelstud.io/tags/choices.
 """
@@ -46,7 +46,7 @@ LABELLING_CONFIG: Final = "\n".join(
         "<View>",
         '  <Image name="image" value="$image"/>',
         '  <Text name="response" value="$response"/>',
-        '  <Header value="Sub-sentence"/>',
+        '  <Header value="Segment"/>',
         '  <Text name="sub_sentence" value="$sub_sentence"/>',
         *(_choices(name) for name in FACT_TYPES),
         "</View>",
@@ -57,7 +57,7 @@ LABELLING_CONFIG: Final = "\n".join(
 
 @dataclass(frozen=True, slots=True)
 class StudioTask:
-    """Which sub-sentence a task is about."""
+    """Return which segment a task is about."""
 
     audit: str
     sample_id: str
@@ -75,7 +75,7 @@ class StudioAnswer:
 
 
 def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]]:
-    """The tasks of an audit in Label Studio's import form; the AI's verdicts are not among them.
+    """Build the tasks of an audit in Label Studio's import form; the AI's verdicts are not among them.
 
     Args:
         audit: the sample.
@@ -100,7 +100,7 @@ def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]
 
 
 def parse_export(tasks: Sequence[object], path: str) -> list[StudioAnswer]:
-    """The annotations of an export; skipped ones are left out.
+    """Read the annotations of an export; skipped ones are left out.
 
     Raises:
         UserError: the tasks are not those of an audit, or an annotation does not fit the labelling configuration.
@@ -141,7 +141,7 @@ def _read_choices(result: Sequence[object], number: int, path: str) -> dict[str,
     for region in result:
         name = region.get("from_name") if isinstance(region, dict) else None
         if not isinstance(region, dict) or region.get("type") != "choices" or name not in FACT_TYPES:
-            continue  # projects may ask more than we do
+            continue  # projects may have further questions
         value = region.get("value")
         choices = value.get("choices") if isinstance(value, dict) else None
         if not isinstance(choices, list) or len(choices) != 1 or choices[0] not in CHOICES:

@@ -31,7 +31,7 @@ from fgaif_ray.config.calls import CallsConfig, PriceConfig
 from fgaif_ray.config.data import ColumnNames, DataConfig, SampleConfig, ShapesConfig
 from fgaif_ray.config.label import (
     CalibrationConfig,
-    CanaryConfig,
+    ControlItemConfig,
     ExtractorConfig,
     FactType,
     HumanLabelsConfig,
@@ -59,10 +59,10 @@ __all__ = [
     "BenchmarksConfig",
     "CalibrationConfig",
     "CallsConfig",
-    "CanaryConfig",
     "ChairConfig",
     "ColumnNames",
     "Config",
+    "ControlItemConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluateConfig",

@@ -116,7 +116,7 @@ def _curves(variants: Sequence[Mapping[str, Any]], name: str, title: str) -> byt
         shift = _SHIFT * (place - (len(families) - 1) / 2)
         if members:
             lines[family] = [
-                (100 * one["level"] + shift if one["level"] else 0.0, one["figures"][name]) for one in ordered
+                (100 * point["level"] + shift if point["level"] else 0.0, point["figures"][name]) for point in ordered
             ]
     if not lines:
         return None
