@@ -23,7 +23,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.run_log import read_lines
-from jobs.label_audit import draw_audit
+from jobs.audit import draw_audit
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 TYPES = (*FACT_TYPES, "counting")
