@@ -1,4 +1,4 @@
-"""TRL's GRPO, rewarded by the reward service: one function each for existence, attribute and relation.
+"""TRL's GRPO, rewarded by the reward service: one function for each of its fact types.
 
     pip install trl==1.16.0 datasets
     python examples/trl_grpo.py --url http://HOST:PORT
@@ -22,12 +22,13 @@ def scenes(count: int) -> list[dict[str, Any]]:
 
 
 def make_trainer(url: str, model: str, steps: int, output: str) -> Any:
-    """A `GRPOTrainer` with the three rewards; the token comes from FGAIF_REWARD_TOKEN."""
+    """A `GRPOTrainer` with a reward per fact type; the token comes from FGAIF_REWARD_TOKEN."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from trl import GRPOConfig, GRPOTrainer
 
+    rewards = TRLRewards(RewardClient(url)).functions
     config = GRPOConfig(
         output_dir=output,
         max_steps=steps,
@@ -35,7 +36,7 @@ def make_trainer(url: str, model: str, steps: int, output: str) -> Any:
         num_generations=4,
         max_completion_length=64,
         learning_rate=1e-5,
-        reward_weights=[1.0, 1.0, 1.0],
+        reward_weights=[1.0] * len(rewards),
         logging_steps=1,
         save_strategy="no",
         report_to=[],
@@ -43,7 +44,7 @@ def make_trainer(url: str, model: str, steps: int, output: str) -> Any:
     )
     return GRPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(model),
-        reward_funcs=TRLRewards(RewardClient(url)).functions,
+        reward_funcs=rewards,
         args=config,
         train_dataset=Dataset.from_list(scenes(64)),
         processing_class=AutoProcessor.from_pretrained(model, padding_side="left"),

@@ -7,14 +7,14 @@ is our reading).
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 
 FACT_TYPES: Final = ("existence", "attribute", "relation")
-"""The three kinds of atomic fact, in the order used by every array of this project."""
+"""The kinds of atomic fact of a run that names none (see ``fact_types/``), and of folders that do not say theirs."""
 
 ABSENT: Final = 0
 CONSISTENT: Final = 1
@@ -33,7 +33,7 @@ PROVIDED: Final = "given"
 
 @dataclass(frozen=True)
 class Fact:
-    """One atomic claim about the image; ``type`` is one of ``FACT_TYPES``."""
+    """One atomic claim about the image; ``type`` is the name of a fact type."""
 
     type: str
     text: str
@@ -52,6 +52,8 @@ RESPONSES_SCHEMA: Final = pa.schema(
     ]
 )
 
+REJECTED_SCHEMA: Final = pa.schema([*RESPONSES_SCHEMA, pa.field("reason", pa.string(), nullable=False)])
+
 _FACT_TYPE = pa.struct(
     [
         pa.field("type", pa.string()),
@@ -63,28 +65,30 @@ _FACT_TYPE = pa.struct(
         pa.field("second_consistent", pa.bool_()),
     ]
 )
-_SEGMENT_TYPE = pa.struct(
-    [
-        pa.field("start", pa.int32()),
-        pa.field("end", pa.int32()),
-        pa.field("text", pa.string()),
-        pa.field("facts", pa.list_(_FACT_TYPE)),
-        # A label is null where two verifiers disagree and label.disagreement masks it; so is its source.
-        pa.field("labels", pa.struct([pa.field(name, pa.int8()) for name in FACT_TYPES])),
-        pa.field("ai_labels", pa.struct([pa.field(name, pa.int8()) for name in FACT_TYPES])),
-        pa.field("label_sources", pa.struct([pa.field(name, pa.string()) for name in FACT_TYPES])),
-    ]
-)
 
-FEEDBACK_SCHEMA: Final = pa.schema(
-    [
-        *RESPONSES_SCHEMA,
-        pa.field("segments", pa.list_(_SEGMENT_TYPE), nullable=False),
-        pa.field("annotator", pa.string(), nullable=False),  # JSON: model names, prompt versions, thresholds
-    ]
-)
 
-REJECTED_SCHEMA: Final = pa.schema([*RESPONSES_SCHEMA, pa.field("reason", pa.string(), nullable=False)])
+def feedback_schema(types: Sequence[str]) -> pa.Schema:
+    """The schema of ``feedback/``; its labels are structs with a field for each fact type, in this order."""
+    codes, words = (pa.struct([pa.field(name, kind) for name in types]) for kind in (pa.int8(), pa.string()))
+    segment = pa.struct(
+        [
+            pa.field("start", pa.int32()),
+            pa.field("end", pa.int32()),
+            pa.field("text", pa.string()),
+            pa.field("facts", pa.list_(_FACT_TYPE)),
+            # A label is null where two verifiers disagree and label.disagreement masks it; so is its source.
+            pa.field("labels", codes),
+            pa.field("ai_labels", codes),
+            pa.field("label_sources", words),
+        ]
+    )
+    return pa.schema(
+        [
+            *RESPONSES_SCHEMA,
+            pa.field("segments", pa.list_(segment), nullable=False),
+            pa.field("annotator", pa.string(), nullable=False),  # JSON: model names, prompt versions, thresholds
+        ]
+    )
 
 
 def sample_identity(image_sha256: str, prompt: str, model: str, sampling: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Align the policy with PPO on the dense rewards of the three reward models, and publish `policy/`.
+"""Align the policy with PPO on the dense rewards of the reward models, and publish `policy/`.
 
 `policy/` holds the PEFT adapter with its card, `metrics.jsonl` (a line per step), `samples.jsonl` (responses with their
 segments, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.

@@ -17,8 +17,8 @@ from fgaif_ray.audit.items import Audit, AuditSampler
 from fgaif_ray.audit.labelled_facts import facts_of_audit, write_lines
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import FactType, choose
 from fgaif_ray.progress import say
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import stages
 from fgaif_ray.tables import estimate_cell, table_lines
 from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
@@ -54,24 +54,25 @@ def draw_audit(config: Config, count: int) -> None:
         for row in storage.read_rows(folder, ["sample_id", "image_sha256", "segments"]):
             sampler.offer(row)
         audit = sampler.collect(storage.read_rows(folder))
-        _write(stage, audit, config.report.title, config.run.overwrite)
+        fact_types = choose(audit.types, config.run.types, folder)
+        _write(stage, audit, config.report.title, fact_types, config.run.overwrite)
         if len(audit.items) < count:
             say(f"audit: the run has only {len(audit.items)} segments; all are in the audit.")
     say(f"audit: open {page} in a browser, label, export, then `fgaif audit import FILE` with this configuration.")
 
 
-def _write(stage: storage.Stage, audit: Audit, title: str, overwrite: bool) -> None:
-    from fgaif_ray.audit.label_studio import LABELLING_CONFIG, build_tasks
+def _write(stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[FactType], overwrite: bool) -> None:
+    from fgaif_ray.audit.label_studio import build_tasks, labelling_config
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
     pictures = load_pictures(audit, load_image)
     stage.begin(overwrite=overwrite)
     tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
-    page = build_page(audit, pictures, title)
+    page = build_page(audit, pictures, title, fact_types)
     storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())
     storage.write_json(storage.join(stage.partial, TASKS_FILE), tasks)
-    storage.write_bytes(storage.join(stage.partial, STUDIO_FILE), LABELLING_CONFIG.encode())
+    storage.write_bytes(storage.join(stage.partial, STUDIO_FILE), labelling_config(fact_types).encode())
     storage.write_json(storage.join(stage.partial, SAMPLE_FILE), audit.to_dict())
     stage.publish({"sub_sentences": len(audit.items), "audit": audit.id})
 
@@ -91,7 +92,7 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     if storage.read_manifest(config.run.dir, stages.AUDIT) is None:
         raise UserError(f"{folder} is not there: draw a sample with `fgaif audit draw N` and label its page first.")
     audit = Audit.from_dict(storage.read_json(storage.join(folder, SAMPLE_FILE)))
-    answers = read_answers(paths)
+    answers = read_answers(paths, audit.types)
     check_answers(audit, answers, ", ".join(paths))
     found = compare(audit, answers)
     uri = storage.join(folder, AGREEMENT_FILE)
@@ -111,11 +112,10 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
 
 def agreement_table(found: Mapping[str, Any]) -> list[str]:
     """The lines of a table of what ``compare`` found, weighted to the whole labelled set, with intervals."""
-    columns = [(key, title) for key, title in _COLUMNS if key in found["labels"][FACT_TYPES[0]]["weighted"]]
+    columns = [(key, title) for key, title in _COLUMNS if key in next(iter(found["labels"].values()))["weighted"]]
     rows = [["", "compared", *(title for _, title in columns)]]
     for what in ("labels", "facts"):
-        for name in FACT_TYPES:
-            part = found[what][name]
+        for name, part in found[what].items():
             if what == "labels" or part["compared"]:
                 cells = [estimate_cell(part["weighted"][key]) for key, _ in columns]
                 rows.append([f"{name} {what}", str(part["compared"]), *cells])

@@ -97,7 +97,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
         stage("train_rewards", stages.REWARDS, lambda: train_rewards.run(config))
         try:
             if stage.missing(stages.POLICY):
-                folders = stages.reward_folders(config.run.dir)
+                folders = stages.reward_folders(config)
                 stage("serve_rewards", "service", lambda: reward_service.deploy(config, folders))
             stage("align", stages.POLICY, lambda: align.run(config))
         finally:
@@ -130,7 +130,7 @@ def run(config: Config) -> None:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
     storage.write_bytes(settings, recorded)  # only now: settings that are refused leave those of the run
     stage("report", stages.REPORT, lambda: report.run(config))
-    figures = summary.build_summary(run_dir)
+    figures = summary.build_summary(run_dir, config.run.type_names)
     say("")
     say(summary.summary_table(figures))
     if figures["calls"] is not None:

@@ -56,7 +56,7 @@ def _judge(config: Config, stage: "Stage") -> None:
     stage.begin(overwrite=True)  # it holds nothing that is not made again
     truth = load_truth(config)
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
-    folders = stages.reward_folders(run_dir)
+    folders = stages.reward_folders(config)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")
     rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
@@ -68,6 +68,7 @@ def _judge(config: Config, stage: "Stage") -> None:
         "verdicts_by_truth": truth is not None,
         "temperature_scaling": config.rewards.temperature_scaling,
         "config": recorded_config(config),
+        **config.run.model_dump(mode="json", include={"fact_types"}),
     }
     storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), judged)
     storage.write_json(storage.join(stage.partial, SETTINGS_FILE), settings)

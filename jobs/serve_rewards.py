@@ -1,4 +1,4 @@
-"""Serve the run's three reward models over HTTP until Ctrl-C.
+"""Serve the run's reward models over HTTP until Ctrl-C.
 
 Reads `rewards/` of the run's folder. The environment variable FGAIF_REWARD_TOKEN, where set, is the bearer token that
 requests must carry; without one the service listens on loopback only.

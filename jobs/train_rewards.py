@@ -1,8 +1,8 @@
-"""Train the three reward models on feedback/ and publish them as rewards/{existence,attribute,relation}.
+"""Train a reward model per fact type on feedback/ and publish them as rewards/{existence,attribute,relation}.
 
 Each is a LoRA adapter with a head over the frozen backbone of the configuration, with metrics.json and a
 model card. A type that an interrupted run has finished is not trained again, the one it was at goes on after its last
-epoch. `rewards.kind` trains other models for the same folders: one with three heads, or one verdict per response.
+epoch. `rewards.kind` trains other models for the same folders: one with a head per type, or one verdict per response.
 
 Examples:
     fgaif train-rewards --config my.yaml
@@ -14,7 +14,6 @@ import sys
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import say
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import join, read_json, stages, writes_run
 from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
@@ -51,8 +50,8 @@ def run(config: Config) -> None:
                     "epoch."
                 ) from error
             raise
-    metrics = {name: read_json(join(stage.partial, name, METRICS_FILE)) for name in FACT_TYPES}
-    stage.publish({"balanced_accuracy": {name: metrics[name]["balanced_accuracy"] for name in FACT_TYPES}})
+    metrics = {name: read_json(join(stage.partial, name, METRICS_FILE)) for name in config.run.type_names}
+    stage.publish({"balanced_accuracy": {name: found["balanced_accuracy"] for name, found in metrics.items()}})
     say(f"train_rewards: wrote {stage.folder}")
 
 

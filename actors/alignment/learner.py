@@ -140,7 +140,9 @@ class Learner:
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
         self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
         self._log = self._open_log()
-        rewarder = Rewarder(task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size)
+        rewarder = Rewarder(
+            task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
+        )
         self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder)
         self._timings: dict[str, float] = {}
         self._busy: list[tuple[float, float]] = []
@@ -266,7 +268,7 @@ class Learner:
             "count/unreadable": float(sampled.unreadable),
         }
         self._timings["sync"] = sampled.sync_seconds
-        return trajectory_metrics(trajectories) | experience.metrics | probed | updates | own
+        return trajectory_metrics(trajectories, self._options.types) | experience.metrics | probed | updates | own
 
     @property
     def _estimate_size(self) -> tuple[int, int | None]:
@@ -350,7 +352,7 @@ class Learner:
             try:
                 settings = self._align.model_dump(mode="json", exclude={"tracking"})
                 trackers = open_trackers(self._align.tracking, self._task.folder, settings)
-                log = RunLog(self._task.folder, self.step + 1, trackers)
+                log = RunLog(self._task.folder, self.step + 1, trackers, self._options.types)
             except UserError as error:
                 problem = error
         if int(self._group.sum(torch.tensor(int(problem is not None)))):

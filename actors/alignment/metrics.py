@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from actors import metrics
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rl.watch import types_of
 
 _GAUGES = {
     "reward/total": metrics.PPO_TOTAL_REWARD,
@@ -40,7 +40,7 @@ def record_step(step: int, planned: int, figures: Mapping[str, float]) -> None:
         gauge.set(figures[name])
     for name, counter in _COUNTERS.items():
         counter.inc(figures[name])
-    for fact_type in FACT_TYPES:
+    for fact_type in types_of(figures):
         metrics.PPO_REWARD.set(figures[f"reward/{fact_type}"], fact_type=fact_type)
         metrics.PPO_HALLUCINATION.set(figures[f"hallucination/{fact_type}"], fact_type=fact_type)
     for phase in metrics.PHASES:

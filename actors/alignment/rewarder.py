@@ -49,15 +49,17 @@ class Rewarder:
     "response_token_ids": [5, 9, 2]}])``
     """
 
-    def __init__(self, app_name: str, timeout_s: float, part_size: int) -> None:
+    def __init__(self, app_name: str, timeout_s: float, part_size: int, types: Sequence[str] = FACT_TYPES) -> None:
         """Prepare without looking anything up.
 
         Args:
             app_name: the Serve application.
             timeout_s: how long one part may take.
             part_size: items of one call.
+            types: the fact types of the run, in the order that probabilities are to have.
         """
         self._app_name, self._timeout_s, self._part_size = app_name, timeout_s, part_size
+        self._types = tuple(types)
 
     def score(self, items: Sequence[dict[str, Any]]) -> list[TypeVerdicts]:
         """Return verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
@@ -100,15 +102,17 @@ class Rewarder:
             except TRANSIENT as error:
                 verdicts += [TypeVerdicts(failure=_reason(error)) for _ in part]
             else:
-                verdicts += [_verdicts(answer) for answer in answers]
+                verdicts += [_verdicts(answer, self._types) for answer in answers]
         return verdicts
 
 
-def _verdicts(answer: ResponseVerdicts | None) -> TypeVerdicts:
+def _verdicts(answer: ResponseVerdicts | None, types: Sequence[str]) -> TypeVerdicts:
     if answer is None:
         reason = "the reward models could not score the response; see the log of the gateway"
         return TypeVerdicts(failure=reason, refused=True)
-    by_type = [answer.probabilities[kind].tolist() for kind in FACT_TYPES]  # [types][segments][classes]
+    if missing := [kind for kind in types if kind not in answer.probabilities]:
+        return TypeVerdicts(failure=f"the reward service does not score the fact type {missing[0]}", refused=True)
+    by_type = [answer.probabilities[kind].tolist() for kind in types]  # [types][segments][classes]
     return TypeVerdicts(
         spans=tuple((span.start, span.end) for span in answer.response.spans),
         token_ends=tuple(answer.token_ends or ()),

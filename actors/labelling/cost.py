@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fgaif_ray.config import Config
+from fgaif_ray.fact_types import extracted
 from fgaif_ray.feedback.cost import Cost, estimate_cost
 from fgaif_ray.feedback.extraction import ExtractionMode
 from fgaif_ray.feedback.pending import Pending
@@ -34,7 +35,7 @@ def show_cost(config: Config, pending: Pending) -> None:
 
     extractor_config = config.label.extractor
     counter = PromptCounter(extractor_config.serve_model or extractor_config.model)
-    prompt = load_prompt(extractor_config.prompt)
+    prompt = load_prompt(extractor_config.prompt, extracted(config.run.types))
     index = AnswerIndex(cache_folder(config.run.dir, extractor_config.cache))
 
     def responses() -> Iterator[str]:
@@ -45,7 +46,8 @@ def show_cost(config: Config, pending: Pending) -> None:
         if not supports(prompt, mode):
             costs[mode] = None
             continue
-        extractor = new_extractor(extractor_config.model_copy(update={"mode": mode}), Endpoint(None, None))
+        of_mode = extractor_config.model_copy(update={"mode": mode})
+        extractor = new_extractor(of_mode, Endpoint(None, None), fact_types=config.run.types)
         costs[mode] = estimate_cost(
             extractor, responses(), counter, extractor_config.max_tokens, lambda key: index.find(key) is not None
         )

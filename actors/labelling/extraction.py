@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from fgaif_ray.calls.garbage import spare_the_loaded
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT, FactType, extracted
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.pending import Pending, PlaceReader, first_row, places_of
 from fgaif_ray.feedback.prompts import load_prompt
@@ -48,7 +50,11 @@ class Endpoint:
 
 
 def new_extractor(
-    config: ExtractorConfig, endpoint: Endpoint, calls: Calls | None = None, identity: str | None = None
+    config: ExtractorConfig,
+    endpoint: Endpoint,
+    calls: Calls | None = None,
+    identity: str | None = None,
+    fact_types: Sequence[FactType] = DEFAULT,
 ) -> FactExtractor:
     """Build the extractor of these settings without calling anything.
 
@@ -57,6 +63,7 @@ def new_extractor(
         endpoint: where to call.
         calls: known answers, limits and account; None calls freely.
         identity: of the model, see ``model_identity``; None finds it out.
+        fact_types: of the run; those that are derived are not asked about.
 
     Raises:
         UserError: there is no such prompt, or it does not support the mode.
@@ -65,7 +72,7 @@ def new_extractor(
         endpoint.base_url,
         endpoint.api_key.get_secret_value() if endpoint.api_key else None,
         config.model,
-        load_prompt(config.prompt),
+        load_prompt(config.prompt, extracted(fact_types)),
         mode=config.mode,
         concurrency=config.concurrency,
         timeout_s=config.timeout_s,
@@ -76,13 +83,13 @@ def new_extractor(
     )
 
 
-def check_endpoint(config: ExtractorConfig, endpoint: Endpoint) -> None:
+def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequence[FactType] = DEFAULT) -> None:
     """Check the settings and the endpoint before anything is started or paid.
 
     Raises:
         UserError: the prompt cannot be used, the endpoint does not answer, or it refuses the key.
     """
-    new_extractor(config, endpoint)
+    new_extractor(config, endpoint, fact_types=fact_types)
     check_address(
         endpoint.base_url,
         endpoint.api_key.get_secret_value() if endpoint.api_key else None,
@@ -109,9 +116,10 @@ class FactExtraction:
         coordinator: CoordinatorAddress,
         identity: str,
         places: "ray.ObjectRef[pa.Table]",
+        fact_types: Sequence[FactType] = DEFAULT,
     ) -> None:
         self._calls = CallClient(RemoteCoordinator(coordinator), config, run, ray.get_runtime_context().get_actor_id())
-        self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity)
+        self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity, fact_types)
         self._reject_failed = config.reject_failed
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
@@ -157,7 +165,9 @@ def _stopped_block(reason: str) -> pa.Table:
     return seal(pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA))
 
 
-def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str | None:
+def first_unanswered(
+    config: ExtractorConfig, run: str, pending: Pending, fact_types: Sequence[FactType] = DEFAULT
+) -> str | None:
     """Find the first pending response with a question that no kept answer covers."""
     index = AnswerIndex(cache_folder(run, config.cache))
     try:
@@ -166,7 +176,7 @@ def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str
             text = index.find(key)
             return None if text is None else CallAnswer.from_json(json.loads(text))
 
-        extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find))
+        extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find), fact_types=fact_types)
 
         async def is_unanswered(response: str) -> bool:
             try:
@@ -184,7 +194,9 @@ def first_unanswered(config: ExtractorConfig, run: str, pending: Pending) -> str
         index.close()
 
 
-def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: str) -> None:
+def ask_about(
+    response: str, config: ExtractorConfig, endpoint: Endpoint, run: str, fact_types: Sequence[FactType] = DEFAULT
+) -> None:
     """Make the calls of one response, so that an endpoint, a key, a model or a budget that cannot be used shows before
     Ray and engines start. The answers are kept and accounted for as all others are.
 
@@ -195,7 +207,7 @@ def ask_about(response: str, config: ExtractorConfig, endpoint: Endpoint, run: s
     async def ask() -> None:
         coordinator = CallCoordinator(config, run)
         calls = CallClient(coordinator, config, run)
-        extractor = new_extractor(config, endpoint, calls)
+        extractor = new_extractor(config, endpoint, calls, fact_types=fact_types)
         try:
             await extractor.extract(response, _segments(response))
         except UnusableAnswer as error:

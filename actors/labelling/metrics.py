@@ -24,12 +24,12 @@ def record_control_items(
     for question, item in control_items.items():
         if (answer := found.answers.get(question)) is not None:
             truth = "true" if item.consistent else "false_with_order" if item.injected else "false"
-            threshold = min(thresholds.values()) if item.type is None else thresholds[item.type]
+            threshold = thresholds.get(item.type or "", min(thresholds.values()))
             metrics.CONTROL_ITEMS.inc(truth=truth, verdict=_verdict(is_consistent(answer.p_yes, threshold)))
 
 
 def record_labelled(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> None:
-    """Export the counts of a block from the first verifier: rows of ``FEEDBACK_SCHEMA`` and rejected ones."""
+    """Export the counts of a block from the first verifier: rows of ``feedback_schema`` and rejected ones."""
     metrics.LABELLED_RESPONSES.inc(len(rows))
     for reason, count in Counter(row["reason"].partition(":")[0] for row in rejected).items():
         metrics.REJECTED_RESPONSES.inc(count, reason=reason)

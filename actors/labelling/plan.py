@@ -65,6 +65,7 @@ def label_responses(
         "coordinator": address,
         "places": ray.put(pending.places),
         "identity": model_identity(extractor.model, extractor.serve_model),
+        "fact_types": config.run.types,
     }
     request = resources.fact_extraction(config)
     announce_engines("label", min(label.verifier.engines, pending.blocks))

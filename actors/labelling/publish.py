@@ -19,7 +19,7 @@ from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.pending import distinct, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
 from fgaif_ray.progress import say, say_rejected
-from fgaif_ray.records import ABSENT, FACT_TYPES
+from fgaif_ray.records import ABSENT
 from fgaif_ray.shapes.oracle import label_claims, read_claims
 from fgaif_ray.sources import load_truth
 
@@ -65,13 +65,13 @@ def publish(
             f"None of the {total} responses could be labelled ({causes}): change label.extractor or label.verifier, or "
             f"delete {stage.partial} and {rejected_stage.partial} to try the same again."
         )
-    ledger = read_ledger(config.run.dir)
-    figures, disagreements = FeedbackMetrics(_true_labels(config)), Disagreements()
+    ledger, types = read_ledger(config.run.dir), config.run.type_names
+    figures, disagreements = FeedbackMetrics(_true_labels(config), types), Disagreements(types)
     with fsspec.open(storage.join(stage.partial, OFFICIAL_FILE), "w", encoding="utf-8") as official:
         for row in storage.read_rows(stage.partial):
             figures.add(row)
             disagreements.add(row)
-            write_official(official, [_official(row)])
+            write_official(official, [_official(row, types)])
     metrics = figures.to_dict() | {
         "rejected": {"total": rejected, "by_reason": dict(reasons)},
         "extraction": ledger.figures(),
@@ -91,12 +91,12 @@ def publish(
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 
-def _official(row: Mapping[str, Any]) -> LabelledResponse:
+def _official(row: Mapping[str, Any], types: Sequence[str]) -> LabelledResponse:
     return LabelledResponse(
         image=row["image"],
         segments=tuple(segment["text"] for segment in row["segments"]),
         # The official form has no word for a label that is not to be used.
-        labels=tuple(tuple(segment["labels"][name] or ABSENT for name in FACT_TYPES) for segment in row["segments"]),
+        labels=tuple(tuple(segment["labels"][name] or ABSENT for name in types) for segment in row["segments"]),
     )
 
 

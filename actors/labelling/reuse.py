@@ -13,7 +13,7 @@ from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA
 from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
 from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA
+from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema
 from fgaif_ray.storage import stages
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
         return
     second = manifest_entries(config)["second_verdicts"]
     both = second is not None and published.get("second_verdicts") == second
-    labeller = verification.labeller(both)
+    labeller, schema = verification.labeller(both), feedback_schema(verification.types)
     with Progress("label anew", published.get("rows"), "responses") as progress:
         for name, rows in _parts(stage.folder, stage.partial):
-            storage.write_part(stage.partial, [labeller.label(row) for row in rows], FEEDBACK_SCHEMA, name)
+            storage.write_part(stage.partial, [labeller.label(row) for row in rows], schema, name)
             progress.advance(len(rows))
     if not rejected_stage.is_complete():
         for name, rows in _parts(rejected_stage.folder, rejected_stage.partial):

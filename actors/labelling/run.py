@@ -54,7 +54,7 @@ def label_pending(config: Config, verification: Verification, pending: Pending, 
         UserError: the endpoint or a model cannot be used, or the budget is spent. What was done so far is kept.
     """
     check_verifiers(config)  # better found wrong before servers and engines start
-    first = first_unanswered(config.label.extractor, config.run.dir, pending)
+    first = first_unanswered(config.label.extractor, config.run.dir, pending, config.run.types)
     stopped, give_up = None, float("inf")
     unavailable: list[str] = []
     with (
@@ -98,8 +98,8 @@ def _endpoint(config: Config, server: OpenAIServer | None, first: str | None) ->
     if extractor.serve_model is None:
         key = os.environ.get(extractor.api_key_env)
         endpoint = Endpoint(extractor.base_url, SecretStr(key) if key else None)
-        check_endpoint(extractor, endpoint)
-        ask_about(first, extractor, endpoint, config.run.dir)
+        check_endpoint(extractor, endpoint, config.run.types)
+        ask_about(first, extractor, endpoint, config.run.dir, config.run.types)
         yield endpoint
         return
     own = start_server(config) if server is None else None

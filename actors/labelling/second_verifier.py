@@ -18,7 +18,7 @@ from actors.labelling.verifier import CHECKS_FOLDER, CHECKS_SCHEMA, COUNTS_SCHEM
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
-from fgaif_ray.records import FEEDBACK_SCHEMA
+from fgaif_ray.records import feedback_schema
 
 ANNOTATOR_KEY = "second_verifier"
 
@@ -47,6 +47,7 @@ class SecondVerifier:
         self._partial = verification.partial
         self._parts: list[str] = ray.get(parts)
         self._labeller = verification.labeller(both=True)
+        self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(second)
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
@@ -73,7 +74,7 @@ class SecondVerifier:
         storage.write_part(storage.join(self._partial, CHECKS_FOLDER), checks, CHECKS_SCHEMA, f"second-{name}")
         labelled = [self._labeller.label(row) for row in rows]
         record_verified_again(labelled)
-        storage.write_part(self._partial, labelled, FEEDBACK_SCHEMA, name)
+        storage.write_part(self._partial, labelled, self._schema, name)
         counts = {"labelled": len(rows), "rejected": 0}
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 

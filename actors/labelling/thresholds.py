@@ -4,7 +4,7 @@ The verified set and its figures are a stage of their own, `<run.dir>/calibratio
 attempt at labelling uses the same thresholds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +17,6 @@ from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import stages
 from fgaif_ray.tables import estimate_cell, table_lines
 
@@ -52,16 +51,16 @@ def find_thresholds(config: Config, which: str = "verifier") -> dict[str, float]
     """
     verifier: VerifierConfig = getattr(config.label, which)
     if verifier.calibration is None:
-        return dict(verifier.threshold.model_dump())
-    stage = stages.calibration(config, STAGES[which], verifier, threshold_key(verifier))
+        return dict(verifier.threshold)
+    stage = stages.calibration(config, STAGES[which], verifier, threshold_key(verifier, config.run.type_names))
     if not stage.is_complete():
         _calibrate(config, verifier, stage)
     thresholds: dict[str, float] = storage.read_json(storage.join(stage.folder, FIGURES_FILE))["thresholds"]
     return thresholds
 
 
-def _facts_of(calibration: CalibrationConfig) -> list[LabelledFact]:
-    return read_labelled_facts(calibration.path)
+def _facts_of(calibration: CalibrationConfig, types: Sequence[str]) -> list[LabelledFact]:
+    return read_labelled_facts(calibration.path, types)
 
 
 def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -> None:
@@ -69,7 +68,8 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
     from actors.cluster.connect import connect
     from actors.labelling.fact_checker import check_verifier
 
-    labelled = _facts_of(verifier.calibration)
+    types = config.run.type_names
+    labelled = _facts_of(verifier.calibration, types)
     check_verifier(verifier)
     p_consistent = np.zeros(len(labelled))
     with connect(config), Progress("calibrate", len(labelled), "facts") as progress:
@@ -88,7 +88,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         p_consistent=p_consistent,
         weights=np.array([fact.weight for fact in labelled]),
     )
-    found = calibrate(facts)
+    found = calibrate(facts, types=types)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
         {
@@ -110,7 +110,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
 
 def calibration_lines(found: Mapping[str, Any], folder: str) -> list[str]:
     """What a calibration found, for people: the thresholds in a line, then a table of figures."""
-    thresholds = ", ".join(f"{name} {found['thresholds'][name]:.3g}" for name in FACT_TYPES)
+    thresholds = ", ".join(f"{name} {value:.3g}" for name, value in found["thresholds"].items())
     count = found["figures"]["all"]
     lines = [f"label: {count['facts']} labelled facts of {count['images']} images give the thresholds {thresholds}."]
     rows = [["balanced accuracy", "facts", *(title for _, title in _COLUMNS), "calibration error"]]

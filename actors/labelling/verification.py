@@ -11,7 +11,6 @@ from fgaif_ray.audit.control_items import load_control_items, measure
 from fgaif_ray.config import Config
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
-from fgaif_ray.records import FACT_TYPES
 
 if TYPE_CHECKING:
     from actors.labelling.verifier import Verification
@@ -44,9 +43,8 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
     from fgaif_ray.sources import load_truth
 
     truth = load_truth(config) if config.label.control_items.per_block else None
-    control_items = load_control_items(
-        config.label.control_items, scene_control_items(truth, config.run.seed) if truth else ()
-    )
+    known = scene_control_items(truth, config.run.seed) if truth else ()
+    control_items = load_control_items(config.label.control_items, known, config.run.type_names)
     return Verification(
         config=config.label,
         partial=partial,
@@ -56,6 +54,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
         if config.label.second_verifier is not None
         else None,
         control_items=control_items,
+        fact_types=config.run.types,
     )
 
 
@@ -126,7 +125,7 @@ def summary_lines(config: Config, figures: Mapping[str, Any]) -> Iterable[str]:
     second = figures.get("second_verifier")
     if second is not None:
         shares = ", ".join(
-            f"{name} {second[name]['share']:.1%}" for name in FACT_TYPES if second[name]["share"] is not None
+            f"{name} {second[name]['share']:.1%}" for name in config.run.type_names if second[name]["share"] is not None
         )
         yield f"label: the two verifiers disagree on {second['all']['disagreements']} facts ({shares})."
     if control_items is not None and control_items["gullibility"]["value"] is not None:

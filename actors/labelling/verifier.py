@@ -18,10 +18,11 @@ from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA, ControlItem, Con
 from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
 from fgaif_ray.config import LabelConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Labeller, Thresholds
 from fgaif_ray.images import load_image
-from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, fingerprint
+from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema, fingerprint
 
 COUNTS_SCHEMA: Final = pa.schema(
     [
@@ -56,6 +57,12 @@ class Verification:
     thresholds: Thresholds
     second_thresholds: Thresholds | None
     control_items: ControlItemPool
+    fact_types: tuple[FactType, ...] = DEFAULT
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The names of the fact types."""
+        return type_names(self.fact_types)
 
     def labeller(self, both: bool) -> Labeller:
         """Return the labeller of rows after the first verifier, or after both."""
@@ -63,8 +70,9 @@ class Verification:
             self.thresholds,
             self.second_thresholds if both else None,
             both and self.config.disagreement == "mask",
-            Overrides.load(self.config),
+            Overrides.load(self.config, self.types),
             self.annotator(both),
+            self.fact_types,
         )
 
     def annotator(self, both: bool) -> str:
@@ -116,6 +124,7 @@ class Verifier:
         self._control_items = verification.control_items
         self._thresholds = verification.thresholds
         self._labeller = verification.labeller(both=False)
+        self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(verification.config.verifier)
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
@@ -208,7 +217,7 @@ class Verifier:
         if rejected:
             storage.write_part(self._rejected_partial, rejected, REJECTED_SCHEMA, name)
         if labelled:
-            storage.write_part(self._partial, labelled, FEEDBACK_SCHEMA, name)
+            storage.write_part(self._partial, labelled, self._schema, name)
 
     def _label(self, row: dict[str, Any], found: Findings) -> dict[str, Any]:
         segments = []

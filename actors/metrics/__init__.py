@@ -1,11 +1,12 @@
 """Every metric that FGAIF-Ray exports; actors record, `deploy/grafana/fgaif-ray.json` shows (see docs/operations.md).
 
-Label values are bounded: they are listed here, and a third party's own values are ``other``.
+Label values are bounded: they are listed here, and a third party's own values are ``other``. Fact types are those of
+the run's configuration, which are few, so that their label also takes names that are not listed (``ANY``).
 """
 
 from typing import Final, get_args
 
-from actors.metrics.instruments import OTHER, Counter, Gauge, Histogram, Instrument
+from actors.metrics.instruments import ANY, OTHER, Counter, Gauge, Histogram, Instrument
 from fgaif_ray.calls.unusable import Reason
 from fgaif_ray.evaluation import GREEDY, POLICIES, SAMPLED
 from fgaif_ray.evaluation.benchmarks import NAMES as BENCHMARKS
@@ -17,7 +18,7 @@ SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 BATCH_SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 VERIFIERS: Final = ("first", "second")
 VERDICTS: Final = ("consistent", "hallucinated")
-_TYPES: Final = {"fact_type": FACT_TYPES}
+_TYPES: Final = {"fact_type": (*FACT_TYPES, ANY)}
 
 # Progress of the stages that go through rows
 
@@ -126,7 +127,7 @@ CONTROL_ITEMS: Final = Counter(
 
 # Training of reward models
 
-_MODELS: Final = {"model": (*FACT_TYPES, MULTITASK, COARSE)}
+_MODELS: Final = {"model": (*FACT_TYPES, MULTITASK, COARSE, ANY)}
 REWARD_TRAINING_RESPONSES: Final = Counter(
     name="fgaif_reward_training_responses_total",
     unit="responses",
@@ -159,7 +160,7 @@ REJECTION_CODES: Final = (
     "not_scorable", "query_mismatch", "response_mismatch", "scoring_failed", "timeout", "unauthorized", "unavailable",
     "unsupported_media_type", OTHER,
 )  # fmt: skip
-_SCORERS: Final = {"model": (*FACT_TYPES, SHARED)}
+_SCORERS: Final = {"model": (*FACT_TYPES, SHARED, ANY)}
 
 REWARD_REQUESTS: Final = Counter(
     name="fgaif_reward_requests_total",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 OTHER: Final = "other"
 """Label value for what a metric does not list; only where the metric lists it."""
+ANY: Final = "*"
+"""Stands in a metric's list for values that a run's configuration names; they are exported as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,10 @@ class Instrument(ABC):
         found = {}
         for label, value in given.items():
             values = self.labels[label]
-            if value not in values and OTHER not in values:
+            known = value in values or ANY in values
+            if not known and OTHER not in values:
                 raise ValueError(f"{self.name} has no {label} {value!r}")
-            found[label] = value if value in values else OTHER
+            found[label] = value if known else OTHER
         return found
 
     def _ray(self) -> Any:

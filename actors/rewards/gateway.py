@@ -19,6 +19,7 @@ from actors import metrics
 from actors.rewards.http import ServiceError, build_app
 from actors.rewards.metrics import record_answer, record_items
 from fgaif_ray.errors import ItemError
+from fgaif_ray.fact_types import DEFAULT, FactType
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.scoring import (
     ResponseVerdicts,
@@ -63,6 +64,7 @@ class GatewaySettings:
     max_waiting_items: int
     request_timeout_s: float
     token_digest: str | None
+    fact_types: tuple[FactType, ...] = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class RewardGateway:
         self._ready_until = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self, self._settings.token_digest, record_answer)
+        return build_app(self, self._settings.token_digest, record_answer, self._settings.fact_types)
 
     def describe(self) -> tuple[str, str]:
         """Return identity and URL of the application."""

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -15,6 +15,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.serving.playground import build_playground
 from fgaif_ray.serving.remote_reward import remote_answer
 from fgaif_ray.serving.wire import (
@@ -28,6 +29,7 @@ from fgaif_ray.serving.wire import (
     RewardResponse,
     ScoredResponse,
     Status,
+    spread_types,
 )
 
 logger = logging.getLogger(__name__)
@@ -187,17 +189,28 @@ def _validation_message(error: RequestValidationError) -> str:
     return f"{place.removeprefix('.') or 'body'}: {first['msg'].removeprefix('Value error, ')}"
 
 
-def build_app(backend: RewardBackend, digest: str | None, observe: Observer) -> FastAPI:
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
+
+
+def build_app(
+    backend: RewardBackend, digest: str | None, observe: Observer, fact_types: Sequence[FactType] = DEFAULT
+) -> FastAPI:
     """The FastAPI application of the gateway.
 
     Args:
         backend: scores what has passed the checks.
         digest: `token_digest` of the bearer token; None serves without one.
         observe: is told of every answer.
+        fact_types: what is scored.
     """
+    types = type_names(fact_types)
     app = FastAPI(
         title="FGAIF reward service",
-        summary="Dense rewards for image descriptions: existence, attribute and relation, per segment",
+        summary=f"Dense rewards for image descriptions: {_and(types)}, per segment",
         version="1",
         redoc_url=None,
     )
@@ -224,7 +237,7 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer) -> 
         return {status: {"model": ErrorResponse} for status in statuses}
 
     bearer = [Security(HTTPBearer(auto_error=False))] if digest is not None else []
-    page = build_playground(token_needed=digest is not None)
+    page = build_playground(fact_types, token_needed=digest is not None)
     refused = errors(400, 401, 413, 415, 422, 429, 500, 503, 504)
 
     @app.post("/v1/rewards", responses=refused, dependencies=bearer)
@@ -243,6 +256,16 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer) -> 
     async def models() -> ModelList:
         """The reward models and how their verdicts are composed."""
         return backend.models()
+
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """The interface with the fact types of this service."""
+        if app.openapi_schema is None:
+            spread_types(describe()["components"]["schemas"]["SegmentReward"], types)
+        return describe()
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
     @app.get("/live")
     async def live() -> Status:

@@ -1,12 +1,12 @@
-"""The reward service: three reward deployments behind one gateway, as the Serve application `rewards`
+"""The reward service: a reward deployment per fact type behind one gateway, as the Serve application `rewards`
 (`serve.app_name`).
 
     HTTP client --> proxy --> RewardGateway --+--> ExistenceReward  (replicas)
     PPO learner --> handle -->                +--> AttributeReward  (replicas)
                                               +--> RelationReward   (replicas)
 
-With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all three types; so it
-does where `rewards.kind` has one adapter for the three, whose forward pass gives the three verdicts.
+With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all types; so it does
+where `rewards.kind` has one adapter for all, whose forward pass gives all verdicts.
 `@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and never splits one.
 """
 
@@ -34,7 +34,7 @@ from actors.rewards.metrics import record_batch
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.files import kind_of, read_folder
 from fgaif_ray.rewards.scoring import (
@@ -175,7 +175,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
     Raises:
         UserError: a model is missing, or the service would be open to the network without a token.
     """
-    missing = [fact_type for fact_type in FACT_TYPES if fact_type not in reward_folders]
+    missing = [fact_type for fact_type in config.run.type_names if fact_type not in reward_folders]
     if missing:
         raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
     token = os.environ.get(TOKEN_VARIABLE) or None
@@ -200,8 +200,9 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         url="",
         models=card,
         tokenizer=config.policy.model,
+        fact_types=config.run.types,
         options=RewardOptions(
-            weights=config.align.reward.weights.model_dump(),
+            weights=config.align.reward.weights,
             value=config.align.reward.value,
             granularity=config.align.reward.granularity,
             normalise_by_segments=config.align.reward.normalise_by_segments,
@@ -224,8 +225,8 @@ def shutdown(app_name: str = APP_NAME) -> None:
 
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
     scaled = config.rewards.temperature_scaling
-    files = {fact_type: read_folder(folders[fact_type]) for fact_type in FACT_TYPES}
-    versions = {fact_type: files[fact_type].served_version(scaled) for fact_type in FACT_TYPES}
+    files = {fact_type: read_folder(folders[fact_type]) for fact_type in config.run.type_names}
+    versions = {fact_type: found.served_version(scaled) for fact_type, found in files.items()}
     return ModelList(
         models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
         model_version=combined_version(versions),
@@ -234,7 +235,7 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
         placement=config.serve.placement,
         kind=kind_of(files),
         temperature_scaling=scaled,
-        weights=config.align.reward.weights.model_dump(),
+        weights=config.align.reward.weights,
         value=config.align.reward.value,
         granularity=config.align.reward.granularity,
         normalise_by_segments=config.align.reward.normalise_by_segments,

@@ -4,7 +4,7 @@
       thread: TorchTrainer.fit()
         worker 0..n-1: one backbone; for each task that the stage's partial folder lacks: train, rank 0 saves
 
-Start-up is paid once for all tasks (three models, or one; see ``fgaif_ray.rewards.kinds``). After each epoch
+Start-up is paid once for all tasks (a model per fact type, or one; see ``fgaif_ray.rewards.kinds``). After each epoch
 rank 0 writes a checkpoint into the partial folder: a worker that dies, or the same command after an interruption, goes
 on from there.
 """
@@ -205,7 +205,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     backbone.move_to(worker_device())
     columns = ["sample_id", "image", "image_sha256", "prompt", "segments"]
-    responses = from_feedback(storage.read_rows(feedback, columns=columns))
+    responses = from_feedback(storage.read_rows(feedback, columns=columns), config.run.type_names)
     reporter.send("begin", "read feedback", len(responses), "responses")
     data = prepare_data(backbone, responses, rewards.validation_fraction, config.run.seed, reporter.advance)
     counts = " and ".join(
@@ -218,7 +218,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
 
 def missing_tasks(config: Config, partial: str) -> list[RewardTask]:
     """List the tasks of this kind of reward model that are not yet complete in a folder."""
-    tasks = reward_tasks(config.rewards.kind)
+    tasks = reward_tasks(config.rewards.kind, config.run.type_names)
     return [task for task in tasks if not all(is_trained(partial, name) for name in task.fact_types)]
 
 
@@ -240,7 +240,7 @@ def train_missing(
     from fgaif_ray.rewards.training import train_reward_model
 
     model, features, rewards = RewardModel(backbone), ImageFeatures(backbone), config.rewards
-    tasks = reward_tasks(rewards.kind)
+    tasks = reward_tasks(rewards.kind, config.run.type_names)
     reporter, first = reporter or Reporter(None), reporter is not None
 
     def advance(count: int, note: str = "") -> None:

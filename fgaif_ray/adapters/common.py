@@ -23,7 +23,6 @@ IMAGE_PLACEHOLDER: Final = "<image>"
 SHORTEST_BASE64: Final = 40
 """Fewest characters of base64: no image file is smaller, but the name of a missing file may look like base64."""
 
-FactType = Literal["existence", "attribute", "relation"]
 Reduction = Literal["mean", "sum"]
 """Reduction of the segments' rewards to one number. `mean` does not grow with the length of a response."""
 
@@ -181,24 +180,22 @@ def total_reward(scored: ScoredResponse, reduction: Reduction = "mean") -> float
     return scored.reward / (_divisor(scored) if reduction == "mean" else 1)
 
 
-def type_reward(scored: ScoredResponse, fact_type: FactType, reduction: Reduction = "mean") -> float:
+def type_reward(scored: ScoredResponse, fact_type: str, reduction: Reduction = "mean") -> float:
     """Reduce a response to P(consistent) - P(hallucinated) of one fact type, without any weight.
 
     Returns:
         Mean (in -1..1) or sum over the segments; 0.0 for a response without segments.
     """
-    total = sum(triple[1] - triple[2] for triple in (getattr(segment, fact_type) for segment in scored.segments))
+    total = sum(triple[1] - triple[2] for triple in (one.probabilities[fact_type] for one in scored.segments))
     return float(total) / (_divisor(scored) if reduction == "mean" else 1)
 
 
-def reward_metrics(scored: ScoredResponse, reduction: Reduction = "mean") -> dict[str, float]:
-    """Return `type_reward` of each fact type, and the number of segments."""
-    return {
-        "existence": type_reward(scored, "existence", reduction),
-        "attribute": type_reward(scored, "attribute", reduction),
-        "relation": type_reward(scored, "relation", reduction),
-        "segments": float(len(scored.segments)),
-    }
+def reward_metrics(
+    scored: ScoredResponse, fact_types: Sequence[str], reduction: Reduction = "mean"
+) -> dict[str, float]:
+    """Return `type_reward` of each fact type of the service, and the number of segments."""
+    rewards = {fact_type: type_reward(scored, fact_type, reduction) for fact_type in fact_types}
+    return rewards | {"segments": float(len(scored.segments))}
 
 
 def _divisor(scored: ScoredResponse) -> int:

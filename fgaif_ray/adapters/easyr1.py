@@ -33,8 +33,8 @@ def compute_score(
 
     Returns:
         Per response `overall`, which EasyR1 gives at the last token: the weighted reward of all fact types, mean over
-        segments. As metrics: `existence`, `attribute` and `relation`, the mean of P(consistent) -
-        P(hallucinated), and the number of segments, `segments`.
+        segments. As metrics, under the name of each fact type, the mean of P(consistent) - P(hallucinated), and
+        the number of segments, `segments`.
 
     Raises:
         RewardServiceError: the service could not or would not score them. EasyR1 has no masked rewards, so the
@@ -42,5 +42,6 @@ def compute_score(
         ValueError: a reference has another form, or there is no URL.
     """
     items = [reference_item(entry["ground_truth"], entry["response"]) for entry in reward_inputs]
-    scored = shared_client(service_url(url)).score(items)
-    return [{"overall": total_reward(one, reduction), **reward_metrics(one, reduction)} for one in scored]
+    client = shared_client(service_url(url))
+    scored, types = client.score(items), client.fact_types()
+    return [{"overall": total_reward(one, reduction), **reward_metrics(one, types, reduction)} for one in scored]

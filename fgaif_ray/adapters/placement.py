@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fgaif_ray.adapters.common import FactType
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 from fgaif_ray.segments import Decoder, Span, segment_token_ends, token_offsets
 from fgaif_ray.serving.wire import ModelList, ScoredResponse
-
-TYPES: tuple[FactType, ...] = ("existence", "attribute", "relation")
 
 
 def decode_response(tokenizer: Decoder, token_ids: Sequence[int]) -> str:
@@ -48,7 +45,7 @@ def place_rewards(
         finish_reason: `stop` where the response ended by itself; others take the options' missing-EOS penalty.
 
     Returns:
-        `[response_tokens]`: at the last token of each segment the weighted sum of its three rewards (those that
+        `[response_tokens]`: at the last token of each segment the weighted sum of its rewards (those that
         share a token add up), zero elsewhere. Empty for a response without tokens.
 
     Raises:
@@ -60,8 +57,9 @@ def place_rewards(
         return []
     spans = [Span(segment.start, segment.end) for segment in scored.segments]
     ends = segment_token_ends(spans, token_offsets(tokenizer, token_ids), scored.response)
-    triples = [[getattr(segment, fact_type) for fact_type in TYPES] for segment in scored.segments]
-    probabilities = torch.tensor(triples, dtype=torch.float32).reshape(-1, len(TYPES), 3)  # [segments, types, classes]
+    types = options.types
+    triples = [[segment.probabilities[fact_type] for fact_type in types] for segment in scored.segments]
+    probabilities = torch.tensor(triples, dtype=torch.float32).reshape(-1, len(types), 3)  # [segments, types, classes]
     places = torch.tensor(ends, dtype=torch.int64)  # [segments]
     composed = compose_rewards(probabilities, places, len(token_ids), finish_reason, options)
     per_token: list[float] = composed.per_token.tolist()

@@ -50,7 +50,7 @@ class DenseRewards:
             output: `GeneratorOutput` with one turn per prompt: `response_ids`, `loss_masks`, `stop_reasons`.
 
         Returns:
-            Per response `[response_tokens]`: at the last token of each segment the weighted sum of its three
+            Per response `[response_tokens]`: at the last token of each segment the weighted sum of its
             rewards, zero elsewhere.
 
         Raises:

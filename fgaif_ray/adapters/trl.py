@@ -1,4 +1,5 @@
-"""TRL: three reward functions for `GRPOTrainer` (trl 1.16; `trl/trainer/grpo_trainer.py`, `_calculate_rewards`).
+"""TRL: a reward function per fact type for `GRPOTrainer` (trl 1.16; `_calculate_rewards` in
+`trl/trainer/grpo_trainer.py`).
 
 Example:
     rewards = TRLRewards(RewardClient("http://127.0.0.1:8000"))
@@ -8,14 +9,14 @@ Example:
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fgaif_ray.adapters.common import FactType, Reduction, answer_text, chat_image, make_item, type_reward
+from fgaif_ray.adapters.common import Reduction, answer_text, chat_image, make_item, type_reward
 from fgaif_ray.serving.client import ReplyOutcome, RewardClient, RewardServiceError
 
 RewardFunction = Callable[..., list[float | None]]
 
 
 class TRLRewards:
-    """The three reward functions of one trainer; they share one request per batch.
+    """The reward functions of one trainer, one per fact type; they share one request per batch.
 
     Each gives, per completion, the mean over segments of P(consistent) - P(hallucinated) of its fact type, in
     -1..1 and without weight; TRL weighs them by `GRPOConfig.reward_weights`. TRL takes one number per completion, so
@@ -38,23 +39,24 @@ class TRLRewards:
 
     @property
     def functions(self) -> list[RewardFunction]:
-        """For `GRPOTrainer(reward_funcs=...)`: existence, attribute, relation."""
-        return [self.existence_reward, self.attribute_reward, self.relation_reward]
+        """For `GRPOTrainer(reward_funcs=...)`: one for each type that the service says it scores, in its order.
 
-    def existence_reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-        """Are the objects there? See the class."""
-        return self._rewards("existence", prompts, completions, columns)
+        Raises:
+            RewardServiceError: the service gave no answer.
+        """
+        return [self.function(fact_type) for fact_type in self._client.fact_types()]
 
-    def attribute_reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-        """Are they as they are said to be? See the class."""
-        return self._rewards("attribute", prompts, completions, columns)
+    def function(self, fact_type: str) -> RewardFunction:
+        """The function of one fact type, named `existence_reward` or the like: TRL logs it under its name."""
 
-    def relation_reward(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
-        """Do they relate as is said? See the class."""
-        return self._rewards("relation", prompts, completions, columns)
+        def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
+            return self._rewards(fact_type, prompts, completions, columns)
+
+        reward.__name__ = f"{fact_type}_reward"
+        return reward
 
     def _rewards(
-        self, fact_type: FactType, prompts: list[Any], completions: list[Any], columns: dict[str, Any]
+        self, fact_type: str, prompts: list[Any], completions: list[Any], columns: dict[str, Any]
     ) -> list[float | None]:
         outcomes = self._outcomes(prompts, completions, columns)
         return [
@@ -63,7 +65,7 @@ class TRLRewards:
         ]
 
     def _outcomes(self, prompts: list[Any], completions: list[Any], columns: dict[str, Any]) -> list[ReplyOutcome]:
-        """Return the service's answer about the batch; the trainer calls three functions with the same lists."""
+        """Return the service's answer about the batch; the trainer calls all functions with the same lists."""
         texts = [answer_text(completion) for completion in completions]
         if self._scored is not None:
             of_prompts, of_completions, of_texts, outcomes = self._scored

@@ -53,15 +53,16 @@ async def compute_score(
 
     Returns:
         `score`, which verl gives at the last token: the weighted reward of all fact types, mean over segments. As
-        extra info: `existence`, `attribute` and `relation`, the mean of P(consistent) - P(hallucinated), and the
-        number of segments, `segments`.
+        extra info, under the name of each fact type, the mean of P(consistent) - P(hallucinated), and the number of
+        segments, `segments`.
 
     Raises:
         RewardServiceError: the service could not or would not score it.
         ValueError: image or question is missing, or there is no URL.
     """
-    [scored] = await _client(service_url(url)).score([_item(solution_str, ground_truth, extra_info)])
-    return _score(scored, reduction)
+    client = _client(service_url(url))
+    [scored] = await client.score([_item(solution_str, ground_truth, extra_info)])
+    return _score(scored, await client.fact_types(), reduction)
 
 
 def compute_score_batch(
@@ -76,8 +77,9 @@ def compute_score_batch(
 ) -> list[dict[str, float]]:
     """Reward a batch of responses, for the synchronous reward manager `batch`; see `compute_score`."""
     rows = zip(solution_strs, ground_truths, extra_infos, strict=True)
-    scored = shared_client(service_url(url)).score([_item(*row) for row in rows])
-    return [_score(one, reduction) for one in scored]
+    client = shared_client(service_url(url))
+    scored = client.score([_item(*row) for row in rows])
+    return [_score(one, client.fact_types(), reduction) for one in scored]
 
 
 async def close() -> None:
@@ -101,5 +103,5 @@ def _item(response: str, ground_truth: Any, extra_info: Mapping[str, Any] | None
     return reference_item(ground_truth, response)
 
 
-def _score(scored: ScoredResponse, reduction: Reduction) -> dict[str, float]:
-    return {"score": total_reward(scored, reduction), **reward_metrics(scored, reduction)}
+def _score(scored: ScoredResponse, fact_types: Sequence[str], reduction: Reduction) -> dict[str, float]:
+    return {"score": total_reward(scored, reduction), **reward_metrics(scored, fact_types, reduction)}

@@ -8,7 +8,7 @@ from typing import Any, Final
 from fgaif_ray.audit.human import HumanAnswer, SegmentPlace, majority
 from fgaif_ray.audit.items import Audit, AuditItem, cell_weights
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import ABSENT, CLASS_NAMES
 from fgaif_ray.statistics.agreement import agreement
 from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS
 from fgaif_ray.statistics.reliability import MISSING, estimate_agreement, estimate_alpha
@@ -82,8 +82,8 @@ def compare(
     for answer in answers:
         by_place.setdefault(answer.place, []).append(answer)
     annotators = sorted({answer.annotator for answer in answers})
-    labels = {name: _label_units(audit, by_place, name) for name in FACT_TYPES}
-    facts = {name: _fact_units(audit, by_place, name) for name in FACT_TYPES}
+    labels = {name: _label_units(audit, by_place, name) for name in audit.types}
+    facts = {name: _fact_units(audit, by_place, name) for name in audit.types}
 
     def figures(units: Sequence[_Unit], classes: Sequence[str], among: int) -> dict[str, Any]:
         return _figures(audit, units, annotators, classes, among, draws, confidence)
@@ -91,7 +91,7 @@ def compare(
     whole = sum(audit.population.values())
     with_facts = {
         name: sum(count for cell, count in audit.population.items() if cell[place] != ABSENT)
-        for place, name in enumerate(FACT_TYPES)
+        for place, name in enumerate(audit.types)
     }
     return {
         "format": AGREEMENT_FORMAT,

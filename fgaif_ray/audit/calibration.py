@@ -85,21 +85,21 @@ def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: Ar
     return float(candidates[np.argmin(np.abs(candidates - PLAIN))])
 
 
-def fit_thresholds(facts: Facts) -> dict[str, float]:
+def fit_thresholds(facts: Facts, types: Sequence[str] = FACT_TYPES) -> dict[str, float]:
     """Find a threshold for each fact type.
 
     A type without right or without wrong facts takes the one of all facts together, and without those 0.5.
     """
     together = _fit(facts) if facts.has_both_classes else PLAIN
-    thresholds = dict.fromkeys(FACT_TYPES, together)
-    for name in FACT_TYPES:
+    thresholds = dict.fromkeys(types, together)
+    for name in types:
         part = facts.where(np.array([kind == name for kind in facts.types], dtype=bool))
         if part.has_both_classes:
             thresholds[name] = _fit(part)
     return thresholds
 
 
-def cross_validate(facts: Facts) -> NDArray[np.bool_] | None:
+def cross_validate(facts: Facts, types: Sequence[str] = FACT_TYPES) -> NDArray[np.bool_] | None:
     """Judge each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
     if len(set(facts.images)) < 2:
         return None
@@ -107,7 +107,7 @@ def cross_validate(facts: Facts) -> NDArray[np.bool_] | None:
     verdicts = np.zeros(len(fold), dtype=bool)
     for held_out in np.unique(fold):
         inside = fold == held_out
-        verdicts[inside] = judge(facts.where(inside), fit_thresholds(facts.where(~inside)))
+        verdicts[inside] = judge(facts.where(inside), fit_thresholds(facts.where(~inside), types))
     return verdicts
 
 
@@ -116,12 +116,13 @@ def judge(facts: Facts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
     return facts.p_consistent >= np.array([thresholds[kind] for kind in facts.types], dtype=np.float64)
 
 
-def calibrate(facts: Facts, seed: int = 0) -> dict[str, Any]:
+def calibrate(facts: Facts, seed: int = 0, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
     """Fit thresholds and measure them.
 
     Args:
         facts: right and wrong ones.
         seed: of the bootstrap; images are drawn.
+        types: the fact types that get a threshold.
 
     Returns:
         JSON-serialisable: ``thresholds`` by type, and under ``figures``, for ``all`` facts and each type, counts and
@@ -134,14 +135,14 @@ def calibrate(facts: Facts, seed: int = 0) -> dict[str, Any]:
     """
     if not facts.has_both_classes:
         raise ValueError("a calibration takes facts that are right and facts that are wrong")
-    thresholds = fit_thresholds(facts)
+    thresholds = fit_thresholds(facts, types)
     verdicts = {
-        "at_half": judge(facts, dict.fromkeys(FACT_TYPES, PLAIN)),
-        "cross_validated": cross_validate(facts),
+        "at_half": judge(facts, dict.fromkeys(types, PLAIN)),
+        "cross_validated": cross_validate(facts, types),
         "fitted": judge(facts, thresholds),
     }
     everything = np.ones(len(facts.consistent), dtype=bool)
-    of_type = {name: np.array([kind == name for kind in facts.types], dtype=bool) for name in FACT_TYPES}
+    of_type = {name: np.array([kind == name for kind in facts.types], dtype=bool) for name in types}
     return {
         "confidence": CONFIDENCE,
         "thresholds": thresholds,

@@ -5,7 +5,7 @@ The page's export, version 1 (``audit.js`` writes it)::
     {"format": "fgaif-audit-answers", "version": 1, "audit": "<id>", "annotator": "<name>", "exported_at": "<ISO 8601>",
      "answers": [{"sample_id": "<hex>", "segment": 0, "text": "<segment>",
                   "facts": ["right" | "wrong" | "unsure" | null, ...],
-                  "labels": {"existence" | "attribute" | "relation":
+                  "labels": {"<fact type>":
                              "absent" | "consistent" | "hallucinated" | "unsure" | null}}]}
 
 null is a question that was not answered, "unsure" one whose answer is unknown; neither counts as a label.
@@ -54,8 +54,8 @@ class HumanAnswer:
         return self.sample_id, self.segment
 
 
-def read_answers(paths: Iterable[str]) -> list[HumanAnswer]:
-    """Read answer files, of either kind.
+def read_answers(paths: Iterable[str], types: Sequence[str] = FACT_TYPES) -> list[HumanAnswer]:
+    """Read answer files, of either kind, about these fact types.
 
     Raises:
         UserError: a file cannot be read or is of neither kind, an answer is not of the form, or a person answers twice
@@ -64,7 +64,7 @@ def read_answers(paths: Iterable[str]) -> list[HumanAnswer]:
     answers: list[HumanAnswer] = []
     origin: dict[tuple[str, SegmentPlace], str] = {}
     for path in paths:
-        found = _read_file(path)
+        found = _read_file(path, types)
         if not found:
             raise UserError(f"{path} holds no answers: label some segments and export again.")
         for answer in found:
@@ -103,7 +103,7 @@ def majority(votes: Counter[int]) -> int | None:
     return leaders[0][0]
 
 
-def _read_file(path: str) -> list[HumanAnswer]:
+def _read_file(path: str, types: Sequence[str]) -> list[HumanAnswer]:
     try:
         content = json.loads(storage.read_bytes(path))
     except OSError as error:
@@ -111,9 +111,9 @@ def _read_file(path: str) -> list[HumanAnswer]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: give the file that the audit page or Label Studio exported.") from error
     if isinstance(content, list):
-        return [_from_label_studio(answer) for answer in label_studio.parse_export(content, path)]
+        return [_from_label_studio(answer) for answer in label_studio.parse_export(content, path, types)]
     if isinstance(content, dict) and content.get("format") == ANSWERS_FORMAT:
-        return _parse_answers(content, path)
+        return _parse_answers(content, path, types)
     raise UserError(f"{path} holds no answers: give the file that the audit page or Label Studio (as JSON) exported.")
 
 
@@ -123,7 +123,7 @@ def _from_label_studio(answer: label_studio.StudioAnswer) -> HumanAnswer:
     return HumanAnswer(task.audit, answer.annotator, task.sample_id, task.segment, task.text, labels, None)
 
 
-def _parse_answers(content: Mapping[str, Any], path: str) -> list[HumanAnswer]:
+def _parse_answers(content: Mapping[str, Any], path: str, types: Sequence[str]) -> list[HumanAnswer]:
     if content.get("version") != ANSWERS_VERSION:
         raise UserError(
             f"{path} has version {content.get('version')!r} of the answer form, this program reads {ANSWERS_VERSION}: "
@@ -135,21 +135,21 @@ def _parse_answers(content: Mapping[str, Any], path: str) -> list[HumanAnswer]:
     answers = []
     for number, entry in enumerate(entries, start=1):
         try:
-            answers.append(_parse_answer(entry, audit, annotator.strip() or _DEFAULT_ANNOTATOR))
+            answers.append(_parse_answer(entry, audit, annotator.strip() or _DEFAULT_ANNOTATOR, types))
         except ValueError as error:
             raise UserError(f"{path}: answer {number} {error}: export it from the page again.") from error
     return answers
 
 
-def _parse_answer(entry: object, audit: str, annotator: str) -> HumanAnswer:
+def _parse_answer(entry: object, audit: str, annotator: str, types: Sequence[str]) -> HumanAnswer:
     if not isinstance(entry, dict):
         raise ValueError("is not an object")
     sample_id, segment, text = entry.get("sample_id"), entry.get("segment"), entry.get("text")
     if not isinstance(sample_id, str) or type(segment) is not int or not isinstance(text, str):
         raise ValueError("does not say which segment it is about (sample_id, segment, text)")
     given, verdicts = entry.get("labels"), entry.get("facts")
-    if not isinstance(given, dict) or not given.keys() <= set(FACT_TYPES):
-        raise ValueError(f"needs labels by type ({', '.join(FACT_TYPES)})")
+    if not isinstance(given, dict) or not given.keys() <= set(types):
+        raise ValueError(f"needs labels by type ({', '.join(types)})")
     if not isinstance(verdicts, list):
         raise ValueError("needs a list of facts")
     _check_words("label", given.values(), [*LABEL_CODES, UNSURE])

@@ -1,9 +1,9 @@
 """A stratified sample of labelled segments for people to label.
 
-The strata are the AI's labels by fact type (existence hallucinated, relation absent, ...): nine, and every
-segment lies in three of them. The sample fills them evenly, so that the rare labels are seen too. A
-segment's *cell* is its triple of labels. Cells are disjoint, and which segments of one are drawn is decided
-by a hash; so the sample can be weighted back to the set that it was drawn from (``cell_weights``).
+The strata are the AI's labels by fact type (existence hallucinated, relation absent, ...): three a type, and every
+segment lies in one of each type. The sample fills them evenly, so that the rare labels are seen too. A segment's *cell*
+is its labels of all types. Cells are disjoint, and which segments of one are drawn is decided by a hash; so the sample
+can be weighted back to the set that it was drawn from (``cell_weights``).
 """
 
 import hashlib
@@ -21,8 +21,8 @@ SAMPLE_VERSION: Final = 1
 _LOOK_AHEAD: Final = 50
 """Candidates of a cell among which one with a new image is sought."""
 
-Cell = tuple[int, int, int]
-"""The AI's label codes in the order of ``FACT_TYPES``."""
+Cell = tuple[int, ...]
+"""The AI's label codes in the order of the audit's fact types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class AuditItem:
     verdicts: tuple[bool, ...]
     """The AI's verdicts by fact, hidden from people who label."""
     labels: Mapping[str, int]
-    """The AI's label codes by fact type."""
+    """The AI's label codes by fact type, in the order of the audit's."""
 
     @property
     def text(self) -> str:
@@ -52,8 +52,8 @@ class AuditItem:
 
     @property
     def cell(self) -> Cell:
-        """Return its triple of labels."""
-        return _cell(self.labels)
+        """Return its labels."""
+        return tuple(self.labels.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class Audit:
     items: tuple[AuditItem, ...]
     population: Mapping[Cell, int]
     """Segments of each cell in the whole set."""
+    types: tuple[str, ...] = FACT_TYPES
+    """What the segments are labelled for."""
 
     def strata(self) -> dict[str, dict[str, dict[str, int]]]:
         """``{type: {label: {"population", "drawn"}}}``"""
@@ -78,7 +80,7 @@ class Audit:
                 }
                 for code, title in enumerate(CLASS_NAMES)
             }
-            for place, name in enumerate(FACT_TYPES)
+            for place, name in enumerate(self.types)
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,12 +106,20 @@ class Audit:
             raise UserError(
                 "The audit's sample.json is of another version: draw the audit again with `fgaif audit draw N`."
             )
+        types = tuple(value["strata"])
         items = (
-            AuditItem(**item | {"facts": tuple(item["facts"]), "verdicts": tuple(item["verdicts"])})
+            AuditItem(
+                **item
+                | {
+                    "facts": tuple(item["facts"]),
+                    "verdicts": tuple(item["verdicts"]),
+                    "labels": {name: item["labels"][name] for name in types},
+                }
+            )
             for item in value["items"]
         )
-        cells = {_as_cell(cell["labels"]): cell["population"] for cell in value["cells"]}
-        return cls(value["id"], value["seed"], tuple(items), cells)
+        cells = {tuple(cell["labels"]): cell["population"] for cell in value["cells"]}
+        return cls(value["id"], value["seed"], tuple(items), cells, types)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -142,13 +152,16 @@ class AuditSampler:
         if count < 1:
             raise UserError(f"An audit takes the number of segments to label, at least 1, not {count}.")
         self._count, self._seed = count, seed
+        self._types: tuple[str, ...] = ()
         self._population: Counter[Cell] = Counter()
         self._kept: dict[Cell, list[tuple[int, _Candidate]]] = {}
 
     def offer(self, row: Mapping[str, Any]) -> None:
         """Count the segments of a feedback row; needs ``sample_id``, ``image_sha256`` and ``segments``."""
         for index, segment in enumerate(row["segments"]):
-            cell = _cell(ai_labels(segment))
+            labels = ai_labels(segment)
+            self._types = self._types or tuple(labels)  # all rows of a folder have the same
+            cell = tuple(labels[name] for name in self._types)
             self._population[cell] += 1
             place = f"{self._seed}\n{row['sample_id']}\n{index}".encode()
             priority = int.from_bytes(hashlib.sha256(place).digest()[:8])
@@ -172,17 +185,19 @@ class AuditSampler:
         for candidate in chosen:
             wanted.setdefault(candidate.sample_id, []).append(candidate.segment)
         found = {
-            (row["sample_id"], index): _item(row, index) for row in rows for index in wanted.get(row["sample_id"], ())
+            (row["sample_id"], index): _item(row, index, self._types)
+            for row in rows
+            for index in wanted.get(row["sample_id"], ())
         }
         # The order of priorities says nothing about labels.
         items = tuple(found[candidate.sample_id, candidate.segment] for candidate in sorted(chosen))
         key = fingerprint("audit-1", self._seed, [asdict(item) for item in items])
-        return Audit(key, self._seed, items, dict(self._population))
+        return Audit(key, self._seed, items, dict(self._population), self._types)
 
     def _choose(self) -> list[_Candidate]:
         """Repeatedly fill the stratum with the fewest; new images come first."""
         left = {cell: sorted(candidate for _, candidate in heap) for cell, heap in self._kept.items()}
-        strata = {(place, code): 0 for place in range(len(FACT_TYPES)) for code in range(len(CLASS_NAMES))}
+        strata = {(place, code): 0 for place in range(len(self._types)) for code in range(len(CLASS_NAMES))}
         used: Counter[str] = Counter()
         chosen: list[_Candidate] = []
         while len(chosen) < self._count and left:
@@ -216,17 +231,9 @@ def cell_weights(cells: Sequence[Cell], population: Mapping[Cell, int]) -> list[
     return [population[cell] / drawn[cell] * len(cells) / covered for cell in cells]
 
 
-def _cell(labels: Mapping[str, int]) -> Cell:
-    return _as_cell([labels[name] for name in FACT_TYPES])
-
-
-def _as_cell(labels: Sequence[int]) -> Cell:
-    existence, attribute, relation = labels
-    return existence, attribute, relation
-
-
-def _item(row: Mapping[str, Any], index: int) -> AuditItem:
+def _item(row: Mapping[str, Any], index: int, types: Sequence[str]) -> AuditItem:
     segment = row["segments"][index]
+    labels = ai_labels(segment)
     return AuditItem(
         sample_id=row["sample_id"],
         segment=index,
@@ -238,5 +245,5 @@ def _item(row: Mapping[str, Any], index: int) -> AuditItem:
         end=segment["end"],
         facts=tuple({"type": fact["type"], "text": fact["text"]} for fact in segment["facts"]),
         verdicts=tuple(fact["consistent"] for fact in segment["facts"]),
-        labels=dict(ai_labels(segment)),
+        labels={name: labels[name] for name in types},
     )

@@ -1,15 +1,17 @@
 """An audit in Label Studio: its labelling configuration, its tasks to import, and its JSON export.
 
 One task per segment, one choice per fact type; the choices' aliases are what the export holds. Set the project up
-with ``LABELLING_CONFIG``, import the tasks, and export as "JSON" (not "JSON-MIN"). Formats:
+with ``labelling_config``, import the tasks, and export as "JSON" (not "JSON-MIN"). Formats:
 https://labelstud.io/guide/task_format and https://labelstud.io/tags/choices.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from xml.sax.saxutils import quoteattr
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import FactType
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 
 if TYPE_CHECKING:
@@ -22,37 +24,41 @@ _TITLES: Final = {
     "hallucinated": "something wrong",
     "unsure": "unsure",
 }
-_HOTKEYS: Final = dict(zip(FACT_TYPES, ("1234", "qwer", "asdf"), strict=True))
 
 
-def _choices(fact_type: str) -> str:
+def _choices(fact_type: FactType) -> str:
+    name, keys = fact_type.name, fact_type.hot_keys
+    hot_keys = [f" hotkey={quoteattr(key)}" for key in keys] or [""] * len(CHOICES)
     lines = [
-        f'    <Choice value="{_TITLES[value]}" alias="{value}" hotkey="{key}"/>'
-        for value, key in zip(CHOICES, _HOTKEYS[fact_type], strict=True)
+        f'    <Choice value="{_TITLES[value]}" alias="{value}"{hot_key}/>'
+        for value, hot_key in zip(CHOICES, hot_keys, strict=True)
     ]
+    title = fact_type.title[:1].upper() + fact_type.title[1:]
     return "\n".join(
         [
-            f'  <Header value="{fact_type.capitalize()}"/>',
-            f'  <Text name="{fact_type}_facts" value="${fact_type}_facts"/>',
-            f'  <Choices name="{fact_type}" toName="sub_sentence" choice="single" showInline="true">',
+            f"  <Header value={quoteattr(title)}/>",
+            f'  <Text name="{name}_facts" value="${name}_facts"/>',
+            f'  <Choices name="{name}" toName="sub_sentence" choice="single" showInline="true">',
             *lines,
             "  </Choices>",
         ]
     )
 
 
-LABELLING_CONFIG: Final = "\n".join(
-    [
-        "<View>",
-        '  <Image name="image" value="$image"/>',
-        '  <Text name="response" value="$response"/>',
-        '  <Header value="Segment"/>',
-        '  <Text name="sub_sentence" value="$sub_sentence"/>',
-        *(_choices(name) for name in FACT_TYPES),
-        "</View>",
-        "",
-    ]
-)
+def labelling_config(fact_types: Sequence[FactType]) -> str:
+    """Write the labelling configuration of a project, as XML."""
+    return "\n".join(
+        [
+            "<View>",
+            '  <Image name="image" value="$image"/>',
+            '  <Text name="response" value="$response"/>',
+            '  <Header value="Segment"/>',
+            '  <Text name="sub_sentence" value="$sub_sentence"/>',
+            *map(_choices, fact_types),
+            "</View>",
+            "",
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]
     """
     tasks = []
     for item in audit.items:
-        facts = {name: [fact["text"] for fact in item.facts if fact["type"] == name] for name in FACT_TYPES}
+        facts = {name: [fact["text"] for fact in item.facts if fact["type"] == name] for name in audit.types}
         marked = f"{item.response[: item.start]}\u27e6{item.text}\u27e7{item.response[item.end :]}"
         data = {
             "audit": audit.id,
@@ -99,8 +105,8 @@ def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]
     return tasks
 
 
-def parse_export(tasks: Sequence[object], path: str) -> list[StudioAnswer]:
-    """Read the annotations of an export; skipped ones are left out.
+def parse_export(tasks: Sequence[object], path: str, types: Sequence[str] = FACT_TYPES) -> list[StudioAnswer]:
+    """Read the annotations of an export about these fact types; skipped ones are left out.
 
     Raises:
         UserError: the tasks are not those of an audit, or an annotation does not fit the labelling configuration.
@@ -116,7 +122,7 @@ def parse_export(tasks: Sequence[object], path: str) -> list[StudioAnswer]:
             if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
                 raise UserError(f"{path}: an annotation of task {number} has no result: export the project as JSON.")
             if not annotation.get("was_cancelled"):
-                choices = _read_choices(annotation["result"], number, path)
+                choices = _read_choices(annotation["result"], number, path, types)
                 answers.append(StudioAnswer(subject, _annotator(annotation.get("completed_by")), choices))
     return answers
 
@@ -136,11 +142,11 @@ def _annotator(completed_by: object) -> str:
     return f"annotator {completed_by}" if isinstance(completed_by, int) else str(completed_by or "annotator")
 
 
-def _read_choices(result: Sequence[object], number: int, path: str) -> dict[str, str]:
+def _read_choices(result: Sequence[object], number: int, path: str, types: Sequence[str]) -> dict[str, str]:
     chosen = {}
     for region in result:
-        name = region.get("from_name") if isinstance(region, dict) else None
-        if not isinstance(region, dict) or region.get("type") != "choices" or name not in FACT_TYPES:
+        name = str(region.get("from_name")) if isinstance(region, dict) else ""
+        if not isinstance(region, dict) or region.get("type") != "choices" or name not in types:
             continue  # projects may have further questions
         value = region.get("value")
         choices = value.get("choices") if isinstance(value, dict) else None

@@ -1,7 +1,7 @@
 """Facts of known truth, as JSON lines, for calibration of thresholds and for control items.
 
 A line is ``{"image", "fact", "type", "consistent", "weight"}``. ``image`` is a path relative to the file, or a URI;
-``type`` one of the three fact types; ``consistent`` whether the fact is right according to the image; ``weight`` how
+``type`` one of the run's fact types; ``consistent`` whether the fact is right according to the image; ``weight`` how
 many facts it stands for, 1 where it is left out. Blank lines are skipped, further keys are not read.
 """
 
@@ -35,13 +35,13 @@ class LabelledFact:
     weight: float = 1.0
 
 
-def read_labelled_facts(path: str) -> list[LabelledFact]:
+def read_labelled_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[LabelledFact]:
     """Read facts that are all labelled, of both classes.
 
     Raises:
         UserError: the file cannot be read, a line is not of the form, or all facts are of one class.
     """
-    facts = [_parse(line, path, number, labelled=True) for number, line in _lines(path)]
+    facts = [_parse(line, path, number, types, labelled=True) for number, line in _lines(path)]
     if not facts:
         raise UserError(f'{path} holds no facts: give JSON lines of {{"image", "fact", "type", "consistent"}}.')
     if len({fact.consistent for fact in facts}) < 2:
@@ -52,13 +52,13 @@ def read_labelled_facts(path: str) -> list[LabelledFact]:
     return facts
 
 
-def read_control_facts(path: str) -> list[LabelledFact]:
+def read_control_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[LabelledFact]:
     """Read facts that are wrong unless they say otherwise; ``type`` may be left out.
 
     Raises:
         UserError: the file cannot be read, or a line is not of the form.
     """
-    facts = [_parse(line, path, number, labelled=False) for number, line in _lines(path)]
+    facts = [_parse(line, path, number, types, labelled=False) for number, line in _lines(path)]
     if not facts:
         raise UserError(f'{path} holds no control items: give JSON lines of {{"image", "fact"}}.')
     return facts
@@ -109,7 +109,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _parse(line: str, path: str, number: int, labelled: bool) -> LabelledFact:
+def _parse(line: str, path: str, number: int, types: Sequence[str], labelled: bool) -> LabelledFact:
     where = f"{path}, line {number}"
     try:
         row = json.loads(line)
@@ -121,8 +121,8 @@ def _parse(line: str, path: str, number: int, labelled: bool) -> LabelledFact:
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise UserError(f"{where} has no text in {key!r}: give the image's path or URI and the fact.")
     kind = row.get("type")
-    if kind not in FACT_TYPES and (labelled or kind is not None):
-        raise UserError(f"{where} has the type {kind!r}: give one of {', '.join(FACT_TYPES)}.")
+    if kind not in types and (labelled or kind is not None):
+        raise UserError(f"{where} has the type {kind!r}: give one of {', '.join(types)}.")
     consistent = row.get("consistent", None if labelled else False)
     if not isinstance(consistent, bool):
         raise UserError(f"{where} does not say whether the fact is right: set 'consistent' to true or false.")

@@ -6,7 +6,7 @@ element and becomes text nodes; the page's policy allows no script but its own a
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from markupsafe import Markup
@@ -15,17 +15,13 @@ from PIL import Image
 from fgaif_ray import __version__
 from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.audit.items import Audit
+from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url
 from fgaif_ray.pages import page_environment, page_source, page_style
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import CLASS_NAMES
 
 LARGEST_SIDE: Final = 900
 """Pixels; larger images are reduced."""
-_MEANINGS: Final = {
-    "existence": "what is in the image",
-    "attribute": "colour, number, size, material, state",
-    "relation": "where things are, and what they do to each other",
-}
 
 
 def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str, tuple[str, bool]]:
@@ -43,35 +39,41 @@ def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str,
     return pictures
 
 
-def build_page(audit: Audit, pictures: dict[str, tuple[str, bool]], title: str) -> str:
+def build_page(
+    audit: Audit, pictures: dict[str, tuple[str, bool]], title: str, fact_types: Sequence[FactType] = DEFAULT
+) -> str:
     """Build the page of an audit as one HTML document.
 
     Args:
         audit: the sample.
         pictures: from ``load_pictures``.
         title: shown on top.
+        fact_types: those of the audit.
     """
     environment = page_environment("fgaif_ray.audit")
     style, script = page_style(environment, "audit.css"), page_source(environment, "audit.js")
     html: str = environment.get_template("audit.html.j2").render(
         title=title,
-        style=Markup(style),
+        style=Markup(style_variables(fact_types) + style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=_data(audit, pictures),
+        data=_data(audit, pictures, fact_types),
         count=len(audit.items),
         version=__version__,
     )
     return html
 
 
-def _data(audit: Audit, pictures: dict[str, tuple[str, bool]]) -> dict[str, Any]:
+def _data(audit: Audit, pictures: dict[str, tuple[str, bool]], fact_types: Sequence[FactType]) -> dict[str, Any]:
     """Return the data that the script reads. Text is cut here, since JavaScript counts characters differently."""
     return {
         "format": ANSWERS_FORMAT,
         "version": ANSWERS_VERSION,
         "audit": audit.id,
-        "types": [{"name": name, "meaning": _MEANINGS[name]} for name in FACT_TYPES],
+        "types": [
+            {"name": one.name, "title": one.title, "meaning": one.meaning, "colour": colour_of(one.name)}
+            for one in fact_types
+        ],
         "labels": list(CLASS_NAMES),
         "pictures": {key: {"url": url, "enlarged": enlarged} for key, (url, enlarged) in pictures.items()},
         "items": [

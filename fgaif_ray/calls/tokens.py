@@ -1,15 +1,16 @@
 """Token counts of a call, before it is made."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from fgaif_ray.records import FACT_TYPES
 
 CHARACTERS_PER_TOKEN: Final = 4
 """Characters per token of English text, for estimates without a tokenizer."""
 MESSAGE_TOKENS: Final = 4
 """Estimated tokens of role and separators of one chat message."""
-EMPTY_ANSWER_CHARACTERS: Final = 52
-"""``{"existence": [], "attribute": [], "relation": []}``, the frame of one segment's facts."""
 ANSWER_CHARACTERS_PER_CHARACTER: Final = 3
 """Facts repeat the words of their segment in whole sentences, one or two per word of weight."""
 
@@ -37,11 +38,10 @@ def estimate_prompt(messages: Messages) -> int:
     return sum(MESSAGE_TOKENS + estimate_tokens(message["content"]) for message in messages)
 
 
-def estimate_completion(segments: Sequence[str], max_tokens: int) -> int:
+def estimate_completion(segments: Sequence[str], max_tokens: int, types: Sequence[str] = FACT_TYPES) -> int:
     """Estimate the completion tokens of an answer with the facts of these segments, for any model."""
-    characters = sum(
-        EMPTY_ANSWER_CHARACTERS + ANSWER_CHARACTERS_PER_CHARACTER * len(segment.strip()) for segment in segments
-    )
+    frame = len(json.dumps({name: [] for name in types})) + 2  # of a segment, with what parts it from the next
+    characters = sum(frame + ANSWER_CHARACTERS_PER_CHARACTER * len(segment.strip()) for segment in segments)
     return min(max_tokens, -(-characters // CHARACTERS_PER_TOKEN))
 
 

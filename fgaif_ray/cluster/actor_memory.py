@@ -234,7 +234,7 @@ def _scoring(config: Config, rows: int) -> Pass:
 
 def _reward_trainer(config: Config) -> Footprint:
     """`actors.rewards.trainer` at its last adapter: those before it are still there, with their gradients."""
-    rewards, tasks = config.rewards, reward_tasks(config.rewards.kind)
+    rewards, tasks = config.rewards, reward_tasks(config.rewards.kind, config.run.type_names)
     run, tokens, segments = _reward_model(config)
     classes, head = _linear(run, len(CLASS_NAMES))
     each = [_bytes(run.trained(REWARD)) + head * len(task.heads) for task in tasks]

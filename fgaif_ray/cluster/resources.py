@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fgaif_ray.config import Config, EngineConfig, VerifierConfig
-from fgaif_ray.records import FACT_TYPES
 
 EXTRACTION_CPUS: Final = 0.5
 """An extraction worker waits for its endpoint most of the time."""
@@ -119,8 +118,8 @@ def reward_scorers(config: Config) -> dict[str, tuple[str, ...]]:
     Where one forward pass gives all verdicts (see ``rewards.kind``), so does one deployment.
     """
     if config.serve.placement == "shared" or config.rewards.kind != "separate":
-        return {"SharedReward": FACT_TYPES}
-    return {f"{fact_type.capitalize()}Reward": (fact_type,) for fact_type in FACT_TYPES}
+        return {"SharedReward": config.run.type_names}
+    return {f"{fact_type.capitalize()}Reward": (fact_type,) for fact_type in config.run.type_names}
 
 
 def reward_replica(config: Config, deployment: str) -> ResourceRequest:

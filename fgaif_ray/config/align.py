@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fgaif_ray.config.base import EngineConfig, LabelSelector, LoRAOptions, Section
+from fgaif_ray.config.per_type import DEFAULT_WEIGHT, by_type
 
 
 class PPOConfig(Section):
@@ -39,19 +40,12 @@ class PPOConfig(Section):
     """Truncation of the importance weights between the rollout engine's and the learner's log-probabilities."""
 
 
-class RewardWeights(Section):
-    """Weight of each fact type's verdicts; 0 leaves the type out of the reward."""
-
-    existence: float = 1.0
-    attribute: float = 1.0
-    relation: float = 1.0
-
-
 class RewardComposition(Section):
     """Options of turning verdicts into token rewards."""
 
     value: Literal["expected", "argmax"] = "expected"
-    weights: RewardWeights = RewardWeights()
+    weights: dict[str, float] = by_type(DEFAULT_WEIGHT)
+    """What a verdict of each fact type counts; 0 leaves the type out of the reward."""
     granularity: Literal["segment", "response"] = "segment"
     """``response`` pays the sum of the segments' rewards once, at the last token."""
     normalise_by_segments: bool = False
@@ -161,8 +155,8 @@ class AlignConfig(Section):
     kl: KLConfig = KLConfig()
     guards: GuardConfig = GuardConfig()
     rollout: RolloutConfig = RolloutConfig()
-    critic_from_reward: Literal["existence", "attribute", "relation"] | None = None
-    """Start the critic's adapter from this reward model (FGAIF section 4.1: the object one)."""
+    critic_from_reward: str | None = None
+    """Start the critic's adapter from the reward model of this fact type (FGAIF section 4.1: the object one)."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints, the most that an interruption can lose."""
     tracking: TrackingConfig = TrackingConfig()

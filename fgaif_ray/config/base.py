@@ -1,14 +1,29 @@
 """The base of all sections of the configuration, and the sections that several jobs read."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PlainSerializer, field_validator
+
+from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import (
+    BUILT_IN,
+    SUFFIXES,
+    FactType,
+    dump_fact_type,
+    parse_fact_type,
+    read_fact_type,
+    type_names,
+)
+from fgaif_ray.records import FACT_TYPES
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 LabelCondition = Annotated[str, Field(pattern=rf"^(?:!?{_LABEL}|!?in\({_LABEL}(?:, ?{_LABEL})*\))$")]
 LabelSelector = dict[str, LabelCondition]
 """Labels that a node must have to take the actors, e.g. ``{role: inference}``, ``{role: "!training"}`` or ``{role:
 "in(inference, training)"}``; empty takes any node. The node types of ``cluster.yaml`` have labels."""
+
+
+OwnFactType = Annotated[InstanceOf[FactType], PlainSerializer(dump_fact_type)]
 
 
 class Section(BaseModel):
@@ -25,6 +40,53 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     overwrite: bool = False
     """Replace finished stages that were made with other settings; otherwise a job says what would be lost and stops."""
+    fact_types: tuple[str | OwnFactType, ...] = Field(default=FACT_TYPES, min_length=1)
+    """What is labelled, learnt and shown, in this order: names of types that come with the project, and paths of files
+    with your own (docs/extending.md), whose content takes the place of the path here."""
+
+    @field_validator("fact_types", mode="before")
+    @classmethod
+    def _read_own_types(cls, value: Any) -> Any:
+        return tuple(_named_type(entry) for entry in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("fact_types")
+    @classmethod
+    def _names_differ(cls, value: tuple[str | FactType, ...]) -> tuple[str | FactType, ...]:
+        names = [entry if isinstance(entry, str) else entry.name for entry in value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"run.fact_types has {twice[0]} twice")
+        return value
+
+    @property
+    def types(self) -> tuple[FactType, ...]:
+        """The fact types of the run, the order of every array with a dimension of types."""
+        return tuple(BUILT_IN[entry] if isinstance(entry, str) else entry for entry in self.fact_types)
+
+    @property
+    def type_names(self) -> tuple[str, ...]:
+        """Their names."""
+        return type_names(self.types)
+
+
+def _named_type(entry: Any) -> Any:
+    """An entry of ``run.fact_types``, files read.
+
+    Raises:
+        ValueError: it stands for no fact type.
+    """
+    try:
+        if isinstance(entry, dict):
+            return parse_fact_type(entry)
+        if not isinstance(entry, str) or entry in BUILT_IN:
+            return entry
+        if entry.endswith(SUFFIXES):
+            return read_fact_type(entry)
+    except (UserError, ValueError) as error:
+        raise ValueError(f"run.fact_types: {str(error).removesuffix('.')}") from error
+    raise ValueError(
+        f"run.fact_types: there is no fact type {entry!r}: give {', '.join(BUILT_IN)}, or the path of a YAML or JSON "
+        "file with one of your own"
+    )
 
 
 class RayConfig(Section):

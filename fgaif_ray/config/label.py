@@ -1,11 +1,13 @@
 """Sections of AI feedback."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fgaif_ray.config.base import EngineConfig, LabelSelector, Section
 from fgaif_ray.config.calls import CallsConfig
+from fgaif_ray.config.per_type import DEFAULT_THRESHOLD, by_type, expand
+from fgaif_ray.records import FACT_TYPES
 
 
 class ExtractorConfig(CallsConfig):
@@ -26,16 +28,7 @@ class ExtractorConfig(CallsConfig):
     the next run of the same command."""
 
 
-FactType = Literal["existence", "attribute", "relation"]
 Threshold = Annotated[float, Field(gt=0, lt=1)]
-
-
-class ThresholdsConfig(Section):
-    """For each fact type the P(yes) that makes a fact consistent; one number stands for all of them."""
-
-    existence: Threshold = 0.5
-    attribute: Threshold = 0.5
-    relation: Threshold = 0.5
 
 
 class CalibrationConfig(Section):
@@ -51,8 +44,8 @@ class VerifierConfig(Section):
 
     model: str
     prompt: str = "verify-v1"
-    threshold: ThresholdsConfig = ThresholdsConfig()
-    """A fact is consistent when P(yes) reaches it: a number, or one for each fact type."""
+    threshold: dict[str, Threshold] = by_type(DEFAULT_THRESHOLD)
+    """A fact is consistent when P(yes) reaches it: a number, or one for each fact type (where there is none, 0.5)."""
     calibration: CalibrationConfig | None = None
     """Finds the thresholds; leave ``threshold`` out."""
     engines: int = Field(default=1, ge=1)
@@ -61,13 +54,11 @@ class VerifierConfig(Section):
     @field_validator("threshold", mode="before")
     @classmethod
     def _one_for_all(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return dict.fromkeys(ThresholdsConfig.model_fields, value)
-        return value
+        return expand(value, FACT_TYPES, DEFAULT_THRESHOLD) if isinstance(value, int | float) else value
 
     @model_validator(mode="after")
     def _one_source_of_thresholds(self) -> Self:
-        if self.calibration is not None and self.threshold != ThresholdsConfig():
+        if self.calibration is not None and set(self.threshold.values()) != {DEFAULT_THRESHOLD}:
             raise ValueError("a verifier's calibration finds its thresholds: leave its threshold out")
         return self
 
@@ -91,7 +82,8 @@ class HumanLabelsConfig(Section):
 
     path: str
     """Answers to an audit: the page's export, or Label Studio's."""
-    types: tuple[FactType, ...] = Field(default=("existence", "attribute", "relation"), min_length=1)
+    types: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Fact types whose labels are taken; None takes all."""
 
 
 class NoiseRates(Section):
@@ -104,12 +96,25 @@ class NoiseRates(Section):
 
 
 class NoiseConfig(Section):
-    """Label noise on purpose, to measure what label quality is worth; a higher rate flips a superset of a lower one."""
+    """Label noise on purpose, to measure what label quality is worth; a higher rate flips a superset of a lower one.
+
+    Beside the seed, the rates of each fact type under its name.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    if not TYPE_CHECKING:  # mypy takes it for an argument
+        __pydantic_extra__: dict[str, NoiseRates]
 
     seed: int = 0
-    existence: NoiseRates = NoiseRates()
-    attribute: NoiseRates = NoiseRates()
-    relation: NoiseRates = NoiseRates()
+
+    @property
+    def by_type(self) -> dict[str, NoiseRates]:
+        """The rates of the types that have some."""
+        return self.__pydantic_extra__ or {}
+
+    def rates(self, fact_type: str) -> NoiseRates:
+        """The rates of one type; zero unless configured."""
+        return self.by_type.get(fact_type, NoiseRates())
 
 
 class LabelConfig(Section):

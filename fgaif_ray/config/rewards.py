@@ -8,7 +8,7 @@ from fgaif_ray.config.base import LabelSelector, LoRAOptions, Section
 
 
 class RewardsConfig(Section):
-    """Training of the three reward models (FGAIF section 3.3, 4.1: LoRA r=64, lr 2e-5, batch 32)."""
+    """Training of the reward models, one per fact type (FGAIF section 3.3, 4.1: LoRA r=64, lr 2e-5, batch 32)."""
 
     backbone: str
     """A LLaVA-family checkpoint, frozen."""
@@ -17,8 +17,8 @@ class RewardsConfig(Section):
     """``4bit`` holds the frozen backbone's language model in NF4, for training and service; it takes an NVIDIA GPU and
     bitsandbytes."""
     kind: Literal["separate", "multitask", "coarse"] = "separate"
-    """Three models; one adapter with three heads, whose one forward pass gives the three verdicts; or one verdict per
-    response, the w-Coarse ablation."""
+    """A model per fact type; one adapter with a head per type, whose one forward pass gives all verdicts; or one
+    verdict per response, the w-Coarse ablation."""
     lora: LoRAOptions = LoRAOptions()
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
@@ -55,7 +55,7 @@ class ServeConfig(Section):
     """Of the Serve application. With another name it is reached below ``/<name>``: runs on one cluster can have a
     service each."""
     placement: Literal["separate", "shared"] = "separate"
-    """Three deployments, or one replica that holds the backbone once and scores the three adapters."""
+    """A deployment per fact type, or one replica that holds the backbone once and scores all adapters."""
     replace: Literal["in_place", "rolling"] = "in_place"
     """How other reward models take over from those that are served. ``in_place``: the old replicas go first, and
     requests wait for the new ones, up to ``request_timeout_s``; it works on any machine. ``rolling``: new replicas

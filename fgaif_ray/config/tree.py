@@ -1,7 +1,7 @@
 """The whole tree, read from YAML with ``--set section.key=value`` on top."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +14,11 @@ from fgaif_ray.config.benchmarks import BenchmarksConfig, JudgeConfig
 from fgaif_ray.config.data import DataConfig, SampleConfig
 from fgaif_ray.config.label import LabelConfig
 from fgaif_ray.config.mistakes import describe_mistakes
+from fgaif_ray.config.per_type import check_names, complete
 from fgaif_ray.config.rewards import RewardsConfig, ServeConfig
 from fgaif_ray.config.yaml_file import read_tree
 from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES
 
 
 class EvaluateConfig(Section):
@@ -56,6 +58,37 @@ class Config(Section):
     align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_settings_by_type(cls, tree: Any) -> Any:
+        """A run of other types than the default ones has settings by type for these."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("run"), dict):
+            return tree
+        given = tree["run"].get("fact_types", FACT_TYPES)
+        try:
+            run = RunConfig(dir=".", fact_types=given)
+        except ValidationError:
+            return tree  # the section itself says what is wrong
+        return complete(tree | {"run": tree["run"] | {"fact_types": run.fact_types}}, run.type_names)
+
+    @model_validator(mode="after")
+    def _settings_by_type_name_the_types(self) -> Self:
+        names = self.run.type_names
+        settings: dict[str, Mapping[str, Any]] = {
+            "align.reward.weights": self.align.reward.weights,
+            "label.verifier.threshold": self.label.verifier.threshold,
+        }
+        if self.label.second_verifier is not None:
+            settings["label.second_verifier.threshold"] = self.label.second_verifier.threshold
+        settings["label.noise"] = dict.fromkeys(names) | self.label.noise.by_type
+        human = self.label.human
+        settings["label.human.types"] = dict.fromkeys(names) | dict.fromkeys((human and human.types) or ())
+        check_names(settings, names)
+        critic = self.align.critic_from_reward
+        if critic is not None and critic not in names:
+            raise ValueError(f"align.critic_from_reward: {critic} is not one of run.fact_types ({', '.join(names)})")
+        return self
 
     @model_validator(mode="after")
     def _coarse_verdicts_are_paid_once(self) -> Self:

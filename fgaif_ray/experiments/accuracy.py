@@ -6,7 +6,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
 
 
@@ -47,11 +47,11 @@ def measure_accuracy(config: Config) -> dict[str, Any]:
     truth = load_truth(config)
     if truth is None:
         raise UserError("The truth of these images is not known: only data.source=shapes has one.")
-    folders = stages.reward_folders(run_dir)
-    coarse = read_folder(folders[FACT_TYPES[0]]).granularity == "response"
+    folders = stages.reward_folders(config)
+    coarse = read_folder(folders[config.run.type_names[0]]).granularity == "response"
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     model = load_reward_model(backbone, folders)
     rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
-    figures = reward_accuracy(rows, truth, model, coarse)
+    figures = reward_accuracy(rows, truth, model, coarse, config.run.type_names)
     storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
     return figures

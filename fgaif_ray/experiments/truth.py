@@ -49,7 +49,11 @@ def truth_answers(responses: Iterable[Mapping[str, Any]], truth: Mapping[str, Sc
 
 
 def reward_accuracy(
-    rows: Iterable[Mapping[str, Any]], truth: Mapping[str, Scene], model: "RewardModel", coarse: bool
+    rows: Iterable[Mapping[str, Any]],
+    truth: Mapping[str, Scene],
+    model: "RewardModel",
+    coarse: bool,
+    types: Sequence[str] = FACT_TYPES,
 ) -> dict[str, dict[str, Any]]:
     """Compare reward models with the truth on responses that they were not trained on.
 
@@ -58,6 +62,7 @@ def reward_accuracy(
         truth: the scene behind each image.
         model: the reward models of all fact types.
         coarse: whether they give one verdict per response.
+        types: fact types of the run; those that the truth does not know are left out.
 
     Returns:
         For the responses ``before`` alignment and those ``after`` it, metrics of ``Agreement.to_dict`` by fact type, or
@@ -66,20 +71,25 @@ def reward_accuracy(
     Raises:
         UserError: an image cannot be read.
     """
+    judged = tuple(kind for kind in types if kind in FACT_TYPES)
     known = [row for row in rows if row["task"] == SAMPLED and row["image"] in truth]
     return {
-        which: _accuracy([row for row in known if row["which"] == which], truth, model, coarse)
+        which: _accuracy([row for row in known if row["which"] == which], truth, model, coarse, judged)
         for which in (BEFORE, AFTER)
     }
 
 
 def _accuracy(
-    rows: Sequence[Mapping[str, Any]], truth: Mapping[str, Scene], model: "RewardModel", coarse: bool
+    rows: Sequence[Mapping[str, Any]],
+    truth: Mapping[str, Scene],
+    model: "RewardModel",
+    coarse: bool,
+    types: Sequence[str],
 ) -> dict[str, Any]:
-    true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else FACT_TYPES)}
+    true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else types)}
     predicted: dict[str, list[int]] = {kind: [] for kind in true_codes}
     for start in range(0, len(rows), BLOCK):
-        _score(rows[start : start + BLOCK], truth, model, true_codes, predicted)
+        _score(rows[start : start + BLOCK], truth, model, true_codes, predicted, types)
     return {kind: agreement(codes, predicted[kind]).to_dict() for kind, codes in true_codes.items()}
 
 
@@ -89,6 +99,7 @@ def _score(
     model: "RewardModel",
     true_codes: dict[str, list[int]],
     predicted: dict[str, list[int]],
+    types: Sequence[str],
 ) -> None:
     """Add the verdicts on a block of responses."""
     from fgaif_ray.images import load_image
@@ -105,13 +116,13 @@ def _score(
         for index in kept
     ]
     if COARSE in true_codes:
-        (scores,) = model.score_types(FACT_TYPES[:1], items).values()
+        (scores,) = model.score_types(types[:1], items).values()
         for index, of_response in zip(kept, scores, strict=True):
-            labels = {kind: tuple(verdict.labels[kind] for verdict in verdicts[index]) for kind in FACT_TYPES}
+            labels = {kind: tuple(verdict.labels[kind] for verdict in verdicts[index]) for kind in types}
             true_codes[COARSE].append(response_label(labels))
             predicted[COARSE].append(int(np.argmax(of_response[-1])))
         return
-    for kind, of_kind in model.score_types(FACT_TYPES, items).items():
+    for kind, of_kind in model.score_types(types, items).items():
         for index, of_response in zip(kept, of_kind, strict=True):
             true_codes[kind] += [verdict.labels[kind] for verdict in verdicts[index]]
             predicted[kind] += of_response.argmax(axis=1).tolist()

@@ -9,7 +9,7 @@ from typing import Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import fingerprint
 
 IMAGES_FOLDER: Final = "experiment-images"
 """Folder beside the runs of all experiments of a configuration, which share it."""
@@ -86,17 +86,26 @@ class Run:
         return self.config.run.dir
 
 
+_WITHOUT: Final = {
+    "existence": ("wo-object", "Obj"),
+    "attribute": ("wo-attribute", "Att"),
+    "relation": ("wo-relation", "Rel"),
+}
+"""The paper's names of the ablations by fact type, for files and for people."""
+
+
 def _ablation(base: Config) -> Experiment:
     ai = () if base.label.human is None else ("label.human=null",)
     variants = [Variant("full", "full", ai)]
-    for name, short, kind in zip(("wo-object", "wo-attribute", "wo-relation"), ("Obj", "Att", "Rel"), FACT_TYPES):
+    for kind in base.run.type_names:
+        name, short = _WITHOUT.get(kind, (f"wo-{kind}", kind))
         variants.append(Variant(name, f"w/o-{short}", (*ai, f"align.reward.weights.{kind}=0")))
     variants.append(Variant("coarse", "w-Coarse", (*ai, *COARSE)))
     variants.append(Variant("coarse-sum", "w-Coarse, summed verdicts", (*ai, "align.reward.granularity=response")))
     coarse = (
         "w-Coarse trains one reward model with one verdict per response and takes no length term: one verdict does not "
-        "grow with what is said. w-Coarse, summed verdicts keeps the three reward models and pays their sum once, at "
-        "the last token."
+        "grow with what is said. w-Coarse, summed verdicts keeps the reward models of all types and pays their sum "
+        "once, at the last token."
     )
     notes = [coarse]
     if base.label.human is not None:
@@ -115,11 +124,11 @@ def _ablation(base: Config) -> Experiment:
     )
 
 
-def _noise(_base: Config) -> Experiment:
-    variants = [Variant("none", "no noise")]
-    families: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {"all": (FACT_TYPES, DIRECTIONS)}
-    families |= {direction.replace("_", "-"): (FACT_TYPES, (direction,)) for direction in DIRECTIONS}
-    families |= {kind: ((kind,), DIRECTIONS) for kind in FACT_TYPES}
+def _noise(base: Config) -> Experiment:
+    variants, every = [Variant("none", "no noise")], base.run.type_names
+    families: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {"all": (every, DIRECTIONS)}
+    families |= {direction.replace("_", "-"): (every, (direction,)) for direction in DIRECTIONS}
+    families |= {kind: ((kind,), DIRECTIONS) for kind in every}
     for family, (types, directions) in families.items():
         for level in NOISE_LEVELS:
             overrides = tuple(f"label.noise.{kind}.{direction}={level}" for kind in types for direction in directions)
@@ -127,7 +136,7 @@ def _noise(_base: Config) -> Experiment:
             variants.append(Variant(f"{family}-{round(100 * level)}", title, overrides, family=family, level=level))
     note = (
         "all: labels of every type are flipped, both ways; to-hallucinated and to-consistent: of every type, one "
-        "way; existence, attribute, relation: of that type alone, both ways. Labels of absent facts stay."
+        f"way; {', '.join(every)}: of that type alone, both ways. Labels of absent facts stay."
     )
     return Experiment(
         "noise",

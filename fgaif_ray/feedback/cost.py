@@ -58,5 +58,5 @@ def estimate_cost(
             asked.add(digest)
             cost.calls += 1
             cost.prompt_tokens += counter.count(question.messages)
-            cost.completion_tokens += estimate_completion(question.segments, max_tokens)
+            cost.completion_tokens += estimate_completion(question.segments, max_tokens, extractor.types)
     return cost

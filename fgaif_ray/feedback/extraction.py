@@ -16,26 +16,24 @@ ExtractionMode = Literal["segment", "response"]
 TRAILING_SPACE_LIMIT: Final = 32
 """White-space characters at the end of an answer cut at its limit that show endless white space."""
 
-SEGMENT_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {name: {"type": "array", "items": {"type": "string"}} for name in FACT_TYPES},
-    "required": list(FACT_TYPES),
-    "additionalProperties": False,
-}
-RESPONSE_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {"segments": {"type": "array", "items": SEGMENT_SCHEMA}},
-    "required": ["segments"],
-    "additionalProperties": False,
-}
-
 _encode: Final = json.JSONEncoder(ensure_ascii=False).encode
-_SEGMENT_ANSWER = "Answer with one JSON object: " + json.dumps({name: ["..."] for name in FACT_TYPES})
 
 
-def response_format(mode: ExtractionMode) -> dict[str, Any]:
-    """Return the ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
-    schema = SEGMENT_SCHEMA if mode == "segment" else RESPONSE_SCHEMA
+def response_format(mode: ExtractionMode, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
+    """The ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {name: {"type": "array", "items": {"type": "string"}} for name in types},
+        "required": list(types),
+        "additionalProperties": False,
+    }
+    if mode == "response":
+        schema = {
+            "type": "object",
+            "properties": {"segments": {"type": "array", "items": schema}},
+            "required": ["segments"],
+            "additionalProperties": False,
+        }
     return {"type": "json_schema", "json_schema": {"name": "facts", "strict": True, "schema": schema}}
 
 
@@ -70,13 +68,13 @@ def build_messages(prompt: Prompt, response: str, segments: Sequence[str], index
         "response_json": _encode(response),
         "segments_json": _encode(asked),
     }
+    answer = "Answer with one JSON object: " + json.dumps({name: ["..."] for name in prompt.fact_types})
     if index is None:
         fields["answer_format"] = (
-            f'{_SEGMENT_ANSWER} per sub-sentence, inside {{"segments": [...]}}: {len(asked)} in all, '
-            "in the order of the list."
+            f'{answer} per sub-sentence, inside {{"segments": [...]}}: {len(asked)} in all, in the order of the list.'
         )
     else:
-        fields["answer_format"] = f"{_SEGMENT_ANSWER}."
+        fields["answer_format"] = f"{answer}."
         fields["segment"] = segments[index].strip()
         fields["context"] = "".join(segments[: index + 1]).strip()
     user = {"role": "user", "content": prompt.render(**fields)}
@@ -89,6 +87,7 @@ def parse_extraction(
     *,
     segment_count: int | None = None,
     refusal: str | None = None,
+    types: Sequence[str] = FACT_TYPES,
 ) -> list[list[Fact]]:
     """Parse the facts of an answer, per segment; blank and repeated facts are left out.
 
@@ -97,10 +96,10 @@ def parse_extraction(
         finish_reason: why the model stopped, as the endpoint says it.
         segment_count: number of segments asked about in ``response`` mode; None in ``segment`` mode.
         refusal: the model's refusal, where the endpoint has a field for it.
+        types: the fact types that were asked for.
 
     Returns:
-        ``[segments]`` lists of facts, existence before attribute before relation; one list in ``segment``
-        mode.
+        ``[segments]`` lists of facts in the order of their types; one list in ``segment`` mode.
 
     Raises:
         UnusableAnswer: the answer is a refusal, empty, cut at its token limit, malformed or of another
@@ -121,18 +120,18 @@ def parse_extraction(
     except (json.JSONDecodeError, RecursionError) as error:
         raise UnusableAnswer("malformed", f"the answer is not JSON ({error})") from error
     if segment_count is None:
-        return [_facts(answer, "the answer")]
+        return [_facts(answer, "the answer", types)]
     segments = answer.get("segments") if isinstance(answer, dict) else None
     if not isinstance(segments, list) or len(segments) != segment_count:
         raise UnusableAnswer("shape", f'the answer needs a list "segments" of exactly {segment_count} objects')
-    return [_facts(segment, f"segment {number}") for number, segment in enumerate(segments, start=1)]
+    return [_facts(segment, f"segment {number}", types) for number, segment in enumerate(segments, start=1)]
 
 
-def _facts(answer: object, where: str) -> list[Fact]:
-    if not isinstance(answer, dict) or answer.keys() != set(FACT_TYPES):
-        raise UnusableAnswer("shape", f"{where} needs to be an object with the keys {', '.join(FACT_TYPES)}")
+def _facts(answer: object, where: str, types: Sequence[str]) -> list[Fact]:
+    if not isinstance(answer, dict) or answer.keys() != set(types):
+        raise UnusableAnswer("shape", f"{where} needs to be an object with the keys {', '.join(types)}")
     facts: dict[Fact, None] = {}  # ordered, without repetitions
-    for fact_type in FACT_TYPES:
+    for fact_type in types:
         texts = answer[fact_type]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UnusableAnswer("shape", f'"{fact_type}" of {where} needs to be a list of strings')

@@ -114,7 +114,7 @@ class FactExtractor:
         self._max_tokens = max_tokens
         self._options: dict[str, Any] = {
             "max_completion_tokens": max_tokens,
-            "response_format": response_format(mode),
+            "response_format": response_format(mode, prompt.fact_types),
             "extra_body": dict(extra_body or {}),
         }
         if temperature is not None:
@@ -137,6 +137,11 @@ class FactExtractor:
             max_retries=max_retries,
             calls=calls,
         )
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The fact types that are asked for."""
+        return self._prompt.fact_types
 
     @property
     def usage(self) -> CallUsage:
@@ -168,7 +173,7 @@ class FactExtractor:
         """Estimate the tokens of a call from its characters."""
         return CallSize(
             estimate_prompt(question.messages),
-            estimate_completion(question.segments, self._max_tokens),
+            estimate_completion(question.segments, self._max_tokens, self._prompt.fact_types),
             self._max_tokens,
         )
 
@@ -227,7 +232,7 @@ class FactExtractor:
 
         def read(completion: Completion, tokens: tuple[int, int]) -> CallAnswer:
             try:
-                return CallAnswer(_parse(completion, question), None, None, "", *tokens)
+                return CallAnswer(_parse(completion, question, self._prompt.fact_types), None, None, "", *tokens)
             except UnusableAnswer as error:
                 content = (completion.content or "").strip()
                 return CallAnswer(None, error.reason, error.detail, content[:REPAIR_EXCERPT], *tokens)
@@ -236,12 +241,13 @@ class FactExtractor:
         return await self._caller.answer(chat, failures)
 
 
-def _parse(completion: Completion, question: ExtractionQuestion) -> list[list[Fact]]:
+def _parse(completion: Completion, question: ExtractionQuestion, types: Sequence[str]) -> list[list[Fact]]:
     facts = parse_extraction(
         completion.content,
         completion.finish_reason,
         segment_count=question.segment_count,
         refusal=completion.refusal,
+        types=types,
     )
     if is_foreign(" ".join(fact.text for segment in facts for fact in segment), question.response):
         raise UnusableAnswer("language", "the facts are in another language than the description")

@@ -1,11 +1,13 @@
 """Inputs of labels beside settings and verdicts: people's labels, noise, and the facts of a calibration."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from fgaif_ray.audit.labelled_facts import read_labelled_facts
 from fgaif_ray.config import Config, VerifierConfig
 from fgaif_ray.feedback.overrides import Overrides
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import Stage, stages
 from fgaif_ray.storage.stages import LabelSources
 
@@ -16,11 +18,11 @@ def label_sources(config: Config) -> LabelSources:
     Raises:
         UserError: a file of human labels or labelled facts cannot be used.
     """
-    second = config.label.second_verifier
+    second, types = config.label.second_verifier, config.run.type_names
     return LabelSources(
-        Overrides.load(config.label).key(),
-        threshold_key(config.label.verifier),
-        None if second is None else threshold_key(second),
+        Overrides.load(config.label, types).key(),
+        threshold_key(config.label.verifier, types),
+        None if second is None else threshold_key(second, types),
     )
 
 
@@ -34,7 +36,7 @@ def feedback_stages(config: Config) -> tuple[Stage, Stage]:
     return stages.feedback(config, sources), stages.feedback_rejected(config, sources)
 
 
-def threshold_key(verifier: VerifierConfig) -> Any:
+def threshold_key(verifier: VerifierConfig, types: Sequence[str] = FACT_TYPES) -> Any:
     """Return the thresholds' part of a stage's fingerprint; it is equal where the same are used.
 
     Raises:
@@ -42,9 +44,9 @@ def threshold_key(verifier: VerifierConfig) -> Any:
     """
     calibration = verifier.calibration
     if calibration is None:
-        values = set(verifier.threshold.model_dump().values())
-        return values.pop() if len(values) == 1 else verifier.threshold.model_dump()
-    facts = read_labelled_facts(calibration.path)
+        values = set(verifier.threshold.values())
+        return values.pop() if len(values) == 1 else verifier.threshold
+    facts = read_labelled_facts(calibration.path, types)
     content = [(fact.image, fact.text, fact.type, fact.consistent, fact.weight) for fact in facts]
     digest = hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()
     return [digest, "balanced_accuracy", True]  # once keys: what is maximised, and whether for each type

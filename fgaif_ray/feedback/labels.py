@@ -18,9 +18,9 @@ _WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks o
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One line of the official form: an image's name, its segments, and three label codes for each.
+    """One line of the official form: an image's name, its segments, and a label code of each type for each.
 
-    ``labels`` is ``[segments]`` triples of our codes in the order of ``FACT_TYPES``.
+    ``labels`` is ``[segments]`` tuples of our codes in the order of the run's fact types.
     """
 
     image: str
@@ -35,16 +35,17 @@ def label_of(verdicts: Sequence[bool]) -> int:
     return CONSISTENT if all(verdicts) else HALLUCINATED
 
 
-def segment_labels(verdicts: Iterable[tuple[str, bool]]) -> dict[str, int]:
+def segment_labels(verdicts: Iterable[tuple[str, bool]], types: Sequence[str] = FACT_TYPES) -> dict[str, int]:
     """Return the label code per fact type of one segment.
 
     Args:
         verdicts: ``(fact type, consistent)`` of every fact of the segment.
+        types: the fact types to label.
 
     Raises:
         ValueError: an unknown fact type.
     """
-    by_type: dict[str, list[bool]] = {fact_type: [] for fact_type in FACT_TYPES}
+    by_type: dict[str, list[bool]] = {fact_type: [] for fact_type in types}
     for fact_type, consistent in verdicts:
         if fact_type not in by_type:
             raise ValueError(f"unknown fact type {fact_type!r}")

@@ -5,7 +5,7 @@ labels come first; noise acts on the result.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,13 +30,13 @@ class Overrides:
     noise: NoiseConfig
 
     @classmethod
-    def load(cls, config: LabelConfig) -> "Overrides":
-        """Read the human labels that the configuration names.
+    def load(cls, config: LabelConfig, types: Sequence[str] = FACT_TYPES) -> "Overrides":
+        """Read the human labels of the run's types that the configuration names.
 
         Raises:
             UserError: their file cannot be used.
         """
-        return cls({} if config.human is None else _read_human(config.human), config.noise)
+        return cls({} if config.human is None else _read_human(config.human, types), config.noise)
 
     def key(self) -> tuple[str, ...]:
         """Return the part of a stage's fingerprint: equal for equal effects, empty where nothing is replaced."""
@@ -44,7 +44,7 @@ class Overrides:
         if self.human:
             labels = sorted((*place, text, sorted(found.items())) for place, (text, found) in self.human.items())
             parts.append(fingerprint(HUMAN, labels))
-        rates = {name: _rates(self.noise, name) for name in FACT_TYPES}
+        rates = {name: _rates(self.noise, name) for name in (*FACT_TYPES, *self.noise.by_type)}
         if any(rate > 0 for pair in rates.values() for rate in pair.values()):
             parts.append(fingerprint(NOISE, self.noise.seed, rates))
         return tuple(parts)
@@ -131,19 +131,19 @@ def is_flipped(noise: NoiseConfig, sample_id: str, segment: int, fact_type: str,
 
 def _rates(noise: NoiseConfig, fact_type: str) -> dict[int, float]:
     """Return the probability that a label is flipped, by label code."""
-    rates = getattr(noise, fact_type)
+    rates = noise.rates(fact_type)
     return {CONSISTENT: rates.to_hallucinated, HALLUCINATED: rates.to_consistent}
 
 
-def _read_human(config: HumanLabelsConfig) -> dict[tuple[str, int], tuple[str, dict[str, int]]]:
-    types: Collection[str] = config.types
+def _read_human(config: HumanLabelsConfig, types: Sequence[str]) -> dict[tuple[str, int], tuple[str, dict[str, int]]]:
+    chosen = config.types or types
     human = {}
-    for place, (text, labels) in majority_labels(read_answers([config.path])).items():
-        wanted = {name: label for name, label in labels.items() if name in types}
+    for place, (text, labels) in majority_labels(read_answers([config.path], types)).items():
+        wanted = {name: label for name, label in labels.items() if name in chosen}
         if wanted:
             human[place] = text, wanted
     if not human:
         raise UserError(
-            f"{config.path} holds no label of the types {', '.join(types)}: label some, or change label.human."
+            f"{config.path} holds no label of the types {', '.join(chosen)}: label some, or change label.human."
         )
     return human

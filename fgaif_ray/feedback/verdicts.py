@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fgaif_ray.fact_types import DEFAULT, FactType, extracted, type_names
 from fgaif_ray.feedback.labels import is_consistent, segment_labels
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.records import FACT_TYPES
@@ -24,19 +25,29 @@ class Labeller:
         mask: take a label out of training where the verifiers disagree on a fact that decides it.
         overrides: human labels and noise.
         annotator: what the labels depend on, for the rows.
+        fact_types: what is labelled.
     """
 
     def __init__(
-        self, thresholds: Thresholds, second: Thresholds | None, mask: bool, overrides: Overrides, annotator: str
+        self,
+        thresholds: Thresholds,
+        second: Thresholds | None,
+        mask: bool,
+        overrides: Overrides,
+        annotator: str,
+        fact_types: Sequence[FactType] = DEFAULT,
     ) -> None:
         self._thresholds = thresholds
         self._second = second
         self._mask = mask
         self._overrides = overrides
         self._annotator = annotator
+        self._names = type_names(fact_types)
+        self._extracted = type_names(extracted(fact_types))
+        self._derived = {one.name: one.derive for one in fact_types if one.derive is not None}
 
     def label(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Build a row of ``FEEDBACK_SCHEMA``.
+        """Build a row of ``feedback_schema``.
 
         Args:
             row: a response with ``segments`` of ``start``, ``end``, ``text`` and ``facts``; a fact has ``type``,
@@ -46,9 +57,13 @@ class Labeller:
         for segment in row["segments"]:
             facts = [self._judge(fact) for fact in segment["facts"]]
             masked = masked_types(facts) if self._mask else set()
-            labels = segment_labels((fact["type"], fact["consistent"]) for fact in facts)
+            labels = segment_labels(((fact["type"], fact["consistent"]) for fact in facts), self._extracted)
             place = {key: segment[key] for key in ("start", "end", "text")}
             segments.append(place | {"facts": facts, "labels": labels, "masked": masked})
+        derived = {name: derive(segments) for name, derive in self._derived.items()}
+        for index, segment in enumerate(segments):
+            labels = segment["labels"] | {name: codes[index] for name, codes in derived.items()}
+            segment["labels"] = {name: labels[name] for name in self._names}
         return {
             **row,
             "segments": self._overrides.apply(row["sample_id"], segments),
@@ -76,7 +91,7 @@ def masked_types(facts: Sequence[Mapping[str, Any]]) -> set[str]:
     could not be asked about counts as the first judges it.
     """
     masked: set[str] = set()
-    for name in FACT_TYPES:
+    for name in {fact["type"] for fact in facts}:
         pairs = [_pair(fact) for fact in facts if fact["type"] == name]
         if (False, False) not in pairs and any(first != second for first, second in pairs):
             masked.add(name)
@@ -91,12 +106,12 @@ def _pair(fact: Mapping[str, Any]) -> tuple[bool, bool]:
 class Disagreements:
     """Counter of how two verifiers judge the same facts, as rows are read."""
 
-    def __init__(self) -> None:
-        self._pairs: dict[str, Counter[tuple[bool, bool]]] = {name: Counter() for name in FACT_TYPES}
+    def __init__(self, types: Sequence[str] = FACT_TYPES) -> None:
+        self._pairs: dict[str, Counter[tuple[bool, bool]]] = {name: Counter() for name in types}
         self._unanswered: Counter[str] = Counter()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Count one row of ``FEEDBACK_SCHEMA``."""
+        """Count one row of ``feedback/``."""
         for segment in row["segments"]:
             for fact in segment["facts"]:
                 second = fact.get("second_consistent")
@@ -117,7 +132,7 @@ class Disagreements:
             name: _figures(pairs, unanswered)
             for name, pairs, unanswered in (
                 ("all", everything, self._unanswered.total()),
-                *((name, self._pairs[name], self._unanswered[name]) for name in FACT_TYPES),
+                *((name, self._pairs[name], self._unanswered[name]) for name in self._pairs),
             )
         }
 

@@ -26,7 +26,7 @@ DASHES: Final = ("", "8 4", "2 4", "12 4 2 4", "5 3", "1 3")
 class Series:
     """One line of a chart; None where there is no value.
 
-    Example: ``Series("existence", [0, 1, 2], [0.1, None, 0.4], "existence")``
+    Example: ``Series("existence", [0, 1, 2], [0.1, None, 0.4], "type-existence")``
     """
 
     name: str

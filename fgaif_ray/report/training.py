@@ -9,6 +9,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from fgaif_ray import storage
+from fgaif_ray.fact_types import colour_of
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.charts import Series, format_value, line_chart, swatch
 
@@ -32,19 +33,7 @@ class Panel:
     """Whether it is about the health of the optimisation, not about what is learnt."""
 
 
-PANELS: Final = (
-    Panel(
-        "Reward",
-        "per response",
-        (*((kind, f"reward/{kind}", kind) for kind in FACT_TYPES), ("total", "reward/total", "ink")),
-        minor=False,
-    ),
-    Panel(
-        "Hallucination, by the reward models",
-        "share of segments",
-        tuple((kind, f"hallucination/{kind}", kind) for kind in FACT_TYPES),
-        minor=False,
-    ),
+_PANELS: Final = (
     Panel("Facts per response", "by the reward models", (("facts", "facts/per_response", "after"),), minor=False),
     Panel("KL to the backbone", "nats per response", (("KL", "kl/per_response", "after"),), minor=False),
     Panel("Length", "tokens", (("mean", "response/length", "after"),)),
@@ -71,14 +60,25 @@ PANELS: Final = (
         "seconds",
         (
             ("all", "timing/step", "ink"),
-            ("rollout", "timing/rollout", "existence"),
-            ("update", "timing/update", "attribute"),
-            ("reward", "timing/reward", "relation"),
+            ("rollout", "timing/rollout", "rollout"),
+            ("update", "timing/update", "update"),
+            ("reward", "timing/reward", "reward"),
             ("reference", "timing/reference", "before"),
             ("sync", "timing/sync", "after"),
         ),
     ),
 )
+
+
+def panels(types: Sequence[str]) -> tuple[Panel, ...]:
+    """The charts of a run with these fact types."""
+    rewards = [(kind, f"reward/{kind}", colour_of(kind)) for kind in types]
+    hallucinated = tuple((kind, f"hallucination/{kind}", colour_of(kind)) for kind in types)
+    return (
+        Panel("Reward", "per response", (*rewards, ("total", "reward/total", "ink")), minor=False),
+        Panel("Hallucination, by the reward models", "share of sub-sentences", hallucinated, minor=False),
+        *_PANELS,
+    )
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
@@ -89,11 +89,11 @@ def read_metrics(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
 
 
-def training_charts(folder: str) -> list[dict[str, Any]]:
+def training_charts(folder: str, types: Sequence[str] = FACT_TYPES) -> list[dict[str, Any]]:
     """Draw the charts of the ``policy/`` folder: ``{title, unit, minor, chart, legend}``; none without a value."""
     lines = read_metrics(folder)
     charts = []
-    for panel in PANELS:
+    for panel in panels(types):
         series = [
             Series(name, [line["step"] for line in lines], [_cut(line.get(key), panel.floor) for line in lines], color)
             for name, key, color in panel.lines

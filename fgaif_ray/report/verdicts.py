@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from fgaif_ray.fact_types import colour_of
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.charts import Axis, Frame, format_value
 from fgaif_ray.statistics.intervals import wilson_interval
@@ -15,28 +16,28 @@ _FRAME: Final = Frame(Axis(0.0, 1.0, _LEFT, _LEFT + _SIDE), Axis(0.0, 1.0, _TOP 
 _SMALLEST, _LARGEST = 3.0, 8.0
 
 
-def cards(figures: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+def cards(figures: Mapping[str, Mapping[str, Any] | None], types: Sequence[str] = FACT_TYPES) -> list[dict[str, Any]]:
     """Build one card per fact type with metrics in the form of ``Agreement.to_dict``.
 
-    A reward model that judges whole responses serves all three types and gets one card.
+    A reward model that judges whole responses serves all types and gets one card.
     """
     found: list[dict[str, Any]] = []
-    for kind in FACT_TYPES:
+    for kind in types:
         one = figures.get(kind)
         if one is None:
             continue
         if one.get("granularity") == "response":
-            return [_card("whole response", one)]
-        found.append(_card(kind, one))
+            return [_card("whole response", "ink", one)]
+        found.append(_card(kind, colour_of(kind), one))
     return found
 
 
-def _card(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+def _card(name: str, colour: str, found: Mapping[str, Any]) -> dict[str, Any]:
     matrix = found["confusion"]
     raw, scaled = found.get("reliability"), found.get("reliability_scaled")
     return {
         "type": name,
-        "color": name if name in FACT_TYPES else "ink",
+        "color": colour,
         "unit": "responses" if found.get("granularity") == "response" else "segments",
         "balanced_accuracy": found["balanced_accuracy"],
         "accuracy": found["accuracy"],

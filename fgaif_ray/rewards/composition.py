@@ -27,7 +27,7 @@ class RewardOptions:
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FACT_TYPES, 1.0))
-    """Weight of each fact type; every type must be named; 0 switches one off."""
+    """Weight of each fact type, in the order of arrays; every type is named, 0 switches one off."""
     value: RewardValue = "expected"
     """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""
     granularity: Granularity = "segment"
@@ -42,8 +42,14 @@ class RewardOptions:
     length_target: int = 0
     """Tokens without a length penalty; at least 0."""
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The fact types, in the order of arrays."""
+        return tuple(self.weights)
+
     def __post_init__(self) -> None:
-        _check_weights(self.weights)
+        if not self.weights:
+            raise ValueError("weights must name the fact types")
         if self.value not in ("expected", "argmax"):
             raise ValueError(f"value must be 'expected' or 'argmax', not {self.value!r}")
         if self.granularity not in ("segment", "response"):
@@ -70,7 +76,7 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
     """Compute the weighted reward of each segment and fact type.
 
     Args:
-        probabilities: `[segments, types, classes]`, types in the order of `FACT_TYPES`, classes absent,
+        probabilities: `[segments, types, classes]`, types in the order of the weights, classes absent,
             consistent, hallucinated.
         weights: one weight per fact type.
         value: `argmax` gives +1 for consistent, -1 for hallucinated, 0 for absent (FGAIF);
@@ -80,13 +86,11 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
         `[segments, types]`.
 
     Raises:
-        ValueError: the shape is wrong, a probability is not finite, or the weights do not name each
-            type once.
+        ValueError: the shape is wrong, or a probability is not finite.
     """
-    _check_weights(weights)
-    if probabilities.dim() != 3 or probabilities.shape[1:] != (len(FACT_TYPES), len(CLASS_NAMES)):
+    if probabilities.dim() != 3 or probabilities.shape[1:] != (len(weights), len(CLASS_NAMES)):
         raise ValueError(
-            f"probabilities must be [segments, {len(FACT_TYPES)}, {len(CLASS_NAMES)}], not {list(probabilities.shape)}"
+            f"probabilities must be [segments, {len(weights)}, {len(CLASS_NAMES)}], not {list(probabilities.shape)}"
         )
     if not bool(torch.isfinite(probabilities).all()):
         raise ValueError("probabilities must be finite")
@@ -98,7 +102,7 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
         rewards = class_values[probabilities.argmax(dim=-1)]  # [segments, types]
     else:
         raise ValueError(f"value must be 'expected' or 'argmax', not {value!r}")
-    return rewards * rewards.new_tensor([weights[fact_type] for fact_type in FACT_TYPES])
+    return rewards * rewards.new_tensor(list(weights.values()))
 
 
 def token_rewards(segment_totals: Tensor, token_ends: Tensor, response_length: int) -> Tensor:
@@ -141,8 +145,8 @@ def compose_rewards(
     """Compute the dense reward of one response.
 
     Args:
-        probabilities: `[segments, types, classes]` from the three reward models; a response without
-            segments is valid; it says nothing and earns nothing.
+        probabilities: `[segments, types, classes]` from the reward models; a response without segments is valid; it
+            says nothing and earns nothing.
         token_ends: `[segments]` index of each segment's last token.
         response_length: tokens in the response, at least 1.
         finish_reason: `stop` where the response ended by itself; anything else takes the missing-EOS penalty.
@@ -169,8 +173,3 @@ def compose_rewards(
         else:
             per_token[options.length_target :] -= options.length_penalty
     return ComposedRewards(per_type=per_type, per_token=per_token)
-
-
-def _check_weights(weights: Mapping[str, float]) -> None:
-    if set(weights) != set(FACT_TYPES):
-        raise ValueError(f"weights must name exactly {', '.join(FACT_TYPES)}, not {', '.join(weights) or 'nothing'}")

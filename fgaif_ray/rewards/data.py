@@ -61,18 +61,28 @@ class RewardData:
     """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``"""
 
 
-def from_feedback(rows: Iterable[Mapping[str, Any]]) -> list[TrainingResponse]:
-    """Read the rows of ``feedback/`` by sample id, without rows that have no segments."""
+def from_feedback(rows: Iterable[Mapping[str, Any]], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
+    """Read the rows of ``feedback/`` by sample id, without rows that have no segments.
+
+    Args:
+        rows: of the folder.
+        types: the fact types to learn.
+
+    Raises:
+        UserError: the rows have no labels of one of the types.
+    """
+    known = [row for row in sorted(rows, key=lambda row: str(row["sample_id"])) if row["segments"]]
+    if known and (missing := [name for name in types if name not in known[0]["segments"][0]["labels"]]):
+        raise UserError(f"feedback/ has no labels of the fact type {missing[0]}: run label with these run.fact_types.")
     return [
         TrainingResponse(
             image=row["image"],
             image_sha256=row["image_sha256"],
             prompt=row["prompt"],
             segments=tuple(segment["text"] for segment in row["segments"]),
-            labels={name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in FACT_TYPES},
+            labels={name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in types},
         )
-        for row in sorted(rows, key=lambda row: str(row["sample_id"]))
-        if row["segments"]
+        for row in known
     ]
 
 

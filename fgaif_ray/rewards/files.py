@@ -68,7 +68,7 @@ def published_reward_folders(config: Config) -> dict[str, str]:
     Raises:
         UserError: one has not been trained.
     """
-    folders = stages.reward_folders(config.run.dir)
+    folders = stages.reward_folders(config)
     for folder in folders.values():
         if not any(storage.exists(storage.join(folder, name)) for name in ADAPTER_FILES):
             message = (

@@ -1,4 +1,4 @@
-"""Kinds of reward models: three models, one with three heads, or one with a single verdict per response.
+"""Kinds of reward models: one per fact type, one with a head per type, or one with a single verdict per response.
 
 Whatever the kind, a run's ``rewards/`` holds one folder per fact type, each a reward model by itself. If folders
 hold the same adapter, its forward pass runs once for all of them (see ``files``).
@@ -25,7 +25,7 @@ MULTITASK: Final = "multitask"
 class RewardTask:
     """One adapter and the heads that are trained with it.
 
-    Example: ``RewardTask("multitask", FACT_TYPES, FACT_TYPES)``
+    Example: ``RewardTask("multitask", ("existence", "relation"), ("existence", "relation"))``
     """
 
     name: str
@@ -40,13 +40,13 @@ class RewardTask:
         return fact_type if fact_type in self.heads else self.heads[0]
 
 
-def reward_tasks(kind: RewardKind) -> tuple[RewardTask, ...]:
-    """List the tasks of a kind of reward model, in order of training."""
+def reward_tasks(kind: RewardKind, types: tuple[str, ...] = FACT_TYPES) -> tuple[RewardTask, ...]:
+    """List the tasks of a kind of reward model for these fact types, in order of training."""
     if kind == "multitask":
-        return (RewardTask(MULTITASK, FACT_TYPES, FACT_TYPES),)
+        return (RewardTask(MULTITASK, types, types),)
     if kind == "coarse":
-        return (RewardTask(COARSE, (COARSE,), FACT_TYPES, "response"),)
-    return tuple(RewardTask(name, (name,), (name,)) for name in FACT_TYPES)
+        return (RewardTask(COARSE, (COARSE,), types, "response"),)
+    return tuple(RewardTask(name, (name,), (name,)) for name in types)
 
 
 def response_label(labels: Mapping[str, tuple[int, ...]]) -> int:

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fgaif_ray.errors import ItemError, NonFiniteScoreError
 from fgaif_ray.images import decode_image
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, segment_rewards
 from fgaif_ray.segments import Decoder, Span, segment_token_ends, split_segments, token_offsets
 from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, ScoredResponse, SegmentReward
@@ -162,19 +162,19 @@ def compose_response(
     Raises:
         ValueError: probabilities are not finite or of another shape.
     """
-    stacked = np.stack([probabilities[fact_type] for fact_type in FACT_TYPES], axis=1)  # [segments, types, classes]
+    stacked = np.stack([probabilities[fact_type] for fact_type in options.types], axis=1)  # [segments, types, classes]
     tensor = torch.from_numpy(np.ascontiguousarray(stacked))
     per_type = segment_rewards(tensor, options.weights, options.value)  # [segments, types]
     totals = per_type.sum(dim=1).tolist()
-    triples = {fact_type: probabilities[fact_type].tolist() for fact_type in FACT_TYPES}
+    triples = {fact_type: probabilities[fact_type].tolist() for fact_type in options.types}
     segments = [
         SegmentReward(
             start=span.start,
             end=span.end,
             token_end=None if ends is None else ends[index],
-            rewards=dict(zip(FACT_TYPES, values, strict=True)),
+            probabilities={fact_type: triples[fact_type][index] for fact_type in options.types},
+            rewards=dict(zip(options.types, values, strict=True)),
             reward=totals[index],
-            **{fact_type: triples[fact_type][index] for fact_type in FACT_TYPES},
         )
         for index, (span, values) in enumerate(zip(response.spans, per_type.tolist(), strict=True))
     ]

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fgaif_ray.config import Config
-from fgaif_ray.records import FACT_TYPES
 
 
 def policy_card(config: Config, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -15,8 +14,8 @@ def policy_card(config: Config, rows: Sequence[Mapping[str, Any]]) -> str:
         config: the configuration.
         rows: metrics of every step.
     """
-    names = ["reward/total", *(f"reward/{kind}" for kind in FACT_TYPES), "facts/per_response", "response/length"]
-    names += ["kl/per_response"]
+    names = ["reward/total", *(f"reward/{kind}" for kind in config.run.type_names)]
+    names += ["facts/per_response", "response/length", "kl/per_response"]
     table = "\n".join(f"| {name} | {_figure(rows[0][name])} | {_figure(rows[-1][name])} |" for name in names)
     settings = json.dumps(config.align.model_dump(mode="json", exclude={"tracking"}), indent=2)
     return f"""---
@@ -26,8 +25,8 @@ tags: [lora, ppo, vision-language]
 ---
 # Policy aligned with fine-grained AI feedback
 
-A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each segment, what three
-reward models (object existence, attributes, relations) say about it. Method: FGAIF (arXiv 2404.05046).
+A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each segment, what the reward
+models ({", ".join(config.run.type_names)}) say about it. Method: FGAIF (arXiv 2404.05046).
 
 | mean over a step's responses | first step | last step |
 |---|---|---|

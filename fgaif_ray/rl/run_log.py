@@ -22,15 +22,18 @@ TENSORBOARD_FOLDER: Final = "tensorboard"
 class RunLog:
     """The log of a run in a local folder or URI; a run that resumes from a step drops later lines."""
 
-    def __init__(self, folder: str, next_step: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self, folder: str, next_step: int, trackers: Sequence[Tracker] = (), types: Sequence[str] = FACT_TYPES
+    ) -> None:
         """Open the log.
 
         Args:
             folder: where the files are or will be.
             next_step: first step that will be logged (steps count from 1); lines of this and later steps are dropped.
             trackers: get the metrics too, and are closed with the log.
+            types: the fact types of verdicts and rewards, in the order of the trajectories' arrays.
         """
-        self._folder, self._trackers = folder, trackers
+        self._folder, self._trackers, self._types = folder, trackers, types
         self._lines: dict[str, list[str]] = {}
         for name in (METRICS_FILE, SAMPLES_FILE):
             rows = read_lines(storage.join(folder, name))
@@ -54,7 +57,7 @@ class RunLog:
 
     def write_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """Write responses with their segments, verdicts and rewards; TensorBoard shows them in colours."""
-        samples = [_sample(step, trajectory) for trajectory in trajectories]
+        samples = [_sample(step, trajectory, self._types) for trajectory in trajectories]
         self._append(SAMPLES_FILE, samples)
         self._writer.add_text("samples", sample_markdown(samples), step)
 
@@ -84,7 +87,7 @@ def read_lines(uri: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(uri).decode().split("\n") if line]
 
 
-def _sample(step: int, trajectory: Trajectory) -> dict[str, Any]:
+def _sample(step: int, trajectory: Trajectory, types: Sequence[str]) -> dict[str, Any]:
     probabilities, rewards = trajectory.class_probabilities or (), trajectory.per_type_rewards or ()
     segments = [
         {
@@ -92,8 +95,8 @@ def _sample(step: int, trajectory: Trajectory) -> dict[str, Any]:
             "end": end,
             "text": trajectory.response[start:end],
             "token_end": token_end,
-            "probabilities": dict(zip(FACT_TYPES, map(list, classes), strict=True)),
-            "rewards": dict(zip(FACT_TYPES, earned, strict=True)),
+            "probabilities": dict(zip(types, map(list, classes), strict=True)),
+            "rewards": dict(zip(types, earned, strict=True)),
         }
         for (start, end), token_end, classes, earned in zip(
             trajectory.segment_spans, trajectory.token_ends, probabilities, rewards, strict=False

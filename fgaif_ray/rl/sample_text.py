@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fgaif_ray.records import ABSENT, CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.records import ABSENT, CLASS_NAMES, CONSISTENT, HALLUCINATED
 
 SQUARES: Final = {ABSENT: "\u2b1c", CONSISTENT: "\U0001f7e9", HALLUCINATED: "\U0001f7e5"}
 """White, green and red."""
@@ -34,12 +34,13 @@ def _table(sample: Mapping[str, Any]) -> str:
     if not sample["segments"]:
         return f"{title}\n\n{escape_markdown(sample['response'])}"
     rows = [_row(segment) for segment in sample["segments"]]
-    head = f"| | segment | {' | '.join(FACT_TYPES)} | reward |\n|---|---|{'---|' * len(FACT_TYPES)}---|"
+    types = list(sample["segments"][0]["probabilities"])
+    head = f"| | segment | {' | '.join(types)} | reward |\n|---|---|{'---|' * len(types)}---|"
     return "\n".join([f"{title}\n", head, *rows])
 
 
 def _row(segment: Mapping[str, Any]) -> str:
-    codes = {kind: max(SQUARES, key=segment["probabilities"][kind].__getitem__) for kind in FACT_TYPES}
+    codes = {kind: max(SQUARES, key=found.__getitem__) for kind, found in segment["probabilities"].items()}
     worst = max(codes.values())  # absent, consistent, hallucinated: in this order
     cells = [
         f"{SQUARES[code]} {CLASS_NAMES[code]} {segment['probabilities'][kind][code]:.2f}, "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import ABSENT, CLASS_NAMES
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 
 
@@ -88,7 +88,7 @@ def reward_trajectory(
         ValueError: the probabilities do not fit the trajectory's segments or are not finite.
     """
     # A response without segments would lose its last two dimensions on the way through lists.
-    shape = (len(probabilities), len(FACT_TYPES), len(CLASS_NAMES))
+    shape = (len(probabilities), len(options.types), len(CLASS_NAMES))
     tensor = torch.tensor(probabilities, dtype=torch.float64) if probabilities else torch.zeros(shape)
     composed = compose_rewards(
         tensor,  # [segments, types, classes]

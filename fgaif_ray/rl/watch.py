@@ -1,14 +1,17 @@
 """Metrics of a step for a person to watch, from the responses and the reward models' verdicts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.rl.guards import StepMetrics, identical_response_share
 from fgaif_ray.rl.trajectories import Trajectory, facts_per_response
 
+_OF_TYPE: Final = "hallucination/"
 
-def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+
+def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str] = FACT_TYPES) -> dict[str, float]:
     """Measure rewards, facts, lengths and counts of a batch; NaN if there is nothing to measure.
 
     ``reward/<type>`` is the weighted sum over a response's segments, averaged over responses; ``reward/total`` is
@@ -33,13 +36,18 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "count/tokens": float(sum(lengths)),
         "count/missing_rewards": float(len(trajectories) - len(rewarded)),
     }
-    for place, fact_type in enumerate(FACT_TYPES):
+    for place, fact_type in enumerate(types):
         earned = [sum(types[place] for types in one.per_type_rewards or ()) for one in rewarded]
         classes = [_most_probable(types[place]) for one in rewarded for types in one.class_probabilities or ()]
         facts = [found for found in classes if found != ABSENT]
         metrics[f"reward/{fact_type}"] = _mean(earned)
-        metrics[f"hallucination/{fact_type}"] = _mean([found == HALLUCINATED for found in facts])
+        metrics[f"{_OF_TYPE}{fact_type}"] = _mean([found == HALLUCINATED for found in facts])
     return metrics
+
+
+def types_of(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The fact types that the names of a step's metrics are about."""
+    return tuple(name.removeprefix(_OF_TYPE) for name in metrics if name.startswith(_OF_TYPE))
 
 
 def busy_share(intervals: Sequence[tuple[float, float]], start: float, end: float) -> float:
@@ -70,7 +78,7 @@ def watched_by_guards(metrics: dict[str, float]) -> StepMetrics:
 
 def progress_note(metrics: dict[str, float | None]) -> str:
     """Format one line for a person: mean reward per type, facts per response, KL, length, seconds."""
-    rewards = ", ".join(f"{fact_type} {_shown(metrics[f'reward/{fact_type}'])}" for fact_type in FACT_TYPES)
+    rewards = ", ".join(f"{fact_type} {_shown(metrics[f'reward/{fact_type}'])}" for fact_type in types_of(metrics))
     return (
         f"reward {_shown(metrics['reward/total'])} ({rewards}), facts {_shown(metrics['facts/per_response'])}, "
         f"KL {_shown(metrics['kl/per_response'])}, length {_shown(metrics['response/length'], 1)}, "

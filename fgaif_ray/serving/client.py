@@ -7,7 +7,7 @@ Example:
     with RewardClient("http://127.0.0.1:8000") as client:
         item = reward_item("cat.png", "Describe this image.", response="A cat sleeps on a red sofa.")
         [scored] = client.score([item])
-        print(scored.reward, [segment.existence for segment in scored.segments])
+        print(scored.reward, [segment.probabilities for segment in scored.segments])
 """
 
 import asyncio
@@ -131,6 +131,15 @@ class RewardClient(Session):
         """
         return parse_models(self._send("GET", "/v1/models"))
 
+    def fact_types(self) -> tuple[str, ...]:
+        """The fact types that the service scores, in its order; asked for once.
+
+        Raises:
+            RewardServiceError: it gave no answer.
+        """
+        self._fact_types = self._fact_types or self.models().fact_types
+        return self._fact_types
+
     def is_ready(self) -> bool:
         """Tell whether the service answers and its models have made a forward pass; asks once."""
         try:
@@ -211,6 +220,11 @@ class AsyncRewardClient(Session):
             RewardServiceError: it gave no answer.
         """
         return parse_models(await self._send("GET", "/v1/models"))
+
+    async def fact_types(self) -> tuple[str, ...]:
+        """As `RewardClient.fact_types`."""
+        self._fact_types = self._fact_types or (await self.models()).fact_types
+        return self._fact_types
 
     async def is_ready(self) -> bool:
         """Tell whether the service answers and its models have made a forward pass; asks once."""

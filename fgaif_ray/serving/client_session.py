@@ -125,6 +125,7 @@ class Session:
             "trust_env": False,
         }
         self._retries = retries or RetryPolicy()
+        self._fact_types: tuple[str, ...] = ()
         self._items_per_request = items_per_request
 
     def parts(self, items: Sequence[RewardItem]) -> Iterator[list[bytes]]:

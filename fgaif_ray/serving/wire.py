@@ -3,9 +3,21 @@
 Light on purpose: a client needs only pydantic and this file.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 TOKEN_VARIABLE: Final = "FGAIF_REWARD_TOKEN"
 """Environment variable that holds the bearer token, for the service and for its clients."""
@@ -82,17 +94,57 @@ class RewardRequest(RequestModel):
 class SegmentReward(ResponseModel):
     """Verdicts and reward of one segment, the characters `[start, end)` of the response."""
 
+    # In JSON the probabilities of each fact type are a field of the segment, named like the type. Which types there are
+    # is for the service to say: `rewards` names them. `segment.existence` reads the probabilities of one.
+
     start: int
     end: int
     token_end: int | None
     """Index of the sampled token that ends it; None where no ids were given."""
-    existence: Probabilities
-    attribute: Probabilities
-    relation: Probabilities
+    probabilities: dict[str, Probabilities]
+    """By fact type."""
     rewards: dict[str, FiniteFloat]
     """Weighted reward by fact type."""
     reward: FiniteFloat
     """Their sum."""
+
+    def __getattr__(self, name: str) -> Any:
+        probabilities = self.__dict__.get("probabilities", {})
+        if name in probabilities:
+            return probabilities[name]
+        raise AttributeError(f"{type(self).__name__} has no field or fact type {name!r}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_types(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "probabilities" in value or not isinstance(value.get("rewards"), dict):
+            return value
+        if missing := [name for name in value["rewards"] if name not in value]:
+            raise ValueError(f"the segment has a reward for {missing[0]} and no probabilities")
+        return value | {"probabilities": {name: value[name] for name in value["rewards"]}}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        # The serializer makes the same fields, but its result could be anything for all that pydantic knows.
+        return handler({key: value for key, value in schema.items() if key != "serialization"})
+
+    @model_serializer(mode="wrap")
+    def _spread_types(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        spread: dict[str, Any] = {}
+        for name, value in serialise(self).items():
+            spread |= value if name == "probabilities" else {name: value}
+        return spread
+
+
+def spread_types(schema: dict[str, Any], types: Sequence[str]) -> None:
+    """Put a field for each fact type in the place of `probabilities` in the JSON schema of `SegmentReward`."""
+    fields = schema["properties"]
+    verdict = fields["probabilities"]["additionalProperties"]
+    schema["properties"] = {}
+    for name, field in fields.items():
+        of_type = {one: verdict | {"title": one.capitalize()} for one in types}
+        schema["properties"] |= of_type if name == "probabilities" else {name: field}
+    schema["required"] = [name for name in schema["properties"] if name in (*types, *schema["required"])]
 
 
 class ScoredResponse(ResponseModel):
@@ -142,6 +194,11 @@ class ModelList(ResponseModel):
     value: str
     granularity: str = "segment"
     normalise_by_segments: bool = False
+
+    @property
+    def fact_types(self) -> tuple[str, ...]:
+        """The fact types of the reward models, in the order of the service's configuration."""
+        return tuple(card.id for card in self.models)
 
 
 class RemoteRewardRequest(BaseModel):

@@ -18,7 +18,8 @@ from typing import Any, Final, Protocol
 
 from fgaif_ray.config import Config, VerifierConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES, fingerprint
+from fgaif_ray.fact_types import dump_fact_type, extracted, label_key
+from fgaif_ray.records import fingerprint
 from fgaif_ray.storage.files import join
 from fgaif_ray.storage.stage import Stage, read_manifest
 
@@ -121,9 +122,9 @@ def require(run: str, name: str) -> dict[str, Any]:
     return manifest
 
 
-def reward_folders(run: str) -> dict[str, str]:
+def reward_folders(config: Config) -> dict[str, str]:
     """Where a run has its reward models, by fact type."""
-    return {fact_type: join(run, REWARDS, fact_type) for fact_type in FACT_TYPES}
+    return {fact_type: join(config.run.dir, REWARDS, fact_type) for fact_type in config.run.type_names}
 
 
 def images_of_rows(config: Config, source_key: str) -> Stage:
@@ -189,6 +190,7 @@ def feedback(config: Config, sources: LabelSources, of_responses: str | None = N
         verifier.engine.dtype,
         *sources.overrides,
         *of_second,
+        *label_key(config.run.types),
     )
     return Stage(config.run.dir, FEEDBACK, key)
 
@@ -205,7 +207,8 @@ def verdicts(config: Config, of_responses: str | None = None) -> str:
         UserError: the responses have not been sampled.
     """
     source = of_responses or _fingerprint_of(config, RESPONSES)
-    return fingerprint("verdicts-1", source, _asked(config), verdict_key(config.label.verifier))
+    types = label_key(extracted(config.run.types))
+    return fingerprint("verdicts-1", source, _asked(config), verdict_key(config.label.verifier), *types)
 
 
 def verdict_key(verifier: VerifierConfig) -> str:
@@ -225,7 +228,8 @@ def audit(config: Config, count: int, seed: int) -> Stage:
 
 def calibration(config: Config, which: str, verifier: VerifierConfig, threshold: Any) -> Stage:
     """Thresholds of a verifier; ``which`` is CALIBRATION or SECOND_CALIBRATION."""
-    return Stage(config.run.dir, which, fingerprint("calibration-1", verdict_key(verifier), threshold))
+    types = label_key(config.run.types)
+    return Stage(config.run.dir, which, fingerprint("calibration-1", verdict_key(verifier), threshold, *types))
 
 
 def rewards(config: Config, of_feedback: str | None = None) -> Stage:
@@ -236,7 +240,8 @@ def rewards(config: Config, of_feedback: str | None = None) -> Stage:
     """
     settings = config.rewards.model_dump(mode="json", exclude=set(REWARD_PLACEMENT))
     source = of_feedback or _fingerprint_of(config, FEEDBACK)
-    return Stage(config.run.dir, REWARDS, fingerprint("rewards-2", settings, config.run.seed, source))
+    types = label_key(config.run.types)
+    return Stage(config.run.dir, REWARDS, fingerprint("rewards-2", settings, config.run.seed, source, *types))
 
 
 def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) -> Stage:
@@ -303,6 +308,7 @@ def report(config: Config) -> Stage:
         config.align.reward.model_dump(),
         [config.rewards.backbone, config.rewards.dtype, config.rewards.temperature_scaling],
         [_fingerprint_of(config, name) for name in STAGES[REPORT].inputs],
+        *([dump_fact_type(one) for one in config.run.types] if label_key(config.run.types) else ()),
     )
     return Stage(config.run.dir, REPORT, key)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fgaif_ray import storage
 from fgaif_ray.audit.items import Audit, AuditSampler
 from fgaif_ray.config import Config
-from fgaif_ray.records import CLASS_NAMES, CONSISTENT, FACT_TYPES, FEEDBACK_SCHEMA, HALLUCINATED
+from fgaif_ray.records import CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED, feedback_schema
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
 from jobs import audit as audit_job
@@ -85,7 +85,7 @@ def labelled_run(folder: Path) -> Config:
     )
     stage = storage.Stage(str(folder), "feedback", "f")
     stage.begin()
-    storage.write_part(stage.partial, rows, FEEDBACK_SCHEMA)
+    storage.write_part(stage.partial, rows, feedback_schema(FACT_TYPES))
     stage.publish({"rows": len(rows)})
     audit_job.draw_audit(config, 16)
     return config

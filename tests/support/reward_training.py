@@ -9,7 +9,7 @@ from PIL import Image
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config, LoRAOptions, RewardsConfig
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, FEEDBACK_SCHEMA, HALLUCINATED
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, feedback_schema
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
 from fgaif_ray.rewards.data import ImageFeatures, RewardData
 from fgaif_ray.rewards.kinds import RewardTask
@@ -131,6 +131,6 @@ def job_config(run_dir: Path, **rewards: Any) -> Config:
 def publish_feedback(run_dir: Path, rows: list[dict[str, Any]]) -> storage.Stage:
     stage = storage.Stage(str(run_dir), "feedback", "f" * 16)
     stage.begin()
-    storage.write_part(stage.partial, rows, FEEDBACK_SCHEMA)
+    storage.write_part(stage.partial, rows, feedback_schema(FACT_TYPES))
     stage.publish({"rows": len(rows)})
     return stage

@@ -21,6 +21,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.labelled_facts import read_control_facts
 from fgaif_ray.config import ControlItemConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.statistics.intervals import wilson_interval
 
 FOLDER: Final = "canaries"
@@ -93,12 +94,15 @@ class ControlItemPool:
         return drawn
 
 
-def load_control_items(config: ControlItemConfig, known: Sequence[ControlItem] = ()) -> ControlItemPool:
+def load_control_items(
+    config: ControlItemConfig, known: Sequence[ControlItem] = (), types: Sequence[str] = FACT_TYPES
+) -> ControlItemPool:
     """Load the control items of a run: a person's own, and those of known scenes or else texts that fit every image.
 
     Args:
         config: names the files.
         known: about images whose truth is known.
+        types: the fact types that those of a person can have.
 
     Raises:
         UserError: a file cannot be read or is not of the form.
@@ -108,7 +112,7 @@ def load_control_items(config: ControlItemConfig, known: Sequence[ControlItem] =
     texts, orders = _read_texts(config.texts)
     control_items: list[ControlItem] = []
     if config.path is not None:
-        given = read_control_facts(config.path)
+        given = read_control_facts(config.path, types)
         missing = next((fact.image for fact in given if not storage.exists(fact.image)), None)
         if missing is not None:
             raise UserError(f"{config.path}: the image {missing} is not there; correct its path.")
@@ -124,7 +128,7 @@ def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) 
 
     Args:
         rows: of ``CONTROL_ITEMS_SCHEMA``.
-        thresholds: by fact type; a fact of no type is a yes at the lowest of them.
+        thresholds: by fact type; a fact of no type, or of one that is not labelled, is a yes at the lowest of them.
 
     Returns:
         JSON-serialisable: ``gullibility`` is the share of known-false facts answered yes, ``by_kind`` the same for
@@ -138,7 +142,7 @@ def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) 
         if row["p_consistent"] is None:
             unasked += 1
             continue
-        threshold = min(thresholds.values()) if row["type"] is None else thresholds[row["type"]]
+        threshold = thresholds.get(row["type"], min(thresholds.values()))
         said_yes = row["p_consistent"] >= threshold
         chosen = [groups["true" if row["consistent"] else "false"]]
         if not row["consistent"]:

@@ -182,12 +182,12 @@
     return row;
   }
 
-  function makeGroup({ name, meaning }) {
+  function makeGroup({ name, title, meaning, colour }) {
     const group = element("article", "group");
     const header = element("header");
     const dot = element("i", "dot");
-    dot.style.background = `var(--${name})`;
-    header.append(dot, element("h3", "", name), element("span", "muted small", meaning));
+    dot.style.background = `var(--${colour})`;
+    header.append(dot, element("h3", "", title), element("span", "muted small", meaning));
     group.append(header);
     items[state.position].facts.forEach((fact, index) => {
       if (fact.type !== name) return;

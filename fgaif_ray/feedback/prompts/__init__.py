@@ -1,18 +1,26 @@
 """Prompts are the text files beside this module, named with their version: a changed text is a new name.
 
 A file holds an optional ``[system]`` part and a ``[user]`` part, each opened by that word alone on a line.
-``{name}`` stands for a field; other braces are plain text.
+``{name}`` stands for a field; other braces are plain text. The system part of a prompt that extracts facts has fields
+for the fact types of the run, and examples whose JSON lines give the facts by type; both are filled in when it is read.
 """
 
 import functools
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Final
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT, FactType, type_names
+from fgaif_ray.records import FACT_TYPES
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _PART = re.compile(r"^\[(system|user)\]\n", re.MULTILINE)
+_ANSWER = re.compile(r"^\{\".*\}$", re.MULTILINE)
+_NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Prompt:
     name: str
     system: str | None
     user: str
+    fact_types: tuple[str, ...] = FACT_TYPES
+    """The types that the answer of an extraction prompt lists, in this order."""
 
     @functools.cached_property
     def fields(self) -> frozenset[str]:
@@ -58,11 +68,15 @@ def known_prompts() -> list[str]:
     return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt"))
 
 
-def load_prompt(name: str) -> Prompt:
+def load_prompt(name: str, fact_types: Sequence[FactType] = DEFAULT) -> Prompt:
     """Read a prompt by its versioned name.
 
+    Args:
+        name: with the version, ``extract-v1``.
+        fact_types: those that an extraction prompt asks for.
+
     Raises:
-        UserError: no prompt has this name.
+        UserError: no prompt has this name, or it cannot explain these types.
     """
     known = known_prompts()
     if name not in known:
@@ -70,4 +84,38 @@ def load_prompt(name: str) -> Prompt:
     text = (files(__name__) / f"{name}.txt").read_text(encoding="utf-8")
     _, *parts = _PART.split(text)
     bodies = dict(zip(parts[::2], (body.strip("\n") for body in parts[1::2]), strict=True))
-    return Prompt(name=name, system=bodies.get("system"), user=bodies["user"])
+    system = None if "system" not in bodies else _explain(bodies["system"], fact_types)
+    prompt = Prompt(name=name, system=system, user=bodies["user"], fact_types=type_names(fact_types))
+    asks_for_facts = "segment" in prompt.fields or "segments_json" in prompt.fields
+    if asks_for_facts and prompt.fact_types != FACT_TYPES and "{kinds}" not in (bodies.get("system") or ""):
+        raise UserError(
+            f"Prompt {name} knows the types {', '.join(FACT_TYPES)} alone: use extract-v1 with other run.fact_types."
+        )
+    return prompt
+
+
+def _explain(system: str, fact_types: Sequence[FactType]) -> str:
+    """The system part for some types: what each means, and examples that list facts of each."""
+    names = type_names(fact_types)
+    count = len(names)
+
+    def answer(facts: dict[str, list[str]]) -> str:
+        return json.dumps({name: facts.get(name, []) for name in names}, ensure_ascii=False)
+
+    own = "".join(
+        f"\n[context: {json.dumps(one.context, ensure_ascii=False)}]\n"
+        f"Sub-sentence: {json.dumps(one.segment, ensure_ascii=False)}\n"
+        f"{answer({name: list(texts) for name, texts in one.facts})}\n"
+        for fact_type in fact_types
+        for one in fact_type.examples
+    )
+    fields = {
+        "kinds": "\n".join(f'- "{one.name}": {one.definition}' for one in fact_types),
+        "kind_count": _NUMBERS[count] if count < len(_NUMBERS) else str(count),
+        "plural": "" if count == 1 else "s",
+        "more_examples": own,
+    }
+    shown = _ANSWER.sub(lambda found: answer(json.loads(found[0])), system)
+    pieces = _FIELD.split(shown)
+    pieces[1::2] = [fields[name] for name in pieces[1::2]]
+    return "".join(pieces)

@@ -8,16 +8,17 @@ script but its own.
 import base64
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from markupsafe import Markup
 
 from fgaif_ray import __version__
+from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url
 from fgaif_ray.pages import page_environment, page_source, page_style
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_PROMPT_CHARACTERS, MAX_RESPONSE_CHARACTERS, TOKEN_VARIABLE
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS, POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.render import render
@@ -35,17 +36,19 @@ class Playground:
     headers: Mapping[str, str]
 
 
-def build_playground(*, token_needed: bool) -> Playground:
-    """Render the page, for a service with or without a token."""
+def build_playground(fact_types: Sequence[FactType] = DEFAULT, *, token_needed: bool) -> Playground:
+    """Render the page of a service that scores these types, with or without a token."""
     environment = page_environment("fgaif_ray.serving.playground")
     style, script = page_style(environment, "playground.css"), page_source(environment, "playground.js")
+    style = style_variables(fact_types) + _dots(fact_types) + style
     html: str = environment.get_template("playground.html.j2").render(
         style=Markup(style),
         script=Markup(script),
-        data=_data(),
+        data=_data(fact_types),
         token_needed=token_needed,
         token_variable=TOKEN_VARIABLE,
-        fact_types=FACT_TYPES,
+        fact_types=fact_types,
+        colour_of=colour_of,
         largest_prompt=MAX_PROMPT_CHARACTERS,
         largest_response=MAX_RESPONSE_CHARACTERS,
         version=__version__,
@@ -71,10 +74,17 @@ def example_scenes() -> list[dict[str, Any]]:
     return examples
 
 
-def _data() -> dict[str, Any]:
+def _dots(fact_types: Sequence[FactType]) -> str:
+    """A class for each colour: the page's policy allows no style but this sheet."""
+    names = (colour_of(one.name) for one in fact_types)
+    return " ".join(f".dot.{name} {{ background: var(--{name}); }}" for name in names) + "\n"
+
+
+def _data(fact_types: Sequence[FactType]) -> dict[str, Any]:
     """The data that the script reads."""
     return {
-        "types": list(FACT_TYPES),
+        "types": [one.name for one in fact_types],
+        "colours": {one.name: colour_of(one.name) for one in fact_types},
         "classes": list(CLASS_NAMES),
         "largest_image": MAX_IMAGE_BYTES,
         "smallest_photo": SMALLEST_PHOTO,

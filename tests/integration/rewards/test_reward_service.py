@@ -96,7 +96,7 @@ def test_rewards_are_weighted_as_configured(service: Service) -> None:
     for segment in scored.segments:
         expected = {
             fact_type: weight * (getattr(segment, fact_type)[1] - getattr(segment, fact_type)[2])
-            for fact_type, weight in service.config.align.reward.weights.model_dump().items()
+            for fact_type, weight in service.config.align.reward.weights.items()
         }
         assert segment.rewards == pytest.approx(expected, abs=1e-6)
         assert segment.reward == pytest.approx(sum(expected.values()), abs=1e-6)
@@ -199,7 +199,7 @@ def test_trainers_get_the_rewards_of_the_service(service: Service, monkeypatch: 
     means = [one["overall"] for one in easyr1.compute_score(easyr1_call(texts))]
     common.close_shared_clients()
     totals = [one.reward for one in scored]
-    weights = service.config.align.reward.weights.model_dump()
+    weights = service.config.align.reward.weights
     weighted = [
         sum(weights[kind] * value for kind, value in zip(FACT_TYPES, row, strict=True)) for row in zip(*by_type)
     ]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -27,7 +27,7 @@ from support.reward_helpers import CHECKPOINT, PROMPT, RESPONSE, picture
 from transformers import AutoTokenizer
 
 from fgaif_ray.adapters import common, verl
-from fgaif_ray.adapters.common import FactType, image_file, question_text, reference_item, total_reward, type_reward
+from fgaif_ray.adapters.common import image_file, question_text, reference_item, total_reward, type_reward
 from fgaif_ray.adapters.easyr1 import compute_score as easyr1_score
 from fgaif_ray.adapters.openrlhf import OpenRLHFRewards
 from fgaif_ray.adapters.placement import place_rewards, service_options
@@ -345,8 +345,8 @@ def test_an_image_token_in_a_prompt_is_refused_with_422(url: str) -> None:
 # What the adapters share
 
 
-def test_the_fact_types_are_the_ones_of_the_records() -> None:
-    assert get_args(FactType) == FACT_TYPES
+def test_the_fact_types_are_the_ones_that_the_service_names(client: RewardClient) -> None:
+    assert client.fact_types() == FACT_TYPES
 
 
 @pytest.mark.parametrize(
@@ -457,4 +457,4 @@ def test_the_trl_example_has_rows_for_it(client: RewardClient) -> None:
     rows = load_by_path("trl_grpo.py").scenes(2)
     completions = [[{"role": "assistant", "content": "A red circle."}]] * 2
     columns = {"prompts": [row["prompt"] for row in rows], "image": [row["image"] for row in rows]}
-    assert len(TRLRewards(client).existence_reward(completions=completions, **columns)) == 2
+    assert len(TRLRewards(client).function("existence")(completions=completions, **columns)) == 2

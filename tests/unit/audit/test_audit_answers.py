@@ -11,9 +11,10 @@ from support.audit_data import answer_file, audit_file, draw, feedback_row, labe
 from fgaif_ray.audit.agreement import compare
 from fgaif_ray.audit.human import HumanAnswer, majority_labels, read_answers
 from fgaif_ray.audit.items import Audit
-from fgaif_ray.audit.label_studio import CHOICES, LABELLING_CONFIG
+from fgaif_ray.audit.label_studio import CHOICES, labelling_config
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.records import FACT_TYPES, HALLUCINATED
 from jobs import audit as audit_job
 
@@ -128,14 +129,14 @@ class TestLabelStudio:
         return read_answers([str(path)])
 
     def test_every_field_of_the_configuration_is_in_the_tasks(self, run: Config) -> None:
-        root = ET.fromstring(LABELLING_CONFIG)
+        root = ET.fromstring(labelling_config(DEFAULT))
         wanted = {value[1:] for node in root.iter() if (value := node.get("value", "")).startswith("$")}
         for task in json.loads(audit_file(run, "audit_tasks.json").read_text()):
             assert wanted <= task["data"].keys()
-        assert audit_file(run, "label_studio.xml").read_text() == LABELLING_CONFIG
+        assert audit_file(run, "label_studio.xml").read_text() == labelling_config(DEFAULT)
 
     def test_its_choices_are_those_that_are_read(self) -> None:
-        root = ET.fromstring(LABELLING_CONFIG)
+        root = ET.fromstring(labelling_config(DEFAULT))
         asked = {node.get("name"): tuple(c.get("alias") for c in node) for node in root.iter("Choices")}
         assert asked == dict.fromkeys(FACT_TYPES, CHOICES)
 

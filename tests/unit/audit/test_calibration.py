@@ -15,7 +15,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate, choose_threshold, cross_validate, fit_thresholds
 from fgaif_ray.audit.items import cell_weights
 from fgaif_ray.audit.labelled_facts import read_control_facts, read_labelled_facts
-from fgaif_ray.config import LabelConfig, ThresholdsConfig
+from fgaif_ray.config import LabelConfig, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.records import FACT_TYPES
@@ -191,13 +191,15 @@ def test_control_facts_are_wrong_unless_they_say_so(tmp_path: Path) -> None:
 
 
 def test_a_number_stands_for_all_types() -> None:
-    assert label_config(threshold=0.7).verifier.threshold == ThresholdsConfig(
-        existence=0.7, attribute=0.7, relation=0.7
-    )
-    assert label_config(threshold={"relation": 0.8}).verifier.threshold.existence == 0.5
+    assert label_config(threshold=0.7).verifier.threshold == dict.fromkeys(FACT_TYPES, 0.7)
 
 
-@pytest.mark.parametrize("threshold", [0, 1, 1.5, "high", {"color": 0.5}, {"relation": 0}])
+def test_a_type_without_a_threshold_has_the_plain_one() -> None:
+    config = load_config("configs/shapes.yaml", ["label.verifier.threshold={relation: 0.8}"])
+    assert config.label.verifier.threshold == {"existence": 0.5, "attribute": 0.5, "relation": 0.8}
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 1.5, "high", {"relation": 0}])
 def test_wrong_thresholds_are_refused(threshold: Any) -> None:
     with pytest.raises(ValueError):
         label_config(threshold=threshold)

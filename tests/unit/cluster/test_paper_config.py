@@ -12,7 +12,7 @@ from fgaif_ray.cluster.accelerators import gpu_bytes
 from fgaif_ray.cluster.memory_plan import plan_memory
 from fgaif_ray.cluster.node_types import ClusterFile, NodeType
 from fgaif_ray.cluster.plan import plan_cluster
-from fgaif_ray.config import Config, RewardWeights, load_config
+from fgaif_ray.config import Config, load_config
 
 PAPER: dict[str, Any] = {
     "data.sample_images": 3500,
@@ -43,7 +43,7 @@ PAPER: dict[str, Any] = {
     "align.ppo.gamma": 1.0,
     "align.ppo.lambda_": 1.0,
     "align.reward.value": "argmax",
-    "align.reward.weights": RewardWeights(existence=1.0, attribute=1.0, relation=1.0),
+    "align.reward.weights": {"existence": 1.0, "attribute": 1.0, "relation": 1.0},
     "align.reward.granularity": "segment",
     "align.kl.coefficient": 0.1,
     "align.kl.estimator": "k1",

@@ -15,7 +15,7 @@ from fgaif_ray.experiments.adopt import adopt, is_finished, mark_finished, other
 from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS
 from fgaif_ray.experiments.variants import TRUTH_ANSWERS_FILE, Run, build_experiment, build_runs
 from fgaif_ray.feedback.label_sources import feedback_stages
-from fgaif_ray.records import FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
+from fgaif_ray.records import FACT_TYPES, REJECTED_SCHEMA, RESPONSES_SCHEMA, feedback_schema
 from fgaif_ray.sources import ImageSets, prepare_images
 from fgaif_ray.storage import stages
 from fgaif_ray.storage.stages import planned
@@ -56,7 +56,7 @@ def respond(run: Run) -> ImageSets:
 
 
 def give_feedback(run: Run) -> None:
-    for stage, schema in zip(feedback_stages(run.config), (FEEDBACK_SCHEMA, REJECTED_SCHEMA), strict=True):
+    for stage, schema in zip(feedback_stages(run.config), (feedback_schema(FACT_TYPES), REJECTED_SCHEMA), strict=True):
         stage.begin()
         storage.write_part(stage.partial, [], schema)
         stage.publish(manifest_entries(run.config))

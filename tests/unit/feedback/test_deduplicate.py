@@ -13,7 +13,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.feedback.label_sources import feedback_stages
-from fgaif_ray.records import FACT_TYPES, FEEDBACK_SCHEMA, REJECTED_SCHEMA, RESPONSES_SCHEMA
+from fgaif_ray.records import FACT_TYPES, REJECTED_SCHEMA, RESPONSES_SCHEMA, feedback_schema
 from jobs import label
 
 
@@ -85,7 +85,7 @@ class TestRepeatedBlocks:
         stage, rejected_stage = begin(config, "abc")
         attempts = [
             (rejected_stage.partial, [rejected("b"), rejected("c")], REJECTED_SCHEMA),
-            (stage.partial, [labelled("a"), labelled("b")], FEEDBACK_SCHEMA),
+            (stage.partial, [labelled("a"), labelled("b")], feedback_schema(FACT_TYPES)),
         ]
         for index in order:
             storage.write_part(*attempts[index], "block")
@@ -95,8 +95,8 @@ class TestRepeatedBlocks:
     def test_a_response_labelled_in_two_blocks_is_there_once(self, tmp_path: Path) -> None:
         config = make_config(tmp_path)
         stage, _ = begin(config, "abc")
-        storage.write_part(stage.partial, [labelled("a"), labelled("b")], FEEDBACK_SCHEMA, "1")
-        storage.write_part(stage.partial, [labelled("b", 0.1), labelled("c")], FEEDBACK_SCHEMA, "2")
+        storage.write_part(stage.partial, [labelled("a"), labelled("b")], feedback_schema(FACT_TYPES), "1")
+        storage.write_part(stage.partial, [labelled("b", 0.1), labelled("c")], feedback_schema(FACT_TYPES), "2")
         label.run(config)
         assert published(config) == (["a", "b", "c"], [])
         (kept,) = [
@@ -107,7 +107,7 @@ class TestRepeatedBlocks:
     def test_figures_count_each_response_once(self, tmp_path: Path) -> None:
         config = make_config(tmp_path)
         stage, rejected_stage = begin(config, "ab")
-        storage.write_part(stage.partial, [labelled("a"), labelled("b")], FEEDBACK_SCHEMA, "1")
+        storage.write_part(stage.partial, [labelled("a"), labelled("b")], feedback_schema(FACT_TYPES), "1")
         storage.write_part(rejected_stage.partial, [rejected("b")], REJECTED_SCHEMA, "1")
         label.run(config)
         metrics = storage.read_json(storage.join(config.run.dir, "feedback", "metrics.json"))
@@ -123,7 +123,7 @@ def test_every_identity_is_left_once_and_labels_win(
     first, second = str(folder / "labelled"), str(folder / "rejected")
     for number, (is_labelled, ids) in enumerate(parts):
         if is_labelled:
-            storage.write_part(first, [labelled(name) for name in ids], FEEDBACK_SCHEMA, str(number))
+            storage.write_part(first, [labelled(name) for name in ids], feedback_schema(FACT_TYPES), str(number))
         else:
             storage.write_part(second, [rejected(name) for name in ids], REJECTED_SCHEMA, str(number))
     removed = deduplicate([first, second])
@@ -139,7 +139,7 @@ class TestLabelledAgain:
     def run_once(self, tmp_path: Path) -> Config:
         config = make_config(tmp_path)
         stage, rejected_stage = begin(config, "abc")
-        storage.write_part(stage.partial, [labelled("a", 0.6), labelled("b", 0.9)], FEEDBACK_SCHEMA, "1")
+        storage.write_part(stage.partial, [labelled("a", 0.6), labelled("b", 0.9)], feedback_schema(FACT_TYPES), "1")
         storage.write_part(rejected_stage.partial, [rejected("c")], REJECTED_SCHEMA, "1")
         item = {"image": "a", "fact": "f", "kind": "text", "consistent": False, "injected": False}
         control_items = storage.join(stage.partial, "canaries")

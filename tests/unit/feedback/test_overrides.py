@@ -15,7 +15,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.feedback.overrides import Overrides, is_flipped
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, FEEDBACK_SCHEMA, HALLUCINATED, ai_labels
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, ai_labels, feedback_schema
 from fgaif_ray.rewards.data import from_feedback
 
 MANY = 4000
@@ -199,7 +199,7 @@ class TestRows:
     def rows(self, tmp_path: Path) -> list[dict[str, Any]]:
         """A row with noise and one without the columns about it, both read back from Parquet."""
         noisy = Overrides({}, noise_of(1)).apply("a", [segment(), segment()])
-        storage.write_part(str(tmp_path), [row("a", noisy), row("b", [segment()])], FEEDBACK_SCHEMA)
+        storage.write_part(str(tmp_path), [row("a", noisy), row("b", [segment()])], feedback_schema(FACT_TYPES))
         return list(storage.read_rows(str(tmp_path)))
 
     def test_sources_and_ai_labels_survive_parquet(self, rows: list[dict[str, Any]]) -> None:

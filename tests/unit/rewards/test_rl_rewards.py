@@ -34,16 +34,21 @@ def test_expected_is_the_difference_of_probabilities() -> None:
     torch.testing.assert_close(segment_rewards(probabilities, ONES, "expected"), torch.tensor([[0.2, -0.1, 0.1]]))
 
 
-def test_weights_are_matched_by_name_not_by_order() -> None:
+def test_the_weights_name_the_types_in_the_order_of_the_probabilities() -> None:
     weights = {"relation": 5.0, "existence": 2.0, "attribute": 0.0}
-    probabilities = probabilities_of((CONSISTENT, CONSISTENT, HALLUCINATED))
-    assert segment_rewards(probabilities, weights, "argmax").tolist() == [[2.0, 0.0, -5.0]]
+    probabilities = probabilities_of((HALLUCINATED, CONSISTENT, CONSISTENT))
+    assert segment_rewards(probabilities, weights, "argmax").tolist() == [[-5.0, 2.0, 0.0]]
 
 
-@pytest.mark.parametrize("weights", [{"existence": 1.0}, {**ONES, "colour": 1.0}, {}])
-def test_weights_must_name_each_type(weights: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="weights must name exactly"):
-        RewardOptions(weights=weights)
+@pytest.mark.parametrize("weights", [{"existence": 1.0}, {**ONES, "colour": 1.0}])
+def test_there_is_a_weight_for_each_type(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="probabilities must be"):
+        segment_rewards(probabilities_of((CONSISTENT, CONSISTENT, HALLUCINATED)), weights)
+
+
+def test_a_reward_without_types_is_refused() -> None:
+    with pytest.raises(ValueError, match="fact types"):
+        RewardOptions(weights={})
 
 
 def test_a_probability_that_is_not_finite_is_refused() -> None:

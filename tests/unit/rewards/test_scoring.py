@@ -174,6 +174,12 @@ def test_weights_apply() -> None:
     assert scored.reward == -2.0
 
 
+def test_weights_are_matched_with_probabilities_by_name() -> None:
+    options = RewardOptions(weights={"relation": 3.0, "existence": 1.0, "attribute": 0.0})
+    scored = compose("A red circle is here.", verdicts(("consistent", "consistent", "hallucinated")), options)
+    assert scored.segments[0].rewards == {"relation": -3.0, "existence": 1.0, "attribute": 0.0}
+
+
 @pytest.mark.parametrize(("value", "reward"), [("expected", 0.1), ("argmax", 1.0)])
 def test_the_chosen_value_of_a_verdict_is_paid(value: RewardValue, reward: float) -> None:
     """Of a reward model that is not sure: existence probably consistent, the others absent."""

@@ -177,7 +177,7 @@ function showTiles() {
     const stated = segments.filter((segment) => classOf(segment, type) !== "absent").length;
     const weight = element("span", "", `\u00d7 ${models.weights[type]}`);
     weight.title = "weight of the type, which the rewards hold";
-    return element("div", "tile", element("h3", "", element("i", `dot ${type}`), type, weight),
+    return element("div", "tile", element("h3", "", element("i", `dot ${data.colours[type]}`), type, weight),
       element("div", `value ${signClass(earned)}`, signed(earned)),
       element("p", "", stated ? `${wrong} of ${stated} hallucinated` : "no facts"));
   }));
@@ -227,7 +227,7 @@ function showMarked() {
 function showRows() {
   const characters = Array.from(scored.response);
   byId("columns").replaceChildren(element("th", "", "segment"),
-    ...data.types.map((type) => element("th", "", element("i", `dot ${type}`), type)), element("th", "", "reward"));
+    ...data.types.map((type) => element("th", "", element("i", `dot ${data.colours[type]}`), type)), element("th", "", "reward"));
   byId("rows").replaceChildren(...scored.segments.map((segment, index) => {
     const said = element("td", "said", characters.slice(segment.start, segment.end).join("").trim());
     const row = element("tr", "", said, ...data.types.map((type) => oddsCell(segment, type)),
