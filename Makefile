@@ -1,30 +1,35 @@
 # Everything a person runs. Each target first brings .venv up to date (a no-op when nothing changed).
 
-# The first Python 3.11 on the PATH; `make PYTHON=/path/to/python3.11 ...` overrides it.
-PYTHON ?= $(shell for p in python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && command -v $$p && break; done)
+# The first Python 3.11, 3.12 or 3.13 on the PATH; `make PYTHON=/path/to/python3.12 ...` overrides it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && command -v $$p && break; done)
 VENV_PYTHON := .venv/bin/python
 CONFIG ?= configs/shapes.yaml
 # Extra arguments for pytest or for a job, e.g. `make test ARGS=tests/unit`.
 ARGS ?=
+# Of pytest; more of them overlap more of the waiting, and take more memory.
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast proofs bench-labelling bench-rewards bench-ppo bench-scale bench-gpu lint format lock pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-scale bench-gpu lint format lock check-pythons pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## create or update .venv from requirements/cpu.lock
 	@python="$(PYTHON)"; if [ -z "$$python" ]; then \
-		echo "Python 3.11 was not found: install it, or call make PYTHON=/path/to/python3.11." >&2; exit 2; fi; \
+		echo "Python 3.11, 3.12 or 3.13 was not found: install one, or call make PYTHON=/path/to/python3.11." >&2; exit 2; fi; \
 	"$$python" scripts/set_up.py
 
 demo: setup ## run the whole loop on the embedded world and write runs/shapes/report.html
 	$(VENV_PYTHON) -m jobs.pipeline --config $(CONFIG) $(ARGS)
 
-# Two processes, a file of tests each: engines and Ray start on one core and wait a lot.
+try: setup ## run the whole loop in about three minutes, with figures that are a taste
+	$(VENV_PYTHON) -m jobs.demo runs/try --quick $(ARGS)
+
+# Several processes, a file of tests each: engines and Ray start on one core and wait a lot.
 test: setup ## run all tests but the proofs
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV_PYTHON) -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## run the tests that start neither Ray nor vLLM
 	$(VENV_PYTHON) -m pytest --ignore tests/integration --ignore tests/proofs -m "not slow" $(ARGS)
@@ -58,6 +63,9 @@ format: setup ## format the code and fix what ruff can fix
 
 lock: ## write requirements/cpu.lock from what is installed in .venv
 	$(VENV_PYTHON) scripts/lock.py
+
+check-pythons: setup ## check that the lock resolves for Python 3.11, 3.12 and 3.13 (reads the package index)
+	$(VENV_PYTHON) -m scripts.check_pythons
 
 pretrain-shapes: setup ## train the three small models of the embedded world from nothing
 	$(VENV_PYTHON) -m jobs.pretrain_shapes $(ARGS)

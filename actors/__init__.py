@@ -1,1 +1,1 @@
-"""What lives on the cluster: Ray Data stages, the Serve application, rollout workers and the PPO learner."""
+"""The actors on the cluster: Ray Data stages, the Serve application, rollout workers and the PPO learner."""

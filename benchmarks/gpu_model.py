@@ -190,7 +190,7 @@ def rewarded_trajectories(rows: EncodedRows, log_probs: torch.Tensor, seed: int)
 
 
 def scoring_items(shape: Shape, lengths: Sequence[int], seed: int) -> list[ScoringItem]:
-    """Responses cut into sub-sentences, each about an image of its own."""
+    """Responses cut into segments, each about an image of its own."""
     generator = random.Random(seed)
     items = []
     for image, length in zip(draw_images(len(lengths), seed), lengths, strict=True):

@@ -7,7 +7,7 @@ The last line is one JSON object; what was not measured is null.
 * ``verify_over_vllm``: rows per second that the job verifies, over bare ``vllm.LLM.generate`` on the same prompts;
 * ``prefix_hit_rate``: share of the verifier's prompt tokens that its prefix cache holds;
 * ``extract_over_ideal_C``: calls per second against an endpoint that answers after 100 ms, over C / 0.1 s;
-* ``segments_per_second``: sub-sentences that are cut on one core;
+* ``segments_per_second``: segments that are cut on one core;
 * ``rss_100k_over_1k``: peak memory of the job's own process for 100,000 responses, over that for 1,000.
 """
 

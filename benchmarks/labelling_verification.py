@@ -21,6 +21,7 @@ from unittest.mock import patch
 from actors.cluster.connect import connect
 from actors.engine.start import image_prompt, start_engine
 from actors.labelling import extraction
+from actors.labelling.publish import METRICS_FILE
 from benchmarks.labelling_memory import ANNOTATOR
 from fgaif_ray import storage
 from fgaif_ray.calls.answers import AnswerWriter, CallAnswer, cache_folder
@@ -117,7 +118,7 @@ def _configure(run: Path, rows: int, seed: int, verifier: str) -> Config:
             "policy": {"model": "policy"},
             "label": {
                 "batch_size": BLOCK,
-                "canaries": {"per_block": 0},
+                "control_items": {"per_block": 0},
                 # Every answer is known: nothing is called.
                 "extractor": {"base_url": "http://127.0.0.1:9/v1", "model": "m", "prompt": "extract-short-v2"},
                 "verifier": {"model": verifier, "engine": ENGINE},
@@ -189,5 +190,5 @@ def _run_job(config: Config) -> tuple[float, float]:
         (os.stat(part).st_mtime, len(storage.read_part(part, ["sample_id"]))) for part in storage.list_parts(feedback)
     )
     seconds = parts[-1][0] - parts[0][0]
-    metrics = storage.read_json(storage.join(feedback, label.METRICS_FILE))
+    metrics = storage.read_json(storage.join(feedback, METRICS_FILE))
     return sum(rows for _, rows in parts[1:]) / seconds, metrics["prefix_cache"]["hit_rate"]

@@ -4,7 +4,7 @@
 
 The plan of `jobs.label` on Ray nodes that are processes of this machine: a block's facts come from an endpoint that
 answers after 100 ms, and its rows take a verifier of constant time, which waits instead of computing. What is measured
-is everything else: Ray Data's scheduling, the call desk that all workers share, and what they read and write. The
+is everything else: Ray Data's scheduling, the call coordinator that all workers share, and I/O. The
 number of rows grows with the nodes. The last line is one JSON object:
 
 * ``efficiency_N``: rows per second on N nodes, over N times those of one node;
@@ -52,7 +52,7 @@ START_S: Final = 300.0
 OBJECT_STORE: Final = 100 * 1024**2
 DRIVER: Final = "driver"
 PARTS_OF_TITLES: Final = {
-    "call desk": "ray::CallDesk",
+    "call coordinator": "ray::CallCoordinatorActor",
     "extraction workers": "(FactExtraction)",
     "verifiers": "Verifier",
     "control store": "gcs_server",
@@ -196,7 +196,7 @@ def local_nodes(count: int) -> Iterator[str]:
 
 
 def make_run(folder: Path, rows: int, nodes: int, endpoint: str) -> Config:
-    """Responses of two sub-sentences each, no two of them the same."""
+    """Responses of two segments each, no two of them the same."""
     images, logs = folder / "images", folder / "logs"
     images.mkdir(parents=True)
     logs.mkdir()
@@ -244,7 +244,7 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
 
     from actors.labelling import plan as annotators
     from actors.labelling.extraction import Endpoint as ExtractionEndpoint
-    from fgaif_ray.audit.control_items import CanaryPool
+    from fgaif_ray.audit.control_items import ControlItemPool
     from jobs import label
 
     with Endpoint(LATENCY_S) as url, local_nodes(nodes) as address:
@@ -259,7 +259,9 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
                 stage.begin()
             folders = [stage.partial for stage in feedback_stages(config)]
             thresholds = dict.fromkeys(FACT_TYPES, 0.5)
-            verification = Verification(config.label, folders[0], folders[1], thresholds, None, CanaryPool((), (), 0))
+            verification = Verification(
+                config.label, folders[0], folders[1], thresholds, None, ControlItemPool((), (), 0)
+            )
             before = peak = psutil.Process().memory_info().rss
             came, times = 0, ProcessorTimes()
             marks: list[tuple[int, dict[str, float]]] = []

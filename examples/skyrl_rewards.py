@@ -1,4 +1,4 @@
-r"""SkyRL, with a reward for every sub-sentence of a response.
+r"""SkyRL, with a reward for every segment of a response.
 
     FGAIF_REWARD_URL=http://HOST:PORT python examples/skyrl_rewards.py generator.vision_language_generator=true \
         generator.step_wise_trajectories=false trainer.algorithm.advantage_estimator=gae ...

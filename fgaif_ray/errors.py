@@ -23,6 +23,23 @@ class BrokenFileError(UserError):
         return f"broken: {self.file} ({self.reason}): {self.advice}."
 
 
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The UserError behind an exception, also where Ray has wrapped it on its way from a worker."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, UserError):
+            return error
+        for name in ("cause", "worker_failures"):
+            inner = getattr(error, name, None)
+            candidates = inner.values() if isinstance(inner, dict) else [inner]
+            for candidate in candidates:
+                if isinstance(candidate, BaseException) and (found := find_user_error(candidate)) is not None:
+                    return found
+        error = error.__cause__ or error.__context__
+    return None
+
+
 class ItemError(ValueError):
     """One response cannot be scored; the message says why, `code` is stable and for programs."""
 

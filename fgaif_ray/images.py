@@ -1,4 +1,4 @@
-"""Opening images that strangers supply, and showing them on pages."""
+"""Opening of untrusted images, and display of images on pages."""
 
 import base64
 import io
@@ -17,25 +17,25 @@ MAX_PIXELS: Final = 64_000_000
 """Larger images are refused before they are decoded (a 69-byte PNG can claim 10,000 x 10,000 pixels)."""
 MAX_ASPECT: Final = 100.0
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is decoded; Pillow knows more, and hands some of it (EPS) to an interpreter outside."""
+"""Formats that are decoded. Pillow knows more, and gives some of them (EPS) to an outside interpreter."""
 SMALLEST_PHOTO: Final = 128
 """Pixels; images with no side as long are shown without loss and enlarged."""
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """Decode an image file in full to RGB: the first frame, upright as its EXIF says.
 
     Raises:
-        ValueError: no image, truncated, larger than ``max_pixels``, or more than MAX_ASPECT times as wide as high.
+        ValueError: it is not an image, truncated, larger than MAX_PIXELS, or over MAX_ASPECT times as wide as high.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             width, height = image.size
-            if width * height > max_pixels:
-                raise ValueError(f"the image has {width} x {height} pixels, more than {max_pixels} in all")
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS} in all")
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise ValueError(f"the image is {width} x {height} pixels, too narrow to be seen")
             image.load()
@@ -49,21 +49,21 @@ def load_image(path: str) -> Image.Image:
     """Open an image by path or URI as RGB.
 
     Raises:
-        UserError: it cannot be read or is no usable image.
+        UserError: it cannot be read or is not a usable image.
     """
     try:
         return decode_image(storage.read_bytes(path))
     except OSError as error:
         raise UserError(f"Cannot read the image {path}: check that the file exists and may be read.") from error
     except ValueError as error:
-        raise UserError(f"{path} is no usable image: {error}; remove or replace it.") from error
+        raise UserError(f"{path} is not a usable image: {error}; remove or replace it.") from error
 
 
 def find_images(folder: str) -> list[str]:
-    """The image files below a folder, a local path or a URI, sorted by path.
+    """List the image files under a folder, a local path or a URI, sorted by path.
 
     Raises:
-        UserError: there is no such folder, or it holds no image.
+        UserError: there is no such folder, or it has no image.
     """
     if not storage.is_folder(folder):
         raise UserError(f"The image folder {folder} does not exist: set data.path to a folder that holds images.")
@@ -83,7 +83,7 @@ def _is_image(name: str) -> bool:
 
 
 def picture_url(image: Image.Image, largest_side: int) -> str:
-    """An image as a data URL for a page: small ones as PNG, others as JPEG of at most ``largest_side`` pixels."""
+    """Encode an image as a data URL: small ones as PNG, others as JPEG of at most ``largest_side`` pixels."""
     if max(image.size) < SMALLEST_PHOTO:
         return "data:image/png;base64," + base64.b64encode(encode_image(image, "PNG")).decode()
     reduced = image.copy()
@@ -92,7 +92,7 @@ def picture_url(image: Image.Image, largest_side: int) -> str:
 
 
 def encode_image(image: Image.Image, kind: str) -> bytes:
-    """An image as a file of a format that Pillow knows, e.g. ``"PNG"``."""
+    """Encode an image as a file of a format that Pillow knows, e.g. ``"PNG"``."""
     buffer = io.BytesIO()
     image.save(buffer, format=kind)
     return buffer.getvalue()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Self, TextIO
+from typing import Any, Final, Self
 
 from tqdm import tqdm
 
@@ -52,29 +52,21 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts units of work done.
+    """Progress of a long stage, in units of work.
 
     Args:
         name: what is being done, e.g. ``"label"``.
         total: number of units, or None when unknown.
         unit: plural name of a unit, e.g. ``"rows"``.
         initial: units that an earlier, interrupted run had already done (they count as done, not into the rate).
-        interval: seconds between two lines when the stream is not a terminal.
-        stream: where to write; standard output unless given.
+        interval: seconds between two lines when the output is not a terminal.
     """
 
     def __init__(
-        self,
-        name: str,
-        total: int | None,
-        unit: str = "rows",
-        *,
-        initial: int = 0,
-        interval: float = 5.0,
-        stream: TextIO | None = None,
+        self, name: str, total: int | None, unit: str = "rows", *, initial: int = 0, interval: float = 5.0
     ) -> None:
         self._name, self._total, self._unit, self._interval = name, total, unit, interval
-        self._stream = stream or sys.stdout
+        self._stream = sys.stdout
         self._done, self._initial = initial, initial
         self._started = self._last_line = time.monotonic()
         self._last_printed: int | None = None
@@ -86,7 +78,7 @@ class Progress:
         )
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Add ``count`` finished units; ``note`` is shown behind the figures (e.g. a loss)."""
+        """Add ``count`` finished units; ``note`` is shown behind the numbers (e.g. a loss)."""
         self._done += count
         self._note = note or self._note
         if self._bar is not None:

@@ -1,6 +1,6 @@
 """The rows that flow between jobs: their constants and Parquet schemas.
 
-Label codes follow the reward model's classes: 0 absent (the sub-sentence holds no fact of the type), 1 consistent
+Label codes follow the reward model's classes: 0 absent (the segment holds no fact of the type), 1 consistent
 (all of them hold in the image), 2 hallucinated (at least one does not; FGAIF section 3.2, "one wrong fact is enough"
 is our reading).
 """
@@ -92,18 +92,18 @@ def feedback_schema(types: Sequence[str]) -> pa.Schema:
 
 
 def sample_identity(image_sha256: str, prompt: str, model: str, sampling: Mapping[str, Any]) -> str:
-    """The sample id: sha256 over image bytes (by their hash), prompt, model and sampling settings, in hex."""
+    """Return the sample id: sha256 over image bytes (by their hash), prompt, model and sampling settings, in hex."""
     canonical = json.dumps([image_sha256, prompt, model, dict(sampling)], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hex digest of JSON-serialisable parts; equal parts give equal fingerprints on every machine."""
+    """Return a short hex digest of JSON-serialisable parts; equal parts give equal fingerprints on every machine."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def ai_labels(segment: Mapping[str, Any]) -> Mapping[str, int]:
-    """The labels that the AI gave a sub-sentence of a feedback row, whatever replaced them since."""
+    """Return the labels that the AI gave a segment of a feedback row, even if they have been replaced."""
     labels: Mapping[str, int] = segment.get("ai_labels") or segment["labels"]
     return labels

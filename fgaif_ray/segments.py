@@ -24,6 +24,9 @@ MINIMUM_SEGMENT_WORDS: Final = 3
 """A sentence of fewer words ("Yes.", "Two cats!") joins its neighbour: it says too little to be judged
 alone."""
 
+LANGUAGE: Final = "en"
+"""Whose rules end a sentence."""
+
 _WORD_CHARACTER = re.compile(r"\w")
 _CHUNK = re.compile(r"\S+")
 _CLAUSE_MARKS: Final = (",", ";", "!", "?")
@@ -50,7 +53,7 @@ class Decoder(Protocol):
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str | list[str]: ...
 
 
-def split_segments(text: str, language: str = "en") -> list[Span]:
+def split_segments(text: str) -> list[Span]:
     """Split a response into segments, which the paper calls sub-sentences (FGAIF section 3.1).
 
     Sentences and list items first; then a split after a word that ends in ``, ; ! ?`` when the piece before
@@ -59,15 +62,13 @@ def split_segments(text: str, language: str = "en") -> list[Span]:
 
     Args:
         text: any string.
-        language: ISO 639 code of the sentence rules; a code that the splitter does not know follows its
-            default rules.
 
     Returns:
         Contiguous spans that cover the whole text; white space between two segments belongs to the
         first. Every span holds a word character unless the text has none. Empty text gives no span.
     """
     pieces = []
-    for start, end in _sentences(text, language):
+    for start, end in _sentences(text):
         pieces.extend(_clauses(text, start, end))
     pieces = _merge_wordless(text, pieces)
     return [Span(start, end) for start, end in _merge_short(text, pieces)]
@@ -132,11 +133,11 @@ def has_words(text: str) -> bool:
     return _WORD_CHARACTER.search(text) is not None
 
 
-def _sentences(text: str, language: str) -> list[tuple[int, int]]:
+def _sentences(text: str) -> list[tuple[int, int]]:
     safe = _UNSAFE_FOR_SPLITTER.sub(lambda match: " " if match[0].isspace() else "?", text)
     bounds = {match.end() for match in _LIST_ITEM.finditer(text)}
     position = 0
-    for sentence in sentencex.segment(language, safe):
+    for sentence in sentencex.segment(LANGUAGE, safe):
         position += len(sentence)
         bounds.add(position)
     return list(pairwise([0, *sorted(bounds)]))

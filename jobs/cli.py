@@ -1,49 +1,95 @@
-"""What every job shares: arguments, configuration, and how a run ends."""
+"""The `fgaif` command: one table of commands, how each is parsed, and how it ends.
 
-import argparse
+``fgaif COMMAND ...`` and ``python -m jobs.COMMAND ...`` are the same. A command is a file of this folder, named here as
+text and imported when it is called: its docstring is its help, and it has either a function ``command``, whose
+arguments typer reads, or ``commands``, such functions by name.
+"""
+
+import functools
+import importlib
+import inspect
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Final
 
-from fgaif_ray.config import load_config
-from fgaif_ray.errors import UserError
+import typer
+from typer.core import TyperGroup
 
-EXIT_FAILED = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+from fgaif_ray import __version__
+from fgaif_ray.config import Config, load_config
+from fgaif_ray.errors import find_user_error
+from jobs.old_flags import replace_old_flag
+
+EXIT_FAILED: Final = 1
+EXIT_USER_ERROR: Final = 2
+EXIT_INTERRUPTED: Final = 130
+WIDTH: Final = 100
+"""Of help, where the terminal is that wide."""
+
+SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Run": {
+        "demo": "the whole loop on the embedded world: no key, no GPU",
+        "pipeline": "the whole loop on your configuration, from sample to report",
+        "experiment": "variants of a configuration over seeds, compared in a page",
+        "pretrain-shapes": "train the three models of the embedded world from nothing",
+    },
+    "Label": {
+        "sample": "the policy's own responses to the images",
+        "label": "their segments, facts and verdicts, by AI feedback",
+    },
+    "Trust the labels": {
+        "audit": "check labels by hand and compare the answers with the AI's",
+        "calibrate": "find the verifier's thresholds on labelled facts",
+    },
+    "Rewards": {
+        "train-rewards": "train the reward models on the labels",
+        "serve-rewards": "serve them over HTTP until Ctrl-C",
+    },
+    "Align": {
+        "align": "train the policy on their dense rewards",
+        "export": "the aligned model as a checkpoint, or how to serve it",
+    },
+    "Evaluate": {
+        "evaluate": "the policy before and after alignment, on held-out images",
+        "benchmark": "POPE, CHAIR, AMBER, MMHal-Bench and LLaVA-Bench",
+        "report": "one HTML file that shows what a run has done",
+    },
+    "Cluster": {
+        "plan": "what a run asks of nodes and their GPUs; runs nothing",
+    },
+    "": {  # not shown
+        "reward-accuracy": "compare reward models with the truth of the embedded world",
+    },
+}
+SUMMARIES: Final = {name: text for commands in SECTIONS.values() for name, text in commands.items()}
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", metavar="FILE", help="YAML file, e.g. configs/shapes.yaml", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="change one key of the configuration; may be given several times",
+        show_default=False,
+    ),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="replace what was finished with other settings (run.overwrite=true)")
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """An option that makes a job do something else than its work, such as showing what the work would cost.
+def read_config(file: str, overrides: Sequence[str] | None, overwrite: bool = False) -> Config:
+    """The configuration of a command line.
 
-    Example: ``Mode("--audit", {"type": int, "metavar": "N", "help": "..."}, draw_audit)``
+    Raises:
+        UserError: the file or a key cannot be used.
     """
-
-    flag: str
-    argument: Mapping[str, Any]
-    """Further arguments of ``add_argument``; the default is None, or False for ``action="store_true"``."""
-    run: Callable[..., None]
-    """Called with the configuration, the value of the option and, by name, the companions."""
-    companions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options that go with this one alone, e.g. ``{"--answers": {"nargs": "+"}}``."""
-
-    @property
-    def name(self) -> str:
-        """Of the option's value."""
-        return _name(self.flag)
-
-
-def _name(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
-
-
-def _is_given(value: Any) -> bool:
-    return value is not None and value is not False  # 0 is a value
+    return load_config(file, [*(overrides or ()), *(["run.overwrite=true"] if overwrite else ())])
 
 
 class _Interruption(KeyboardInterrupt):
@@ -58,80 +104,21 @@ def _interrupt(_signal_number: int, _frame: Any) -> None:
     raise _Interruption
 
 
-def find_user_error(error: BaseException | None) -> UserError | None:
-    """The UserError behind an exception, also where Ray has wrapped it on its way from a worker."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, UserError):
-            return error
-        for name in ("cause", "worker_failures"):
-            inner = getattr(error, name, None)
-            candidates = inner.values() if isinstance(inner, dict) else [inner]
-            for candidate in candidates:
-                if isinstance(candidate, BaseException) and (found := find_user_error(candidate)) is not None:
-                    return found
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def main(
-    name: str,
-    description: str | None,
-    run: Callable[..., None],
-    arguments: Sequence[str] | None = None,
-    modes: Sequence[Mode] = (),
-    extra: Mapping[str, Mapping[str, Any]] | None = None,
-) -> int:
-    """Parse the command line, run the job and turn its end into an exit status.
+def run_job(name: str, work: Callable[[], object]) -> int:
+    """Do the work of a command and turn its end into an exit status.
 
     Args:
-        name: of the job.
-        description: shown by ``--help``.
-        run: what the job does, called with the configuration.
-        arguments: the command line; None takes the process's own.
-        modes: options that make the job do something else instead; at most one of them may be given.
-        extra: arguments of this job alone, e.g. ``{"--seeds": {"default": "0"}}``; ``run`` and modes are given their
-            values by name.
+        name: of the command, for its messages.
+        work: what it does.
 
     Returns:
         0 done; 1 failed (with a traceback); 2 the input has to be changed (one sentence says how); 130 interrupted.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="YAML file, e.g. configs/shapes.yaml")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change one key of the configuration; may be given several times",
-    )
-    for flag, argument in (extra or {}).items():
-        parser.add_argument(flag, **argument)
-    group = parser.add_mutually_exclusive_group() if modes else parser  # argparse cannot show an empty group
-    for mode in modes:
-        group.add_argument(mode.flag, **mode.argument)
-        for flag, argument in mode.companions.items():
-            parser.add_argument(flag, **argument)
-    options = parser.parse_args(arguments)
-    for mode in modes:
-        for flag in mode.companions:
-            if _is_given(getattr(options, _name(flag))) and not _is_given(getattr(options, mode.name)):
-                parser.error(f"{flag} goes with {mode.flag}")
-    values = {_name(flag): getattr(options, _name(flag)) for flag in extra or {}}
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started the job ignores Ctrl-C
         signal.signal(signal.SIGINT, _interrupt)
     try:
-        config = load_config(options.config, options.set)
-        for mode in modes:
-            if _is_given(value := getattr(options, mode.name)):
-                companions = {_name(flag): getattr(options, _name(flag)) for flag in mode.companions}
-                mode.run(config, value, **companions, **values)
-                return 0
-        run(config, **values)
+        work()
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; run the same command again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -142,4 +129,113 @@ def main(
             return EXIT_FAILED
         print(f"{name}: {user_error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    return 0
+
+
+def _ending(name: str, function: Callable[..., object]) -> Callable[..., None]:
+    """A command's function that ends with an exit status in place of an exception."""
+
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        status = run_job(name, functools.partial(function, **arguments))
+        if status:
+            raise typer.Exit(status)
+
+    return run
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring as help: paragraphs with indented lines (examples, tables) keep their lines."""
+    parts = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(f"\b\n{part}" if part.startswith(" ") or "\n " in part else part for part in parts)
+
+
+def _load(name: str) -> Any:
+    """The command of that name as typer's own object; imports its file."""
+    module_name = name.replace("-", "_")
+    module = importlib.import_module(f"jobs.{module_name}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, help=_paragraphs(module.__doc__ or ""))
+    settings = {"max_content_width": WIDTH}
+    if hasattr(module, "commands"):
+        for own, function in module.commands.items():
+            help_text = _paragraphs(function.__doc__ or "")
+            app.command(own, help=help_text, context_settings=settings)(_ending(module_name, function))
+        app.callback()(lambda: None)  # a group also where there is one command
+    else:
+        app.command(name, help=_paragraphs(module.__doc__ or ""), context_settings=settings)(
+            _ending(module_name, module.command)
+        )
+    return typer.main.get_command(app)
+
+
+class Commands(TyperGroup):
+    """The commands of SECTIONS, which are known by their summaries alone until one is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, replace_old_flag(args[0].replace("_", "-"), args[1:]))
+        return name, None if name is None else _load(name), rest
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        formatter.write_paragraph()
+        width = max(map(len, SUMMARIES))
+        for title, commands in SECTIONS.items():
+            if title:
+                formatter.write_heading(title)
+                with formatter.indentation():
+                    formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+        formatter.write_heading("Options")
+        with formatter.indentation():
+            records = [parameter.get_help_record(ctx) for parameter in self.get_params(ctx)]
+            formatter.write_dl([(name.ljust(width), text) for name, text in filter(None, records)])
+        self.format_epilog(ctx, formatter)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": WIDTH},
+    help="Fine-grained AI feedback for vision-language models: label a model's own answers, train reward models on the "
+    "labels, align the model on their rewards.",
+    epilog="Commands take --config FILE and --set SECTION.KEY=VALUE, skip what is finished and go on where they were "
+    "interrupted. `fgaif COMMAND --help` has examples.",
+)
+for _name, _summary in SUMMARIES.items():
+    app.command(_name, help=_summary, hidden=_name in SECTIONS[""])(lambda: None)  # ``_load`` takes its place
+
+
+def _show_version(given: bool) -> None:
+    if given:
+        print(f"fgaif {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    """Of `fgaif` itself."""
+
+
+def main(command: str | None = None, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        command: name of the command; None takes the first of the arguments, as ``fgaif`` does.
+        arguments: the command line; None takes the process's own.
+
+    Returns:
+        The exit status, see ``run_job``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if command is not None:
+        words.insert(0, command)
+    try:
+        typer.main.get_command(app).main(words, prog_name="fgaif")
+    except SystemExit as end:
+        return int(end.code or 0)
     return 0

@@ -10,33 +10,27 @@ Every variant and seed is a run folder, <run.dir>/<experiment>/<variant>/seed-<n
 once: stages are taken from any other run of the same configuration that has finished them, of other experiments too.
 A finished run is skipped and an interrupted one goes on; one that fails is reported, and the others go on. After every
 run <run.dir>/<experiment>/<experiment>.html, its plots and results.json are written anew.
+
+Examples:
+    fgaif experiment ablation --config configs/shapes.yaml --seeds 0,1,2
+    fgaif experiment noise --config configs/shapes.yaml --variants 'all-*' --dry-run
 """
 
-import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated
+
+import typer
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.variants import NAMES, Experiment, Run, build_experiment, build_runs, experiment_folder
 from fgaif_ray.progress import say
-from jobs.cli import Mode, main
-
-PLOTS_FOLDER: Final = "plots"
-EXTRA: Final[dict[str, dict[str, Any]]] = {
-    "name": {"choices": NAMES, "metavar": "NAME", "help": f"the experiment: {', '.join(NAMES)}"},
-    "--seeds": {"default": "0", "metavar": "N,N,...", "help": "seeds of every variant, e.g. 0,1,2 (default: 0)"},
-    "--variants": {
-        "metavar": "NAME,...",
-        "help": "only these variants (or patterns, all-*) and their reference",
-    },
-    "--parallel": {"type": int, "default": 1, "metavar": "N", "help": "runs at a time; more than 1 is for a cluster"},
-}
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
 def _read_seeds(text: str) -> list[int]:
@@ -44,8 +38,10 @@ def _read_seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds takes whole numbers from 0 on with commas between them, e.g. 0,1,2, not {text!r}.")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 1 << 63:
+        raise UserError(
+            f"--seeds takes whole numbers from 0 to 2^63 - 1 with commas between them, e.g. 0,1,2, not {text!r}."
+        )
     return list(dict.fromkeys(seeds))
 
 
@@ -57,14 +53,14 @@ def _build(config: Config, name: str, seeds: str, variants: str | None, parallel
     return experiment, build_runs(experiment, config, _read_seeds(seeds))
 
 
-def dry_run(config: Config, _given: bool, name: str, seeds: str, variants: str | None, parallel: int) -> None:
+def show_runs(config: Config, name: str, seeds: str, variants: str | None, parallel: int) -> None:
     """Print the runs, what they share and what there is to do; runs and writes nothing.
 
     Raises:
         UserError: the experiment does not go with the configuration.
     """
+    from fgaif_ray.experiments.adopt import is_finished, other_folders, read_marker
     from fgaif_ray.experiments.sharing import plan_lines, plan_runs
-    from jobs.experiment_adopt import is_finished, other_folders, read_marker
 
     experiment, runs = _build(config, name, seeds, variants, parallel)
     known: dict[str, str] = {}
@@ -89,28 +85,27 @@ def _timing(folder: str) -> dict[str, float] | None:
     return dict(storage.read_json(uri)) if storage.exists(uri) else None
 
 
-def run(config: Config, name: str, seeds: str, variants: str | None, parallel: int) -> None:
-    """Do the runs that are not done and write the page.
+def run(config: Config, name: str, seeds: str, variants: str | None, parallel: int, command_line: str) -> None:
+    """Do the runs that are not done and write the page, which shows the command line.
 
     Raises:
         UserError: the experiment does not go with the configuration, or runs failed; the others are done.
     """
-    from jobs.experiment_runs import RunQueue
+    from fgaif_ray.experiments.outcome import results_table, write_results
+    from fgaif_ray.experiments.run_queue import RunQueue
 
     experiment, runs = _build(config, name, seeds, variants, parallel)
-    command = shlex.join(["python", "-m", "jobs.experiment", *sys.argv[1:]])
 
     def on_end(ended: Mapping[str, str | None]) -> None:
-        _write(config, experiment, runs, ended, command)
+        write_results(config, experiment, runs, ended, command_line)
 
-    os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "fgaif-matplotlib"))
     with (
         storage.hold_run(experiment_folder(config, name), "experiment"),
         tempfile.TemporaryDirectory(prefix="fgaif-experiment-") as scratch,
     ):
         ended = RunQueue(runs, config, parallel, Path(scratch), on_end).work()
-    results = _write(config, experiment, runs, ended, command)
-    for line in _table(results):
+    results = write_results(config, experiment, runs, ended, command_line)
+    for line in results_table(results):
         say(line)
     page = storage.join(experiment_folder(config, name), f"{name}.html")
     say(f"Page: {page}")
@@ -122,60 +117,41 @@ def run(config: Config, name: str, seeds: str, variants: str | None, parallel: i
         )
 
 
-def _write(
-    config: Config, experiment: Experiment, runs: Sequence[Run], ended: Mapping[str, str | None], command: str
-) -> dict[str, Any]:
-    """Write results and page from the runs that have ended."""
-    from fgaif_ray.experiments.metrics import read_figures
-    from fgaif_ray.experiments.page import build_page
-    from fgaif_ray.experiments.plots import draw_plots
-    from fgaif_ray.experiments.results import DONE, FAILED, PENDING, RESULTS_FILE, RunOutcome, build_results
-
-    outcomes = []
-    for one in runs:
-        status = PENDING if one.name not in ended else DONE if ended[one.name] is None else FAILED
-        figures = read_figures(one.folder) if status == DONE else {}
-        outcomes.append(RunOutcome(one.variant.name, one.seed, one.folder, status, figures, ended.get(one.name)))
-    results = build_results(experiment, outcomes)
-    folder = experiment_folder(config, experiment.name)
-    storage.write_json(storage.join(folder, RESULTS_FILE), results)
-    plots = draw_plots(results)
-    for plot in plots:
-        storage.write_bytes(storage.join(folder, PLOTS_FOLDER, f"{plot.name}.svg"), plot.svg)
-    storage.write_bytes(storage.join(folder, f"{experiment.name}.html"), build_page(results, command, plots).encode())
-    return results
+def _command_line(
+    file: str, overrides: Sequence[str], name: str, seeds: str, variants: str | None, parallel: int
+) -> str:
+    """The command that repeats this experiment, for its page."""
+    words = ["fgaif", "experiment", name, "--config", file, "--seeds", seeds]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--variants", variants] if variants else []
+    words += ["--parallel", str(parallel)] if parallel > 1 else []
+    return shlex.join(words)
 
 
-def _table(results: Mapping[str, Any]) -> list[str]:
-    """The headline figures for the terminal."""
-    from fgaif_ray.experiments.page import show_difference, show_figure
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(NAMES), show_default=False)],
+    config: ConfigOption,
+    overrides: SetOption = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="seeds of every variant, e.g. 0,1,2")] = "0",
+    variants: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="only these variants (or patterns, all-*) and their reference"),
+    ] = None,
+    parallel: Annotated[int, typer.Option(metavar="N", help="runs at a time; more than 1 is for a cluster")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the runs, what they share and the work; run nothing")
+    ] = False,
+) -> None:
+    """What `fgaif experiment` does."""
+    if name not in NAMES:
+        raise UserError(f"There is no experiment {name}: give one of {', '.join(NAMES)}.")
+    base = read_config(config, overrides)
+    if dry_run:
+        show_runs(base, name, seeds, variants, parallel)
+        return
+    repeat = _command_line(config, overrides or (), name, seeds, variants, parallel)
+    run(base, name, seeds, variants, parallel, repeat)
 
-    def show(entry: Mapping[str, Any] | None, written: Any) -> str:
-        if entry is None:
-            return "-"
-        text: str = written(entry["mean"], "share")
-        if entry["interval"] is not None:
-            text += " [" + ", ".join(written(bound, "share") for bound in entry["interval"]) + "]"
-        return text
-
-    rows = [("variant", "hallucination, overall", "difference", "coverage")]
-    for variant in results["variants"]:
-        overall = variant["figures"].get("hallucination.overall")
-        difference = None if overall is None else overall.get("difference")
-        coverage = variant["figures"].get("coverage")
-        figures = (show(overall, show_figure), show(difference, show_difference), show(coverage, show_figure))
-        rows.append((variant["title"], *figures))
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return ["", *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows), ""]
-
-
-MODES: Final = (
-    Mode(
-        "--dry-run",
-        {"action": "store_true", "help": "show the runs, what they share and the work; run nothing"},
-        dry_run,
-    ),
-)
 
 if __name__ == "__main__":
-    sys.exit(main("experiment", __doc__, run, modes=MODES, extra=EXTRA))
+    sys.exit(main("experiment"))

@@ -1,6 +1,10 @@
 """The whole loop: sample, label, train_rewards, serve_rewards, align, evaluate, report.
 
 Finished stages are skipped in seconds, so the same command goes on after an interruption.
+
+Examples:
+    fgaif pipeline --config configs/shapes.yaml
+    fgaif pipeline --config my.yaml --set run.dir=runs/second --set run.seed=1
 """
 
 import sys
@@ -12,8 +16,7 @@ from fgaif_ray.config import Config, recorded_config
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
 from fgaif_ray.storage.run_lock import writes_run
-from jobs.cli import main
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from actors.cluster.peak_memory import PeakMemory
@@ -59,15 +62,14 @@ class _Stages:
 
 def _check_models(config: Config, stage: _Stages) -> None:
     """Find out what is wrong with a model before Ray starts and any stage is done."""
+    from actors.cluster.connect import cluster_address
     from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     label = config.label
     verifiers = [label.verifier, *([] if label.second_verifier is None else [label.second_verifier])]
-    models = {
-        stages.FEEDBACK: [verifier.model for verifier in verifiers],
-        stages.REWARDS: [config.rewards.backbone],
-        stages.POLICY: [config.policy.model, config.rewards.backbone],
-    }
+    models = {stages.FEEDBACK: [verifier.model for verifier in verifiers], stages.POLICY: [config.policy.model]}
+    if cluster_address(config) is None:  # the nodes of a cluster may have it where this one has not
+        models[stages.REWARDS] = [config.rewards.backbone]
     for model in dict.fromkeys(model for folder, used in models.items() if stage.missing(folder) for model in used):
         check_checkpoint(model)
     if label.extractor.serve_model is not None and stage.missing(stages.FEEDBACK):
@@ -113,8 +115,9 @@ def run(config: Config) -> None:
 
     run_dir = config.run.dir
     settings = storage.join(run_dir, "config.yaml")
+    recorded = recorded_config(config).encode()
     if not storage.exists(settings):
-        storage.write_bytes(settings, recorded_config(config).encode())
+        storage.write_bytes(settings, recorded)
     started = time.monotonic()
     with PeakMemory() as memory:
         stage = _Stages(run_dir, memory)
@@ -122,9 +125,10 @@ def run(config: Config) -> None:
             _run_stages(config, stage)
         finally:
             if stage.published:
-                storage.write_bytes(settings, recorded_config(config).encode())
+                storage.write_bytes(settings, recorded)
             if stage.worked:
                 summary.record_call(run_dir, time.monotonic() - started, memory.peak_gib)
+    storage.write_bytes(settings, recorded)  # only now: settings that are refused leave those of the run
     stage("report", stages.REPORT, lambda: report.run(config))
     figures = summary.build_summary(run_dir, config.run.type_names)
     say("")
@@ -136,5 +140,10 @@ def run(config: Config) -> None:
     say(f"Report: {storage.join(run_dir, 'report.html')}")
 
 
+def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:
+    """What `fgaif pipeline` does."""
+    run(read_config(config, overrides, overwrite))
+
+
 if __name__ == "__main__":
-    sys.exit(main("pipeline", __doc__, run, modes=(plan_mode(),)))
+    sys.exit(main("pipeline"))

@@ -1,48 +1,38 @@
-"""The option `--plan` of jobs: what they ask a cluster for, whether it can ever give it, and what lies on its GPUs."""
+"""Show what a run asks a cluster for, whether the cluster can ever give it, and what lies on its GPUs; runs nothing.
+
+Without --cluster the plan is for this machine; without the names of stages it is for all of them.
+
+Examples:
+    fgaif plan --config configs/shapes.yaml
+    fgaif plan --config my.yaml --cluster cluster.yaml
+    fgaif plan label align --config my.yaml --gpu-memory 80
+"""
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
-from jobs.cli import Mode
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from fgaif_ray.cluster.node_types import ClusterFile
 
 GIB: Final = 1 << 30
-
-
-def plan_mode(*stages: str) -> Mode:
-    """The option of a job that runs these stages, by the names of ``cluster.resources``; none stands for all."""
-
-    def show(config: Config, _given: bool, cluster: str | None, gpu_memory: float | None) -> None:
-        show_plan(config, cluster, stages, gpu_memory)
-
-    return Mode(
-        "--plan",
-        {"action": "store_true", "help": "show which nodes take what, and what lies on their GPUs; run nothing"},
-        show,
-        {
-            "--cluster": {
-                "metavar": "FILE",
-                "help": "cluster file (cluster.yaml, or a KubeRay manifest) to plan for; without it, this machine",
-            },
-            "--gpu-memory": {
-                "type": _positive,
-                "metavar": "GIB",
-                "help": "memory of a GPU to plan for; without it, what the node types or this machine's GPUs have",
-            },
-        },
-    )
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise ValueError("not positive")
-    return value
+STAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "sample": ("sample",),
+    "label": ("label", "label, second"),
+    "train-rewards": ("train_rewards",),
+    "serve-rewards": ("serve_rewards",),
+    "align": ("serve_rewards", "align"),
+    "evaluate": ("evaluate",),
+}
+"""Command -> what it runs at a time, by the names of ``cluster.resources``."""
 
 
 def show_plan(
@@ -100,3 +90,43 @@ def _this_machine(config: Config) -> "ClusterFile":
     resources = {"CPU": config.ray.num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
     here = NodeType("this machine", resources, 1)
     return ClusterFile(here.name, (here,), 0, here.name)
+
+
+def _stages_of(commands: Sequence[str]) -> list[str]:
+    """Names of ``cluster.resources``, each once.
+
+    Raises:
+        UserError: there is no such command, or it has no plan.
+    """
+    names: list[str] = []
+    for command in commands:
+        found = STAGES.get(command.replace("_", "-"))
+        if found is None:
+            raise UserError(f"{command} is not a stage that can be planned: give some of {', '.join(STAGES)}, or none.")
+        names += [name for name in found if name not in names]
+    return names
+
+
+def command(
+    config: ConfigOption,
+    stages: Annotated[
+        list[str] | None, typer.Argument(metavar="STAGE", help=", ".join(STAGES), show_default=False)
+    ] = None,
+    overrides: SetOption = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="cluster file (cluster.yaml, or a KubeRay manifest) to plan for"),
+    ] = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="memory of a GPU; else what the node types or this machine's GPUs have"),
+    ] = None,
+) -> None:
+    """What `fgaif plan` does."""
+    if gpu_memory is not None and not gpu_memory > 0:
+        raise UserError(f"--gpu-memory takes a number of GiB above 0, not {gpu_memory:g}.")
+    show_plan(read_config(config, overrides), cluster, _stages_of(stages or ()), gpu_memory)
+
+
+if __name__ == "__main__":
+    sys.exit(main("plan"))

@@ -3,6 +3,10 @@
 Draws `report.examples` evaluation images, finds the `report.extremes` that alignment has mended most and as many of the
 worst that are left, scores what was said about them with the reward models, and puts them beside the figures of every
 stage.
+
+Examples:
+    fgaif report --config my.yaml
+    fgaif report --config my.yaml --set report.examples=24
 """
 
 import sys
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING
 from fgaif_ray.config import Config
 from fgaif_ray.storage import stages
 from fgaif_ray.storage.run_lock import writes_run
-from jobs.cli import main
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 if TYPE_CHECKING:
     from fgaif_ray.storage import Stage
@@ -71,5 +75,10 @@ def _judge(config: Config, stage: "Stage") -> None:
     stage.publish({"examples": len(judged)})
 
 
+def command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """What `fgaif report` does."""
+    run(read_config(config, overrides))
+
+
 if __name__ == "__main__":
-    sys.exit(main("report", __doc__, run))
+    sys.exit(main("report"))

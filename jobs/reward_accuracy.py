@@ -3,34 +3,17 @@
 Reads `rewards/` and `evaluation/` (the responses sampled before and after alignment), writes `reward-accuracy.json`:
 balanced accuracy and confusion by fact type. The reward models' own metrics are about the labels they were trained on,
 with their mistakes; these are not. Accuracy that is lost after alignment tells what the policy gets away with.
+
+Examples:
+    fgaif reward-accuracy --config configs/shapes.yaml
 """
 
 import sys
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.progress import say
-from fgaif_ray.records import fingerprint
-from fgaif_ray.storage import stages
-from jobs.cli import main
-
-
-def accuracy_key(config: Config) -> str:
-    """Equal where the same reward models judge the same responses.
-
-    Raises:
-        UserError: there are no reward models, or no evaluation.
-    """
-    rewards = stages.require(config.run.dir, stages.REWARDS)
-    evaluation = stages.require(config.run.dir, stages.EVALUATION)
-    return fingerprint("reward-accuracy-2", rewards["fingerprint"], evaluation["fingerprint"])
-
-
-def is_measured(run_dir: str, key: str) -> bool:
-    """Whether a run has these very figures."""
-    uri = storage.join(run_dir, REWARD_ACCURACY_FILE)
-    return storage.exists(uri) and storage.read_json(uri)["key"] == key
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
 @storage.writes_run("reward_accuracy")
@@ -40,28 +23,12 @@ def run(config: Config) -> None:
     Raises:
         UserError: a stage is missing, or the truth of the images is not known.
     """
-    from fgaif_ray.errors import UserError
-    from fgaif_ray.experiments.truth import reward_accuracy
-    from fgaif_ray.rewards.files import read_folder
-    from fgaif_ray.rewards.model import load_reward_model
-    from fgaif_ray.sources import load_truth
-    from fgaif_ray.vlm.backbone import load_backbone
+    from fgaif_ray.experiments.accuracy import accuracy_key, is_measured, measure_accuracy
 
-    run_dir, rewards = config.run.dir, config.rewards
-    key = accuracy_key(config)
-    if is_measured(run_dir, key):
+    if is_measured(config.run.dir, accuracy_key(config)):
         say("reward_accuracy: up to date.")
         return
-    truth = load_truth(config)
-    if truth is None:
-        raise UserError("The truth of these images is not known: only data.source=shapes has one.")
-    folders = stages.reward_folders(config)
-    coarse = read_folder(folders[config.run.type_names[0]]).granularity == "response"
-    backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
-    model = load_reward_model(backbone, folders)
-    rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
-    figures = reward_accuracy(rows, truth, model, coarse, config.run.type_names)
-    storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
+    figures = measure_accuracy(config)
     for which, by_kind in figures.items():
         for kind, found in by_kind.items():
             value = found["balanced_accuracy"]
@@ -69,5 +36,10 @@ def run(config: Config) -> None:
             say(f"reward_accuracy: {which} alignment, {kind} {share} of {found['count']} verdicts")
 
 
+def command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """What `fgaif reward-accuracy` does."""
+    run(read_config(config, overrides))
+
+
 if __name__ == "__main__":
-    sys.exit(main("reward_accuracy", __doc__, run))
+    sys.exit(main("reward-accuracy"))

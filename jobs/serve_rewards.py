@@ -2,6 +2,10 @@
 
 Reads `rewards/` of the run's folder. The environment variable FGAIF_REWARD_TOKEN, where set, is the bearer token that
 requests must carry; without one the service listens on loopback only.
+
+Examples:
+    fgaif serve-rewards --config configs/serve-rewards.yaml
+    fgaif serve-rewards --config my.yaml --set serve.port=8001
 """
 
 import os
@@ -13,8 +17,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.progress import say
 from fgaif_ray.rewards.files import published_reward_folders
 from fgaif_ray.serving.wire import TOKEN_VARIABLE
-from jobs.cli import main
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
 def run(config: Config) -> None:
@@ -23,17 +26,20 @@ def run(config: Config) -> None:
     Raises:
         UserError: a reward model is missing, or the service cannot be deployed as configured.
     """
-    from actors.cluster.connect import connect
+    from actors.cluster.connect import cluster_address, connect
     from actors.rewards import service as reward_service
+    from fgaif_ray.vlm.checkpoint import check_checkpoint
 
     folders = published_reward_folders(config)
+    if cluster_address(config) is None:
+        check_checkpoint(config.rewards.backbone)
     with connect(config):
         # Ray has taken SIGTERM for itself; here it means what Ctrl-C means.
         before = {
             number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            say("serve_rewards: starting")
+            say("serve_rewards: starting (about 20 s, longer for large models)")
             info = reward_service.deploy(config, folders)
             say(f"serve_rewards: reward models {info.model_version} at {info.url} (API: {info.url}/docs)")
             say(f"Try it:\n{_example(info.url)}\nCtrl-C stops it.")
@@ -57,5 +63,10 @@ def _example(url: str) -> str:
 {token}  --data-binary @-"""
 
 
+def command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """What `fgaif serve-rewards` does."""
+    run(read_config(config, overrides))
+
+
 if __name__ == "__main__":
-    sys.exit(main("serve_rewards", __doc__, run, modes=(plan_mode("serve_rewards"),)))
+    sys.exit(main("serve-rewards"))

@@ -3,16 +3,19 @@
 Each is a LoRA adapter with a head over the frozen backbone of the configuration, with metrics.json and a
 model card. A type that an interrupted run has finished is not trained again, the one it was at goes on after its last
 epoch. `rewards.kind` trains other models for the same folders: one with a head per type, or one verdict per response.
+
+Examples:
+    fgaif train-rewards --config my.yaml
+    fgaif train-rewards --config my.yaml --set rewards.kind=multitask
 """
 
 import sys
 
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import say
 from fgaif_ray.storage import join, read_json, stages, writes_run
-from jobs.cli import find_user_error, main
-from jobs.plan import plan_mode
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 
 @writes_run("train_rewards")
@@ -27,13 +30,14 @@ def run(config: Config) -> None:
         say(f"train_rewards: {stage.folder} is done")
         return
 
-    from actors.cluster.connect import connect
+    from actors.cluster.connect import cluster_address, connect
     from actors.cluster.lost_nodes import is_loss
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
     from fgaif_ray.vlm.checkpoint import check_checkpoint
 
-    check_checkpoint(config.rewards.backbone)
+    if cluster_address(config) is None:
+        check_checkpoint(config.rewards.backbone)
     stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:
@@ -51,5 +55,10 @@ def run(config: Config) -> None:
     say(f"train_rewards: wrote {stage.folder}")
 
 
+def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:
+    """What `fgaif train-rewards` does."""
+    run(read_config(config, overrides, overwrite))
+
+
 if __name__ == "__main__":
-    sys.exit(main("train_rewards", __doc__, run, modes=(plan_mode("train_rewards"),)))
+    sys.exit(main("train-rewards"))

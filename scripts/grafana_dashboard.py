@@ -27,7 +27,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("PPO goodput", "percentunit", (value(m.PPO_GOODPUT, legend="goodput"),), 4, stat=True),
         Panel("Reward requests", "reqps", (rate(m.REWARD_REQUESTS, legend="requests"),), 4, stat=True),
         Panel(
-            "Scores that are no number",
+            "Scores that are not a number",
             "short",
             (total(m.REWARD_NON_FINITE, legend="items"),),
             5,
@@ -90,20 +90,22 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             highest=1,
         ),
         Panel(
-            "Gullibility",
+            "False-accept rate",
             "percentunit",
             (
                 share(
-                    total(m.CANARIES, verdict="consistent", truth="false"), total(m.CANARIES, truth="false"), "false"
+                    total(m.CONTROL_ITEMS, verdict="consistent", truth="false"),
+                    total(m.CONTROL_ITEMS, truth="false"),
+                    "false",
                 ),
                 share(
-                    total(m.CANARIES, verdict="consistent", truth="false_with_order"),
-                    total(m.CANARIES, truth="false_with_order"),
+                    total(m.CONTROL_ITEMS, verdict="consistent", truth="false_with_order"),
+                    total(m.CONTROL_ITEMS, truth="false_with_order"),
                     "false, with an order to say yes",
                 ),
             ),
             4,
-            description="Share of known-false facts that the verifier believes.",
+            description="Share of known-false facts that the verifier accepts.",
             highest=1,
         ),
         Panel(

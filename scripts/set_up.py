@@ -1,8 +1,8 @@
 """Create or update `.venv`: the locked packages, this project, and the torchvision repair where it is needed.
 
-Needs Python 3.11 and a package index, nothing else. Finished work is recorded in `.venv/.set-up`, so a second
-run returns at once; an interrupted run starts the environment afresh (downloads come from the installer's
-cache). `make setup` calls it, and so does every other target.
+Needs Python 3.11, 3.12 or 3.13 and a package index, nothing else. Finished work is recorded in `.venv/.set-up`, so a
+second run returns at once; an interrupted run, or one with another Python, starts the environment afresh (downloads
+come from the installer's cache). `make setup` calls it, and so does every other target.
 """
 
 from __future__ import annotations  # an older Python must get as far as the message about its version
@@ -20,8 +20,11 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+"""What the lock has wheels for; `make check-pythons` checks that."""
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+SITE_PACKAGES = VENV / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 LOCK = ROOT / "requirements" / "cpu.lock"
 STAMP = VENV / ".set-up"
 UNFINISHED = VENV / ".set-up-unfinished"
@@ -73,7 +76,6 @@ def run(what: str, command: list[str], environment: dict[str, str] | None = None
     """Run a command, its output in the log, and say every few seconds how far it is; whether it succeeded."""
     started = time.monotonic()
     pause = 10.0  # seconds to the next line; grows, so that a slow machine does not fill the screen
-    site_packages = VENV / "lib" / "python3.11" / "site-packages"
     with LOG.open("ab") as log:
         log.write(f"\n$ {' '.join(command)}\n".encode())
         log.flush()
@@ -82,7 +84,7 @@ def run(what: str, command: list[str], environment: dict[str, str] | None = None
                 try:
                     return process.wait(pause) == 0
                 except subprocess.TimeoutExpired:
-                    installed = sum(1 for _ in site_packages.glob("*.dist-info"))
+                    installed = sum(1 for _ in SITE_PACKAGES.glob("*.dist-info"))
                     seconds = time.monotonic() - started
                     print(f"  {what}: {installed} packages in place, {seconds:.0f} s", flush=True)
                     pause = min(pause * 1.5, 60.0)
@@ -165,21 +167,20 @@ def compile_packages() -> None:
     """Compile what is installed; a job starts about ten processes, and each imports thousands of modules.
 
     Python would do so at the first import, but where it may not write (``PYTHONDONTWRITEBYTECODE``, a read-only
-    environment, as CI and containers have it) every process would compile everything anew.
+    environment, as CI and containers have it) every process would compile everything again.
     """
     print("  compiling packages", flush=True)
-    site_packages = VENV / "lib" / "python3.11" / "site-packages"
     # Templates and the like that are no Python are reported in the log and do no harm.
-    run("compiling", [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", "/tests?/", str(site_packages)])
+    run("compiling", [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", "/tests?/", str(SITE_PACKAGES)])
 
 
 def create_environment() -> None:
-    """Make an empty virtual environment where there is none, or where an earlier run was interrupted.
+    """Make an empty virtual environment where there is none of this Python, or an earlier run was interrupted.
 
     Raises:
         SetUpError: Python's own `venv` does not work.
     """
-    works = PYTHON.exists() and run("checking pip", [str(PYTHON), "-m", "pip", "--version"])
+    works = SITE_PACKAGES.exists() and PYTHON.exists() and run("checking pip", [str(PYTHON), "-m", "pip", "--version"])
     if works and not UNFINISHED.exists():
         return
     try:
@@ -187,7 +188,7 @@ def create_environment() -> None:
     except (subprocess.CalledProcessError, OSError) as error:
         raise SetUpError(
             f"{sys.executable} cannot create a virtual environment ({error}): install its venv and ensurepip "
-            "modules (Debian and Ubuntu: python3.11-venv) and run this again."
+            "modules (Debian and Ubuntu: python3-venv) and run this again."
         ) from error
 
 
@@ -224,10 +225,10 @@ def wait_for_turn(folder: int) -> None:
 
 def main() -> int:
     """Set up unless done; the exit code."""
-    if sys.version_info[:2] != (3, 11):
+    if sys.version_info[:2] not in PYTHONS:
         found = platform.python_version()
         print(
-            f"Python 3.11 is needed, {sys.executable} is {found}: call make PYTHON=/path/to/python3.11.",
+            f"Python 3.11, 3.12 or 3.13 is needed, {sys.executable} is {found}: call make PYTHON=/path/to/python3.11.",
             file=sys.stderr,
         )
         return 2

@@ -30,6 +30,8 @@ ENVIRONMENT = {
     # A cluster of the test's own on loopback; a token would be written into the home folder.
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # Ray Train looks every two seconds whether its workers have started or ended.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "MPLBACKEND": "Agg",
 }
 for name, value in ENVIRONMENT.items():

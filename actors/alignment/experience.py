@@ -1,5 +1,5 @@
-"""Where a learner worker's responses come from: images and prompts drawn, sampled by the rollout workers, and sent to
-the reward service as soon as they are there. All of it in the background, so that the learner may do something else.
+"""The source of a learner worker's responses: images and prompts are drawn, sampled by the rollout workers, and sent to
+the reward service at once. All of it runs in the background, so that the learner may do something else.
 """
 
 import logging
@@ -41,12 +41,12 @@ class Sampled:
     version: PolicyVersion
     began: float
     ended: float
-    """Of the sampling alone, on ``time.monotonic``'s clock."""
+    """Start and end of the sampling alone, on ``time.monotonic``'s clock."""
     sync_seconds: float
-    """What loading the version took, where it was asked for."""
+    """Seconds of loading the version, if it was asked for."""
 
     def trajectories(self, verdicts: Sequence[TypeVerdicts], options: RewardOptions) -> list[Trajectory]:
-        """The responses with what the reward models say about them, where that could be had."""
+        """Return the responses with the reward models' verdicts, where these are available."""
         trajectories = []
         for draw, rollout, verdict in zip(self.draws, self.rollouts, verdicts, strict=True):
             trajectory = Trajectory(
@@ -69,10 +69,10 @@ class Sampled:
 
 
 class ExperienceSource:
-    """Samples and has scored; one batch after the other."""
+    """Sampling and scoring in the background, one batch after the other."""
 
     def __init__(self, front_end: FrontEnd, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder) -> None:
-        """Starts two threads: one for sampling, one for rewards.
+        """Start two threads: one for sampling, one for rewards.
 
         Args:
             front_end: tokenizes prompts, in the caller's thread.
@@ -84,7 +84,7 @@ class ExperienceSource:
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
     def start(self, draws: Sequence[Draw], version: PolicyVersion, *, sync: bool = False) -> "Future[Sampled]":
-        """Begins with a batch.
+        """Begin a batch.
 
         Args:
             draws: at least one.
@@ -99,7 +99,7 @@ class ExperienceSource:
         return self._sampling.submit(self._sample, tuple(draws), prompt_ids, version, sync)
 
     def close(self) -> None:
-        """Release the threads; what is under way is not waited for."""
+        """Release the threads without waiting for what is under way."""
         for pool in (self._sampling, self._asking):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -145,7 +145,7 @@ class ExperienceSource:
 
 
 def _open_images(draws: Sequence[Draw]) -> dict[str, tuple[bytes, Image]]:
-    """The images that can be read, file and picture, by path; the others are named in the log."""
+    """Load the readable images, file and picture, by path; the others are named in the log."""
     opened: dict[str, tuple[bytes, Image]] = {}
     for path in {draw.image: None for draw in draws}:
         try:

@@ -1,4 +1,4 @@
-"""The PPO learner: what each Ray Train worker runs.
+"""The PPO learner, which each Ray Train worker runs.
 
     draw prompts -> rollout workers (ids, log-probs) --+--> reward service (verdicts) --+--> advantages -> PPO epochs
                                                        +--> policy, reference, critic --+          |
@@ -72,12 +72,12 @@ PROBE_ROWS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class LearnerTask:
-    """What the driver gives the learner workers."""
+    """The driver's settings for the learner workers."""
 
     config: Config
     images: tuple[str, ...]
     folder: str
-    """Where adapters and logs go: the stage's partial folder."""
+    """The stage's partial folder, for adapters and logs."""
     critic_from: str | None
     reward_app: str
     rollout_workers: tuple[ActorHandle[Any], ...]
@@ -89,8 +89,8 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's loop function.
 
     Returns:
-        ``{"steps": updates done, "stopped": None or why the run was ended before its last step}``. What going on cannot
-        repair ends the run this way; anything else raises, and Ray Train goes on from the last checkpoint.
+        ``{"steps": updates done, "stopped": None or why the run was ended before its last step}``. What cannot be
+        repaired by going on ends the run this way; other errors are raised, and Ray Train resumes from the checkpoint.
     """
     try:
         learner = Learner(settings["task"])
@@ -151,7 +151,7 @@ class Learner:
         self._versions = PolicyVersions(task.folder, int(self._group.sum(own)))
 
     def run(self) -> None:
-        """All steps that are left.
+        """Run all remaining steps.
 
         Raises:
             TrainingStopped: a guard fired, or the rollout engine does not sample what the learner trains.
@@ -194,7 +194,7 @@ class Learner:
             self._export()
 
     def record_stop(self, reason: str) -> None:
-        """Export why the run has ended before its last step."""
+        """Export why the run ended before its last step."""
         if self._group.rank == 0:
             ppo_metrics.record_stop(reason)
 
@@ -212,7 +212,7 @@ class Learner:
                 ppo_metrics.record_guards(self._state.guards.state_dict()["streaks"])
 
     def _start(self, step: int, version: PolicyVersion) -> "Future[Sampled]":
-        """Begins to sample this rank's share of a step."""
+        """Begin to sample this rank's share of a step."""
         align = self._align
         draws = self._plan.draw(step, align.rollout_batch_size, align.samples_per_prompt)
         own = share_of(draws, self._group.rank, self._group.size, align.samples_per_prompt)
@@ -220,7 +220,7 @@ class Learner:
         return self._source.start(own, version, sync=self._previous is not None and self._group.rank == 0)
 
     def _resumed_batch(self) -> "Future[Sampled] | None":
-        """The batch that was being sampled ahead when the checkpoint was written, begun again."""
+        """Begin again the batch that was being sampled ahead when the checkpoint was written."""
         if self._previous is None or not self._previous.is_kept or self.step >= self._align.steps:
             return None
         with self._previous.restored():
@@ -327,7 +327,7 @@ class Learner:
         return (log_probs - batch.behaviour_log_probs[some]).abs()[batch.response_mask[some]]
 
     def _publish(self) -> PolicyVersion:
-        """Publishes the policy as the version of this step; unless sampling is ahead, the rollout workers load it."""
+        """Publish the policy as the version of this step; unless sampling is ahead, the rollout workers load it."""
         began, loaded_ahead = time.monotonic(), self._timings.get("sync", 0.0)
         version = self._write(self.step)
         if self._previous is None and self._group.rank == 0:
@@ -367,7 +367,7 @@ class Learner:
             return self._state.load(folder)
 
     def _heed_notice(self) -> None:
-        """Checkpoints where a machine of the group is about to be taken away; every rank comes here equally often."""
+        """Write a checkpoint if a machine of the group is about to be taken away; every rank calls it equally often."""
         notice = ray.train.get_preemption_info()
         if notice is not None and self._saved_step != self.step:
             logger.warning("a node will be taken away: checkpoint of step %d", self.step)
@@ -385,7 +385,7 @@ class Learner:
             self._log.sync()
 
     def _export(self) -> None:
-        """Puts the policy's adapter at the top of the stage folder."""
+        """Put the policy's adapter at the top of the stage folder."""
         with tempfile.TemporaryDirectory(prefix="fgaif-policy-") as folder:
             self._model.save_policy(folder)
             for path in sorted(Path(folder).iterdir()):
@@ -399,7 +399,7 @@ class Learner:
 
 
 def _sampled_until(pending: "Future[Sampled]", now: float) -> float:
-    """When the sampling ahead ended, or now."""
+    """Return when the sampling ahead ended, or now."""
     done = pending.done() and pending.exception() is None
     return pending.result().ended if done else now
 

@@ -1,4 +1,4 @@
-"""What the first learner worker exports after each PPO step."""
+"""Metrics that the first learner worker exports after each PPO step."""
 
 from collections.abc import Mapping
 
@@ -49,7 +49,7 @@ def record_step(step: int, planned: int, figures: Mapping[str, float]) -> None:
 
 
 def record_guards(streaks: Mapping[str, int]) -> None:
-    """Export how long each guard's figure has been beyond its limit."""
+    """Export how long each guard's metric has been beyond its limit."""
     for guard in metrics.GUARDS:
         metrics.PPO_GUARD_STREAK.set(streaks.get(guard, 0), guard=guard)
 

@@ -15,14 +15,14 @@ KEPT_VERSIONS: Final = 2
 
 
 class PolicyVersions:
-    """Writes versions below a stage folder, whole or not at all, and removes those that nobody samples from any more.
+    """Versions under a stage folder, published whole; those that nobody samples from any more are removed.
 
     Example: ``PolicyVersions("runs/shapes/policy.partial", 0x9c1f03d2).write(model, 3)`` writes
     ``runs/shapes/policy.partial/adapters/v3-9c1f03d2``.
     """
 
     def __init__(self, folder: str, attempt: int) -> None:
-        """Writes nothing yet.
+        """Prepare without writing.
 
         Args:
             folder: the stage's partial folder.
@@ -31,17 +31,17 @@ class PolicyVersions:
         self._folder, self._attempt = folder, attempt
 
     def version(self, number: int) -> PolicyVersion:
-        """The version of this number, written or not."""
+        """Return the version of this number, written or not."""
         return PolicyVersion(number, storage.join(self._folder, ADAPTERS_FOLDER, f"v{number}-{self._attempt:08x}"))
 
     def write(self, model: PolicyModel, number: int) -> None:
-        """Writes the model's policy as it is now, and removes the version ``KEPT_VERSIONS`` before."""
+        """Write the model's current policy, and remove the version ``KEPT_VERSIONS`` before."""
         with _written_whole(self.version(number).folder) as local:
             model.save_policy(local)
         storage.remove_folder(self.version(number - KEPT_VERSIONS).folder)
 
     def clear(self) -> None:
-        """Removes the versions of all attempts."""
+        """Remove the versions of all attempts."""
         storage.remove_folder(storage.join(self._folder, ADAPTERS_FOLDER))
 
 

@@ -1,4 +1,4 @@
-"""Asking the reward service, from inside the cluster, for its verdicts on a batch."""
+"""Requests to the reward service, from inside the cluster, for its verdicts on a batch."""
 
 import logging
 from collections.abc import Sequence
@@ -19,38 +19,38 @@ ATTEMPTS: Final = 4
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 10.0
 PATIENCE_S: Final = 900.0
-"""How long a service that answers nothing at all is asked: a machine in place of a lost one takes minutes to come."""
+"""Seconds for which a silent service is asked, since a machine in place of a lost one takes minutes to come."""
 
 TRANSIENT: Final = (RayServeException, RayError, TimeoutError)
-"""What a call raises while a replica or the gateway dies, is replaced, is slow, or fails: worth another try."""
+"""Errors of a call while a replica or the gateway dies, is replaced, is slow, or fails; worth a retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class TypeVerdicts:
-    """What the reward models say about one response, or why nothing could be had."""
+    """The reward models' verdicts on one response, or why they are unavailable."""
 
     spans: tuple[tuple[int, int], ...] = ()
-    """``[segments]`` start and end character of each sub-sentence."""
+    """``[segments]`` start and end character of each segment."""
     token_ends: tuple[int, ...] = ()
     """``[segments]`` index of the sampled token that ends it."""
     response: str = ""
     """The text that the spans refer to."""
     probabilities: tuple[tuple[tuple[float, ...], ...], ...] | None = None
-    """``[segments, types, classes]``; None where the reward could not be had."""
+    """``[segments, types, classes]``; None where the reward is unavailable."""
     failure: str | None = None
     refused: bool = False
-    """Whether the service has looked at the response and cannot score it: asking again changes nothing."""
+    """Whether the service has read the response and cannot score it, so that a retry is useless."""
 
 
 class Rewarder:
-    """Asks for rewards in parts and tries again what failed for a passing reason.
+    """Requests for rewards, in parts and with retries after temporary failures.
 
     Example: ``Rewarder("rewards", 60.0, 64).score([{"image": data, "prompt": text, "response": None,
     "response_token_ids": [5, 9, 2]}])``
     """
 
     def __init__(self, app_name: str, timeout_s: float, part_size: int, types: Sequence[str] = FACT_TYPES) -> None:
-        """Looks nothing up yet.
+        """Prepare without looking anything up.
 
         Args:
             app_name: the Serve application.
@@ -62,7 +62,7 @@ class Rewarder:
         self._types = tuple(types)
 
     def score(self, items: Sequence[dict[str, Any]]) -> list[TypeVerdicts]:
-        """Verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
+        """Return verdicts in order, one per item (see `RewardGateway.score_responses` for what an item holds)."""
         verdicts = [TypeVerdicts(failure="not asked") for _ in items]
         missing = list(range(len(items)))
 

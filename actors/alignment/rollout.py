@@ -42,14 +42,14 @@ class PolicyVersion:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """What to answer."""
+    """One prompt to answer."""
 
     prompt_token_ids: tuple[int, ...]
     """``[prompt_tokens]`` with the image as one token."""
     image: bytes
     """Encoded image file."""
     seed: int
-    """Decides the response, whatever else is in the batch."""
+    """Seed that decides the response, whatever else is in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Rollout:
 
 
 def sampling_options(rollout: RolloutConfig, banned: Sequence[int]) -> dict[str, Any]:
-    """What ``vllm.SamplingParams`` gets for every response: all but its seed.
+    """Return the arguments of ``vllm.SamplingParams`` for every response, all but its seed.
 
     Args:
         rollout: temperature and length.
@@ -83,7 +83,7 @@ def sampling_options(rollout: RolloutConfig, banned: Sequence[int]) -> dict[str,
 
 
 class RolloutWorker:
-    """One engine. Calls of several learner workers are answered together."""
+    """A rollout worker with one engine; calls of several learner workers are answered together."""
 
     def __init__(self, config: Config, banned: Sequence[int]) -> None:
         rollout = config.align.rollout
@@ -117,7 +117,7 @@ class RolloutWorker:
         return rollouts
 
     def _load(self, version: PolicyVersion) -> Any:
-        """Loads a version; returns its LoRA request, or None where weights are merged."""
+        """Load a version; returns its LoRA request, or None where weights are merged."""
         from fgaif_ray.vlm.merging import merged_weights
 
         started = time.monotonic()

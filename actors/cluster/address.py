@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers at an address, found out in seconds: Ray itself tries for minutes without a word."""
+"""A quick check whether a Ray cluster answers at an address; Ray itself tries silently for minutes."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 
 ANSWER_S: Final = 20.0
-"""How long a cluster that starts, or comes back, is waited for."""
+"""Seconds to wait for a cluster that starts or comes back."""
 TRY_S: Final = 5.0
 RETRY_S: Final = 1.0
 WITHOUT_A_PORT: Final = ("auto", "local")
-"""Addresses that Ray finds the place of by itself."""
+"""Addresses that Ray resolves by itself."""
 _HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """Start of an HTTP/2 connection with an empty SETTINGS frame, which every gRPC server answers with its own."""
 _FRAME_HEAD: Final = 9
@@ -53,12 +53,14 @@ def check_cluster_address(address: str, timeout_s: float = ANSWER_S) -> None:
 def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError(f"ray.address is host:port, such as 10.0.0.1:6379 or ray://10.0.0.1:10001, not {address!r}.")
+        raise UserError(
+            f"ray.address (or RAY_ADDRESS) is host:port, e.g. 10.0.0.1:6379 or ray://10.0.0.1:10001, not {address!r}."
+        )
     return host.strip("[]"), int(port)
 
 
 def _check_protocol(connection: socket.socket, address: str) -> None:
-    """Raises UserError where another kind of server answers; Ray with TLS is believed."""
+    """Raise UserError if another kind of server answers; Ray with TLS is not checked."""
     if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
         return
     answer = b""

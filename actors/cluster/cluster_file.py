@@ -1,4 +1,4 @@
-"""Ray's own opinion of a cluster file. The functions are private to Ray: they are called here and nowhere else."""
+"""Validation of a cluster file by Ray itself. The functions are private to Ray and are called only here."""
 
 import logging
 from pathlib import Path
@@ -10,8 +10,8 @@ from fgaif_ray.errors import UserError
 
 
 def check_cluster_file(path: str | Path) -> dict[str, Any]:
-    """Validate a Ray cluster file as `ray up` does before it talks to a cloud; what is inside ``node_config`` is not
-    looked at.
+    """Validate a Ray cluster file as `ray up` does before it talks to a cloud; the content of ``node_config`` is not
+    checked.
 
     Returns:
         The file with Ray's defaults filled in.

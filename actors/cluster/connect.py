@@ -9,11 +9,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
-from ray.data import DataContext
 
 from actors.cluster.address import check_cluster_address
 from actors.cluster.device import LOGICAL_GPUS
 from actors.cluster.lost_nodes import NodeWatch
+from actors.cluster.quiet import quiet_loggers, quiet_progress, without_lines
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
@@ -21,23 +21,13 @@ from fgaif_ray.progress import say
 GIB = 1 << 30
 START_TRIES = 2
 NOT_STARTED = ("timed out during startup", "Failed to start GCS", "Failed to get node info")
-"""What Ray says of a start on this machine that took too long."""
+"""Ray's messages about a start on this machine that took too long."""
 VERSION_MISMATCH = "Version mismatch"
-QUIET_LOGGERS = ("ray.data", "ray.serve", "ray.train", "ray.tune")
-
-
-def _quiet(config: Config) -> None:
-    if not config.ray.log_to_driver:
-        for name in QUIET_LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the process's handler of SIGTERM, which `ray.init` replaces with one that ends the process without a word.
+    """Keep the process's handler of SIGTERM, which `ray.init` replaces with one that ends the process silently.
 
     `ray job stop` sends SIGTERM: a job then says how to go on, and ends with the status of an interrupted one.
     """
@@ -54,7 +44,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def start_with_retry(start: Callable[[], object]) -> None:
-    """Start Ray on this machine, once more where a busy machine did not let it come up in time.
+    """Start Ray on this machine; retry once if a busy machine did not let it come up in time.
 
     Raises:
         UserError: it did not come up either time.
@@ -76,9 +66,14 @@ def start_with_retry(start: Callable[[], object]) -> None:
             return
 
 
+def cluster_address(config: Config) -> str | None:
+    """Of the cluster that jobs join; None where they start Ray on this machine, which then needs every model."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or None
+
+
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
-    """Be connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
+    """Stay connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
 
     A submitted job, or ``ray.address``, joins that cluster, and says which of its nodes are lost meanwhile; otherwise
     Ray starts here, for the time of the block.
@@ -92,41 +87,45 @@ def connect(config: Config) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.ray.logical_gpus is not None:
         os.environ[LOGICAL_GPUS] = "1"  # the workers of a Ray started here inherit it
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     logging_level = logging.INFO if config.ray.log_to_driver else logging.ERROR
     common: dict[str, Any] = {
         "log_to_driver": config.ray.log_to_driver,
         "logging_level": logging_level,
         "ignore_reinit_error": False,
     }
-    try:
-        with _own_sigterm():
-            if address is not None:
-                check_cluster_address(address)
-                ray.init(address=address, **common)
-            else:
-                start_with_retry(
-                    lambda: ray.init(
-                        address="local",
-                        num_cpus=config.ray.num_cpus,
-                        num_gpus=config.ray.logical_gpus,
-                        include_dashboard=False,
-                        object_store_memory=int(config.ray.object_store_gib * GIB),
-                        **common,
+    with nullcontext() if config.ray.log_to_driver else without_lines():
+        try:
+            with _own_sigterm():
+                if address is not None:
+                    check_cluster_address(address)
+                    ray.init(address=address, **common)
+                else:
+                    say("Starting Ray on this machine (about 10 s).")
+                    start_with_retry(
+                        lambda: ray.init(
+                            address="local",
+                            num_cpus=config.ray.num_cpus,
+                            num_gpus=config.ray.logical_gpus,
+                            include_dashboard=False,
+                            object_store_memory=int(config.ray.object_store_gib * GIB),
+                            **common,
+                        )
                     )
-                )
-    except ConnectionError as error:
-        raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
-    except RuntimeError as error:
-        if VERSION_MISMATCH not in str(error):
-            raise
-        raise UserError(
-            f"The Ray cluster at {address} runs other versions of Ray or Python than this environment: install the "
-            "cluster's here, or start the cluster from this environment."
-        ) from error
-    _quiet(config)
-    try:
-        with nullcontext() if address is None else NodeWatch():
-            yield
-    finally:
-        ray.shutdown()
+        except ConnectionError as error:
+            raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
+        except RuntimeError as error:
+            if VERSION_MISMATCH not in str(error):
+                raise
+            raise UserError(
+                f"The Ray cluster at {address} runs other versions of Ray or Python than this environment: install the "
+                "cluster's here, or start the cluster from this environment."
+            ) from error
+        quiet_progress()
+        if not config.ray.log_to_driver:
+            quiet_loggers()
+        try:
+            with nullcontext() if address is None else NodeWatch():
+                yield
+        finally:
+            ray.shutdown()

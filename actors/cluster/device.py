@@ -1,4 +1,4 @@
-"""Where a worker computes, and how workers talk to each other there."""
+"""The device of a worker, and the communication between workers."""
 
 import os
 from typing import TYPE_CHECKING, Final
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchConfig
 
 LOGICAL_GPUS: Final = "FGAIF_LOGICAL_GPUS"
-"""Environment variable: GPUs of this cluster are only numbers, and workers that are granted one compute on the CPU."""
+"""Environment variable: GPUs of this cluster are logical only, and workers that are granted one compute on the CPU."""
 
 
 def are_logical() -> bool:
-    """Whether the GPUs of this cluster are only numbers (``ray.logical_gpus``)."""
+    """Tell whether the GPUs of this cluster are logical only (``ray.logical_gpus``)."""
     return os.environ.get(LOGICAL_GPUS) == "1"
 
 
 def worker_device() -> "torch.device":
-    """The device of this worker: its CUDA device where Ray granted it a GPU or a share of one, else the CPU.
+    """Return the device of this worker: its CUDA device if Ray granted it a GPU or a share of one, else the CPU.
 
     Raises:
         UserError: Ray granted a GPU that torch does not see.
@@ -39,7 +39,7 @@ def worker_device() -> "torch.device":
 
 
 def torch_config() -> "TorchConfig":
-    """The process group of Ray Train's workers: NCCL on GPUs, gloo on CPUs and where GPUs are only numbers."""
+    """Name the backend of Ray Train's workers: NCCL on GPUs, gloo on CPUs and with logical GPUs."""
     from ray.train.torch import TorchConfig
 
     return TorchConfig(backend="gloo" if are_logical() else None)

@@ -1,4 +1,4 @@
-"""Nodes that a job loses: what its log says about them, and how an end that they brought about is told from others."""
+"""Nodes that a job loses: messages about them, and recognition of failures that they caused."""
 
 import contextlib
 import threading
@@ -13,21 +13,21 @@ from fgaif_ray.progress import say
 
 EVERY_S: Final = 1.0
 LOSSES: Final = (NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError)
-"""What is raised for a call whose process, or the only copy of whose result, is gone."""
+"""Errors of a call whose process, or the only copy of whose result, is gone."""
 ROLE: Final = "role"
 """Label that the node types of `cluster.yaml` carry."""
 WANTED: Final = (1, 4)
-"""``NodeDeathInfo.Reason`` of nodes that went as they should: stopped, or given back because nothing ran there."""
+"""``NodeDeathInfo.Reason`` of nodes that went on purpose: stopped, or returned because they were idle."""
 
 
 class NodeWatch:
-    """Says in one line of the job's log that a node was lost, or that one is about to be taken away.
+    """A watch that logs in one line that a node was lost, or that one is about to be taken away.
 
     Example: ``with NodeWatch(): ...`` while connected to Ray.
     """
 
-    def __init__(self, tell: Callable[[str], None] = say, every_s: float = EVERY_S) -> None:
-        self._tell, self._every_s = tell, every_s
+    def __init__(self, tell: Callable[[str], None] = say) -> None:
+        self._tell = tell
         self._alive: set[str] = set()
         self._announced: set[str] = set()
         self._stop = threading.Event()
@@ -39,10 +39,10 @@ class NodeWatch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()  # asked after Ray has been left, it would connect anew
+        self._thread.join()  # asked after Ray has been left, it would connect again
 
     def look(self, nodes: list[dict[str, Any]], deadlines: dict[str, int], now: float) -> None:
-        """Compare with the last look.
+        """Compare with the last state.
 
         Args:
             nodes: as ``ray.nodes()`` gives them.
@@ -65,14 +65,14 @@ class NodeWatch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            # Where the head does not answer, the job itself will find out.
+            # If the head does not answer, the job itself will notice.
             with contextlib.suppress(RayError, RuntimeError):
                 self.look(ray.nodes(), _deadlines(), time.time())
-            self._stop.wait(self._every_s)
+            self._stop.wait(EVERY_S)
 
 
 def _deadlines() -> dict[str, int]:
-    from ray._private.state import state  # Ray Train looks here too; there is no public way
+    from ray._private.state import state  # Ray Train uses this too; there is no public way
 
     found: dict[str, int] = state.get_draining_nodes()
     return found
@@ -84,7 +84,7 @@ def _name(node: dict[str, Any]) -> str:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an exception of Ray, or one that it has wrapped, says that a process or its node is gone."""
+    """Tell whether an exception of Ray, or one that it has wrapped, says that a process or its node is gone."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:

@@ -7,27 +7,28 @@ from typing import Self
 import psutil
 
 GIB = 1 << 30
+INTERVAL_S = 2.0
 
 
 class PeakMemory:
-    """Watches the proportional memory of this process and all its descendants while the block runs.
+    """A watch of the proportional memory of this process and all its descendants while the block runs.
 
     Shared pages are counted once over the processes that share them (PSS), as summing resident sizes would count the
     object store and the libraries many times.
     """
 
-    def __init__(self, interval_s: float = 2.0) -> None:
-        self._interval, self._peak, self._lap = interval_s, 0, 0
+    def __init__(self) -> None:
+        self._peak = self._lap = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peak-memory")
 
     @property
     def peak_gib(self) -> float:
-        """The highest figure seen so far, GiB."""
+        """The highest value so far, GiB."""
         return self._peak / GIB
 
     def take_lap_gib(self) -> float:
-        """The highest figure since the last call of this, GiB; 0 where none was taken since."""
+        """Return the highest value since the last call, GiB; 0 if none was measured since."""
         lap, self._lap = self._lap, 0
         return lap / GIB
 
@@ -41,7 +42,7 @@ class PeakMemory:
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
             self._peak, self._lap = max(self._peak, total), max(self._lap, total)
-            if self._stop.wait(self._interval):
+            if self._stop.wait(INTERVAL_S):
                 return
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Where the actors of a group are placed."""
+"""Placement of the actors of a group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from fgaif_ray.cluster.resources import ResourceRequest
 
 @contextmanager
 def spread(request: ResourceRequest) -> Iterator[list[dict[str, Any]]]:
-    """A placement group for the time of the block: a bundle for each actor, on as many nodes as there are.
+    """Hold a placement group for the time of the block: a bundle for each actor, on as many nodes as there are.
 
-    Where there are too few nodes, several bundles share one; where there is no room for all, none is placed until the
+    Where there are too few nodes, several bundles share one; if there is no capacity for all, none is placed until the
     cluster has grown. A bundle keeps its place for an actor that is restarted. If its node is lost, Ray reserves it
     elsewhere, and the actor is restarted there. When the block ends, actors that still run are killed.
 
@@ -30,7 +30,7 @@ def spread(request: ResourceRequest) -> Iterator[list[dict[str, Any]]]:
         return
     selectors = [dict(request.label_selector)] * request.count if request.label_selector else None
     group = placement_group([bundle] * request.count, strategy="SPREAD", bundle_label_selector=selectors)
-    # The labels are the bundles'.
+    # The bundles carry the labels.
     amounts = {name: value for name, value in request.options().items() if name != "label_selector"}
     try:
         yield [

@@ -1,4 +1,4 @@
-"""Blocks: what Ray Data hands to a worker at a time, and what the worker writes as a part of a stage.
+"""Blocks: the unit that Ray Data hands to a worker, and that the worker writes as a part of a stage.
 
 A block travels as one row that holds its table. Ray Data (2.60) takes ``batch_size=None``, a whole block as it is, only
 from workers that ask for no GPU; with a row per block, ``batch_size=1`` says the same on any node.
@@ -15,12 +15,12 @@ ONE_BLOCK: Final[dict[str, Any]] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 def blocks_of(rows: list[dict[str, Any]], size: int, schema: pa.Schema) -> list[pa.Table]:
-    """Rows as tables of at most ``size`` rows."""
+    """Cut rows into tables of at most ``size`` rows."""
     return [pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)]
 
 
 def seal(block: pa.Table) -> pa.Table:
-    """A block as the one row in which it travels."""
+    """Wrap a block into the one row in which it travels."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, block.schema) as writer:
         writer.write_table(block)
@@ -28,7 +28,7 @@ def seal(block: pa.Table) -> pa.Table:
 
 
 def unseal(sealed: pa.Table) -> pa.Table:
-    """The block in a row.
+    """Unwrap the block in a row.
 
     Raises:
         ValueError: there is not exactly one row.

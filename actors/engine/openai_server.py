@@ -1,6 +1,6 @@
 """vLLM's own OpenAI-compatible server as a child process on loopback, for the time of a job.
 
-Run as a module it is that child: it ends itself when the process that started it is gone, however that one died.
+Run as a module, it is that child, which ends when the process that started it is gone, however that one died.
 """
 
 import atexit
@@ -53,7 +53,7 @@ class OpenAIServer:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise UserError(f"The extraction server ended while it started; {self._log_excerpt()}")
-            # A server that is still starting refuses the connection, or answers 503.
+            # A server that is still starting refuses the connection or answers 503.
             try:
                 with urllib.request.urlopen(health, timeout=5):
                     return
@@ -84,7 +84,7 @@ class OpenAIServer:
 def start_openai_server(
     model: str, served_name: str, engine: EngineConfig, log_path: str, compact_json: bool = True
 ) -> OpenAIServer:
-    """Start a server and return at once; ``wait_ready`` tells when it answers.
+    """Start a server and return at once; ``wait_ready`` waits until it answers.
 
     Args:
         model: checkpoint folder or name.
@@ -92,7 +92,7 @@ def start_openai_server(
         engine: engine settings.
         log_path: local file that takes everything the server prints.
         compact_json: answers that are bound to a schema hold no white space between JSON tokens, which could otherwise
-            be sampled until the token limit; a model that was taught to write it loses its way without.
+            be sampled until the token limit; a model that was taught to write it fails without.
 
     Raises:
         UserError: the model is not downloaded or broken.
@@ -159,7 +159,7 @@ def _free_port() -> int:
 
 
 def _end_with_parent() -> NoReturn:
-    """Standard input is a pipe that only the parent holds: its end is the parent's end."""
+    """Watch standard input, a pipe that only the parent holds: its end is the parent's end."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""One vLLM engine for several callers: what one asks for joins the batch in which others are answered.
+"""One vLLM engine for several callers, whose requests are batched together.
 
 `vllm.LLM.generate` serves one call after the other. Where several learner workers share a rollout worker, each of
 their calls is a part of a batch, and an engine takes nearly as long for a part as for the whole.
@@ -28,13 +28,13 @@ class _Call:
 
 
 class SharedEngine:
-    """Answers calls from any number of threads; whichever of them has its turn drives the engine for all.
+    """Engine for calls from any number of threads; the thread whose turn it is drives the engine for all.
 
     Calls that ask for another version of the weights than the one in service wait until nothing is under way.
     """
 
     def __init__(self, engine: "LLM", load: Callable[[Any], Any]) -> None:
-        """Loads nothing yet.
+        """Prepare without loading.
 
         Args:
             engine: used by nobody else.
@@ -51,10 +51,10 @@ class SharedEngine:
     def generate(
         self, prompts: Sequence[Any], parameters: "Sequence[SamplingParams]", version: Hashable
     ) -> "list[RequestOutput]":
-        """Outputs in order, one per prompt, from a version of the weights.
+        """Generate outputs in order, one per prompt, from a version of the weights.
 
         Raises:
-            Exception: what vLLM says of these prompts, or what broke the engine.
+            Exception: vLLM's error about these prompts, or what broke the engine.
         """
         call = _Call(prompts, parameters, version)
         with self._arrivals:
@@ -68,7 +68,7 @@ class SharedEngine:
         return [call.outputs[index] for index in range(len(prompts))]
 
     def serve(self, version: Hashable) -> None:
-        """Put a version into service, after what is under way."""
+        """Put a version into service when nothing is under way."""
         with self._turn:
             while self._under_way:
                 self._step()
@@ -81,7 +81,7 @@ class SharedEngine:
             self._version = version
 
     def _take_in(self) -> None:
-        """Hand the engine what has arrived, in order, as far as one version answers it."""
+        """Give the engine the waiting requests, in order, up to the first for another version."""
         while True:
             with self._arrivals:
                 if not self._arrived or (self._under_way and self._arrived[0].version != self._version):

@@ -1,4 +1,4 @@
-"""vLLM engines inside actors.
+"""Start of vLLM engines inside actors.
 
 The engine runs in the actor's own process: it starts in seconds instead of tens of seconds, and the actor is the unit
 that Ray places, restarts and accounts for.
@@ -27,7 +27,7 @@ BAN = -100.0
 
 
 def set_environment(config: EngineConfig) -> None:
-    """Set what vLLM reads when it is imported; call it before the first import of vllm in a process."""
+    """Set the environment that vLLM reads when it is imported; call it before the first import of vllm in a process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -37,7 +37,7 @@ def set_environment(config: EngineConfig) -> None:
 
 
 def announce_engines(job: str, count: int = 1) -> None:
-    """Say, on the driver, why nothing is to be seen for a while."""
+    """Say, on the driver, why there is no output for a while."""
     say(f"{job}: starting {'the engine' if count == 1 else f'{count} engines'} (about 20 s, longer for large models)")
 
 
@@ -116,7 +116,7 @@ def reload_weights(engine: "LLM", weights: Iterable[tuple[str, "Tensor"]] | None
 
 
 def image_prompt(token_ids: Sequence[int], image: Image) -> "TokensPrompt":
-    """A prompt of token ids, holding one unexpanded image token, with its image."""
+    """Build a prompt of token ids, with one unexpanded image token, and its image."""
     from vllm.inputs import TokensPrompt
 
     return TokensPrompt(prompt_token_ids=list(token_ids), multi_modal_data={"image": image})

@@ -29,9 +29,9 @@ from fgaif_ray.vlm.front_end import load_front_end
 
 
 class Generator:
-    """Answers the questions of a block and writes the block as a part of the stage.
+    """A worker that answers the questions of a block and writes the block as a part of the stage.
 
-    Takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
+    It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
     ``rejected`` (the image cannot be read), ``tokens``.
 
     Args:
@@ -102,7 +102,7 @@ class Generator:
             row["finish_reason"] = completion.finish_reason
 
     def _use(self, which: str) -> Any:
-        """Make the engine answer as this policy; returns the adapter that requests have to name, or None."""
+        """Switch the engine to this policy; returns the adapter that requests have to name, or None."""
         if not self._merged:
             from vllm.lora.request import LoRARequest
 

@@ -1,4 +1,4 @@
-"""Verification of facts whose truth is known: a Ray Data stage that says P(yes) of each, by a verifier's own engine."""
+"""Verification of facts whose truth is known: a Ray Data stage that finds P(yes) with a verifier's engine."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -32,13 +32,13 @@ VERIFIED_SCHEMA: Final = pa.schema(
     ]
 )
 IMAGES_AT_ONCE: Final = 64
-"""Images of a block: they are decoded together."""
+"""Images of a block, which are decoded together."""
 
 
 class CalibrationVerifier:
-    """Takes sealed tables of ``FACTS_SCHEMA`` and returns tables of ``VERIFIED_SCHEMA``.
+    """A worker that takes sealed tables of ``FACTS_SCHEMA`` and returns tables of ``VERIFIED_SCHEMA``.
 
-    An image that cannot be read or a fact that cannot be asked is fatal: the set is a person's own, and can be mended.
+    An image that cannot be read or a fact that cannot be asked is fatal: the set is a person's own, who can fix it.
     """
 
     def __init__(self, config: VerifierConfig) -> None:
@@ -86,13 +86,13 @@ def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Itera
         **resources.verifier(config).options(),
     )
     for row in dataset.iter_rows():
-        if row["fatal"] is not None:  # raised in a worker it would arrive without its type
+        if row["fatal"] is not None:  # raised in a worker, it would arrive without its type
             raise UserError(row["fatal"])
         yield row
 
 
 def _blocks(facts: Sequence[LabelledFact]) -> list[pa.Table]:
-    """All facts of an image in one block."""
+    """Group all facts of an image in one block."""
     by_image: dict[str, list[dict[str, Any]]] = {}
     for number, fact in enumerate(facts):
         by_image.setdefault(fact.image, []).append({"number": number, "image": fact.image, "fact": fact.text})

@@ -1,4 +1,4 @@
-"""What extraction workers export of their calls, recorded between the extractor and its ``Calls``."""
+"""Metrics of extraction workers about their calls, recorded between the extractor and its ``Calls``."""
 
 import time
 
@@ -14,7 +14,7 @@ _KNOWN_REASONS = {"timeout": "timeout", "connection": "connection", "cancelled":
 
 
 class MeteredCalls:
-    """``Calls`` that count what passes through; the ledger stays the account to the token, over all attempts."""
+    """``Calls`` that export counts; the ledger remains the exact account over all attempts."""
 
     def __init__(self, calls: Calls, config: CallsConfig) -> None:
         self._calls = calls
@@ -79,7 +79,7 @@ class MeteredCalls:
 
 
 def failure_kind(reason: str) -> str:
-    """The label value for a reason of the ledger (``endpoint_errors.failure_reason``), which may hold any status."""
+    """Return the label for a reason of the ledger (``endpoint_errors.failure_reason``), which may hold any status."""
     status = reason.removeprefix(_STATUS)
     if status != reason and status.isdecimal():
         return "rate_limited" if status == "429" else "server_error" if status >= "500" else "client_error"

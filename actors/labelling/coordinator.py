@@ -1,4 +1,4 @@
-"""The coordinator of a run's extraction calls as a Ray actor."""
+"""The call coordinator of a run as a Ray actor."""
 
 import asyncio
 import uuid
@@ -16,9 +16,9 @@ from fgaif_ray.calls.tokens import CallSize
 from fgaif_ray.config import CallsConfig
 
 CONCURRENCY: Final = 1000
-"""Questions that the coordinator holds open: each worker listens and waits for permits."""
+"""Requests that the coordinator holds open: each worker listens and waits for permits."""
 RESTARTS: Final = -1
-"""However often: its state is in files, and its start reads them."""
+"""Any number of restarts, since its start reads its state from files."""
 
 
 class CallCoordinatorActor:
@@ -54,7 +54,7 @@ class CallCoordinatorActor:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorAddress:
-    """Where workers find the coordinator: plain data, for the plan from which Ray restarts them."""
+    """Address of the coordinator: plain data, for the plan from which Ray restarts workers."""
 
     name: str
     namespace: str
@@ -79,7 +79,7 @@ def start_coordinator(config: CallsConfig, run: str) -> "tuple[CoordinatorAddres
 
 
 class RemoteCoordinator:
-    """The coordinator as a worker sees it (``fgaif_ray.calls.client.Coordinator``)."""
+    """The coordinator's interface for a worker (``fgaif_ray.calls.client.Coordinator``)."""
 
     def __init__(self, address: CoordinatorAddress) -> None:
         self._actor: Any = ray.get_actor(address.name, address.namespace)
@@ -110,5 +110,5 @@ class RemoteCoordinator:
 
 
 async def _result(reference: Any) -> Any:
-    """The value of an object reference, in whatever event loop."""
+    """Await the value of an object reference, in any event loop."""
     return await asyncio.wrap_future(reference.future())

@@ -43,7 +43,7 @@ EXTRACTED_SCHEMA: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the extraction model answers; ``api_key`` shows in no log."""
+    """The extraction model's endpoint; logs do not show ``api_key``."""
 
     base_url: str | None
     api_key: SecretStr | None
@@ -56,13 +56,13 @@ def new_extractor(
     identity: str | None = None,
     fact_types: Sequence[FactType] = DEFAULT,
 ) -> FactExtractor:
-    """The extractor of these settings; nothing is called yet.
+    """Build the extractor of these settings without calling anything.
 
     Args:
         config: the settings.
         endpoint: where to call.
         calls: known answers, limits and account; None calls freely.
-        identity: of the model, see ``model_identity``; None looks for it here.
+        identity: of the model, see ``model_identity``; None finds it out.
         fact_types: of the run; those that are derived are not asked about.
 
     Raises:
@@ -84,7 +84,7 @@ def new_extractor(
 
 
 def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequence[FactType] = DEFAULT) -> None:
-    """Find out what can be wrong with the settings and the endpoint before anything is started or paid.
+    """Check the settings and the endpoint before anything is started or paid.
 
     Raises:
         UserError: the prompt cannot be used, the endpoint does not answer, or it refuses the key.
@@ -100,9 +100,9 @@ def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequ
 
 
 class FactExtraction:
-    """Adds the facts of its sub-sentences to every response of a block.
+    """A worker that adds the facts of its segments to every response of a block.
 
-    Takes numbers of blocks, in a column ``id``, and returns sealed tables of ``EXTRACTED_SCHEMA``.
+    It takes block ids, in a column ``id``, and returns sealed tables of ``EXTRACTED_SCHEMA``.
     Several blocks are worked on at a time, in one event loop and with one limit of calls in flight. When the endpoint
     cannot be used or the budget is spent, this block and the following ones of every worker come back as a single row
     with ``fatal`` set: calls that were under way are waited for, and their answers are kept.
@@ -133,7 +133,7 @@ class FactExtraction:
         async with self._reading:
             rows = await asyncio.to_thread(self._reader.read, places)
         results = await asyncio.gather(*(self._extract(row) for row in rows), return_exceptions=True)
-        # Ray runs a task again whose reply was lost: what was paid is kept before there is a reply.
+        # Ray repeats a task whose reply was lost, so what was paid is kept before the reply.
         await self._calls.flush()
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, UserError):
@@ -144,7 +144,7 @@ class FactExtraction:
         return seal(pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA))
 
     async def _extract(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Columns ``spans``, ``facts``, ``reason`` and ``unavailable`` of one response."""
+        """Return the columns ``spans``, ``facts``, ``reason`` and ``unavailable`` of one response."""
         spans = [(span.start, span.end) for span in split_segments(row["response"])]
         facts, reason, unavailable = None, None, None
         try:
@@ -168,7 +168,7 @@ def _stopped_block(reason: str) -> pa.Table:
 def first_unanswered(
     config: ExtractorConfig, run: str, pending: Pending, fact_types: Sequence[FactType] = DEFAULT
 ) -> str | None:
-    """The first pending response that asks something which no kept answer tells."""
+    """Find the first pending response with a question that no kept answer covers."""
     index = AnswerIndex(cache_folder(run, config.cache))
     try:
 

@@ -1,4 +1,4 @@
-"""A vision-language model on a vLLM engine that says of each fact how likely it is right according to the image."""
+"""A vision-language model on a vLLM engine that finds how likely each fact is true of the image."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -31,11 +31,11 @@ class YesProbability:
 
 @dataclass(slots=True)
 class Findings:
-    """What a set of questions brought."""
+    """The answers to a set of questions."""
 
     answers: dict[FactQuestion, YesProbability] = field(default_factory=dict)
     refused: dict[FactQuestion, str] = field(default_factory=dict)
-    """Why a question cannot be asked: a fact is somebody else's text."""
+    """Reasons why questions cannot be asked, since facts are untrusted text."""
     prompt_tokens: int = 0
     """Tokens of all prompts, image tokens included."""
     cached_tokens: int = 0
@@ -43,7 +43,7 @@ class Findings:
 
 
 def check_verifier(config: VerifierConfig) -> None:
-    """Find out without an engine whether a verifier can be used.
+    """Check without an engine whether a verifier can be used.
 
     Raises:
         UserError: there is no such prompt or checkpoint, or it cannot say yes and no.
@@ -89,7 +89,7 @@ class FactChecker:
                 except ValueError as error:
                     found.refused[image, text] = f"fact: {error}"
                     continue
-                if length >= self._max_model_len:  # it answers with one token
+                if length >= self._max_model_len:  # the answer is one token
                     found.refused[image, text] = "fact: it is longer than the verifier's engine.max_model_len allows"
                 else:
                     prompts[image, text] = image_prompt(self._front_end.prompt_ids(prompt), images[image])

@@ -5,7 +5,7 @@ work: the last stage of a plan writes it as a part of the stage folder and sends
 no row of it.
 
     labelling   ids -> FactExtraction (OpenAI client) -> Verifier (vLLM) -> counts
-    once more   ids of parts -> SecondVerifier (vLLM) -> counts
+    second pass ids of parts -> SecondVerifier (vLLM) -> counts
 
 While a block is verified the next ones are extracted.
 """
@@ -51,7 +51,7 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
 def label_responses(
     config: Config, pending: Pending, endpoint: Endpoint, verification: Verification
 ) -> Iterator[dict[str, Any]]:
-    """Label the responses that are left; yields the counts of each finished block (see ``Verifier``).
+    """Label the pending responses; yields the counts of each finished block (see ``Verifier``).
 
     The limits and the budget of ``label.extractor`` hold for all extraction workers together.
     """
@@ -70,7 +70,7 @@ def label_responses(
     request = resources.fact_extraction(config)
     announce_engines("label", min(label.verifier.engines, pending.blocks))
     dataset = (
-        # Numbers of blocks: a driver that handed out the places themselves would hold an object for each.
+        # Block ids: a driver that handed out the places themselves would hold an object for each.
         block_ids(pending.blocks, request)
         .map_batches(
             FactExtraction,

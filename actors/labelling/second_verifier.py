@@ -1,8 +1,8 @@
 """The second verification: a Ray Data stage that goes over labelled parts once more.
 
-It is a pass of its own, after the first verifier's engines are gone, so that a machine holds one of the two at a time.
-Parts are replaced whole, and one that both have verified says so in its ``annotator``: an interrupted pass goes on
-where it was.
+It is a separate pass, after the first verifier's engines are gone, so that a machine holds one of the two at a time.
+Parts are replaced whole, and one that both have verified says so in its ``annotator``: an interrupted pass resumes
+there.
 """
 
 import json
@@ -24,7 +24,7 @@ ANNOTATOR_KEY = "second_verifier"
 
 
 def parts_left(folder: str) -> list[tuple[str, int]]:
-    """The parts of a stage folder that the second verifier has not seen, with their numbers of rows."""
+    """Find the parts of a stage folder that the second verifier has not seen, with their numbers of rows."""
     left = []
     for part in storage.list_parts(folder):
         with storage.open_part(part) as parquet:
@@ -35,9 +35,9 @@ def parts_left(folder: str) -> list[tuple[str, int]]:
 
 
 class SecondVerifier:
-    """Asks the second verifier about every fact of a part, labels the responses anew and replaces the part.
+    """A worker that asks the second verifier about every fact of a part, relabels the responses and replaces the part.
 
-    Takes tables with one number of a part and returns one row of ``COUNTS_SCHEMA``. A fact that it cannot be asked
+    It takes tables with one part's id and returns one row of ``COUNTS_SCHEMA``. A fact that it cannot be asked
     about, as its image or its length forbids, stays without a second P(yes).
     """
 

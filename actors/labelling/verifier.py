@@ -12,10 +12,10 @@ from PIL.Image import Image
 
 from actors.engine.blocks import unseal
 from actors.labelling.fact_checker import FactChecker, FactQuestion, Findings
-from actors.labelling.metrics import record_canaries, record_labelled, record_prompt_tokens
+from actors.labelling.metrics import record_control_items, record_labelled, record_prompt_tokens
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import CANARIES_SCHEMA, Canary, CanaryPool
-from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
+from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA, ControlItem, ControlItemPool
+from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
 from fgaif_ray.config import LabelConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import DEFAULT, FactType, type_names
@@ -43,20 +43,20 @@ CHECKS_SCHEMA: Final = pa.schema(
         pa.field("cached_tokens", pa.int64(), nullable=False),
     ]
 )
-_CANARY_IMAGE: Final = "canary "
+_CONTROL_IMAGE: Final = "control item "
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification depends on beside the engines: one object for every worker of a job."""
+    """The inputs of a verification beside the engines, the same for every worker of a job."""
 
     config: LabelConfig
     partial: str
-    """Folder that gets labelled rows."""
+    """Folder of labelled rows."""
     rejected_partial: str
     thresholds: Thresholds
     second_thresholds: Thresholds | None
-    canaries: CanaryPool
+    control_items: ControlItemPool
     fact_types: tuple[FactType, ...] = DEFAULT
 
     @property
@@ -65,7 +65,7 @@ class Verification:
         return type_names(self.fact_types)
 
     def labeller(self, both: bool) -> Labeller:
-        """What labels rows after the first verifier, or after both."""
+        """Return the labeller of rows after the first verifier, or after both."""
         return Labeller(
             self.thresholds,
             self.second_thresholds if both else None,
@@ -76,7 +76,7 @@ class Verification:
         )
 
     def annotator(self, both: bool) -> str:
-        """The ``annotator`` column: what the labels depend on, as JSON."""
+        """Return the ``annotator`` column: what the labels depend on, as JSON."""
         extractor, first, second = self.config.extractor, self.config.verifier, self.config.second_verifier
         described: dict[str, Any] = {
             "extractor": {"model": extractor.model, "prompt": extractor.prompt, "mode": extractor.mode},
@@ -93,13 +93,13 @@ class Verification:
 
 
 def _plain(thresholds: Thresholds) -> float | dict[str, float]:
-    """One number where it is the same for all types."""
+    """Return one number if it is the same for all types."""
     values = set(thresholds.values())
     return values.pop() if len(values) == 1 else dict(thresholds)
 
 
 def checks_of(second: bool, found: Findings, own: list[FactQuestion]) -> dict[str, Any]:
-    """A row of ``CHECKS_SCHEMA``; ``own`` are the questions without canaries."""
+    """A row of ``CHECKS_SCHEMA``; ``own`` are the questions without control items."""
     masses = [found.answers[question].mass for question in own if question in found.answers]
     return {
         "second": second,
@@ -111,9 +111,9 @@ def checks_of(second: bool, found: Findings, own: list[FactQuestion]) -> dict[st
 
 
 class Verifier:
-    """Asks whether each fact is right according to the image, labels the sub-sentences and writes the block.
+    """A worker that asks whether each fact is true of the image, labels the segments and writes the block.
 
-    Takes sealed tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. Responses that the endpoint
+    It takes sealed tables of ``EXTRACTED_SCHEMA`` and returns one row of ``COUNTS_SCHEMA``. Responses that the endpoint
     failed on are not written: they stay pending. A block that is done again keeps the labels that it got before for
     responses that are rejected or unavailable this time.
     """
@@ -121,7 +121,7 @@ class Verifier:
     def __init__(self, verification: Verification) -> None:
         self._partial = verification.partial
         self._rejected_partial = verification.rejected_partial
-        self._canaries = verification.canaries
+        self._control_items = verification.control_items
         self._thresholds = verification.thresholds
         self._labeller = verification.labeller(both=False)
         self._schema = feedback_schema(verification.types)
@@ -136,7 +136,7 @@ class Verifier:
         waiting = {row["sample_id"]: row["unavailable"] for row in rows if row["unavailable"] is not None}
         rows = [row for row in rows if row["unavailable"] is None]
         images = _load_images(rows)
-        canaries = self._draw_canaries(name, images)
+        control_items = self._draw_control_items(name, images)
         own = [
             (row["image_sha256"], fact["text"])
             for row in rows
@@ -144,7 +144,7 @@ class Verifier:
             for facts in row["facts"]
             for fact in facts
         ]
-        found = self._checker.ask([*own, *(question for question in canaries if question[0] in images)], images)
+        found = self._checker.ask([*own, *(question for question in control_items if question[0] in images)], images)
         for row in rows:
             if row["reason"] is None:
                 questions = ((row["image_sha256"], fact["text"]) for facts in row["facts"] for fact in facts)
@@ -154,35 +154,35 @@ class Verifier:
         labelled = [self._label(row, found) for row in rows if row["reason"] is None]
         rejected = {row["sample_id"]: row for row in rows if row["reason"] is not None}
         record_prompt_tokens("first", found)
-        record_canaries(found, canaries, self._thresholds)
+        record_control_items(found, control_items, self._thresholds)
         record_labelled(labelled, list(rejected.values()))
         for kept in self._labelled_before(name, rejected.keys() | waiting.keys()):
             rejected.pop(kept["sample_id"], None)
             waiting.pop(kept["sample_id"], None)
             labelled.append(kept)
-        self._write(name, labelled, list(rejected.values()), canaries, found, own)
+        self._write(name, labelled, list(rejected.values()), control_items, found, own)
         counts = {"labelled": len(labelled), "rejected": len(rejected), "unavailable": list(waiting.values())}
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 
-    def _draw_canaries(self, name: str, images: dict[str, Image]) -> dict[FactQuestion, Canary]:
-        """The block's canaries by the questions that ask them; their images are added to those of the block.
+    def _draw_control_items(self, name: str, images: dict[str, Image]) -> dict[FactQuestion, ControlItem]:
+        """Draw the block's control items, by the questions that ask them; their images are added to those of the block.
 
-        A canary whose image cannot be read is not asked, and counted as such.
+        A control item whose image cannot be read is not asked, and counted as such.
         """
-        drawn: dict[FactQuestion, Canary] = {}
-        for canary in self._canaries.draw(name, sorted(images)):
-            assert canary.image is not None
-            key = canary.image
+        drawn: dict[FactQuestion, ControlItem] = {}
+        for item in self._control_items.draw(name, sorted(images)):
+            assert item.image is not None
+            key = item.image
             if key not in images:  # a block's own images go by their hash, others by their path
-                key = f"{_CANARY_IMAGE}{canary.image}"
+                key = f"{_CONTROL_IMAGE}{item.image}"
                 if key not in images:
                     with contextlib.suppress(UserError):
-                        images[key] = load_image(canary.image)
-            drawn[key, canary.text] = canary
+                        images[key] = load_image(item.image)
+            drawn[key, item.text] = item
         return drawn
 
     def _labelled_before(self, name: str, ids: Set[str]) -> list[dict[str, Any]]:
-        """Rows that an earlier attempt at the block labelled."""
+        """Read the rows that an earlier attempt at the block labelled."""
         part = storage.part_uri(self._partial, name)
         if not ids or not storage.exists(part):
             return []
@@ -193,25 +193,25 @@ class Verifier:
         name: str,
         labelled: list[dict[str, Any]],
         rejected: list[dict[str, Any]],
-        canaries: dict[FactQuestion, Canary],
+        control_items: dict[FactQuestion, ControlItem],
         found: Findings,
         own: list[FactQuestion],
     ) -> None:
-        """Rows come last: a block is done when they are there."""
+        """Write the block's files, rows last: a block is done when they are there."""
         asked = [
             {
-                "image": canary.image,
-                "fact": canary.text,
-                "kind": canary.kind,
-                "type": canary.type,
-                "consistent": canary.consistent,
-                "injected": canary.injected,
+                "image": item.image,
+                "fact": item.text,
+                "kind": item.kind,
+                "type": item.type,
+                "consistent": item.consistent,
+                "injected": item.injected,
                 "p_consistent": found.answers[question].p_yes if question in found.answers else None,
             }
-            for question, canary in canaries.items()
+            for question, item in control_items.items()
         ]
         if asked:
-            storage.write_part(storage.join(self._partial, CANARIES_FOLDER), asked, CANARIES_SCHEMA, name)
+            storage.write_part(storage.join(self._partial, CONTROL_ITEMS_FOLDER), asked, CONTROL_ITEMS_SCHEMA, name)
         checks = [checks_of(False, found, own)]
         storage.write_part(storage.join(self._partial, CHECKS_FOLDER), checks, CHECKS_SCHEMA, name)
         if rejected:

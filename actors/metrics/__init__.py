@@ -1,7 +1,7 @@
 """Every metric that FGAIF-Ray exports; actors record, `deploy/grafana/fgaif-ray.json` shows (see docs/operations.md).
 
-No label has unbounded values: they are listed here, and what a third party makes up is ``other``. Fact types are those
-of the run's configuration, which are few, so that their label also takes names that are not listed (``ANY``).
+Label values are bounded: they are listed here, and a third party's own values are ``other``. Fact
+types are those of the run's configuration, which are few: their label also takes names that are not listed (``ANY``).
 """
 
 from typing import Final, get_args
@@ -118,7 +118,7 @@ VERIFIER_PROMPT_TOKENS: Final = Counter(
     description="Prompt tokens of verifiers that were found in the prefix cache (hit) or computed (miss)",
     labels={"verifier": VERIFIERS, "cache": ("hit", "miss")},
 )
-CANARIES: Final = Counter(
+CONTROL_ITEMS: Final = Counter(
     name="fgaif_canaries_total",
     unit="facts",
     description="Facts of known truth among the verifier's questions; false_with_order also orders it to say yes",
@@ -267,7 +267,7 @@ PPO_TOTAL_REWARD: Final = Gauge(
 PPO_HALLUCINATION: Final = Gauge(
     name="fgaif_ppo_hallucination_ratio",
     unit="ratio",
-    description="Share of the sub-sentences with a fact of the type that its reward model calls hallucinated",
+    description="Share of the segments with a fact of the type that its reward model calls hallucinated",
     labels=_TYPES,
 )
 PPO_FACTS: Final = Gauge(
@@ -322,7 +322,7 @@ PPO_LOG_PROB_DIFFERENCE: Final = Gauge(
 PPO_MISSING_REWARDS: Final = Counter(
     name="fgaif_ppo_missing_rewards_total",
     unit="responses",
-    description="Responses whose reward could not be had",
+    description="Responses whose reward is unavailable",
 )
 PPO_SKIPPED_UPDATES: Final = Counter(
     name="fgaif_ppo_skipped_updates_total",

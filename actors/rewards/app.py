@@ -6,8 +6,8 @@
         import_path: actors.rewards.app:build_app
         args: {config: configs/llava-1.5-7b.yaml, set: ["run.dir=s3://bucket/run", "serve.host=0.0.0.0"]}
 
-It is the application of `python -m jobs.serve_rewards`; where Serve listens is Serve's own business here, so
-``serve.host`` and ``serve.port`` have to say the same as Serve's ``http_options``.
+It is the application of `python -m jobs.serve_rewards`; Serve itself decides where it listens, so
+``serve.host`` and ``serve.port`` must equal Serve's ``http_options``.
 """
 
 from pydantic import BaseModel, ConfigDict

@@ -1,4 +1,4 @@
-"""The gateway of the reward service: one way in, over HTTP and through a Serve handle, to the reward deployments."""
+"""The gateway of the reward service: the entry to the reward deployments, over HTTP and through a Serve handle."""
 
 import asyncio
 import logging
@@ -43,15 +43,15 @@ logger = logging.getLogger(__name__)
 GatewayResult = TypeVar("GatewayResult")
 
 READY_FOR_S: Final = 5.0
-"""How long one forward pass vouches for the models."""
+"""Seconds for which one forward pass proves the models ready."""
 PROBE_TIMEOUT_S: Final = 10.0
 MAX_REPLICAS_TRIED: Final = 4
-"""Replicas that one batch may lose before it is given up: it may be what ends them."""
+"""Replicas that one batch may lose before it is given up, since it may be what kills them."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """What the gateway is told when it is deployed; the bearer token itself is not part of it."""
+    """Settings of the gateway's deployment, without the bearer token itself."""
 
     identity: str
     """Fingerprint of all that the application was deployed with."""
@@ -77,7 +77,7 @@ class ItemToScore:
 
 
 class RewardGateway:
-    """Cuts responses into sub-sentences, has them scored by the reward deployments, and composes rewards over HTTP."""
+    """The gateway: it cuts responses into segments, has them scored by the reward deployments, and composes rewards."""
 
     def __init__(self, settings: GatewaySettings, scorers: Sequence[DeploymentHandle[Any]]) -> None:
         self._settings = settings
@@ -92,15 +92,15 @@ class RewardGateway:
         return build_app(self, self._settings.token_digest, record_answer, self._settings.fact_types)
 
     def describe(self) -> tuple[str, str]:
-        """Identity and URL of the application."""
+        """Return identity and URL of the application."""
         return self._settings.identity, self._settings.url
 
     def models(self) -> ModelList:
-        """What is served."""
+        """Return what is served."""
         return self._settings.models
 
     async def score_responses(self, items: list[dict[str, Any]]) -> list[ResponseVerdicts | None]:
-        """Verdicts on a batch of responses, for callers inside the cluster, who compose the rewards themselves.
+        """Score a batch of responses for callers inside the cluster, which compose the rewards themselves.
 
         Args:
             items: `{"image": encoded image file as bytes, "prompt": str, "response": str | None,
@@ -132,7 +132,7 @@ class RewardGateway:
         return [None if isinstance(outcome, ItemError) else outcome for outcome in outcomes]
 
     async def score_request(self, request: RewardRequest) -> list[ScoredResponse]:
-        """One result per item of `POST /v1/rewards`.
+        """Answer `POST /v1/rewards` with one result per item.
 
         Raises:
             ServiceError: the service is busy or down, or an item cannot be scored; no item is, then.
@@ -147,7 +147,7 @@ class RewardGateway:
         return await self._score_http("items", len(request.items), prepare)
 
     async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
-        """One result per query of `POST /get_reward`.
+        """Answer `POST /get_reward` with one result per query.
 
         Raises:
             ServiceError: as `score_request`.
@@ -165,7 +165,7 @@ class RewardGateway:
         return await self._score_http("query", len(request.query), prepare)
 
     async def check_ready(self) -> None:
-        """Return once every reward deployment has made a forward pass of late.
+        """Return once every reward deployment has recently made a forward pass.
 
         Raises:
             ServiceError: 503 while one has not.
@@ -214,7 +214,7 @@ class RewardGateway:
         metrics.REWARD_WAITING_ITEMS.set(self._waiting_items)
 
     async def _score(self, items: Sequence[ItemToScore | ItemError]) -> list[ResponseVerdicts | ItemError]:
-        """Have the models score what is no error yet."""
+        """Have the models score the items that have not failed yet."""
         good = [item for item in items if isinstance(item, ItemToScore)]
         size = self._settings.max_batch_size
         # Responses of like length share a forward pass, so that little of it is padding.
@@ -250,7 +250,7 @@ class RewardGateway:
         return verdicts
 
     async def _call(self, scorer: DeploymentHandle[Any], batch: ScoringBatch) -> ScoredBatch:
-        """One call of one deployment; what a dying replica took with it goes to another one."""
+        """Call one deployment; a batch that a dying replica lost goes to another one."""
 
         async def call() -> ScoredBatch:
             verdicts: ScoredBatch = await scorer.score.remote(batch)

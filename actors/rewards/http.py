@@ -1,10 +1,10 @@
-"""The HTTP face of the reward service: routes, limits, errors. It knows neither Ray nor torch."""
+"""The HTTP interface of the reward service: routes, limits, errors. It uses neither Ray nor torch."""
 
 import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -35,10 +35,10 @@ from fgaif_ray.serving.wire import (
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS: Final = frozenset({"/live", "/ready", "/docs", "/openapi.json", "/playground"})
-"""What answers without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
+"""Routes without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
 
 BODY_PATHS: Final = frozenset({"/v1/rewards", "/get_reward"})
-"""What takes a body. Elsewhere a POST is refused for its method or path, whatever it carries."""
+"""Routes that take a body. Elsewhere a POST is refused for its method or path, whatever it carries."""
 
 
 class ServiceError(Exception):
@@ -53,32 +53,32 @@ class ServiceError(Exception):
 
 
 class RewardBackend(Protocol):
-    """What the routes need; raises ServiceError."""
+    """The interface behind the routes; it raises ServiceError."""
 
     async def score_request(self, request: RewardRequest) -> list[ScoredResponse]:
-        """One result per item, in order."""
+        """Return one result per item, in order."""
         ...
 
     async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
-        """One result per query, in order."""
+        """Return one result per query, in order."""
         ...
 
     async def check_ready(self) -> None:
-        """Return once the models have made a forward pass of late."""
+        """Return once the models have recently made a forward pass."""
         ...
 
     def models(self) -> ModelList:
-        """What is served."""
+        """Return what is served."""
         ...
 
 
 def token_digest(token: str) -> str:
-    """What the service keeps of its bearer token."""
+    """Return the digest that the service keeps of its bearer token."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 Observer = Callable[[str, int, str | None, float], None]
-"""Is told of every answer: path, status (0 where there was none), code of the error, seconds."""
+"""Callback for every answer: path, status (0 where there was none), code of the error, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Guard:
 
 
 async def _bounded_body(headers: dict[str, str], receive: Receive) -> Receive:
-    """Read the body, at most MAX_BODY_BYTES of it, and return a `receive` that gives it again."""
+    """Read the body, at most MAX_BODY_BYTES of it, and return a `receive` that replays it."""
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ServiceError(415, "unsupported_media_type", "send JSON with `Content-Type: application/json`")
@@ -181,7 +181,7 @@ def _answer(error: ServiceError, state: MutableMapping[str, Any]) -> JSONRespons
 
 
 def _validation_message(error: RequestValidationError) -> str:
-    """Where and what, without the input: images and texts do not belong into errors and logs."""
+    """Describe place and mistake without the input: images and texts do not belong in errors and logs."""
     first = error.errors()[0]
     place = ""
     for part in first["loc"][1:]:
@@ -191,9 +191,6 @@ def _validation_message(error: RequestValidationError) -> str:
 
 def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 
 
 def build_app(
@@ -210,7 +207,7 @@ def build_app(
     types = type_names(fact_types)
     app = FastAPI(
         title="FGAIF reward service",
-        summary=f"Dense rewards for image descriptions: {_and(types)}, per sub-sentence",
+        summary=f"Dense rewards for image descriptions: {_and(types)}, per segment",
         version="1",
         redoc_url=None,
     )
@@ -242,7 +239,7 @@ def build_app(
 
     @app.post("/v1/rewards", responses=refused, dependencies=bearer)
     async def rewards(body: RewardRequest, request: Request) -> RewardResponse:
-        """Score responses: verdicts and rewards per sub-sentence, and per token where ids are given."""
+        """Score responses: verdicts and rewards per segment, and per token where ids are given."""
         results = await backend.score_request(body)
         version = backend.models().model_version
         return RewardResponse(results=results, model_version=version, request_id=request.state.request_id)
@@ -279,7 +276,7 @@ def build_app(
 
     @app.get("/ready", responses=errors(503))
     async def ready() -> Status:
-        """Whether all models have made a forward pass of late."""
+        """Whether all models have recently made a forward pass."""
         await backend.check_ready()
         return Status(status="ready", model_version=backend.models().model_version)
 

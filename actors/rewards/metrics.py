@@ -1,4 +1,4 @@
-"""What the gateway and the deployments of the reward service export."""
+"""Metrics of the gateway and the deployments of the reward service."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,7 @@ def record_answer(path: str, status: int, code: str | None, seconds: float) -> N
     """Export an answer.
 
     Args:
-        path: of the request, or ``handle`` for one from inside the cluster; what is no route of the service counts as
-            ``other``.
+        path: of the request, or ``handle`` for one from inside the cluster; an unknown route counts as ``other``.
         status: of the answer.
         code: of its error; None where it is none.
         seconds: from the request to the end of the answer.
@@ -27,7 +26,7 @@ def record_answer(path: str, status: int, code: str | None, seconds: float) -> N
 
 
 def record_items(outcomes: Sequence[object]) -> None:
-    """Export what became of the items of a request."""
+    """Export the outcomes of the items of a request."""
     errors = [outcome for outcome in outcomes if isinstance(outcome, ItemError)]
     failed = sum(error.code in FAILURES for error in errors)
     metrics.REWARD_ITEMS.inc(len(outcomes) - len(errors), outcome="scored")

@@ -5,10 +5,9 @@
     PPO learner --> handle -->                +--> AttributeReward  (replicas)
                                               +--> RelationReward   (replicas)
 
-With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all types; so it does
-where `rewards.kind` has one adapter for all, whose forward pass gives all verdicts.
-Callers' lists arrive whole: `@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and
-tears none.
+With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all types; so it
+does where `rewards.kind` has one adapter for all, whose forward pass gives all verdicts.
+`@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and never splits one.
 """
 
 import asyncio
@@ -53,18 +52,18 @@ APP_NAME: Final = "rewards"
 READY_TIMEOUT_S: Final = 300.0
 MINIMUM_ONGOING_REQUESTS: Final = 32
 BATCH_WAIT_S: Final = 0.01
-"""How long a replica waits for more lists to score together."""
+"""Seconds that a replica waits for more lists to score together."""
 PROXY_MARGIN_S: Final = 30.0
-"""The proxy waits this much longer than the gateway, whose time-out has an answer."""
+"""Seconds that the proxy waits longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
 HANDLE_FORMAT: Final = "verdicts-1"
-"""What the gateway answers through its handle; a running service that answers in another format is replaced."""
+"""Version of the gateway's answers through its handle; a running service that answers in another format is replaced."""
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RewardServiceInfo:
-    """Where a deployed reward service is."""
+    """The address of a deployed reward service."""
 
     url: str
     app_name: str
@@ -73,7 +72,7 @@ class RewardServiceInfo:
 
 @dataclass(frozen=True, slots=True)
 class ScorerSettings:
-    """What a reward deployment is told."""
+    """Settings of a reward deployment."""
 
     backbone: str
     dtype: str
@@ -111,7 +110,7 @@ class RewardScorer:
             raise outcome
 
     async def score(self, batch: ScoringBatch) -> ScoredBatch:
-        """Verdicts of one caller's batch of at most `serve.max_batch_size` items, in order."""
+        """Score one caller's batch of at most `serve.max_batch_size` items, in order."""
         return ScoredBatch(self._versions, await self._score_merged(batch))
 
     @serve.batch(batch_size_fn=lambda batches: sum(len(batch) for batch in batches))
@@ -157,7 +156,7 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
 
 
 def build_application(config: Config, reward_folders: Mapping[str, str], url: str) -> serve.Application:
-    """The application that `deploy` runs, for those who run it by other means (see `actors.rewards.app`).
+    """Build the application that `deploy` runs, for those who run it by other means (see `actors.rewards.app`).
 
     Args:
         config: as in `deploy`.
@@ -171,7 +170,7 @@ def build_application(config: Config, reward_folders: Mapping[str, str], url: st
 
 
 def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> GatewaySettings:
-    """Settings without a URL.
+    """Build the settings without a URL.
 
     Raises:
         UserError: a model is missing, or the service would be open to the network without a token.
@@ -187,7 +186,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
     if card.kind == "coarse" and card.normalise_by_segments:
         raise UserError(
             "These reward models give one verdict per response: leave align.reward.normalise_by_segments at false, "
-            "which would divide it by the number of sub-sentences."
+            "which would divide it by the number of segments."
         )
     digest = token_digest(token) if token is not None else None
     identity = fingerprint(
@@ -216,7 +215,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
 
 
 def shutdown(app_name: str = APP_NAME) -> None:
-    """Take the reward service of this name down; does nothing where there is none.
+    """Take the reward service of this name down; does nothing if there is none.
 
     Serve itself, without an application an idle proxy, ends with Ray: a service deployed again finds it running.
     """
@@ -244,9 +243,9 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
 
 
 def _head_node() -> str:
-    """Id of the node where the proxy is.
+    """Return the id of the proxy's node.
 
-    The gateway goes there too: the proxy answers for a gateway that is lost with its node, in words of Ray's own.
+    The gateway goes there too: the proxy answers for a gateway that is lost with its node, with Ray's own message.
     """
     heads = (node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"])
     return str(next(heads))
@@ -313,7 +312,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _running(app_name: str) -> tuple[str, str] | None:
-    """Identity and URL of the application that runs, or None."""
+    """Return identity and URL of the running application, or None."""
     application = serve.status().applications.get(app_name)
     if application is None or application.status != ApplicationStatus.RUNNING:
         return None
@@ -322,7 +321,7 @@ def _running(app_name: str) -> tuple[str, str] | None:
 
 
 def _start_serve(config: Config) -> str:
-    """Have Serve listen where the configuration wants it; returns the URL."""
+    """Have Serve listen at the configured address; returns the URL."""
     host, port = config.serve.host, config.serve.port
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
@@ -365,7 +364,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _deployment_error(app_name: str) -> Exception:
-    """Why the application did not start, as its replicas said; takes it down."""
+    """Return the replicas' reason why the application did not start, and take it down."""
     deployments = serve.status().applications[app_name].deployments.values()
     messages = "\n".join(deployment.message for deployment in deployments if deployment.message)
     serve.delete(app_name)

@@ -2,7 +2,7 @@
 
     driver: polls a queue, shows progress            <- queue of progress messages
       thread: TorchTrainer.fit()
-        worker 0..n-1: one backbone; for each task that the stage's partial folder does not hold: train, rank 0 saves
+        worker 0..n-1: one backbone; for each task that the stage's partial folder lacks: train, rank 0 saves
 
 Start-up is paid once for all tasks (a model per fact type, or one; see ``fgaif_ray.rewards.kinds``). After each epoch
 rank 0 writes a checkpoint into the partial folder: a worker that dies, or the same command after an interruption, goes
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 REPORT_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.5
 MAX_FAILURES: Final = 3
-"""Times that workers may die before the job does."""
+"""Deaths of workers before the job ends."""
 
 
 def train_reward_models(config: Config, feedback: str, partial: str) -> None:
@@ -101,7 +101,7 @@ def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
 
 
 class _Display:
-    """Shows the messages of the workers: ``("line", text)``, ``("begin", name, total, unit)`` and
+    """Display of the workers' messages: ``("line", text)``, ``("begin", name, total, unit)`` and
     ``("advance", count, note)``.
     """
 
@@ -133,7 +133,7 @@ class _Display:
 
 
 class Reporter:
-    """Sends progress from rank 0 to the driver, about once a second."""
+    """Reporter of progress from rank 0 to the driver, about once a second."""
 
     def __init__(self, messages: Queue | None) -> None:
         self._messages = messages
@@ -163,7 +163,7 @@ class Reporter:
 
 
 def _train_worker(settings: dict[str, Any]) -> str | None:
-    """One Ray Train worker; returns what a person has to change where no worker can begin."""
+    """Run one Ray Train worker; returns what a person has to change if no worker can begin."""
     import ray.train
     import torch
 
@@ -193,7 +193,7 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
 
 
 def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Backbone, RewardData]":
-    """Backbone and examples of one worker.
+    """Load backbone and examples of one worker.
 
     Raises:
         UserError: they cannot be used.
@@ -209,7 +209,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     reporter.send("begin", "read feedback", len(responses), "responses")
     data = prepare_data(backbone, responses, rewards.validation_fraction, config.run.seed, reporter.advance)
     counts = " and ".join(
-        f"{part['responses']} responses ({part['segments']} sub-sentences, {part['images']} images) to {purpose}"
+        f"{part['responses']} responses ({part['segments']} segments, {part['images']} images) to {purpose}"
         for part, purpose in ((data.counts["train"], "train on"), (data.counts["validation"], "hold out"))
     )
     reporter.send("line", f"reward models: {counts}")
@@ -217,7 +217,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
 
 
 def missing_tasks(config: Config, partial: str) -> list[RewardTask]:
-    """What is to be trained for this kind of reward model and not yet whole in a folder."""
+    """List the tasks of this kind of reward model that are not yet complete in a folder."""
     tasks = reward_tasks(config.rewards.kind, config.run.type_names)
     return [task for task in tasks if not all(is_trained(partial, name) for name in task.fact_types)]
 
@@ -270,7 +270,7 @@ def train_missing(
 
 
 def is_trained(folder: str, fact_type: str) -> bool:
-    """Whether the subfolder of a type is whole: its metrics are written last."""
+    """Tell whether the subfolder of a type is complete: its metrics are written last."""
     return storage.exists(storage.join(folder, fact_type, METRICS_FILE))
 
 

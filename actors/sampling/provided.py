@@ -1,4 +1,4 @@
-"""Responses that came with the data: they enter the stage of responses as they are, without an engine."""
+"""Provided responses, which enter the stage of responses as they are, without an engine."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -15,11 +15,11 @@ from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, sample_identity
 
 PROVIDED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 BLOCKS_PER_CPU: Final = 2
-"""Blocks that are on their way at a time; more would only wait in memory."""
+"""Blocks under way at a time; more would only wait in memory."""
 
 
 def write_provided(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
-    """Write a block of given responses as a part of the stage, those whose image cannot be read as rejected.
+    """Write a block of provided responses as a part of the stage, those whose image cannot be read as rejected.
 
     The part comes last, and comes even where all rows are rejected: a block is done when its part is there.
 
@@ -41,7 +41,7 @@ def write_provided(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
             rejected.append({"image": row["image"], "prompt": row["prompt"], "reason": str(error)})
             continue
         digest = hashlib.sha256(data).hexdigest()
-        answer = {"response": row["response"]}  # takes the place of the sampling settings, which nobody knows
+        answer = {"response": row["response"]}  # takes the place of the sampling settings, which are unknown
         identity = sample_identity(digest, row["prompt"], PROVIDED, answer)
         kept.append(row | {"sample_id": identity, "image_sha256": digest, "model": PROVIDED})
     if rejected:

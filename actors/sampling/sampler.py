@@ -23,7 +23,7 @@ REJECTED_FOLDER: Final = "rejected"
 
 
 def sampling_settings(config: Config) -> dict[str, Any]:
-    """What a response depends on beside image, prompt and model; part of its sample id."""
+    """Settings that a response depends on beside image, prompt and model; they are part of its sample id."""
     sample = config.sample
     return {
         "temperature": sample.temperature,
@@ -34,14 +34,14 @@ def sampling_settings(config: Config) -> dict[str, Any]:
 
 
 def request_seed(run_seed: int, sample_id: str) -> int:
-    """Seed of one request: the same sample gives the same response in any batch and order."""
+    """Return the seed of one request: the same sample gives the same response in any batch and order."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{sample_id}".encode()).digest()[:4])
 
 
 class Sampler:
-    """Samples a response to every image of a block and writes the block as a part of the stage.
+    """A worker that samples a response to every image of a block and writes the block as a part of the stage.
 
-    Takes sealed tables of ``TASK_SCHEMA`` and returns one row of counts: ``sampled``, ``rejected``, ``tokens``.
+    It takes sealed tables of ``TASK_SCHEMA`` and returns one row of counts: ``sampled``, ``rejected``, ``tokens``.
     """
 
     def __init__(self, config: Config, partial: str) -> None:

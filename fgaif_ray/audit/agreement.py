@@ -1,4 +1,4 @@
-"""How far the AI's labels agree with people's, from the answers to an audit."""
+"""Agreement of the AI's labels with people's, from the answers to an audit."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ FACT_CLASSES: Final = ("consistent", "hallucinated")
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """One rated thing: a sub-sentence as to one fact type, or one of its facts."""
+    """A rated unit: a segment for one fact type, or one of its facts."""
 
     item: AuditItem
     ai: int
@@ -37,7 +37,7 @@ def check_answers(audit: Audit, answers: Sequence[HumanAnswer], source: str) -> 
     """Refuse answers to anything but this audit; ``source`` names them.
 
     Raises:
-        UserError: they are about another sample or sub-sentence, or judge another number of facts.
+        UserError: they are about another sample or segment, or judge another number of facts.
     """
     items = {(item.sample_id, item.segment): item for item in audit.items}
     for answer in answers:
@@ -49,12 +49,12 @@ def check_answers(audit: Audit, answers: Sequence[HumanAnswer], source: str) -> 
         item = items.get(answer.place)
         if item is None or item.text != answer.text:
             raise UserError(
-                f"{source} answers about sub-sentence {answer.segment} of {answer.sample_id}, which is not in the "
+                f"{source} answers about segment {answer.segment} of {answer.sample_id}, which is not in the "
                 "sample: export the answers again."
             )
         if answer.facts is not None and len(answer.facts) != len(item.facts):
             raise UserError(
-                f"{source} judges {len(answer.facts)} facts of sub-sentence {answer.segment} of {answer.sample_id}, "
+                f"{source} judges {len(answer.facts)} facts of segment {answer.segment} of {answer.sample_id}, "
                 f"which has {len(item.facts)}: export the answers again."
             )
 
@@ -64,7 +64,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare the AI's labels with people's.
 
-    The truth is what most people said; ties and missing answers are left out and counted. Figures come twice:
+    The truth is what most people said; ties and missing answers are left out and counted. Metrics come twice:
     ``sample`` as answered, and ``weighted`` to the whole labelled set, whose labels are not as evenly spread as the
     sample's. The AI counts as one more annotator in ``alpha_with_ai``.
 
@@ -75,8 +75,8 @@ def compare(
         confidence: probability that an interval encloses.
 
     Returns:
-        JSON-serialisable figures: ``labels`` and ``facts`` by type, ``disagreements``, and what they rest on. Of a
-        type, ``covered`` is the share of the labelled set that the weighted figures speak for.
+        JSON-serialisable figures: ``labels`` and ``facts`` by type, ``disagreements``, and the counts behind them. Of a
+        type, ``covered`` is the share of the labelled set that the weighted metrics speak for.
     """
     by_place: dict[SegmentPlace, list[HumanAnswer]] = {}
     for answer in answers:
@@ -180,7 +180,7 @@ def _figures(
 
 
 def _weights(audit: Audit, units: Sequence[_Unit]) -> list[float]:
-    """One weight per unit; a sub-sentence with several facts stands for as many others with all its facts."""
+    """Return one weight per unit; a segment with several facts stands for as many others with all its facts."""
     answered = {(unit.item.sample_id, unit.item.segment): unit.item.cell for unit in units}
     by_place = dict(zip(answered, cell_weights(list(answered.values()), audit.population), strict=True))
     return [by_place[unit.item.sample_id, unit.item.segment] for unit in units]

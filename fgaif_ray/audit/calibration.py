@@ -1,6 +1,6 @@
-"""Calibration of a verifier: the thresholds on P(yes) that suit a labelled set best, and how good they are elsewhere.
+"""Calibration of a verifier: the best thresholds on P(yes) for a labelled set, and their quality elsewhere.
 
-A threshold fitted to facts looks better on them than it is. So its figures come from cross-validation, with whole
+A threshold fitted to facts looks better on them than it is. So its metrics come from cross-validation, with whole
 images held out, beside those of the plain 0.5 and of the fit itself.
 """
 
@@ -38,19 +38,19 @@ class Facts:
     weights: Floats
 
     def where(self, chosen: NDArray[np.bool_]) -> "Facts":
-        """Some of the facts."""
+        """Select some of the facts."""
         places = np.flatnonzero(chosen).tolist()
         images, types = [self.images[place] for place in places], [self.types[place] for place in places]
         return Facts(images, types, self.consistent[chosen], self.p_consistent[chosen], self.weights[chosen])
 
     @property
     def has_both_classes(self) -> bool:
-        """Whether right and wrong facts are among them."""
+        """Tell whether right and wrong facts are among them."""
         return len(self.consistent) > 0 and bool(self.consistent.any()) and not self.consistent.all()
 
 
 def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: ArrayLike) -> float:
-    """The threshold with the best balanced accuracy on these facts.
+    """Find the threshold with the best balanced accuracy on these facts.
 
     Every threshold between two neighbouring P(yes) gives the same verdicts: the middle stands for them, or 0.5 where
     it is among them. Among equally good ones the nearest to 0.5 is taken.
@@ -86,7 +86,7 @@ def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: Ar
 
 
 def fit_thresholds(facts: Facts, types: Sequence[str] = FACT_TYPES) -> dict[str, float]:
-    """A threshold for each fact type.
+    """Find a threshold for each fact type.
 
     A type without right or without wrong facts takes the one of all facts together, and without those 0.5.
     """
@@ -100,7 +100,7 @@ def fit_thresholds(facts: Facts, types: Sequence[str] = FACT_TYPES) -> dict[str,
 
 
 def cross_validate(facts: Facts, types: Sequence[str] = FACT_TYPES) -> NDArray[np.bool_] | None:
-    """Verdicts on each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
+    """Judge each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
     if len(set(facts.images)) < 2:
         return None
     fold = image_folds(facts.images, FOLDS)
@@ -112,7 +112,7 @@ def cross_validate(facts: Facts, types: Sequence[str] = FACT_TYPES) -> NDArray[n
 
 
 def judge(facts: Facts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
-    """Verdicts by thresholds, ``[facts]``: True is consistent."""
+    """Judge facts by thresholds, ``[facts]``: True is consistent."""
     return facts.p_consistent >= np.array([thresholds[kind] for kind in facts.types], dtype=np.float64)
 
 

@@ -1,14 +1,14 @@
-"""What people answered about sub-sentences: the audit page's export and Label Studio's JSON export.
+"""People's answers about segments: the audit page's export and Label Studio's JSON export.
 
 The page's export, version 1 (``audit.js`` writes it)::
 
     {"format": "fgaif-audit-answers", "version": 1, "audit": "<id>", "annotator": "<name>", "exported_at": "<ISO 8601>",
-     "answers": [{"sample_id": "<hex>", "segment": 0, "text": "<sub-sentence>",
+     "answers": [{"sample_id": "<hex>", "segment": 0, "text": "<segment>",
                   "facts": ["right" | "wrong" | "unsure" | null, ...],
                   "labels": {"<fact type>":
                              "absent" | "consistent" | "hallucinated" | "unsure" | null}}]}
 
-null is a question that was not answered, "unsure" one whose answer is not known; neither counts as a label.
+null is a question that was not answered, "unsure" one whose answer is unknown; neither counts as a label.
 """
 
 import json
@@ -30,12 +30,12 @@ LABEL_CODES: Final = {name: code for code, name in enumerate(CLASS_NAMES)}
 _DEFAULT_ANNOTATOR: Final = "annotator"
 
 SegmentPlace = tuple[str, int]
-"""Sample id, number of the sub-sentence in the response."""
+"""Sample id, number of the segment in the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class HumanAnswer:
-    """One person's answers about one sub-sentence."""
+    """One person's answers about one segment."""
 
     audit: str
     """The audit that asked."""
@@ -46,11 +46,11 @@ class HumanAnswer:
     labels: Mapping[str, int]
     """Label code by fact type; types without a definite answer are left out."""
     facts: tuple[bool | None, ...] | None
-    """Whether each fact is right, None where that is not known; None where facts were not asked about."""
+    """Whether each fact is right, None where that is unknown; None where facts were not asked about."""
 
     @property
     def place(self) -> SegmentPlace:
-        """Which sub-sentence this is about."""
+        """Return which segment this is about."""
         return self.sample_id, self.segment
 
 
@@ -59,19 +59,19 @@ def read_answers(paths: Iterable[str], types: Sequence[str] = FACT_TYPES) -> lis
 
     Raises:
         UserError: a file cannot be read or is of neither kind, an answer is not of the form, or a person answers twice
-            about the same sub-sentence.
+            about the same segment.
     """
     answers: list[HumanAnswer] = []
     origin: dict[tuple[str, SegmentPlace], str] = {}
     for path in paths:
         found = _read_file(path, types)
         if not found:
-            raise UserError(f"{path} holds no answers: label some sub-sentences and export again.")
+            raise UserError(f"{path} holds no answers: label some segments and export again.")
         for answer in found:
             key = (answer.annotator, answer.place)
             if key in origin:
                 raise UserError(
-                    f"{path}: {answer.annotator} has answered about sub-sentence {answer.segment} of "
+                    f"{path}: {answer.annotator} has answered about segment {answer.segment} of "
                     f"{answer.sample_id} already (in {origin[key]}): give each person's last export once, and "
                     "different people different names."
                 )
@@ -81,7 +81,7 @@ def read_answers(paths: Iterable[str], types: Sequence[str] = FACT_TYPES) -> lis
 
 
 def majority_labels(answers: Iterable[HumanAnswer]) -> dict[SegmentPlace, tuple[str, dict[str, int]]]:
-    """The text and, by fact type, the label that most people gave each sub-sentence; types in a tie are left out."""
+    """Return each segment's text and, by fact type, the label that most people gave; ties are left out."""
     votes: dict[SegmentPlace, dict[str, Counter[int]]] = {}
     texts: dict[SegmentPlace, str] = {}
     for answer in answers:
@@ -96,7 +96,7 @@ def majority_labels(answers: Iterable[HumanAnswer]) -> dict[SegmentPlace, tuple[
 
 
 def majority(votes: Counter[int]) -> int | None:
-    """The value with the most votes, None in a tie or without votes."""
+    """Return the value with the most votes, None in a tie or without votes."""
     leaders = votes.most_common(2)
     if not leaders or (len(leaders) == 2 and leaders[0][1] == leaders[1][1]):
         return None
@@ -143,10 +143,10 @@ def _parse_answers(content: Mapping[str, Any], path: str, types: Sequence[str]) 
 
 def _parse_answer(entry: object, audit: str, annotator: str, types: Sequence[str]) -> HumanAnswer:
     if not isinstance(entry, dict):
-        raise ValueError("is no object")
+        raise ValueError("is not an object")
     sample_id, segment, text = entry.get("sample_id"), entry.get("segment"), entry.get("text")
     if not isinstance(sample_id, str) or type(segment) is not int or not isinstance(text, str):
-        raise ValueError("does not say which sub-sentence it is about (sample_id, segment, text)")
+        raise ValueError("does not say which segment it is about (sample_id, segment, text)")
     given, verdicts = entry.get("labels"), entry.get("facts")
     if not isinstance(given, dict) or not given.keys() <= set(types):
         raise ValueError(f"needs labels by type ({', '.join(types)})")

@@ -1,8 +1,8 @@
-"""A stratified sample of labelled sub-sentences for people to label.
+"""A stratified sample of labelled segments for people to label.
 
 The strata are the AI's labels by fact type (existence hallucinated, relation absent, ...): three a type, and every
-sub-sentence lies in one of each type. The sample fills them evenly, so that the rare labels are seen too. A
-sub-sentence's *cell* is its labels of all types. Cells are disjoint, and which sub-sentences of one are drawn is
+segment lies in one of each type. The sample fills them evenly, so that the rare labels are seen too. A
+segment's *cell* is its labels of all types. Cells are disjoint, and which segments of one are drawn is
 decided by a hash; so the sample can be weighted back to the set that it was drawn from (``cell_weights``).
 """
 
@@ -19,7 +19,7 @@ from fgaif_ray.records import CLASS_NAMES, FACT_TYPES, ai_labels, fingerprint
 SAMPLE_FORMAT: Final = "fgaif-audit"
 SAMPLE_VERSION: Final = 1
 _LOOK_AHEAD: Final = 50
-"""Candidates of a cell among which one is sought whose image was not drawn yet."""
+"""Candidates of a cell among which one with a new image is sought."""
 
 Cell = tuple[int, ...]
 """The AI's label codes in the order of the audit's fact types."""
@@ -27,11 +27,11 @@ Cell = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class AuditItem:
-    """One sub-sentence to label, and what the AI found."""
+    """One segment to label, and what the AI found."""
 
     sample_id: str
     segment: int
-    """Number of the sub-sentence in the response, from 0."""
+    """Number of the segment in the response, from 0."""
     image: str
     image_sha256: str
     prompt: str
@@ -41,18 +41,18 @@ class AuditItem:
     facts: tuple[Mapping[str, str], ...]
     """``{"type", "text"}`` each."""
     verdicts: tuple[bool, ...]
-    """The AI's, by fact; kept from whoever labels."""
+    """The AI's verdicts by fact, hidden from people who label."""
     labels: Mapping[str, int]
     """The AI's label codes by fact type, in the order of the audit's."""
 
     @property
     def text(self) -> str:
-        """The sub-sentence."""
+        """The segment."""
         return self.response[self.start : self.end]
 
     @property
     def cell(self) -> Cell:
-        """Its labels."""
+        """Return its labels."""
         return tuple(self.labels.values())
 
 
@@ -61,13 +61,13 @@ class Audit:
     """A sample and the set that it was drawn from."""
 
     id: str
-    """Equal for equal samples."""
+    """Identity, equal for equal samples."""
     seed: int
     items: tuple[AuditItem, ...]
     population: Mapping[Cell, int]
-    """Sub-sentences of each cell in the whole set."""
+    """Segments of each cell in the whole set."""
     types: tuple[str, ...] = FACT_TYPES
-    """What the sub-sentences are labelled for."""
+    """What the segments are labelled for."""
 
     def strata(self) -> dict[str, dict[str, dict[str, int]]]:
         """``{type: {label: {"population", "drawn"}}}``"""
@@ -103,7 +103,9 @@ class Audit:
             UserError: another format or version.
         """
         if (value.get("format"), value.get("version")) != (SAMPLE_FORMAT, SAMPLE_VERSION):
-            raise UserError("The audit's sample.json is of another version: draw the audit again with --audit N.")
+            raise UserError(
+                "The audit's sample.json is of another version: draw the audit again with `fgaif audit draw N`."
+            )
         types = tuple(value["strata"])
         items = (
             AuditItem(
@@ -123,14 +125,14 @@ class Audit:
 @dataclass(frozen=True, slots=True, order=True)
 class _Candidate:
     priority: int
-    """From a hash: the lower, the sooner it is drawn."""
+    """Return the priority, from a hash; lower ones are drawn first."""
     sample_id: str
     segment: int
     image_sha256: str
 
 
 class AuditSampler:
-    """Draws an audit in two passes over the feedback rows, with memory for the sample alone.
+    """Sampler of an audit, in two passes over the feedback rows, with memory for the sample alone.
 
     Equal rows, in any order, give equal samples.
 
@@ -142,20 +144,20 @@ class AuditSampler:
     """
 
     def __init__(self, count: int, seed: int) -> None:
-        """Sets the number of sub-sentences to draw, all where there are fewer, and the seed of the draw.
+        """Set the number of segments to draw, all where there are fewer, and the seed of the draw.
 
         Raises:
             UserError: the number is less than one.
         """
         if count < 1:
-            raise UserError(f"--audit takes the number of sub-sentences to label, at least 1, not {count}.")
+            raise UserError(f"An audit takes the number of segments to label, at least 1, not {count}.")
         self._count, self._seed = count, seed
         self._types: tuple[str, ...] = ()
         self._population: Counter[Cell] = Counter()
         self._kept: dict[Cell, list[tuple[int, _Candidate]]] = {}
 
     def offer(self, row: Mapping[str, Any]) -> None:
-        """Count the sub-sentences of a feedback row; needs ``sample_id``, ``image_sha256`` and ``segments``."""
+        """Count the segments of a feedback row; needs ``sample_id``, ``image_sha256`` and ``segments``."""
         for index, segment in enumerate(row["segments"]):
             labels = ai_labels(segment)
             self._types = self._types or tuple(labels)  # all rows of a folder have the same
@@ -171,14 +173,14 @@ class AuditSampler:
                 heapq.heappushpop(heap, entry)  # drops the highest priority number
 
     def collect(self, rows: Iterable[Mapping[str, Any]]) -> Audit:
-        """The sample, from a second pass over whole feedback rows.
+        """Collect the sample in a second pass over whole feedback rows.
 
         Raises:
-            UserError: no sub-sentence was offered.
+            UserError: no segment was offered.
         """
         chosen = self._choose()
         if not chosen:
-            raise UserError("There is no labelled sub-sentence to audit: label some responses first.")
+            raise UserError("There is no labelled segment to audit: label some responses first.")
         wanted: dict[str, list[int]] = {}
         for candidate in chosen:
             wanted.setdefault(candidate.sample_id, []).append(candidate.segment)
@@ -193,7 +195,7 @@ class AuditSampler:
         return Audit(key, self._seed, items, dict(self._population), self._types)
 
     def _choose(self) -> list[_Candidate]:
-        """Fill the stratum with the fewest, again and again; images that were not drawn yet come first."""
+        """Repeatedly fill the stratum with the fewest; new images come first."""
         left = {cell: sorted(candidate for _, candidate in heap) for cell, heap in self._kept.items()}
         strata = {(place, code): 0 for place in range(len(self._types)) for code in range(len(CLASS_NAMES))}
         used: Counter[str] = Counter()
@@ -218,11 +220,11 @@ class AuditSampler:
 
 
 def cell_weights(cells: Sequence[Cell], population: Mapping[Cell, int]) -> list[float]:
-    """How many sub-sentences each drawn one stands for, scaled to a mean of 1.
+    """Return how many segments each drawn one stands for, scaled to a mean of 1.
 
     Args:
-        cells: cell of each drawn (and answered) sub-sentence.
-        population: sub-sentences of each cell in the whole set.
+        cells: cell of each drawn (and answered) segment.
+        population: segments of each cell in the whole set.
     """
     drawn = Counter(cells)
     covered = sum(population[cell] for cell in drawn)

@@ -1,6 +1,6 @@
 """An audit in Label Studio: its labelling configuration, its tasks to import, and its JSON export.
 
-One task per sub-sentence, one choice per fact type; the choices' aliases are what the export holds. Set the project up
+One task per segment, one choice per fact type; the choices' aliases are what the export holds. Set the project up
 with ``labelling_config``, import the tasks, and export as "JSON" (not "JSON-MIN"). Formats:
 https://labelstud.io/guide/task_format and https://labelstud.io/tags/choices.
 """
@@ -46,13 +46,13 @@ def _choices(fact_type: FactType) -> str:
 
 
 def labelling_config(fact_types: Sequence[FactType]) -> str:
-    """The labelling configuration of a project, as XML."""
+    """Build the labelling configuration of a project, as XML."""
     return "\n".join(
         [
             "<View>",
             '  <Image name="image" value="$image"/>',
             '  <Text name="response" value="$response"/>',
-            '  <Header value="Sub-sentence"/>',
+            '  <Header value="Segment"/>',
             '  <Text name="sub_sentence" value="$sub_sentence"/>',
             *map(_choices, fact_types),
             "</View>",
@@ -63,7 +63,7 @@ def labelling_config(fact_types: Sequence[FactType]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StudioTask:
-    """Which sub-sentence a task is about."""
+    """Return which segment a task is about."""
 
     audit: str
     sample_id: str
@@ -81,7 +81,7 @@ class StudioAnswer:
 
 
 def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]]:
-    """The tasks of an audit in Label Studio's import form; the AI's verdicts are not among them.
+    """Build the tasks of an audit in Label Studio's import form; the AI's verdicts are not among them.
 
     Args:
         audit: the sample.
@@ -106,7 +106,7 @@ def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]
 
 
 def parse_export(tasks: Sequence[object], path: str, types: Sequence[str] = FACT_TYPES) -> list[StudioAnswer]:
-    """The annotations of an export about these fact types; skipped ones are left out.
+    """Read the annotations of an export about these fact types; skipped ones are left out.
 
     Raises:
         UserError: the tasks are not those of an audit, or an annotation does not fit the labelling configuration.
@@ -147,7 +147,7 @@ def _read_choices(result: Sequence[object], number: int, path: str, types: Seque
     for region in result:
         name = str(region.get("from_name")) if isinstance(region, dict) else ""
         if not isinstance(region, dict) or region.get("type") != "choices" or name not in types:
-            continue  # projects may ask more than we do
+            continue  # projects may have further questions
         value = region.get("value")
         choices = value.get("choices") if isinstance(value, dict) else None
         if not isinstance(choices, list) or len(choices) != 1 or choices[0] not in CHOICES:

@@ -1,4 +1,4 @@
-"""Facts whose truth people know, as JSON lines: what thresholds are calibrated on, and canaries.
+"""Facts of known truth, as JSON lines, for calibration of thresholds and for control items.
 
 A line is ``{"image", "fact", "type", "consistent", "weight"}``. ``image`` is a path relative to the file, or a URI;
 ``type`` one of the run's fact types; ``consistent`` whether the fact is right according to the image; ``weight`` how
@@ -30,7 +30,7 @@ class LabelledFact:
     """Path or URI."""
     text: str
     type: str | None
-    """None where the type is not known."""
+    """None where the type is unknown."""
     consistent: bool
     weight: float = 1.0
 
@@ -52,7 +52,7 @@ def read_labelled_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[La
     return facts
 
 
-def read_canary_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[LabelledFact]:
+def read_control_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[LabelledFact]:
     """Read facts that are wrong unless they say otherwise; ``type`` may be left out.
 
     Raises:
@@ -60,12 +60,12 @@ def read_canary_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[Labe
     """
     facts = [_parse(line, path, number, types, labelled=False) for number, line in _lines(path)]
     if not facts:
-        raise UserError(f'{path} holds no canaries: give JSON lines of {{"image", "fact"}}.')
+        raise UserError(f'{path} holds no control items: give JSON lines of {{"image", "fact"}}.')
     return facts
 
 
 def facts_of_audit(audit: Audit, answers: Sequence[HumanAnswer]) -> list[dict[str, Any]]:
-    """The facts that most people call right or wrong, as lines to write; ties are left out.
+    """Yield the facts that most people call right or wrong, as lines to write; ties are left out.
 
     Weights stand for the whole labelled set, as an audit's sample is not as evenly spread as that.
     """
@@ -103,7 +103,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
     except OSError as error:
         raise UserError(f"Cannot read the facts {path}: give an existing file of JSON lines.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: give a file of JSON lines.") from error
+        raise UserError(f"{path} is not UTF-8 text: give a file of JSON lines.") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
@@ -116,7 +116,7 @@ def _parse(line: str, path: str, number: int, types: Sequence[str], labelled: bo
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: give one object a line.") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where} is no object: give {{...}} with image and fact.")
+        raise UserError(f"{where} is not an object: give {{...}} with image and fact.")
     for key in ("image", "fact"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise UserError(f"{where} has no text in {key!r}: give the image's path or URI and the fact.")

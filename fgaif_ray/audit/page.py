@@ -1,7 +1,7 @@
 """The page on which a person labels an audit: one HTML file that needs nothing else, offline.
 
-What the AI concluded is not in the page at all, so that nobody is led by it. Strangers' text travels as JSON in a
-script element and becomes text nodes; the page's policy runs no script but its own and forbids every request.
+The AI's verdicts are not in the page, so that nobody is led by them. Untrusted text is embedded as JSON in a script
+element and becomes text nodes; the page's policy allows no script but its own and forbids every request.
 """
 
 import base64
@@ -25,7 +25,7 @@ LARGEST_SIDE: Final = 900
 
 
 def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str, tuple[str, bool]]:
-    """Each image of an audit once, by its hash: a data URL, and whether it is so small that it is shown enlarged.
+    """Load each image of an audit once, by its hash: a data URL, and whether it is so small that it is shown enlarged.
 
     Args:
         audit: the sample.
@@ -42,7 +42,7 @@ def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str,
 def build_page(
     audit: Audit, pictures: dict[str, tuple[str, bool]], title: str, fact_types: Sequence[FactType] = DEFAULT
 ) -> str:
-    """The page of an audit as one HTML document.
+    """Build the page of an audit as one HTML document.
 
     Args:
         audit: the sample.
@@ -65,7 +65,7 @@ def build_page(
 
 
 def _data(audit: Audit, pictures: dict[str, tuple[str, bool]], fact_types: Sequence[FactType]) -> dict[str, Any]:
-    """What the script reads. Text is cut here: JavaScript counts characters otherwise than Python."""
+    """Return the data that the script reads. Text is cut here, since JavaScript counts characters differently."""
     return {
         "format": ANSWERS_FORMAT,
         "version": ANSWERS_VERSION,

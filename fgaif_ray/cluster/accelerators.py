@@ -13,71 +13,33 @@ MIB: Final = 1 << 20
 ACCELERATOR_LABEL: Final = "ray.io/accelerator-type"
 """Label of Ray's nodes."""
 
-MEMORY_MIB: Final[Mapping[str, int]] = {
-    "T4": 15360,
-    "A10": 23028,
-    "A10G": 23028,
-    "L4": 23034,
-    "A100-40G": 40960,
-    "L40S": 46068,
-    "A100-80G": 81920,
-    "H100": 81559,
-    "RTX-PRO-6000": 97887,
-    "H200": 143771,
-    "B200": 183359,
-}
-"""By accelerator, under Ray's names where it has one; its ``A100`` may be either of two, so it stands for none."""
-
-MACHINES: Final[Mapping[str, str]] = {
-    # Amazon EC2, up to the dot
-    "g4dn": "T4",
-    "g5": "A10G",
-    "g6": "L4",
-    "gr6": "L4",
-    "g6e": "L40S",
-    "g7e": "RTX-PRO-6000",
-    "p4d": "A100-40G",
-    "p4de": "A100-80G",
-    "p5": "H100",
-    "p5e": "H200",
-    "p5en": "H200",
-    "p6-b200": "B200",
-    # Google Compute Engine, up to the number of GPUs or CPUs
-    "g2-standard": "L4",
-    "a2-highgpu": "A100-40G",
-    "a2-megagpu": "A100-40G",
-    "a2-ultragpu": "A100-80G",
-    "a3-highgpu": "H100",
-    "a3-megagpu": "H100",
-    "a3-edgegpu": "H100",
-    "a3-ultragpu": "H200",
-    "a4-highgpu": "B200",
-    # Google's accelerators that are attached to a machine or a node pool
-    "nvidia-tesla-t4": "T4",
-    "nvidia-l4": "L4",
-    "nvidia-tesla-a100": "A100-40G",
-    "nvidia-a100-80gb": "A100-80G",
-    "nvidia-h100-80gb": "H100",
-    "nvidia-h100-mega-80gb": "H100",
-    "nvidia-h200-141gb": "H200",
-    "nvidia-b200": "B200",
-}
-"""Machine type or accelerator of a cloud -> accelerator."""
+# Ray's name for an accelerator, where it has one (its A100 may be either of two, so it stands for none); machine types
+# of Amazon EC2 up to the dot and of Google Compute Engine up to the number of GPUs or CPUs; Google's accelerators that
+# are attached to a machine or a node pool.
+_MEMORY: Final = (
+    (15360, "T4 g4dn nvidia-tesla-t4"),
+    (23028, "A10 A10G g5"),
+    (23034, "L4 g6 gr6 g2-standard nvidia-l4"),
+    (40960, "A100-40G p4d a2-highgpu a2-megagpu nvidia-tesla-a100"),
+    (46068, "L40S g6e"),
+    (81920, "A100-80G p4de a2-ultragpu nvidia-a100-80gb"),
+    (81559, "H100 p5 a3-highgpu a3-megagpu a3-edgegpu nvidia-h100-80gb nvidia-h100-mega-80gb"),
+    (97887, "RTX-PRO-6000 g7e"),
+    (143771, "H200 p5e p5en a3-ultragpu nvidia-h200-141gb"),
+    (183359, "B200 p6-b200 a4-highgpu nvidia-b200"),
+)
+_MIB_OF: Final = {name: mib for mib, names in _MEMORY for name in names.split()}
 
 
 def gpu_bytes(accelerator: str | None) -> int | None:
     """Memory of one GPU; None where the accelerator is not known.
 
     Args:
-        accelerator: a key of ``MEMORY_MIB``, or what a cloud calls a machine or an accelerator, e.g. ``g6e.12xlarge``.
+        accelerator: its name, e.g. ``H100``, or what a cloud calls a machine or an accelerator, e.g. ``g6e.12xlarge``.
     """
-    if accelerator is None:
-        return None
-    if accelerator in MEMORY_MIB:
-        return MEMORY_MIB[accelerator] * MIB
-    aws, google = accelerator.partition(".")[0], accelerator.rpartition("-")[0]
-    found = next((MACHINES[name] for name in (accelerator, aws, google) if name in MACHINES), None)
-    return None if found is None else MEMORY_MIB[found] * MIB
+    name = accelerator or ""
+    known = (name, name.partition(".")[0], name.rpartition("-")[0])
+    return next((_MIB_OF[one] * MIB for one in known if one in _MIB_OF), None)
 
 
 def accelerator_of(labels: Mapping[str, str], machine: Mapping[str, Any]) -> str | None:

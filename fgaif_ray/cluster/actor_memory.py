@@ -1,32 +1,32 @@
 """What each actor that holds a model keeps on its device, part by part, at its largest.
 
-Learners and reward trainers are counted as `actors.alignment.learner` and `actors.rewards.trainer` run them, with
-the longest responses that the configuration allows; vLLM engines as `actors.engine.start` starts them, which reserve
-what they are told.
+Learners and reward models are counted by dry runs (``fgaif_ray.cluster.dry_run``) of the passes that
+`actors.alignment.learner`, `actors.rewards.trainer` and `actors.rewards.service` make, with the longest responses that
+the configuration allows; vLLM engines as `actors.engine.start` starts them, which reserve what they are told.
 Rewards are trained and scored on images and texts whose prompts are taken to have `PROMPT_TOKENS` beside the image.
 """
 
+import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from fgaif_ray.cluster.model_sizes import ITEM_BYTES, ModelSize, model_size
-from fgaif_ray.cluster.pass_memory import (
-    FLOAT32,
-    Adapter,
-    gathered_weights,
-    image_features,
-    image_pass,
-    kept_states,
-    logit_chunk,
-    working_states,
-)
+import torch
+from torch import Tensor, nn
+
+from fgaif_ray.cluster.dry_run import DryRun, Head, Pass, dry_run
 from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS, ResourceRequest, reward_scorers
-from fgaif_ray.config import Config, EngineConfig, LoRAOptions
+from fgaif_ray.config import Config, EngineConfig
 from fgaif_ray.records import CLASS_NAMES
+from fgaif_ray.rewards.kinds import reward_tasks
+from fgaif_ray.rewards.model import SCORING_BATCH
+from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
+from fgaif_ray.rl.policy import CRITIC, IMAGES_PER_PASS, POLICY
+from fgaif_ray.vlm.passes import VocabularyScores
 
 GIB: Final = 1 << 30
+FLOAT32: Final = 4
 RUNTIME: Final = 1 * GIB
 """About what a CUDA context, its libraries and captured graphs take beside tensors: an estimate, not counted."""
 PROMPT_TOKENS: Final = 64
@@ -37,13 +37,9 @@ ENGINE_TOKENS: Final = 8192
 ENGINE_BLOCK: Final = 16
 BATCH_TENSORS: Final = 12
 """Float32 tensors ``[responses, tokens]`` of a rollout batch: rewards, estimates, advantages and the like."""
-
-Remedy = Callable[[int], str | None]
-"""Given the bytes that an actor may take: the settings that make it fit, or None where none does."""
-
-
-def _none(_room: int) -> str | None:
-    return None
+REWARD: Final = "reward"
+SERVER: Final = "vLLM server"
+"""What a job starts beside Ray on the driver's machine; no actor, and Ray does not know of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +54,25 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """The setting that decides how many rows go through a model together."""
+
+    key: str
+    rows: int
+    """Of the largest pass."""
+    each: int = 1
+    """What a row adds to the setting."""
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """All that an actor keeps on its device."""
 
     parts: tuple[Part, ...]
-    remedy: Remedy = _none
+    batch: Batch | None = None
+    """None for an engine, which decides by itself."""
+    least: int = 0
+    """Bytes that an engine needs for one sequence."""
     shortage: str | None = None
     """Why it could not start, though its parts may fit."""
 
@@ -93,304 +103,217 @@ def footprint(config: Config, request: ResourceRequest, gpu: int | None) -> Foot
     Raises:
         UncountableModelError: its model is not here, or not to be counted.
     """
-    on_gpu = request.num_gpus > 0
-    label, align = config.label, config.align
-    rank = align.lora.rank if align.rollout.sync == "adapter" else None
-    merged = align.rollout.sync == "merged"
-    found: Footprint
-    match request.actor:
-        case "Sampler":
-            found = _engine(request.section, config.policy.model, config.sample.engine, gpu, on_gpu)
-        case "Verifier":
-            found = _engine(request.section, label.verifier.model, label.verifier.engine, gpu, on_gpu)
-        case "SecondVerifier" if label.second_verifier is not None:
-            second = label.second_verifier
-            found = _engine(request.section, second.model, second.engine, gpu, on_gpu)
-        case "RolloutWorker":
-            found = _engine(request.section, config.policy.model, align.rollout.engine, gpu, on_gpu, rank, merged)
-        case "Generator":
-            found = _engine(request.section, config.policy.model, config.evaluate.engine, gpu, on_gpu, rank, merged)
-        case "RewardTrainer":
-            found = _reward_trainer(config)
-        case "Learner":
-            found = _learner(config)
-        case name if name in reward_scorers(config):
-            found = _reward_replica(config, len(reward_scorers(config)[name]))
-        case _:
-            return None
-    if on_gpu:
-        found = Footprint((*found.parts, _runtime()), found.remedy, found.shortage)
-    return found
+    section = functools.reduce(getattr, request.section.split("."), config)
+    scorers = reward_scorers(config)
+    if request.actor == "Learner":
+        found = _learner(config)
+    elif request.actor == "RewardTrainer":
+        found = _reward_trainer(config)
+    elif request.actor in scorers:
+        found = _reward_replica(config, len(scorers[request.actor]))
+    elif isinstance(section, EngineConfig):
+        found = _engine(config, request, section, gpu)
+    else:
+        return None
+    if not request.num_gpus:
+        return found
+    return replace(found, parts=(*found.parts, Part("CUDA context and libraries, about", RUNTIME)))
 
 
-def served_model(section: str, model: str, engine: EngineConfig, gpu: int | None, on_gpu: bool) -> Footprint:
-    """What vLLM's own server keeps, which a job starts beside Ray on the driver's machine.
-
-    Raises:
-        UncountableModelError: see ``footprint``.
-    """
-    found = _engine(f"{section}.engine", model, engine, gpu, on_gpu)
-    return Footprint((*found.parts, *([_runtime()] if on_gpu else [])), found.remedy, found.shortage)
+def _weights(run: DryRun, quantisation: str = "none", shards: int = 1) -> Part:
+    held = "4 bits" if quantisation == "4bit" else run.dtype
+    text = f"weights of {run.name}: {run.parameters:,} in {held}" + (f", 1/{shards} of them" if shards > 1 else "")
+    return Part(text, run.weight_bytes(quantisation, shards), weights=True)
 
 
-def _runtime() -> Part:
-    return Part("CUDA context and libraries, about", RUNTIME)
+def _longest(run: DryRun, responses: int, most: int) -> int:
+    """Tokens of the longest sequence: all that are allowed where those of an image are not known."""
+    length = most if run.image_tokens is None else PROMPT_TOKENS + run.image_tokens + responses
+    return min(length, most, run.positions)
 
 
-def _weights(size: ModelSize, dtype: str, quantisation: str = "none", shards: int = 1) -> Part:
-    held = "4 bits" if quantisation == "4bit" else dtype
-    text = f"weights of {size.name}: {size.parameters:,} in {held}" + (f", 1/{shards} of them" if shards > 1 else "")
-    return Part(text, size.weight_bytes(dtype, quantisation, shards), weights=True)
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(one.nbytes for one in tensors)
+
+
+def log_prob_head(run: DryRun, temperature: float, with_entropy: bool) -> Head:
+    """The policy's head: log-probabilities and, where asked for, entropies, as a learner computes them."""
+    scores = VocabularyScores(run.model.get_output_embeddings(), (), temperature)
+
+    def head(states: Tensor) -> Tensor:
+        found, entropies = scores(states, states.new_empty(len(states), dtype=torch.int64), with_entropy)
+        log_probs: Tensor = found
+        return log_probs if entropies is None else log_probs + entropies
+
+    return head
+
+
+def _linear(run: DryRun, outputs: int) -> tuple[Head, int]:
+    """A float32 head of that many outputs, and its bytes."""
+    layer = nn.Linear(run.hidden, outputs, device="meta")
+    return lambda states: layer(states.float()), _bytes(layer.parameters())
 
 
 def _learner(config: Config) -> Footprint:
     """`actors.alignment.learner`: the backbone once, both adapters with all that AdamW keeps, the batch, and a pass."""
-    from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
-    from fgaif_ray.rl.policy import IMAGES_PER_PASS
-
     align, ppo = config.align, config.align.ppo
-    size = model_size(config.policy.model)
-    dtype = size.loaded_dtype(config.policy.dtype)
-    item = ITEM_BYTES[dtype]
     critic_lora = align.lora if align.critic_from_reward is None else config.rewards.lora
-    policy = size.adapter_parameters(align.lora.rank, align.lora.target_modules)
-    critic = size.adapter_parameters(critic_lora.rank, critic_lora.target_modules) + size.decoder.hidden + 1
-    tensors = 2 * sum(len(size.adapted_layers(one.target_modules)) for one in (align.lora, critic_lora)) + 2
-    trained = FLOAT32 * (policy + critic)
+    run = dry_run(config.policy.model, config.policy.dtype, (POLICY, align.lora), (CRITIC, critic_lora))
+    values, value_head = _linear(run, 1)
+    policy, critic = _bytes(run.trained(POLICY)), _bytes(run.trained(CRITIC)) + value_head
+    tensors = len(run.trained(POLICY)) + len(run.trained(CRITIC)) + 2
+    tokens = _longest(run, align.rollout.max_tokens, align.rollout.engine.max_model_len)
+    read = min(align.rollout.max_tokens, tokens)
     share = math.ceil(align.rollout_batch_size / align.num_workers)
     images = math.ceil(share / align.samples_per_prompt)
-    longest = PROMPT_TOKENS + size.image_tokens + align.rollout.max_tokens
-    longest = min(longest, align.rollout.engine.max_model_len, size.positions)
     most = math.ceil(ppo.minibatch_size / align.num_workers)  # a worker's share of a minibatch
-    adapter = max((_adapter(align.lora), _adapter(critic_lora)), key=lambda one: one.rank)
+    if ppo.micro_batch_tokens is None:
+        batch = Batch("align.ppo.micro_batch_size", min(most, ppo.micro_batch_size))
+    else:
+        batch = Batch("align.ppo.micro_batch_tokens", min(most, max(1, ppo.micro_batch_tokens // tokens)), tokens)
 
-    def kept(rows: int, checkpointing: bool) -> int:
-        return kept_states(size, adapter, dtype, rows, longest, checkpointing)
+    def update(adapter: str, head: Head) -> Pass:
+        decoder = run.training_pass(batch.rows, tokens, read, adapter, align.activation_checkpointing)
+        return decoder.then(run.head_pass(head, batch.rows * read))
 
-    def working(rows: int, checkpointing: bool) -> int:
-        """Beside the kept states, in whichever phase of a step needs most."""
-        responses = min(align.rollout.max_tokens, longest)
-        update = max(working_states(size.decoder, item, rows * longest), logit_chunk(size, rows * responses))
-        estimated = min(ESTIMATE_FACTOR * rows, share) * longest
-        estimate = working_states(size.decoder, item, estimated) + logit_chunk(size, estimated)
-        encode = image_pass(size, dtype, min(IMAGES_PER_PASS, images))
-        reduce = FLOAT32 * max(policy, critic) if align.num_workers > 1 else 0
-        return max(update, max(estimate, encode, reduce) - kept(rows, checkpointing))
-
-    budget = ppo.micro_batch_tokens
-    rows = min(most, ppo.micro_batch_size if budget is None else max(1, budget // longest))
-    checkpointing = align.activation_checkpointing
-    batch = image_features(size, dtype, images) + share * (8 * longest + BATCH_TENSORS * FLOAT32 * longest)
+    together = min(ESTIMATE_FACTOR * batch.rows, share)
+    entropies = run.head_pass(log_prob_head(run, align.rollout.temperature, True), together * read, training=False)
+    passes = (
+        update(POLICY, log_prob_head(run, align.rollout.temperature, ppo.entropy_coefficient > 0)),
+        update(CRITIC if critic_lora != align.lora else POLICY, values),  # adapters of one shape keep the same
+        run.scoring_pass(together, tokens, read, POLICY).then(entropies),
+        Pass(0, run.image_pass(min(IMAGES_PER_PASS, images)).peak),
+        Pass(0, max(policy, critic) if align.num_workers > 1 else 0),  # gradients on their way to other workers
+    )
     shards = align.num_workers if align.sharding == "full" else 1
-    gathered = gathered_weights(size, dtype)
-    parts = [
-        _weights(size, dtype, shards=shards),
-        *([Part("layers of it that are together in a pass", gathered)] if shards > 1 else []),
-        Part(f"policy and critic: adapters of rank {align.lora.rank}, value head, float32", trained),
-        Part("their gradients, float32", trained),
-        Part("their AdamW states, float32", 2 * trained + FLOAT32 * tensors),
-    ]
-    if align.rollout.max_staleness:
-        parts.append(Part("adapter of the policy before, and a copy while it is probed", 2 * FLOAT32 * policy))
-    parts.append(Part(f"image features and rows of {share:,} responses", batch))
-    fixed = sum(part.size or 0 for part in parts) + (RUNTIME if align.gpus_per_worker else 0)
-    kind = ", checkpointed" if checkpointing else ""
-    parts += [
-        Part(f"states kept for backward: {rows} responses of {longest:,} tokens{kind}", kept(rows, checkpointing)),
-        Part("working memory of a pass", working(rows, checkpointing)),
-    ]
-
-    def remedy(room: int) -> str | None:
-        def fitting(checkpointed: bool, saved: int) -> int:
-            left, possible = room - fixed + saved, range(rows, 0, -1)
-            return next((one for one in possible if kept(one, checkpointed) + working(one, checkpointed) <= left), 0)
-
-        def found(*settings: str, saved: int = 0) -> list[str]:
-            choices = [(checkpointing, settings)]
-            if not checkpointing:
-                choices.append((True, (*settings, "align.activation_checkpointing=true")))
-            return [
-                " with ".join(filter(None, [*chosen, sized(count)]))
-                for checkpointed, chosen in choices
-                if (count := fitting(checkpointed, saved))
-            ]
-
-        def sized(count: int) -> str:
-            if count == rows:
-                return ""
-            if budget is not None:
-                return f"align.ppo.micro_batch_tokens={count * longest}"
-            return f"align.ppo.micro_batch_size={count}"
-
-        settings = found()
-        if not settings and shards == 1 and align.num_workers > 1:
-            saved = size.weight_bytes(dtype) - size.weight_bytes(dtype, shards=align.num_workers) - gathered
-            settings = found("align.sharding=full", saved=saved)
-        return ", or ".join(settings) or None
-
-    return Footprint(tuple(parts), remedy)
+    previous = "adapter of the policy before, and a copy while it is probed"
+    kind = ", checkpointed" if align.activation_checkpointing else ""
+    rollouts = run.image_pass(images).kept + share * tokens * (8 + BATCH_TENSORS * FLOAT32)
+    parts = (
+        _weights(run, shards=shards),
+        *([Part("layers of it that are together in a pass", run.gathered_bytes())] if shards > 1 else []),
+        Part(f"policy and critic: adapters of rank {align.lora.rank}, value head, float32", policy + critic),
+        Part("their gradients, float32", policy + critic),
+        Part("their AdamW states, float32", 2 * (policy + critic) + FLOAT32 * tensors),
+        *([Part(previous, 2 * policy)] if align.rollout.max_staleness else []),
+        Part(f"image features and rows of {share:,} responses", rollouts),
+        *_training_parts(batch.rows, f"{tokens:,} tokens{kind}", passes),
+    )
+    return Footprint(parts, batch)
 
 
-def _adapter(lora: LoRAOptions) -> Adapter:
-    return Adapter(lora.rank, lora.target_modules)
+def _training_parts(rows: int, length: str, passes: Sequence[Pass]) -> tuple[Part, Part]:
+    """What is enough for each of several passes."""
+    kept, peak = max(one.kept for one in passes), max(one.peak for one in passes)
+    return (
+        Part(f"states kept for backward: {rows} responses of {length}", kept),
+        Part("working memory of a pass", peak - kept),
+    )
 
 
-def _reading_length(config: Config, size: ModelSize) -> int:
-    """Longest sequence that a reward model of this configuration reads."""
-    response = config.sample.max_tokens + math.ceil(config.sample.max_tokens / SEGMENT_TOKENS)
-    return min(PROMPT_TOKENS + size.image_tokens + response, size.positions)
+def _reward_model(config: Config) -> tuple[DryRun, int, int]:
+    """The model of one type, the tokens of the longest sequence that it reads, and the sub-sentences in it."""
+    rewards, sample = config.rewards, config.sample
+    run = dry_run(rewards.backbone, rewards.dtype, (REWARD, rewards.lora))
+    segments = math.ceil(sample.max_tokens / SEGMENT_TOKENS)
+    most = max(sample.engine.max_model_len, PROMPT_TOKENS + (run.image_tokens or 0) + sample.max_tokens) + segments
+    return run, _longest(run, sample.max_tokens + segments, most), segments
+
+
+def _with_images(run: DryRun, rows: int, decoder: Pass, head: Pass) -> Pass:
+    """A pass whose images are read just before, and whose features stay meanwhile."""
+    images, read = run.image_pass(rows), decoder.then(head)
+    return Pass(read.kept, max(images.peak, images.kept + read.peak))
+
+
+def _scoring(config: Config, rows: int) -> Pass:
+    run, tokens, segments = _reward_model(config)
+    head = run.head_pass(_linear(run, len(CLASS_NAMES))[0], rows * segments, training=False)
+    return _with_images(run, rows, run.scoring_pass(rows, tokens, segments, REWARD), head)
 
 
 def _reward_trainer(config: Config) -> Footprint:
     """`actors.rewards.trainer` at its last adapter: those before it are still there, with their gradients."""
-    from fgaif_ray.rewards.kinds import reward_tasks
-    from fgaif_ray.rewards.model import SCORING_BATCH
-
-    rewards = config.rewards
-    size = model_size(rewards.backbone)
-    dtype = size.loaded_dtype(rewards.dtype)
-    item = ITEM_BYTES[dtype]
-    tasks = reward_tasks(rewards.kind, config.run.type_names)
-    low_rank = size.adapter_parameters(rewards.lora.rank, rewards.lora.target_modules)
-    head = len(CLASS_NAMES) * (size.decoder.hidden + 1)
-    each = [FLOAT32 * (low_rank + head * len(task.heads)) for task in tasks]
-    tensors = 2 * (len(size.adapted_layers(rewards.lora.target_modules)) + len(tasks[-1].heads))
-    longest = _reading_length(config, size)
-    most = math.ceil(rewards.batch_size / rewards.num_workers)
-    rows = min(rewards.micro_batch_size, most)
-
-    def kept(count: int) -> int:
-        return kept_states(size, _adapter(rewards.lora), dtype, count, longest, False)
-
-    def working(count: int) -> int:
-        def forward(together: int) -> int:
-            features = image_features(size, dtype, together)
-            passed = max(working_states(size.decoder, item, together * longest), image_pass(size, dtype, together))
-            return passed + features
-
-        step = each[-1] * (2 if rewards.num_workers > 1 else 1)  # AdamW's square roots, the message to other workers
-        return max(forward(count), max(forward(SCORING_BATCH), step) - kept(count))
-
-    fixed = (
-        _weights(size, dtype, rewards.quantisation),
+    rewards, tasks = config.rewards, reward_tasks(config.rewards.kind, config.run.type_names)
+    run, tokens, segments = _reward_model(config)
+    classes, head = _linear(run, len(CLASS_NAMES))
+    each = [_bytes(run.trained(REWARD)) + head * len(task.heads) for task in tasks]
+    tensors = len(run.trained(REWARD)) + 2 * len(tasks[-1].heads)
+    rows = min(rewards.micro_batch_size, math.ceil(rewards.batch_size / rewards.num_workers))
+    decoder = run.training_pass(rows, tokens, segments, REWARD)
+    passes = (
+        _with_images(run, rows, decoder, run.head_pass(classes, rows * segments)),
+        Pass(0, _scoring(config, SCORING_BATCH).peak),
+        Pass(0, each[-1] * (2 if rewards.num_workers > 1 else 1)),  # AdamW's square roots, the message to other workers
+    )
+    parts = (
+        _weights(run, rewards.quantisation),
         Part(f"{len(tasks)} adapter(s) of rank {rewards.lora.rank} and their heads, float32", sum(each)),
         Part("their gradients, float32", sum(each)),
         Part("AdamW states of the one that is trained, float32", 2 * each[-1] + FLOAT32 * tensors),
         Part("its weights of the best epoch, float32", each[-1]),
+        *_training_parts(rows, f"{tokens:,} tokens", passes),
     )
-    taken = sum(part.size or 0 for part in fixed) + (RUNTIME if rewards.gpus_per_worker else 0)
-
-    saved = size.weight_bytes(dtype, rewards.quantisation) - size.weight_bytes(dtype, "4bit")
-
-    def remedy(room: int) -> str | None:
-        for setting, left in (("", room - taken), ("rewards.quantisation=4bit with ", room - taken + saved)):
-            fitting = next((one for one in range(rows, 0, -1) if kept(one) + working(one) <= left), 0)
-            if fitting:
-                return f"{setting}rewards.micro_batch_size={fitting}"
-        return None
-
-    states = Part(f"states kept for backward: {rows} responses of {longest:,} tokens", kept(rows))
-    return Footprint((*fixed, states, Part("working memory of a pass", working(rows))), remedy)
+    return Footprint(parts, Batch("rewards.micro_batch_size", rows))
 
 
 def _reward_replica(config: Config, types: int) -> Footprint:
     """`actors.rewards.service`: adapters stay float32, and nothing is kept for a backward pass."""
-    from fgaif_ray.rewards.model import SCORING_BATCH
-
     rewards = config.rewards
-    size = model_size(rewards.backbone)
-    dtype = size.loaded_dtype(rewards.dtype)
+    run, tokens, _ = _reward_model(config)
     adapters = types if rewards.kind == "separate" else 1
-    low_rank = size.adapter_parameters(rewards.lora.rank, rewards.lora.target_modules)
-    head = len(CLASS_NAMES) * (size.decoder.hidden + 1)
-    longest = _reading_length(config, size)
     rows = min(SCORING_BATCH, config.serve.max_batch_size)
-
-    def working(count: int) -> int:
-        passed = working_states(size.decoder, ITEM_BYTES[dtype], count * longest)
-        return max(passed, image_pass(size, dtype, count)) + image_features(size, dtype, count)
-
-    fixed = (
-        _weights(size, dtype, rewards.quantisation),
-        Part(f"{adapters} adapter(s) of rank {rewards.lora.rank}, {types} head(s), float32",
-             FLOAT32 * (adapters * low_rank + types * head)),
-    )  # fmt: skip
-    taken = sum(part.size or 0 for part in fixed) + (RUNTIME if config.serve.num_gpus else 0)
-
-    def remedy(room: int) -> str | None:
-        fitting = next((one for one in range(rows, 0, -1) if taken + working(one) <= room), 0)
-        return f"serve.max_batch_size={fitting}" if fitting else None
-
-    scored = Part(f"working memory of a pass: {rows} responses of {longest:,} tokens", working(rows))
-    return Footprint((*fixed, scored), remedy)
+    held = adapters * _bytes(run.trained(REWARD)) + types * _linear(run, len(CLASS_NAMES))[1]
+    parts = (
+        _weights(run, rewards.quantisation),
+        Part(f"{adapters} adapter(s) of rank {rewards.lora.rank}, {types} head(s), float32", held),
+        Part(f"working memory of a pass: {rows} responses of {tokens:,} tokens", _scoring(config, rows).peak),
+    )
+    return Footprint(parts, Batch("serve.max_batch_size", rows))
 
 
-def _engine(
-    section: str,
-    model: str,
-    engine: EngineConfig,
-    gpu: int | None,
-    on_gpu: bool,
-    rank: int | None = None,
-    merged: bool = False,
-) -> Footprint:
+def _engine(config: Config, request: ResourceRequest, engine: EngineConfig, gpu: int | None) -> Footprint:
     """A vLLM engine: what it reserves, and how much of that is left for keys and values."""
-    size = model_size(model)
-    dtype = size.engine_dtype(engine.dtype)
-    item, tower = ITEM_BYTES[dtype], size.decoder
-    parts = [_weights(size, dtype)]
-    if rank is not None:
-        room = next((one for one in LORA_RANKS if one >= rank), rank)
-        slots = LORA_SLOTS * size.adapter_parameters(room) * item
-        parts.append(Part(f"{LORA_SLOTS} slots for adapters up to rank {room}, {dtype}", slots))
-    images = math.ceil(ENGINE_TOKENS / size.image_tokens) if size.image_tokens else 0
-    passed = max(working_states(tower, item, ENGINE_TOKENS), image_pass(size, dtype, images))
-    logits = FLOAT32 * 2 * engine.max_num_seqs * size.vocabulary
+    owner = functools.reduce(getattr, request.section.split(".")[:-1], config)
+    model = {SERVER: "serve_model", "Verifier": "model", "SecondVerifier": "model"}.get(request.actor)
+    run = dry_run(getattr(owner, model) if model else config.policy.model, engine.dtype, engine=True)
+    sync = config.align.rollout.sync if request.actor in ("RolloutWorker", "Generator") else None
+    parts = [_weights(run)]
+    if sync == "adapter":
+        rank = next((one for one in LORA_RANKS if one >= config.align.lora.rank), config.align.lora.rank)
+        slots = LORA_SLOTS * run.slot_bytes(rank)
+        parts.append(Part(f"{LORA_SLOTS} slots for adapters up to rank {rank}, {run.dtype}", slots))
+    images = math.ceil(ENGINE_TOKENS / run.image_tokens) if run.image_tokens else 0
+    passed = max(run.scoring_pass(1, ENGINE_TOKENS, 1).peak, run.image_pass(images).peak)
+    logits = FLOAT32 * 2 * engine.max_num_seqs * run.vocabulary
     parts.append(Part(f"working memory of a pass of {ENGINE_TOKENS:,} tokens", passed + logits))
     fixed = sum(part.size or 0 for part in parts)
-    per_token = size.cache_bytes_per_token(dtype)
-    block = engine.block_size or ENGINE_BLOCK
+    per_token, block = run.cache_bytes_per_token(), engine.block_size or ENGINE_BLOCK
     sequence = per_token * math.ceil(engine.max_model_len / block) * block
-    shortage, cache = None, _cache_bytes(engine, gpu, fixed)
-    of_each = f"key-value cache, {per_token / 1024:,.3g} KiB a token"
-    if cache is None:
-        rest = f"the rest of {engine.gpu_memory_utilization:g} of the GPU" if on_gpu else "a share of the host's memory"
-        parts.append(Part(f"{of_each}: {rest}", None))
-    else:
-        count = cache // sequence if cache > 0 else 0
-        parts.append(Part(f"{of_each}: {count:,} sequences of {engine.max_model_len:,} tokens", max(cache, 0)))
-        if not count:
-            shortage = _no_room(section, engine, gpu, fixed + sequence)
-    if merged:
-        layer = max(2 * tower.intermediate, tower.queries + 2 * tower.keys, size.vocabulary) * tower.hidden * item
-        parts.append(Part("largest layer once more, while merged weights are loaded", layer))
-
-    def remedy(allowed: int) -> str | None:
-        needed = fixed + RUNTIME + sequence
-        if engine.kv_cache_gib is not None:
-            left = (allowed - fixed - RUNTIME) / GIB
-            return f"{section}.kv_cache_gib={math.floor(left * 10) / 10:g}" if left * GIB >= sequence else None
-        return None if gpu is None or allowed < needed else f"{section}.gpu_memory_utilization={_share(allowed, gpu)}"
-
-    return Footprint(tuple(parts), remedy, shortage)
-
-
-def _cache_bytes(engine: EngineConfig, gpu: int | None, fixed: int) -> int | None:
-    """For keys and values; None where it is not known before the engine runs."""
+    cache, shortage = None, None
     if engine.kv_cache_gib is not None:
-        return int(engine.kv_cache_gib * GIB)
-    return None if gpu is None else int(engine.gpu_memory_utilization * gpu) - fixed - RUNTIME
+        cache = int(engine.kv_cache_gib * GIB)
+    elif gpu is not None:
+        cache = int(engine.gpu_memory_utilization * gpu) - fixed - RUNTIME
+    what = f"key-value cache, {per_token / 1024:,.3g} KiB a token: "
+    if cache is not None:
+        what += f"{max(cache, 0) // sequence:,} sequences of {engine.max_model_len:,} tokens"
+        if cache < sequence:
+            shortage = _shortage(request.section, engine, fixed + sequence + RUNTIME)
+    elif request.num_gpus:
+        what += f"the rest of {engine.gpu_memory_utilization:g} of the GPU"
+    else:
+        what += "a share of the host's memory"
+    parts.append(Part(what, None if cache is None else max(cache, 0)))
+    if sync == "merged":
+        parts.append(Part("largest layer once more, while merged weights are loaded", run.largest_parameter()))
+    return Footprint(tuple(parts), least=fixed + RUNTIME + sequence, shortage=shortage)
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{math.floor(100 * part / whole) / 100:g}"
-
-
-def _no_room(section: str, engine: EngineConfig, gpu: int | None, needed: int) -> str:
-    if engine.kv_cache_gib is not None or gpu is None:
+def _shortage(section: str, engine: EngineConfig, needed: int) -> str:
+    if engine.kv_cache_gib is not None:
         return f"no sequence of {section}.max_model_len={engine.max_model_len} fits its kv_cache_gib: raise the latter"
-    wanted = f"{(needed + RUNTIME) / GIB:.1f} GiB"
     return (
-        f"it needs {wanted} for one sequence of {section}.max_model_len={engine.max_model_len}, more than "
-        f"gpu_memory_utilization={engine.gpu_memory_utilization:g} of the GPU: raise that, or lower max_model_len"
+        f"it needs {needed / GIB:.1f} GiB for one sequence of {section}.max_model_len={engine.max_model_len}, more "
+        f"than gpu_memory_utilization={engine.gpu_memory_utilization:g} of the GPU: raise that, or lower max_model_len"
     )

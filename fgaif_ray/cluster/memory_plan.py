@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from fgaif_ray.cluster.accelerators import gpu_bytes
-from fgaif_ray.cluster.actor_memory import GIB, Footprint, footprint, served_model
-from fgaif_ray.cluster.model_sizes import UncountableModelError
+from fgaif_ray.cluster.actor_memory import GIB, SERVER, Footprint, footprint
+from fgaif_ray.cluster.dry_run import UncountableModelError
 from fgaif_ray.cluster.node_types import ClusterFile, NodeType
 from fgaif_ray.cluster.plan import Assignment
+from fgaif_ray.cluster.remedies import remedy
 from fgaif_ray.cluster.resources import ALIGN_STAGE, SERVE_STAGE, ResourceRequest
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 
 TITLES: Final = ("stage", "actor", "what", "GiB each", "total", "GPU", "fits")
 RIGHT: Final = ("GiB each", "total", "GPU")
-SERVER: Final = "vLLM server"
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
     """Equal actors on nodes of one type, and what each of them keeps on its device."""
 
+    config: Config
     stage: str
     request: ResourceRequest
     node_type: str
@@ -126,9 +127,7 @@ class MemoryPlan:
         for load in self.loads:
             if load.gpu is not None and load.weights > load.gpu:
                 first = load.holdings[0][0]
-                settings = "".join(
-                    f"set {found}, " for one, count in load.holdings if (found := _remedy(load, one, count))
-                )
+                settings = "".join(f"{found}, " for found in _remedies(load))
                 raise UserError(
                     f"{first.stage}: the weights alone of {load.actors} take {_gib(load.weights)} GiB, more than the "
                     f"{_gib(load.gpu)} GiB of a GPU of {first.node_type}: {settings}take a node type with larger GPUs, "
@@ -150,43 +149,30 @@ def plan_memory(
     types = {node_type.name: node_type for node_type in cluster.node_types}
     holdings: list[Holding] = []
     for row in plan:
-        for name, count in row.node_types.items():
-            gpu = _memory_of(types[name], gpu_memory) if row.request.num_gpus > 0 else None
-            holding = _hold(config, row.stage, row.request, name, count, gpu)
-            if holding is not None:
-                holdings.append(holding)
-        holdings += _server(config, row, types[cluster.head], gpu_memory)
+        wanted = [(row.request, types[name], count) for name, count in row.node_types.items()]
+        if (server := _server(config, row.request, types[cluster.head])) is not None:
+            wanted.append((server, types[cluster.head], 1))
+        for request, node_type, count in wanted:
+            gpu = None
+            if request.num_gpus:
+                gpu = gpu_bytes(node_type.accelerator) if gpu_memory is None else gpu_memory
+            found, reason = None, ""
+            try:
+                found = footprint(config, request, gpu)
+            except UncountableModelError as error:
+                reason = str(error)
+            if found is not None or reason:
+                holdings.append(Holding(config, row.stage, request, node_type.name, count, gpu, found, reason))
     loads = [load for stage in dict.fromkeys(one.stage for one in holdings) for load in _loads(stage, holdings)]
     return MemoryPlan(tuple(holdings), tuple(loads))
 
 
-def _memory_of(node_type: NodeType, given: int | None) -> int | None:
-    return gpu_bytes(node_type.accelerator) if given is None else given
-
-
-def _hold(
-    config: Config, stage: str, request: ResourceRequest, node_type: str, count: int, gpu: int | None
-) -> Holding | None:
-    try:
-        found = footprint(config, request, gpu)
-    except UncountableModelError as error:
-        return Holding(stage, request, node_type, count, gpu, None, str(error))
-    return None if found is None else Holding(stage, request, node_type, count, gpu, found)
-
-
-def _server(config: Config, row: Assignment, head: NodeType, given: int | None) -> list[Holding]:
-    """The server that the job starts on the driver's machine beside this row's actors, if any."""
-    calls = {"FactExtraction": config.label.extractor, "Generator": config.evaluate.judge}.get(row.request.actor)
+def _server(config: Config, request: ResourceRequest, head: NodeType) -> ResourceRequest | None:
+    """The server that the job starts on the driver's machine beside these actors, if any."""
+    calls = {"FactExtraction": config.label.extractor, "Generator": config.evaluate.judge}.get(request.actor)
     if calls is None or calls.serve_model is None:
-        return []
-    on_gpu = head.resources.get("GPU", 0) > 0
-    gpu = _memory_of(head, given) if on_gpu else None
-    request = ResourceRequest(SERVER, calls.section, 1, 0, 1 if on_gpu else 0)
-    try:
-        found = served_model(calls.section, calls.serve_model, calls.engine, gpu, on_gpu)
-    except UncountableModelError as error:
-        return [Holding(row.stage, request, head.name, 1, gpu, None, str(error))]
-    return [Holding(row.stage, request, head.name, 1, gpu, found)]
+        return None
+    return ResourceRequest(SERVER, f"{calls.section}.engine", 1, 0, 1 if head.resources.get("GPU", 0) > 0 else 0)
 
 
 def _loads(stage: str, holdings: Sequence[Holding]) -> list[Load]:
@@ -241,18 +227,19 @@ def _too_large(load: Load) -> str:
     if shortage:
         return f"{where} cannot start: {shortage}, or take a node type with larger GPUs."
     assert load.gpu is not None
-    settings = [f"set {found}" for one, count in load.holdings if (found := _remedy(load, one, count))]
     fewer = ["let fewer actors share a GPU (a larger num_gpus)"] if _is_shared(load) else []
-    advice = ", or ".join([*settings, *fewer, "take a node type with larger GPUs"])
+    advice = ", or ".join([*_remedies(load), *fewer, "take a node type with larger GPUs"])
     return f"{where} may need {_gib(load.total)} GiB of a GPU of {_gib(load.gpu)} GiB: {advice}."
 
 
-def _remedy(load: Load, holding: Holding, count: int) -> str | None:
-    """Settings of one kind of actor that make the whole load fit."""
-    if holding.footprint is None or load.gpu is None:
-        return None
-    others = load.total - count * holding.total
-    return holding.footprint.remedy((load.gpu - others) // count)
+def _remedies(load: Load) -> list[str]:
+    """Settings, each of one kind of actor, that make the whole load fit."""
+    found = []
+    for one, count in load.holdings:
+        if one.footprint is not None and load.gpu is not None:
+            room = (load.gpu - load.total + count * one.total) // count
+            found.append(remedy(one.config, one.request, one.footprint, load.gpu, room))
+    return [f"set {settings}" for settings in found if settings]
 
 
 def _rows(holding: Holding, alone: Load) -> Iterator[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from fgaif_ray.cluster.node_types import ClusterFile, NodeType, matches
 from fgaif_ray.cluster.resources import ALIGN_STAGE, SERVE_STAGE, ResourceRequest, stage_requests
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.tables import table_lines
 
 TITLES: Final = ("stage", "actor", "count", "each asks for", "node type")
 
@@ -166,10 +167,7 @@ def describe(request: ResourceRequest) -> str:
 
 def plan_table(plan: Sequence[Assignment]) -> str:
     """The plan as text for a terminal."""
-    rows = [TITLES, *(_row(assignment) for assignment in plan)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return "\n".join(table_lines([TITLES, *(_row(assignment) for assignment in plan)], rule=True))
 
 
 def _row(assignment: Assignment) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from fgaif_ray.config.calls import CallsConfig, PriceConfig
 from fgaif_ray.config.data import ColumnNames, DataConfig, SampleConfig, ShapesConfig
 from fgaif_ray.config.label import (
     CalibrationConfig,
-    CanaryConfig,
+    ControlItemConfig,
     ExtractorConfig,
     HumanLabelsConfig,
     LabelConfig,
@@ -56,10 +56,10 @@ __all__ = [
     "BenchmarksConfig",
     "CalibrationConfig",
     "CallsConfig",
-    "CanaryConfig",
     "ChairConfig",
     "ColumnNames",
     "Config",
+    "ControlItemConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluateConfig",

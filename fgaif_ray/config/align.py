@@ -41,22 +41,22 @@ class PPOConfig(Section):
 
 
 class RewardComposition(Section):
-    """How verdicts become token rewards."""
+    """Options of turning verdicts into token rewards."""
 
     value: Literal["expected", "argmax"] = "expected"
     weights: dict[str, float] = by_type(DEFAULT_WEIGHT)
     """What a verdict of each fact type counts; 0 leaves the type out of the reward."""
     granularity: Literal["segment", "response"] = "segment"
-    """``response`` pays the sum of what the sub-sentences earn once, at the last token."""
+    """``response`` pays the sum of the segments' rewards once, at the last token."""
     normalise_by_segments: bool = False
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """Subtracted at the last token of a response that did not end by itself."""
     length_penalty: float = Field(default=0.0, ge=0)
     """Subtracted at each token beyond ``length_target``; with ``granularity: response`` all of it at the last token."""
     length_target: int = Field(default=0, ge=0)
-    """Tokens of a response that no ``length_penalty`` is taken for."""
+    """Tokens of a response without ``length_penalty``."""
     failure: Literal["mask", "fail"] = "mask"
-    """Where a reward could not be had: ``mask`` learns nothing from its response, ``fail`` ends the run."""
+    """If a reward is unavailable: ``mask`` learns nothing from its response, ``fail`` ends the run."""
 
 
 class KLConfig(Section):
@@ -73,7 +73,7 @@ class KLConfig(Section):
 
 
 class GuardConfig(Section):
-    """When PPO stops by itself (see ``fgaif_ray.rl.guards``); null switches a guard off.
+    """Limits at which PPO stops by itself (see ``fgaif_ray.rl.guards``); null switches a guard off.
 
     A guard fires after ``patience`` steps in a row beyond its own.
     """
@@ -93,7 +93,7 @@ class GuardConfig(Section):
     max_identical_share: float | None = Field(default=0.9, gt=0, lt=1)
     """Identical responses: share of a step's responses that are the most common one."""
     max_missing_reward_share: float | None = Field(default=0.5, gt=0, lt=1)
-    """Missing rewards: share of a step's responses whose reward could not be had."""
+    """Missing rewards: share of a step's responses whose reward is unavailable."""
     max_non_finite_streak: int | None = Field(default=3, ge=1)
     """Non-finite streak: this many steps in a row with a loss, gradient or metric that is not finite."""
 
@@ -116,7 +116,7 @@ class RolloutConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases; the API key is what its own tools take it from (``WANDB_API_KEY``, ``wandb login``)."""
+    """Weights & Biases; the API key is where its own tools look for it (``WANDB_API_KEY``, ``wandb login``)."""
 
     project: str = "fgaif-ray"
     name: str | None = None
@@ -135,7 +135,7 @@ class MLflowConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where metrics go beside ``metrics.jsonl`` and TensorBoard; null for nowhere."""
+    """Destinations of metrics beside ``metrics.jsonl`` and TensorBoard; null for nowhere."""
 
     wandb: WandbConfig | None = None
     mlflow: MLflowConfig | None = None
@@ -167,7 +167,7 @@ class AlignConfig(Section):
     """Keep only the input of each decoder layer for the backward pass and compute the rest again: the same gradients,
     about a third more computation, room for larger micro-batches."""
     sharding: Literal["none", "full"] = "none"
-    """``full`` cuts the frozen backbone up over the learner's workers (FSDP2) and puts one layer at a time together in
+    """``full`` shards the frozen backbone over the learner's workers (FSDP2) and gathers one layer at a time in
     each pass: the same results, for a backbone that one GPU cannot hold. Adapters stay whole in every worker."""
     label_selector: LabelSelector = {}
     """Labels of the nodes that the learner's workers may run on."""

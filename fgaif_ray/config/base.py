@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of, and the sections that several jobs read."""
+"""The base of all sections of the configuration, and the sections that several jobs read."""
 
 from typing import Annotated, Any, Literal
 
@@ -33,9 +33,9 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    """Where a run lives and what makes it repeatable."""
+    """Folder and seed of a run."""
 
-    dir: str
+    dir: str = Field(min_length=1)
     """Folder of the run (a local path, or a URI that fsspec knows, e.g. ``s3://bucket/run``)."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     overwrite: bool = False
@@ -97,8 +97,8 @@ class RayConfig(Section):
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here; None counts the machine's."""
     logical_gpus: int | None = Field(default=None, ge=1)
-    """Give a Ray started here so many GPUs that are only numbers: everything is placed as on a machine that has them,
-    and computes on the CPU. For trying a configuration before there is a GPU."""
+    """Logical GPUs of a Ray started here: everything is placed as on a machine that has them, and computes on the CPU.
+    It is for trying a configuration before there is a GPU."""
     log_to_driver: bool = False
     """Show the log lines of workers; the jobs' own lines and errors come through either way."""
     object_store_gib: float = Field(default=1.0, gt=0)

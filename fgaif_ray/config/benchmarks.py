@@ -20,7 +20,7 @@ class JudgeConfig(CallsConfig):
 
 
 class BenchmarkConfig(Section):
-    """What every benchmark is configured with."""
+    """Settings of every benchmark."""
 
     path: str
     """Folder or URI that holds the official files, under their own names."""
@@ -31,7 +31,7 @@ class BenchmarkConfig(Section):
     suffix: str = ""
     """Put behind every question, such as an order to answer with one word; the official prompts have none."""
     limit: int | None = Field(default=None, ge=1)
-    """Only the questions about the first so many images, for a quick look; the figures are no official ones then."""
+    """Only the questions about the first so many images, for a quick look; the metrics are not official then."""
 
 
 class PopeConfig(BenchmarkConfig):

@@ -1,4 +1,4 @@
-"""What every paid model behind an OpenAI-compatible endpoint is configured with."""
+"""Settings of every paid model behind an OpenAI-compatible endpoint."""
 
 from typing import ClassVar, Self
 
@@ -8,7 +8,7 @@ from fgaif_ray.config.base import EngineConfig, Section
 
 
 class PriceConfig(Section):
-    """What an endpoint asks for its tokens."""
+    """Price of an endpoint's tokens."""
 
     input_per_million: float = Field(ge=0)
     """Price of a million prompt tokens."""
@@ -17,7 +17,7 @@ class PriceConfig(Section):
     currency: str = "USD"
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens."""
+        """Return the price of prompt and completion tokens."""
         return (prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million) / 1e6
 
 
@@ -25,9 +25,9 @@ class CallsConfig(Section):
     """A model behind an OpenAI-compatible endpoint: where it is, how fast and for how much money it may be called."""
 
     section: ClassVar[str]
-    """Where this stands in the tree, for messages."""
+    """Place in the tree, for messages."""
     purpose: ClassVar[str]
-    """What the calls are for; names the folders of answers and of the account, and the endpoint in messages."""
+    """Purpose of the calls; names the folders of answers and of the account, and the endpoint in messages."""
 
     base_url: str | None = None
     """Endpoint; None with ``serve_model`` set starts vLLM's own server on loopback for the time of the job."""
@@ -41,7 +41,7 @@ class CallsConfig(Section):
     engine: EngineConfig = EngineConfig()
     """Engine of a server that the job starts."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key of ``base_url``; keys never stand in files."""
+    """Environment variable that holds the key of ``base_url``; keys are never in files."""
     concurrency: int = Field(default=32, ge=1)
     """Calls in flight of one worker."""
     timeout_s: float = Field(default=60, gt=0)

@@ -8,7 +8,7 @@ from fgaif_ray.config.base import EngineConfig, Section
 
 
 class ColumnNames(Section):
-    """What the columns of ``data.source: rows`` and ``dataset`` are called."""
+    """Names of the columns of ``data.source: rows`` and ``dataset``."""
 
     image: str = "image"
     prompt: str | None = "prompt"
@@ -18,7 +18,7 @@ class ColumnNames(Section):
 
 
 class ShapesConfig(Section):
-    """What the embedded world draws (``data.source: shapes``)."""
+    """Scenes that the embedded world draws (``data.source: shapes``)."""
 
     evaluate_split: Literal["heldout", "unseen_pairs", "fog"] = "heldout"
     """Scenes that evaluation asks about: like those of training, with shape-colour pairs that occur in no other scene,

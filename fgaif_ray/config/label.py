@@ -11,14 +11,14 @@ from fgaif_ray.records import FACT_TYPES
 
 
 class ExtractorConfig(CallsConfig):
-    """The language model that splits sub-sentences into atomic facts, behind an OpenAI-compatible endpoint."""
+    """The language model that splits segments into atomic facts, behind an OpenAI-compatible endpoint."""
 
     section: ClassVar[str] = "label.extractor"
     purpose: ClassVar[str] = "extraction"
 
     prompt: str = "extract-v1"
     mode: Literal["segment", "response"] = "segment"
-    """One call per sub-sentence, or one call for a whole response."""
+    """One call per segment, or one call for a whole response."""
     workers: int = Field(default=1, ge=1)
     label_selector: LabelSelector = {}
     """Labels of the nodes that the workers, which call the endpoint, may run on."""
@@ -35,7 +35,7 @@ class CalibrationConfig(Section):
     """A labelled set on which each fact type's threshold is calibrated before the labelling, for balanced accuracy."""
 
     path: str
-    """JSON lines ``{"image", "fact", "type", "consistent"[, "weight"]}``; ``jobs.label --audit-import`` writes such a
+    """JSON lines ``{"image", "fact", "type", "consistent"[, "weight"]}``; ``fgaif audit import`` writes such a
     file from people's answers."""
 
 
@@ -63,8 +63,8 @@ class VerifierConfig(Section):
         return self
 
 
-class CanaryConfig(Section):
-    """Facts whose truth is known, asked beside a block's own, to see how gullible the verifier is."""
+class ControlItemConfig(Section):
+    """Control items: facts of known truth, asked beside a block's own, to measure the verifier's false-accept rate."""
 
     per_block: int = Field(default=4, ge=0)
     """Known-false facts of a block, and known-true ones on top; 0 asks none."""
@@ -87,7 +87,7 @@ class HumanLabelsConfig(Section):
 
 
 class NoiseRates(Section):
-    """Shares of the labels of one type that are turned around."""
+    """Shares of the labels of one type that are flipped."""
 
     to_hallucinated: float = Field(default=0, ge=0, le=1)
     """Of the consistent ones."""
@@ -125,13 +125,23 @@ class LabelConfig(Section):
     second_verifier: VerifierConfig | None = None
     """Checks the same facts once more, after the first: the two never share a machine's memory."""
     disagreement: Literal["report", "mask"] = "report"
-    """Where the two verifiers differ: keep the first one's labels, or take labels that hang on such a fact out of the
+    """Where the verifiers differ: keep the first one's labels, or leave labels that depend on such a fact out of the
     training of reward models."""
-    canaries: CanaryConfig = CanaryConfig()
+    control_items: ControlItemConfig = ControlItemConfig()
     human: HumanLabelsConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     batch_size: int = Field(default=32, ge=1)
     """Responses per Ray Data block, the unit of work and of resume."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _control_items_were_canaries(cls, values: Any) -> Any:
+        """Take the key ``canaries``, the earlier name of ``control_items``."""
+        if not isinstance(values, dict) or "canaries" not in values:
+            return values
+        if "control_items" in values:
+            raise ValueError("label.canaries is the earlier name of label.control_items: move its keys there")
+        return {"control_items" if key == "canaries" else key: value for key, value in values.items()}
 
     @model_validator(mode="after")
     def _mask_has_two(self) -> Self:

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words: the key, the nearest one that exists, and where it was given."""
+"""Messages about a wrong configuration: the key, the nearest one that exists, and where it was given."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ REMOVED_KEYS: Final = {
     "label.verifier.calibration.per_type": "every fact type has a threshold of its own",
     "serve.batch_wait_timeout_s": "replicas wait 0.01 s for more to score together",
 }
-"""Keys of earlier versions, and what holds in their place."""
+"""Keys of earlier versions, and their replacements."""
 
 
 def describe_mistakes(
@@ -26,13 +26,13 @@ def describe_mistakes(
     overrides: Sequence[str],
     in_file: ValidationError | None,
 ) -> str:
-    """One sentence about all mistakes, each blamed on the file or on the ``--set`` that made it.
+    """Write one sentence about all mistakes, each with the file or the override that made it.
 
     Args:
         error: of the whole.
         model: that was validated.
         source: name of the file.
-        overrides: the values of ``--set``.
+        overrides: what was changed, each as it was given, e.g. ``"--set align.steps=3"``.
         in_file: the error of the file without them, if it has one.
     """
     known = {_identity(item) for item in in_file.errors()} if in_file is not None else set()
@@ -48,14 +48,14 @@ def _identity(item: Any) -> tuple[Any, ...]:
 
 
 def _override_of(location: Location, overrides: Sequence[str]) -> str:
-    """The ``--set`` that touches a place; all of them where the mistake lies in how keys go together."""
+    """The override that touches a place; all of them where the mistake lies in how keys go together."""
     place = [str(part) for part in location]
     touching = []
     for override in overrides:
-        keys = override.partition("=")[0].split(".")
+        keys = override.removeprefix("--set ").partition("=")[0].split(".")
         if keys[: len(place)] == place or place[: len(keys)] == keys:
             touching.append(override)
-    return " ".join(f"--set {override}" for override in touching or overrides)
+    return " ".join(touching or overrides)
 
 
 def _describe(item: Any, model: type[BaseModel]) -> str:

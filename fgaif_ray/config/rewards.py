@@ -59,7 +59,7 @@ class ServeConfig(Section):
     replace: Literal["in_place", "rolling"] = "in_place"
     """How other reward models take over from those that are served. ``in_place``: the old replicas go first, and
     requests wait for the new ones, up to ``request_timeout_s``; it works on any machine. ``rolling``: new replicas
-    start beside the old ones, which go when the new ones are ready, so that callers do not notice; it needs room for
+    start beside the old ones, which go when the new ones are ready, so callers do not notice; it needs capacity for
     one more replica of each reward model, and waits until there is."""
     max_batch_size: int = Field(default=32, ge=1)
     min_replicas: int = Field(default=1, ge=1)

@@ -1,4 +1,4 @@
-"""The whole tree, and how it is read from YAML with ``--set section.key=value`` on top."""
+"""The whole tree, read from YAML with ``--set section.key=value`` on top."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class ReportConfig(Section):
     examples: int = Field(default=12, ge=1)
     """Images that are drawn."""
     extremes: int = Field(default=4, ge=0)
-    """Images shown besides of those that alignment has mended most, and as many of the worst."""
+    """Further images: those that alignment has improved most, and as many of the worst."""
     title: str = "FGAIF run"
 
 
@@ -95,7 +95,7 @@ class Config(Section):
         if self.rewards.kind == "coarse" and self.align.reward.normalise_by_segments:
             raise ValueError(
                 "rewards.kind=coarse gives one verdict per response already, which "
-                "align.reward.normalise_by_segments would divide by the number of sub-sentences: leave it at false"
+                "align.reward.normalise_by_segments would divide by the number of segments: leave it at false"
             )
         return self
 
@@ -124,29 +124,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``section.key=value`` overrides and validate the whole.
 
     Raises:
-        UserError: the file is missing or no YAML, or a key is unknown, given twice, missing or out of range; the
+        UserError: the file is missing or not YAML, or a key is unknown, given twice, missing or out of range; the
             message names it, and the file or the override that it stands in.
     """
-    return _validated(read_tree(path), overrides, str(path))
+    return _validated(read_tree(path), overrides, str(path), "--set ")
 
 
 def change_config(config: Config, overrides: Sequence[str]) -> Config:
-    """A configuration with ``section.key=value`` overrides on top, validated as a whole.
+    """Apply ``section.key=value`` overrides to a configuration and validate the whole.
 
     Raises:
         UserError: a key is unknown or out of range; the message names it.
     """
-    return _validated(config.model_dump(mode="json"), overrides, "the configuration")
+    return _validated(config.model_dump(mode="json"), overrides, "the configuration", "")
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> Config:
+def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str, flag: str) -> Config:
     changed = copy.deepcopy(tree)
     for override in overrides:
         _assign(changed, override)
     try:
         return Config.model_validate(changed)
     except ValidationError as error:
-        raise UserError(describe_mistakes(error, Config, source, overrides, _mistakes_in(tree))) from error
+        given = [f"{flag}{override}" for override in overrides]
+        raise UserError(describe_mistakes(error, Config, source, given, _mistakes_in(tree))) from error
 
 
 def _mistakes_in(tree: dict[str, Any]) -> ValidationError | None:
@@ -158,11 +159,11 @@ def _mistakes_in(tree: dict[str, Any]) -> ValidationError | None:
 
 
 def recorded_config(config: Config) -> str:
-    """The YAML that a run keeps of its configuration: ``run.overwrite`` was meant once, not for whoever loads it."""
+    """Return the YAML that a run keeps of its configuration: ``run.overwrite`` was meant for that call only."""
     run = config.run.model_copy(update={"overwrite": False})
     return dump_config(config.model_copy(update={"run": run}))
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; ``load_config`` reads it back to an equal one."""
+    """Return the resolved configuration as YAML; ``load_config`` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""A YAML file as a tree of plain values, and what is wrong with it in one sentence with its line."""
+"""Reader of a YAML file as a tree of plain values; a mistake is one sentence with its line."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def _read_text(path: str | Path) -> str:
 
 
 def _refuse_repeated_keys(node: yaml.Node, where: str, path: str, seen: set[int]) -> None:
-    """YAML's own loader takes the last one without a word."""
+    """Refuse repeated keys, of which YAML's own loader silently takes the last one."""
     if id(node) in seen:  # behind an alias
         return
     seen.add(id(node))

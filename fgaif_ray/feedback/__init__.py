@@ -1,1 +1,1 @@
-"""AI feedback: facts extracted from sub-sentences, verified against the image, and turned into labels."""
+"""AI feedback: facts extracted from segments, verified against the image, and turned into labels."""

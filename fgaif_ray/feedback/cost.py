@@ -1,4 +1,4 @@
-"""What labelling would cost, before anything is called."""
+"""Estimate of the cost of labelling, before anything is called."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Cost:
     rows: int = 0
     calls: int = 0
     known: int = 0
-    """Calls that are not made: their answers are there, or an equal one is made."""
+    """Calls that are not made, because their answers are known or an equal call is made."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     """Estimate."""
@@ -38,7 +38,7 @@ def estimate_cost(
     """Count the calls that an extractor would make, and their tokens.
 
     Args:
-        extractor: tells the calls of a response and their keys; it calls nothing here.
+        extractor: lists the calls of a response and their keys; it calls nothing here.
         responses: texts that are to be labelled.
         counter: counts prompt tokens.
         max_tokens: limit of one answer.

@@ -1,8 +1,8 @@
-"""Each response in one place: what attempts that were repeated left behind is sorted out before a stage is published.
+"""Deduplication: before a stage is published, responses that repeated attempts have left twice are removed.
 
 A block may be done twice: Ray repeats a task whose worker died, and a job that was killed is started again. The second
 time another call may fail, so the same response can be among the labelled rows of one attempt and the rejected ones of
-another. A label that was had is kept, whichever attempt came first.
+another. A label that was found is kept, whichever attempt came first.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from fgaif_ray.feedback.pending import IDENTITY, digests
 
 
 def deduplicate(folders: Sequence[str]) -> int:
-    """Leave every identity once: in the first folder that has it, there in the first part by name.
+    """Keep every identity once: in the first folder that has it, there in the first part by name.
 
     Parts are rewritten whole, so an interruption leaves nothing that running it again does not remove.
 
@@ -24,7 +24,7 @@ def deduplicate(folders: Sequence[str]) -> int:
         folders: stage folders whose rows have a ``sample_id``, the ones to prefer first.
 
     Returns:
-        The rows that were taken out.
+        The rows that were removed.
     """
     parts = [part for folder in folders for part in storage.list_parts(folder)]
     found = [digests(_identities(part)) for part in parts]

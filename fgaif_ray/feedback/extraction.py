@@ -1,7 +1,7 @@
-"""Atomic facts of sub-sentences: the messages that ask for them, the schema of the answer, and its parsing.
+"""Atomic facts of segments: the messages that ask for them, the schema of the answer, and its parsing.
 
-Two modes (FGAIF section 3.2): ``segment`` asks once per sub-sentence, ``response`` once for all
-sub-sentences.
+Two modes (FGAIF section 3.2): ``segment`` asks once per segment, ``response`` once for all
+segments.
 """
 
 import json
@@ -14,13 +14,13 @@ from fgaif_ray.records import FACT_TYPES, Fact
 
 ExtractionMode = Literal["segment", "response"]
 TRAILING_SPACE_LIMIT: Final = 32
-"""An answer cut at its token limit that ends in this many white-space characters ran into endless space."""
+"""White-space characters at the end of an answer cut at its limit that show endless white space."""
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def response_format(mode: ExtractionMode, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
-    """The ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
+    """Return the ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
     schema: dict[str, Any] = {
         "type": "object",
         "properties": {name: {"type": "array", "items": {"type": "string"}} for name in types},
@@ -38,26 +38,26 @@ def response_format(mode: ExtractionMode, types: Sequence[str] = FACT_TYPES) -> 
 
 
 def supports(prompt: Prompt, mode: ExtractionMode) -> bool:
-    """Whether a prompt asks for facts in this mode: a prompt about one ``{segment}`` cannot ask for all."""
+    """Tell whether a prompt asks for facts in this mode: a prompt about one ``{segment}`` cannot ask for all."""
     return "segments_json" in prompt.fields or ("segment" in prompt.fields and mode == "segment")
 
 
 def build_messages(prompt: Prompt, response: str, segments: Sequence[str], index: int | None) -> list[dict[str, str]]:
-    """Chat messages that ask for the facts of one sub-sentence, or of all of them.
+    """Build chat messages that ask for the facts of one segment, or of all of them.
 
-    The response and the sub-sentences are somebody else's text. Prompts for general models take them as JSON
+    The response and the segments are untrusted text. Prompts for general models take them as JSON
     (``{response_json}``, ``{segments_json}``), so that no text in them can pass for a part of the prompt. Prompts for
-    small models take the response up to the end of the sub-sentence (``{context}``): what its pronouns stand for is
-    the nearest there, and of two equal sub-sentences ("It is red.") it is clear which one is meant.
+    small models take the response up to the end of the segment (``{context}``), so that pronouns stand for what is
+    nearest, and of two equal segments ("It is red.") it is clear which one is meant.
 
     Args:
         prompt: an extraction prompt.
         response: the whole response, the context.
-        segments: text of every sub-sentence.
-        index: the sub-sentence to ask about, or None for all in one answer.
+        segments: text of every segment.
+        index: the segment to ask about, or None for all in one answer.
 
     Raises:
-        ValueError: the prompt cannot ask about all sub-sentences.
+        ValueError: the prompt cannot ask about all segments.
     """
     mode: ExtractionMode = "response" if index is None else "segment"
     if not supports(prompt, mode):
@@ -89,12 +89,12 @@ def parse_extraction(
     refusal: str | None = None,
     types: Sequence[str] = FACT_TYPES,
 ) -> list[list[Fact]]:
-    """Facts of an answer, per sub-sentence; blank and repeated facts are left out.
+    """Parse the facts of an answer, per segment; blank and repeated facts are left out.
 
     Args:
         text: content of the answer.
         finish_reason: why the model stopped, as the endpoint says it.
-        segment_count: number of sub-sentences asked about in ``response`` mode; None in ``segment`` mode.
+        segment_count: number of segments asked about in ``response`` mode; None in ``segment`` mode.
         refusal: the model's refusal, where the endpoint has a field for it.
         types: the fact types that were asked for.
 
@@ -140,5 +140,5 @@ def _facts(answer: object, where: str, types: Sequence[str]) -> list[Fact]:
 
 
 def _valid(text: str) -> str:
-    """Text that any file can hold: JSON may spell half a surrogate pair."""
+    """Return text that any file can hold, since JSON may spell half a surrogate pair."""
     return text.strip().encode(errors="replace").decode()

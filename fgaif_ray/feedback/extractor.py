@@ -1,6 +1,6 @@
-"""Fact extraction through an OpenAI-compatible endpoint: what is asked, and what is made of the answers.
+"""Fact extraction through an OpenAI-compatible endpoint: questions, and parsing of the answers.
 
-How calls are made, tried again and accounted for is ``chat_caller.py``.
+``chat_caller.py`` makes, retries and accounts for the calls.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ REPAIR_EXCERPT: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class ExtractionQuestion:
-    """What one call asks.
+    """The question of one call.
 
     Example: ``ExtractionQuestion([{"role": "user", "content": "..."}], ["A dog. "], None)``
     """
 
     messages: list[dict[str, str]]
     segments: Sequence[str]
-    """The sub-sentences asked about."""
+    """The segments asked about."""
     segment_count: int | None
-    """Of ``response`` mode; None in ``segment`` mode."""
+    """Number of segments in ``response`` mode; None in ``segment`` mode."""
     response: str = ""
-    """What they are sub-sentences of."""
+    """The response that they are segments of."""
     is_repair: bool = False
 
     def repair(self, answer: CallAnswer) -> "ExtractionQuestion":
-        """The question again, with an answer that cannot be used and what is wrong with it."""
+        """Repeat the question with an unusable answer and what is wrong with it."""
         shown = {"role": "assistant", "content": answer.content or "(no answer)"}
         complaint = {
             "role": "user",
@@ -56,10 +56,10 @@ class ExtractionQuestion:
 
 
 class FactExtractor:
-    """Extracts atomic facts with a chat model (FGAIF section 3.2).
+    """Extractor of atomic facts with a chat model (FGAIF section 3.2).
 
-    The client is made at the first call, in the process and event loop that call it: an extractor that was
-    not used yet can be sent to a worker.
+    The client is made at the first call, in the process and event loop that call it: so an unused
+    extractor can be sent to a worker.
 
     Example:
         >>> extractor = FactExtractor(url, None, "annotator", load_prompt("extract-v1"))
@@ -84,17 +84,17 @@ class FactExtractor:
         calls: Calls | None = None,
         identity: str | None = None,
     ) -> None:
-        """Check the settings; nothing is called.
+        """Check the settings without calling anything.
 
         Args:
             base_url: endpoint, up to and with ``/v1``; None is the SDK's default, api.openai.com.
             api_key: bearer token; None for an endpoint without authentication.
             model: model name sent to the endpoint.
             prompt: an extraction prompt that supports the mode.
-            mode: one call per sub-sentence (``segment``) or one per response (``response``).
+            mode: one call per segment (``segment``) or one per response (``response``).
             concurrency: calls in flight, those that wait before a retry among them.
             timeout_s: seconds for one call.
-            max_retries: further tries of a call after a failure that may pass.
+            max_retries: further tries of a call after a temporary failure.
             max_tokens: limit of one answer.
             temperature: 0 is greedy; None leaves it out, for models that refuse the parameter.
             extra_body: further fields of the request body.
@@ -145,15 +145,15 @@ class FactExtractor:
 
     @property
     def usage(self) -> CallUsage:
-        """What was asked so far."""
+        """Return counts of the requests so far."""
         return self._caller.usage
 
     def questions(self, response: str, segments: Sequence[str]) -> list[ExtractionQuestion]:
-        """The calls that a response takes, without repair tries; a sub-sentence without a word takes none."""
+        """List the calls of a response, without repair tries; a segment without a word takes none."""
         return [self._question(response, segments, index) for index in self._asked(segments)]
 
     def _asked(self, segments: Sequence[str]) -> list[int | None]:
-        """Indices of the sub-sentences to ask about; None is all in one call."""
+        """List the indices of the segments to ask about; None means all in one call."""
         wordy = [index for index, segment in enumerate(segments) if has_words(segment)]
         if self._mode == "segment":
             return list(wordy)
@@ -166,11 +166,11 @@ class FactExtractor:
         return ExtractionQuestion(messages, [segments[index]], None, response)
 
     def key(self, question: ExtractionQuestion) -> str:
-        """The content address of a call: sha256 over everything that its answer depends on."""
+        """Return the content address of a call: sha256 over everything that its answer depends on."""
         return self._keys(question.messages)
 
     def size(self, question: ExtractionQuestion) -> CallSize:
-        """Tokens of a call, estimated from its characters."""
+        """Estimate the tokens of a call from its characters."""
         return CallSize(
             estimate_prompt(question.messages),
             estimate_completion(question.segments, self._max_tokens, self._prompt.fact_types),
@@ -178,11 +178,11 @@ class FactExtractor:
         )
 
     async def extract(self, response: str, segments: Sequence[str]) -> list[list[Fact]]:
-        """Facts of every sub-sentence of a response; one without a word has none and costs no call.
+        """Extract the facts of every segment of a response; a segment without a word has none and takes no call.
 
         Args:
             response: the whole response, the context.
-            segments: text of every sub-sentence.
+            segments: text of every segment.
 
         Returns:
             ``[segments]`` lists of facts.
@@ -198,7 +198,7 @@ class FactExtractor:
         )
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
-            # What stops the job comes before what rejects the row, and a fault of ours before both.
+            # An error that stops the job comes before one that rejects the row, and an error of our own before both.
             raise min(errors, key=lambda error: (isinstance(error, UnusableAnswer), isinstance(error, UserError)))
         answers = [cast("list[list[Fact]]", result) for result in results]
         if self._mode == "response" and answers:
@@ -213,7 +213,7 @@ class FactExtractor:
     async def _ask(
         self, response: str, segments: Sequence[str], index: int | None, failures: list[UnusableAnswer]
     ) -> list[list[Fact]]:
-        """One question, with one repair try that shows the model its answer and what is wrong with it."""
+        """Ask one question, with one repair try that shows the model its answer and what is wrong with it."""
         try:
             async with self._caller.ahead:
                 question = self._question(response, segments, index)
@@ -228,7 +228,7 @@ class FactExtractor:
         return answer.facts
 
     async def _answer(self, question: ExtractionQuestion, failures: Sequence[UnusableAnswer]) -> CallAnswer:
-        """The answer to a question: a known one, or that of a call."""
+        """Return the answer to a question: a known one, or that of a call."""
 
         def read(completion: Completion, tokens: tuple[int, int]) -> CallAnswer:
             try:

@@ -1,4 +1,4 @@
-"""What labels depend on beside settings and verdicts: people's labels, noise, and the facts of a calibration."""
+"""Inputs of labels beside settings and verdicts: people's labels, noise, and the facts of a calibration."""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def label_sources(config: Config) -> LabelSources:
 
 
 def feedback_stages(config: Config) -> tuple[Stage, Stage]:
-    """The stages of labelled and of rejected responses.
+    """Return the stages of labelled and of rejected responses.
 
     Raises:
         UserError: the responses have not been sampled, or human labels or labelled facts cannot be used.
@@ -37,7 +37,7 @@ def feedback_stages(config: Config) -> tuple[Stage, Stage]:
 
 
 def threshold_key(verifier: VerifierConfig, types: Sequence[str] = FACT_TYPES) -> Any:
-    """What a stage's fingerprint takes in about thresholds: equal where the same are used.
+    """Return the thresholds' part of a stage's fingerprint; it is equal where the same are used.
 
     Raises:
         UserError: the labelled facts cannot be read.

@@ -1,6 +1,6 @@
 """From verified facts to labels, and the label files of the official FGAIF code.
 
-A sub-sentence gets one label per fact type (FGAIF section 3.2): absent without facts of the type,
+A segment gets one label per fact type (FGAIF section 3.2): absent without facts of the type,
 consistent where all of them hold in the image, hallucinated where at least one does not.
 """
 
@@ -18,7 +18,7 @@ _WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks o
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One line of the official form: an image's name, its sub-sentences, and a label code of each type for each.
+    """One line of the official form: an image's name, its segments, and a label code of each type for each.
 
     ``labels`` is ``[segments]`` tuples of our codes in the order of the run's fact types.
     """
@@ -29,17 +29,17 @@ class LabelledResponse:
 
 
 def label_of(verdicts: Sequence[bool]) -> int:
-    """Label code of one fact type in one sub-sentence, from the verdicts on its facts (True: consistent)."""
+    """Return the label code of one fact type in one segment, from the verdicts on its facts (True: consistent)."""
     if not verdicts:
         return ABSENT
     return CONSISTENT if all(verdicts) else HALLUCINATED
 
 
 def segment_labels(verdicts: Iterable[tuple[str, bool]], types: Sequence[str] = FACT_TYPES) -> dict[str, int]:
-    """Label code per fact type of one sub-sentence.
+    """Return the label code per fact type of one segment.
 
     Args:
-        verdicts: ``(fact type, consistent)`` of every fact of the sub-sentence.
+        verdicts: ``(fact type, consistent)`` of every fact of the segment.
         types: the fact types to label.
 
     Raises:
@@ -54,14 +54,14 @@ def segment_labels(verdicts: Iterable[tuple[str, bool]], types: Sequence[str] = 
 
 
 def yes_probability(top_logprobs: Mapping[str, float]) -> float | None:
-    """P(yes) / (P(yes) + P(no)) of the first answer token.
+    """Return P(yes) / (P(yes) + P(no)) of the first answer token.
 
     Args:
         top_logprobs: natural log-probability of each likely first token. Case and a leading space make no
             difference: the variants of a word are added.
 
     Returns:
-        A probability, or None when neither word is among the tokens: such an answer is no verdict.
+        A probability, or None when neither word is among the tokens: such an answer is not a verdict.
     """
     logprobs: dict[str, list[float]] = {"yes": [], "no": []}
     for token, logprob in top_logprobs.items():
@@ -76,12 +76,12 @@ def yes_probability(top_logprobs: Mapping[str, float]) -> float | None:
 
 
 def is_consistent(p_consistent: float, threshold: float) -> bool:
-    """Verdict on a fact: consistent at P(yes) >= threshold."""
+    """Judge a fact: consistent at P(yes) >= threshold."""
     return p_consistent >= threshold
 
 
 def to_official(code: int) -> int:
-    """Our label code (0 absent, 1 consistent, 2 hallucinated) in the official form (-1, 0, 1).
+    """Convert our label code (0 absent, 1 consistent, 2 hallucinated) to the official form (-1, 0, 1).
 
     Raises:
         ValueError: not a label code.

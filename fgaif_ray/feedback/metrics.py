@@ -1,4 +1,4 @@
-"""Figures of a labelled set: how much there is of what, and how far the labels agree with a known truth."""
+"""Metrics of a labelled set: counts, and agreement of the labels with a known truth."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,11 +8,11 @@ from fgaif_ray.records import AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, ai_lab
 from fgaif_ray.statistics.agreement import agreement, balanced_accuracy_present
 
 TrueLabels = Callable[[Mapping[str, Any]], Sequence[Mapping[str, int]] | None]
-"""True label codes per fact type for each sub-sentence of a feedback row, or None where they are not known."""
+"""True label codes per fact type for each segment of a feedback row, or None where they are not known."""
 
 
 class FeedbackMetrics:
-    """Counts feedback rows as they are read."""
+    """Counter of feedback rows as they are read."""
 
     def __init__(self, true_labels: TrueLabels | None = None, types: Sequence[str] = FACT_TYPES) -> None:
         self._true_labels = true_labels
@@ -51,14 +51,14 @@ class FeedbackMetrics:
                     self._pairs[name][truths[index][name], label] += 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, JSON-serialisable.
+        """Return the metrics, JSON-serialisable.
 
         ``label_sources`` says where the labels come from, ``labels_replaced`` how many differ from the AI's, and
         ``labels_masked`` how many are not to be used because two verifiers disagree; those are counted nowhere else.
-        ``agreement`` is None where no truth is known, else per type whose truth is known the figures of
+        ``agreement`` is None where no truth is known, else per type whose truth is known the metrics of
         ``Agreement.to_dict`` over the three classes (``balanced_accuracy`` is the mean recall) and
-        ``balanced_accuracy_present``: consistent against hallucinated, among the sub-sentences that hold a fact of the
-        type by the truth and by the label.
+        ``balanced_accuracy_present``: consistent against hallucinated, among the segments that hold a fact of the type
+        by the truth and by the label.
         """
         return {
             "rows": self._rows,

@@ -1,7 +1,7 @@
 """Labels that replace the AI's: human ones (the third experiment of FGAIF) and deterministic noise.
 
-Both act on the sub-sentences of one labelled response and leave the facts and the AI's own labels in place. Human
-labels come first, noise acts on what is then there.
+Both act on the segments of one labelled response and leave the facts and the AI's own labels in place. Human
+labels come first; noise acts on the result.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ _DRAW_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What replaces labels in a run; without human labels and with rates of zero, nothing.
+    """The replacements of labels in a run; without human labels and with rates of zero there are none.
 
     Example: ``Overrides.load(config.label).apply(sample_id, segments)``
     """
 
     human: Mapping[tuple[str, int], tuple[str, Mapping[str, int]]]
-    """Sample id and number of the sub-sentence -> its text and its human labels, of the configured types only."""
+    """Sample id and number of the segment -> its text and its human labels, of the configured types only."""
     noise: NoiseConfig
 
     @classmethod
@@ -39,7 +39,7 @@ class Overrides:
         return cls({} if config.human is None else _read_human(config.human, types), config.noise)
 
     def key(self) -> tuple[str, ...]:
-        """What a stage's fingerprint takes in: equal for equal effects, empty where nothing is replaced."""
+        """Return the part of a stage's fingerprint: equal for equal effects, empty where nothing is replaced."""
         parts = []
         if self.human:
             labels = sorted((*place, text, sorted(found.items())) for place, (text, found) in self.human.items())
@@ -50,13 +50,13 @@ class Overrides:
         return tuple(parts)
 
     def check(self, responses: Iterable[Mapping[str, Any]]) -> None:
-        """Make sure that the human labels belong to a run, before anything is paid for.
+        """Check that the human labels belong to a run, before anything is paid for.
 
         Args:
             responses: rows with ``sample_id`` and ``response``.
 
         Raises:
-            UserError: they are about none of these responses, or about other sub-sentences than these have.
+            UserError: they are about none of these responses, or about other segments than these have.
         """
         if not self.human:
             return
@@ -78,15 +78,15 @@ class Overrides:
 
         Args:
             sample_id: of the response.
-            segments: its sub-sentences with ``text``, the AI's ``labels`` and, under ``masked``, the fact types whose
+            segments: its segments with ``text``, the AI's ``labels`` and, under ``masked``, the fact types whose
                 label is not to be used.
 
         Returns:
-            The sub-sentences with the ``labels`` to train on, ``ai_labels`` and ``label_sources``; label and source of
+            The segments with the ``labels`` to train on, ``ai_labels`` and ``label_sources``; label and source of
             a masked type are None unless a person gave a label.
 
         Raises:
-            UserError: a human label was given for another text than the sub-sentence it belongs to.
+            UserError: a human label was given for another text than the segment it belongs to.
         """
         replaced = []
         for index, segment in enumerate(segments):
@@ -106,20 +106,20 @@ class Overrides:
         return replaced
 
     def _find(self, sample_id: str, index: int, text: str) -> Mapping[str, int]:
-        """The human labels of a sub-sentence."""
+        """Return the human labels of a segment."""
         given, labels = self.human.get((sample_id, index), (text, {}))
         if given != text:
             raise UserError(
-                f"The human labels of sub-sentence {index} of {sample_id} are about another text than this run's: give "
+                f"The human labels of segment {index} of {sample_id} are about another text than this run's: give "
                 "label.human.path answers to an audit of this run."
             )
         return labels
 
 
 def is_flipped(noise: NoiseConfig, sample_id: str, segment: int, fact_type: str, label: int) -> bool:
-    """Whether noise turns a label around: the same answer in any order, on any machine.
+    """Tell whether noise flips a label: the same answer in any order, on any machine.
 
-    Each label has one draw of its own, so what a rate flips, a higher one flips too. Absent is never flipped.
+    Each label has its own draw, so a higher rate flips what a lower one flips, and more. Absent is never flipped.
     """
     rates = _rates(noise, fact_type)
     if not rates.get(label):
@@ -130,7 +130,7 @@ def is_flipped(noise: NoiseConfig, sample_id: str, segment: int, fact_type: str,
 
 
 def _rates(noise: NoiseConfig, fact_type: str) -> dict[int, float]:
-    """Probability that a label is flipped, by label code."""
+    """Return the probability that a label is flipped, by label code."""
     rates = noise.rates(fact_type)
     return {CONSISTENT: rates.to_hallucinated, HALLUCINATED: rates.to_consistent}
 

@@ -1,4 +1,4 @@
-"""The rows of a stage that are still to be done, as places in Parquet parts: what a driver holds of 100,000 rows.
+"""Pending rows of a stage, as places in Parquet parts, so that a driver can hold 100,000 of them.
 
 Identities are compared by 128-bit digests, 16 bytes a row.
 """
@@ -25,40 +25,40 @@ DIGEST: Final = np.dtype([("high", "<u8"), ("low", "<u8")])
 IDENTITY: Final = "sample_id"
 ROW_GROUPS_HELD: Final = 2
 OPEN_BLOCKS: Final = 3
-"""Blocks that an extraction worker has open: calls of the next ones fill the gap that the last calls of one leave."""
+"""Open blocks of an extraction worker: calls of the next ones fill the gap that a block's last calls leave."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What is left of a stage, in blocks of at most so many rows as were asked for."""
+    """The pending rows of a stage, in blocks of a given size."""
 
     places: pa.Table
     """Of ``PLACES_SCHEMA``; a block has a line for each row group that it takes rows from."""
     blocks: int
     rows: int
-    """Rows that are left."""
+    """Number of pending rows."""
     total: int
     """All rows."""
 
 
 def digests(identities: Iterable[str]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Digests of identities, ``[identities]`` of ``DIGEST``."""
+    """Return digests of identities, ``[identities]`` of ``DIGEST``."""
     joined = b"".join(hashlib.blake2b(name.encode(), digest_size=DIGEST.itemsize).digest() for name in identities)
     return np.frombuffer(joined, dtype=DIGEST)
 
 
 def identities_of(folder: str) -> np.ndarray[Any, np.dtype[Any]]:
-    """Digests of the rows in a stage folder, ``[distinct rows]``, sorted."""
+    """Return the digests of the rows in a stage folder, ``[distinct rows]``, sorted."""
     return distinct(*(digests(column) for _, _, column in _identity_columns(folder)))
 
 
 def distinct(*arrays: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
-    """The digests of all arrays, each once, sorted."""
+    """Merge the digests of all arrays, each once, sorted."""
     return np.unique(np.concatenate([np.empty(0, DIGEST), *arrays]))
 
 
 def find_pending(folder: str, done: np.ndarray[Any, np.dtype[Any]], block_size: int) -> Pending:
-    """The rows of a stage folder whose identities are not done.
+    """Find the rows of a stage folder whose identities are not done.
 
     Args:
         folder: a stage folder with a column ``sample_id``.
@@ -79,25 +79,25 @@ def find_pending(folder: str, done: np.ndarray[Any, np.dtype[Any]], block_size: 
 
 
 def places_of(places: pa.Table, block: int) -> pa.Table:
-    """The lines of one block."""
+    """Return the lines of one block."""
     start, stop = np.searchsorted(places.column("block").to_numpy(), [block, block + 1])
     return places.slice(start, stop - start)
 
 
 class PlaceReader:
-    """Reads the rows of places; row groups that follow each other in places are read once."""
+    """Reader of the rows of places; row groups that follow each other in places are read once."""
 
     def __init__(self, columns: list[str]) -> None:
         self._columns = columns
         self._row_groups: dict[tuple[str, int], pa.Table] = {}
 
     def read_all(self, places: pa.Table) -> Iterator[dict[str, Any]]:
-        """The rows one after the other; only some of them are in memory at a time."""
+        """Yield the rows one after the other; only some of them are in memory at a time."""
         for line in range(len(places)):
             yield from self.read(places.slice(line, 1))
 
     def read(self, places: pa.Table) -> list[dict[str, Any]]:
-        """The rows, in the order of the places."""
+        """Read the rows, in the order of the places."""
         rows: list[dict[str, Any]] = []
         for place in places.to_pylist():
             table = self._row_group(place["part"], place["row_group"])
@@ -115,12 +115,12 @@ class PlaceReader:
 
 
 def first_row(pending: Pending, columns: list[str], holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-    """The first row that is left of which something holds, or None; rows are read until it does."""
+    """Find the first pending row that fulfils a condition, or None."""
     return next((row for row in PlaceReader(columns).read_all(pending.places) if holds(row)), None)
 
 
 def _identity_columns(folder: str) -> Iterator[tuple[str, int, list[str]]]:
-    """Part, row group and identities of every row group of a stage folder."""
+    """Yield part, row group and identities of every row group of a stage folder."""
     for part in storage.list_parts(folder):
         with storage.open_part(part) as parquet:
             for row_group in range(parquet.num_row_groups):

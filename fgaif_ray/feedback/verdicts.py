@@ -1,4 +1,4 @@
-"""From P(yes) of one or two verifiers to the labels of a response: thresholds, masks, and what replaces labels."""
+"""From P(yes) of one or two verifiers to the labels of a response: thresholds, masks, and replaced labels."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Thresholds = Mapping[str, float]
 
 
 class Labeller:
-    """Labels responses whose facts have been verified; the same response always gets the same labels.
+    """Labeller of responses whose facts have been verified; the same response always gets the same labels.
 
     Args:
         thresholds: of the first verifier.
@@ -47,7 +47,7 @@ class Labeller:
         self._derived = {one.name: one.derive for one in fact_types if one.derive is not None}
 
     def label(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of ``feedback_schema``.
+        """Build a row of ``feedback_schema``.
 
         Args:
             row: a response with ``segments`` of ``start``, ``end``, ``text`` and ``facts``; a fact has ``type``,
@@ -85,9 +85,9 @@ class Labeller:
 
 
 def masked_types(facts: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The fact types of a sub-sentence whose label hangs on a fact that two verifiers judge differently.
+    """Find the fact types of a segment whose label depends on a fact that two verifiers judge differently.
 
-    A fact that both call wrong makes the sub-sentence hallucinated whatever the others are. A fact that the second
+    A fact that both call wrong makes the segment hallucinated whatever the others are. A fact that the second
     could not be asked about counts as the first judges it.
     """
     masked: set[str] = set()
@@ -104,7 +104,7 @@ def _pair(fact: Mapping[str, Any]) -> tuple[bool, bool]:
 
 
 class Disagreements:
-    """Counts how two verifiers judge the same facts, as rows are read."""
+    """Counter of how two verifiers judge the same facts, as rows are read."""
 
     def __init__(self, types: Sequence[str] = FACT_TYPES) -> None:
         self._pairs: dict[str, Counter[tuple[bool, bool]]] = {name: Counter() for name in types}
@@ -121,7 +121,7 @@ class Disagreements:
                     self._pairs[fact["type"]][fact["consistent"], second] += 1
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable figures by fact type, and for ``all``.
+        """Return JSON-serialisable metrics by fact type, and for ``all``.
 
         ``facts`` both judged, how many of them they judge differently (``disagreements``, as a ``share`` too, and by
         who calls the fact right), Cohen's ``kappa`` (None where chance alone would always agree), and the facts that

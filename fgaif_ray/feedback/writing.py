@@ -1,6 +1,6 @@
 """Writing systems of texts, by the names of their letters.
 
-They show an answer in another language where its letters already do, such as Chinese about an English text.
+They reveal an answer in another language if its letters differ, such as Chinese about an English text.
 """
 
 import unicodedata
@@ -14,7 +14,7 @@ _FORMS: Final = frozenset({"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER"}
 
 
 def writing_systems(text: str) -> Counter[str]:
-    """How many letters of a text belong to which writing system.
+    """Count the letters of a text by writing system.
 
     Example:
         >>> writing_systems("a 犬 и 2")
@@ -29,7 +29,7 @@ def writing_systems(text: str) -> Counter[str]:
 
 
 def is_foreign(text: str, source: str) -> bool:
-    """Whether most letters of a text belong to writing systems that its source does not use."""
+    """Tell whether most letters of a text belong to writing systems that its source does not use."""
     if text.isascii() and source.isascii():
         return False
     found, known = writing_systems(text), writing_systems(source)

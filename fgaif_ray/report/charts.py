@@ -1,4 +1,6 @@
-"""Small charts as inline SVG; colours come from the page's style sheet, so they follow its light and dark themes."""
+"""Small charts as SVG. In the report their colours come from the page's style sheet, so that they follow its light and
+dark themes; the plots of experiments are made of the same parts and bring a style sheet of their own.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -103,18 +105,20 @@ def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, belo
         return None
     xs = [x for _, _, points in lines for x, _ in points]
     ys = [y for _, _, points in lines for _, y in points] + ([0.0] if zero else [])
-    frame = _Frame(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, nice_ticks(min(ys), max(ys)))
-    parts = frame.axes(below)
+    low, high, ticks = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, nice_ticks(min(ys), max(ys))
+    frame = Frame(Axis(low, high, _LEFT, WIDTH - _RIGHT), Axis(ticks[0], ticks[-1], HEIGHT - _BOTTOM, _TOP))
+    steps = [tick for tick in nice_ticks(low, high, 5) if low <= tick <= high]
+    parts = [*frame.rows(tick_words(ticks)), *frame.columns(tick_words(steps), lines=False), frame.below(below)]
     for index, one, points in lines:
         color = f"var(--{one.color})"
         bold = list(zip((x for x, _ in points), smooth([y for _, y in points]), strict=True))
         end_x, end_y = bold[-1]
         parts += [
             f'<path class="raw" style="stroke:{color}" d="{frame.path(points)}"/>',
-            f'<path class="line" style="stroke:{color}" stroke-dasharray="{_dash(index)}" d="{frame.path(bold)}"/>',
-            _end(index, color, frame.x(end_x), frame.y(end_y)),
+            f'<path class="line" style="stroke:{color}" stroke-dasharray="{dash(index)}" d="{frame.path(bold)}"/>',
+            marker(index, color, frame.x.place(end_x), frame.y.place(end_y)),
         ]
-    parts += frame.columns({one.name: dict(points) for _, one, points in lines}, sorted(set(xs)))
+    parts += _tooltips(frame, {one.name: dict(points) for _, one, points in lines}, sorted(set(xs)))
     body = "".join(parts)
     return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
@@ -124,16 +128,17 @@ def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, belo
 def swatch(index: int, color: str) -> Markup:
     """Draw a sample of a chart's line number ``index`` for its legend."""
     style = f"var(--{color})"
-    line = f'<line class="line" style="stroke:{style}" stroke-dasharray="{_dash(index)}" x1="1" x2="29" y1="6" y2="6"/>'
-    end = _end(index, style, 30, 6)
+    line = f'<line class="line" style="stroke:{style}" stroke-dasharray="{dash(index)}" x1="1" x2="29" y1="6" y2="6"/>'
+    end = marker(index, style, 30, 6)
     return Markup(f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true">{line}{end}</svg>')
 
 
-def _dash(index: int) -> str:
+def dash(index: int) -> str:
+    """Return the ``stroke-dasharray`` of a chart's line number ``index``."""
     return DASHES[index % len(DASHES)] or "none"
 
 
-def _end(index: int, color: str, x: float, y: float) -> str:
+def marker(index: int, color: str, x: float, y: float) -> str:
     """A disc, a square, a triangle or a diamond around a point."""
     match index % 4:
         case 0:
@@ -148,54 +153,85 @@ def _end(index: int, color: str, x: float, y: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """The plot area, which maps data to places in the drawing."""
+class Axis:
+    """One direction of a drawing: maps data to places."""
 
     low: float
     high: float
-    ticks: list[float]
+    start: float
+    """Place of ``low``."""
+    end: float
+    """Place of ``high``."""
 
-    def x(self, step: float) -> float:
-        return _LEFT + (step - self.low) / (self.high - self.low) * _INNER_WIDTH
+    def place(self, value: float) -> float:
+        """Return the place of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def y(self, value: float) -> float:
-        return _TOP + (self.ticks[-1] - value) / (self.ticks[-1] - self.ticks[0]) * _INNER_HEIGHT
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A plot area. The style sheet of its page styles its parts by their classes: grid, zero, tick and label."""
+
+    x: Axis
+    y: Axis
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
-        return "M" + "L".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        """Return the path of a line through points of the data."""
+        return "M" + "L".join(f"{self.x.place(x):.1f},{self.y.place(y):.1f}" for x, y in points)
 
-    def axes(self, below: str) -> list[str]:
+    def rows(self, ticks: Mapping[float, str]) -> list[str]:
+        """Draw horizontal lines with their words at the left."""
         parts = []
-        for tick in self.ticks:
-            y = self.y(tick)
-            kind = "zero" if tick == 0 else "grid"
+        for tick, words in ticks.items():
+            y = self.y.place(tick)
+            ends = f'x1="{self.x.start:.1f}" x2="{self.x.end:.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+            place = f'x="{self.x.start - 8:.1f}" y="{y + 4:.1f}" text-anchor="end"'
             parts += [
-                f'<line class="{kind}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
-                f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{format_tick(tick)}</text>',
+                f'<line class="{"zero" if tick == 0 else "grid"}" {ends}/>',
+                f'<text class="tick" {place}>{escape(words)}</text>',
             ]
-        place = f'y="{HEIGHT - 30}" text-anchor="middle"'
-        parts += [
-            f'<text class="tick" x="{self.x(tick):.1f}" {place}>{format_tick(tick)}</text>'
-            for tick in nice_ticks(self.low, self.high, 5)
-            if self.low <= tick <= self.high
-        ]
-        middle = _LEFT + _INNER_WIDTH / 2
-        return [
-            *parts,
-            f'<text class="label" x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(below)}</text>',
-        ]
-
-    def columns(self, values: Mapping[str, Mapping[float, float]], steps: Sequence[float]) -> list[str]:
-        """Draw what a mouse finds: one narrow column per step, with all series in its tooltip."""
-        width = _INNER_WIDTH / max(len(steps) - 1, 1)
-        parts = []
-        for step in steps:
-            said = ", ".join(f"{name} {format_value(line[step])}" for name, line in values.items() if step in line)
-            parts.append(
-                f'<rect class="hover" x="{self.x(step) - width / 2:.1f}" y="{_TOP}" width="{width:.1f}" '
-                f'height="{_INNER_HEIGHT}"><title>step {format_tick(round(step, 1))}: {escape(said)}</title></rect>'
-            )
         return parts
+
+    def columns(self, ticks: Mapping[float, str], *, lines: bool = True) -> list[str]:
+        """Draw vertical lines with their words below, or the words alone."""
+        parts = []
+        for tick, words in ticks.items():
+            x = self.x.place(tick)
+            if lines:
+                ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{self.y.end:.1f}" y2="{self.y.start:.1f}"'
+                parts.append(f'<line class="grid" {ends}/>')
+            place = f'x="{x:.1f}" y="{self.y.start + 20:.1f}" text-anchor="middle"'
+            parts.append(f'<text class="tick" {place}>{escape(words)}</text>')
+        return parts
+
+    def below(self, words: str) -> str:
+        """Draw the name of the horizontal axis."""
+        place = f'x="{(self.x.start + self.x.end) / 2:.1f}" y="{self.y.start + 41:.1f}" text-anchor="middle"'
+        return f'<text class="label" {place}>{escape(words)}</text>'
+
+    def beside(self, words: str) -> str:
+        """Draw the name of the vertical axis, read upwards."""
+        middle = (self.y.start + self.y.end) / 2
+        place = f'x="12" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 12 {middle:.1f})"'
+        return f'<text class="label" {place}>{escape(words)}</text>'
+
+
+def tick_words(ticks: Sequence[float]) -> dict[float, str]:
+    """Return the words at the ticks of an axis."""
+    return {tick: format_tick(tick) for tick in ticks}
+
+
+def _tooltips(frame: Frame, values: Mapping[str, Mapping[float, float]], steps: Sequence[float]) -> list[str]:
+    """Draw what a mouse finds: one narrow column per step, with all series in its tooltip."""
+    width = _INNER_WIDTH / max(len(steps) - 1, 1)
+    parts = []
+    for step in steps:
+        said = ", ".join(f"{name} {format_value(line[step])}" for name, line in values.items() if step in line)
+        parts.append(
+            f'<rect class="hover" x="{frame.x.place(step) - width / 2:.1f}" y="{_TOP}" width="{width:.1f}" '
+            f'height="{_INNER_HEIGHT}"><title>step {format_tick(round(step, 1))}: {escape(said)}</title></rect>'
+        )
+    return parts
 
 
 def format_value(value: float) -> str:

@@ -23,8 +23,8 @@ from fgaif_ray.shapes.scenes import GRID, Scene
 
 LARGEST_SIDE: Final = 480
 """Pixels; larger images are reduced."""
-DRAWN, MENDED, WORST = "drawn", "mended", "worst"
-GROUPS: Final = (DRAWN, MENDED, WORST)
+DRAWN, IMPROVED, WORST = "drawn", "mended", "worst"
+GROUPS: Final = (DRAWN, IMPROVED, WORST)
 POOL: Final = 48
 """Images among which the most improved and the worst are sought if only the reward models can judge them."""
 
@@ -66,14 +66,14 @@ def choose_examples(
         others = _draw(others, POOL, seed)
         judged_others = judge_examples(others, None, model, reward)
         standings = [_counted(example) for example in judged_others]
-    mended, worst = rank_examples(standings, options.extremes)
+    improved, worst = rank_examples(standings, options.extremes)
     if truth is not None:
-        chosen = [*drawn, *(others[index] for index in (*mended, *worst))]
+        chosen = [*drawn, *(others[index] for index in (*improved, *worst))]
         judged = judge_examples(chosen, truth, model, reward)
     else:
         judged = judge_examples(drawn, None, model, reward)
-        judged += [judged_others[index] for index in (*mended, *worst)]
-    groups = [DRAWN] * len(drawn) + [MENDED] * len(mended) + [WORST] * len(worst)
+        judged += [judged_others[index] for index in (*improved, *worst)]
+    groups = [DRAWN] * len(drawn) + [IMPROVED] * len(improved) + [WORST] * len(worst)
     return [{"group": group, **example} for group, example in zip(groups, judged, strict=True)]
 
 

@@ -57,7 +57,7 @@ def build_report(run_dir: str) -> str:
         table=result.table(evaluation),
         pope=result.pope(evaluation),
         labels=labels,
-        canaries=(labels.get("canaries") or {}),
+        control_items=(labels.get("canaries") or {}),
         label_cards=cards(labels.get("agreement") or {}, names),
         reward_cards=cards(rewards, names),
         charts=[chart for chart in charts if not chart["minor"]],

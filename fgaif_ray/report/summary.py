@@ -9,6 +9,7 @@ from typing import Any, Final
 from fgaif_ray import storage
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import stages
+from fgaif_ray.tables import table_lines
 
 SUMMARY_FILE: Final = "summary.json"
 TIMING_FILE: Final = "timing.json"
@@ -97,13 +98,13 @@ def _figure(tree: Any, path: tuple[str, ...]) -> float | None:
 def summary_table(summary: dict[str, Any]) -> str:
     """Format the headline metrics before and after alignment as a plain text table."""
     before, after = summary["alignment"]["before"], summary["alignment"]["after"]
-    lines = [f"{'':<28}{'before':>10}{'after':>10}{'change':>10}"]
+    rows = [("", "before", "after", "change")]
     for name, path in _ROWS:
         old, new = _figure(before, path), _figure(after, path)
         if old is None or new is None:
             continue
         change = f"{(new - old) / old:+.0%}" if old else "-"
-        lines.append(f"{name:<28}{old:>10.3f}{new:>10.3f}{change:>10}")
-    if len(lines) == 1:
+        rows.append((name, f"{old:.3f}", f"{new:.3f}", change))
+    if len(rows) == 1:
         return json.dumps({"before": before, "after": after}, indent=2)
-    return "\n".join(lines)
+    return "\n".join(table_lines(rows, right=(1, 2, 3)))

@@ -7,11 +7,12 @@ from markupsafe import Markup, escape
 
 from fgaif_ray.fact_types import colour_of
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
-from fgaif_ray.report.charts import format_value
+from fgaif_ray.report.charts import Axis, Frame, format_value
 from fgaif_ray.statistics.intervals import wilson_interval
 
 _SIDE, _LEFT, _TOP, _BOTTOM, _RIGHT = 250, 54, 12, 46, 26
 WIDTH, HEIGHT = _LEFT + _SIDE + _RIGHT, _TOP + _SIDE + _BOTTOM
+_FRAME: Final = Frame(Axis(0.0, 1.0, _LEFT, _LEFT + _SIDE), Axis(0.0, 1.0, _TOP + _SIDE, _TOP))
 _SMALLEST, _LARGEST = 3.0, 8.0
 
 
@@ -82,22 +83,30 @@ def reliability_chart(
         for title, points in (("as trained", raw), ("after temperature scaling", scaled))
         if points
     )
-    parts = [_axes()]
+    x, y = _FRAME.x.place, _FRAME.y.place
+    ticks = {tick: f"{tick:.0%}" for tick in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    parts = [
+        *_FRAME.rows(ticks),
+        *_FRAME.columns(ticks),
+        f'<line class="diagonal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>',
+        _FRAME.below("how sure"),
+        _FRAME.beside("how often right"),
+    ]
     most = max(point["count"] for point in (*raw, *scaled))
     for kind, points in (("raw", raw), ("scaled", scaled)):
-        places = [(_x(point["confidence"]), _y(point["accuracy"])) for point in points]
-        for (x, y), point in zip(places, points, strict=True):
-            low, high = (_y(bound) for bound in wilson_interval(point["accuracy"], point["count"]))
-            parts.append(f'<line class="{kind}-whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        for point in points:
+            at, right = x(point["confidence"]), y(point["accuracy"])
+            low, high = (y(bound) for bound in wilson_interval(point["accuracy"], point["count"]))
+            parts.append(f'<line class="{kind}-whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
             size = _SMALLEST + (_LARGEST - _SMALLEST) * (point["count"] / most) ** 0.5
             title = (
                 f"{round(point['count'])} verdicts: sure {_percent(point['confidence'])}, "
                 f"right {_percent(point['accuracy'])}"
             )
             shape = (
-                f'<circle class="raw-point" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}">'
+                f'<circle class="raw-point" cx="{at:.1f}" cy="{right:.1f}" r="{size:.1f}">'
                 if kind == "raw"
-                else f'<rect class="scaled-point" x="{x - size * 0.8:.1f}" y="{y - size * 0.8:.1f}" '
+                else f'<rect class="scaled-point" x="{at - size * 0.8:.1f}" y="{right - size * 0.8:.1f}" '
                 f'width="{1.6 * size:.1f}" height="{1.6 * size:.1f}">'
             )
             parts.append(f"{shape}<title>{title}</title></{'circle' if kind == 'raw' else 'rect'}>")
@@ -106,36 +115,6 @@ def reliability_chart(
     return Markup(
         f'<svg class="reliability" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
     )
-
-
-def _axes() -> str:
-    parts = []
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = _x(tick), _y(tick)
-        parts += [
-            f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _SIDE}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_TOP + _SIDE}"/>',
-            f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.0%}</text>',
-            f'<text class="tick" x="{x:.1f}" y="{_TOP + _SIDE + 18}" text-anchor="middle">{tick:.0%}</text>',
-        ]
-    middle = _TOP + _SIDE / 2
-    turn = f"rotate(-90 12 {middle})"
-    return "".join(
-        [
-            *parts,
-            f'<line class="diagonal" x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}"/>',
-            f'<text class="label" x="{_LEFT + _SIDE / 2}" y="{HEIGHT - 6}" text-anchor="middle">how sure</text>',
-            f'<text class="label" x="12" y="{middle}" text-anchor="middle" transform="{turn}">how often right</text>',
-        ]
-    )
-
-
-def _x(value: float) -> float:
-    return _LEFT + value * _SIDE
-
-
-def _y(value: float) -> float:
-    return _TOP + (1 - value) * _SIDE
 
 
 def _percent(value: float) -> str:

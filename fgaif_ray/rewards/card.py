@@ -1,4 +1,4 @@
-"""The model card of a trained reward model, written from its measured figures."""
+"""The model card of a trained reward model, written from its measured metrics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def model_card(metrics: Mapping[str, Any], options: RewardsConfig) -> str:
         options: what it was trained with.
     """
     whole = metrics["granularity"] == "response"
-    verdicts = "responses" if whole else "sub-sentences"
+    verdicts = "responses" if whole else "segments"
     rows = "\n".join(
         f"| {name} | {_figure(metrics['precision'][name])} | {_figure(metrics['recall'][name])} "
         f"| {_figure(metrics['auroc'][name])} | {metrics['support'][name]} | {metrics['class_weights'][name]:.2f} |"
@@ -38,22 +38,22 @@ tags: [reward-model, hallucination, lora]
 
 {_what_it_does(metrics)} A LoRA adapter (rank {options.lora.rank}, alpha {options.lora.alpha}) on the language model
 of `{metrics["backbone"]}`{quantised}, and a linear head (`head.safetensors`) read at the separator after
-{"the last sub-sentence" if whole else "each sub-sentence"}.
+{"the last segment" if whole else "each segment"}.
 
-Trained on AI feedback: {train["segments"]} sub-sentences of {train["responses"]} responses to
+Trained on AI feedback: {train["segments"]} segments of {train["responses"]} responses to
 {train["images"]} images; best epoch {metrics["best_epoch"]} of {len(metrics["curve"])}, learning rate
 {options.learning_rate:g}, batch size {options.batch_size}{smoothing}, seed {metrics["seed"]}.
 
 ## Agreement with the feedback on held-out images
 
 {metrics["count"]} labelled {verdicts} of {validation["responses"]} responses to {validation["images"]} images. They
-also chose the best epoch, so the figures are a little kind.
+also chose the best epoch, so the metrics are a little optimistic.
 
 | class | precision | recall | AUROC | {verdicts} | loss weight |
 |---|---|---|---|---|---|
 {rows}
 
-| figure | value |
+| metric | value |
 |---|---|
 | balanced accuracy | {_figure(metrics["balanced_accuracy"])} |
 | accuracy | {_figure(metrics["accuracy"])} |
@@ -66,13 +66,13 @@ also chose the best epoch, so the figures are a little kind.
 | temperature | {_figure(metrics["temperature"])} |
 
 The temperature is fitted on all held-out images, and scores are divided by it where `rewards.temperature_scaling`
-asks for it; the figures after scaling take, for each image, one that was fitted on other images.
+asks for it. The metrics after scaling use, for each image, a temperature that was fitted on other images.
 
 | epoch | training loss | held-out loss | held-out balanced accuracy |
 |---|---|---|---|
 {epochs}
 
-The feedback comes from models and has errors of its own: these figures say how well it is reproduced, not how
+The feedback comes from models and has errors of its own: these metrics say how well it is reproduced, not how
 well the truth is known.
 """
 
@@ -82,11 +82,11 @@ def _what_it_does(metrics: Mapping[str, Any]) -> str:
     if metrics["granularity"] == "response":
         return (
             "Classifies a whole response to an image: does it state facts at all, and is one of them hallucinated? One "
-            f"and the same model stands in the folders of {', '.join(metrics['trained_with'])}."
+            f"and the same model is in the folders of {', '.join(metrics['trained_with'])}."
         )
     shared = f" Trained together with {' and '.join(others)}, on one adapter, a head each." if others else ""
     return (
-        "Classifies each sub-sentence of a response to an image: does it hold facts of the type "
+        "Classifies each segment of a response to an image: does it hold facts of the type "
         f"*{fact_type}* at all, and are they right?{shared}"
     )
 

@@ -1,7 +1,7 @@
-"""What an interrupted training of reward models goes on from: its state after the last whole epoch.
+"""Checkpoint of reward training: its state after the last complete epoch, from which an interrupted training goes on.
 
 The tensors of an epoch have a folder of their own; a small JSON file that is replaced in one piece says which folder
-counts, so a process that dies while it writes leaves the epoch before.
+counts, so a process that dies while writing leaves the previous epoch.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ class TrainingState:
     """Everything that changes while a task is trained; batches and learning rates follow from the epoch."""
 
     epoch: int = 0
-    """Epochs that are done."""
+    """Number of finished epochs."""
     best_epoch: int = 0
     best_score: float = -1.0
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class TrainingState:
 
 
 class TrainingCheckpoint:
-    """The checkpoint of one task in a folder (or URI) that holds other things too."""
+    """The checkpoint of one task, in a folder or URI that may hold other files."""
 
     def __init__(self, folder: str, name: str) -> None:
         self._folder, self._name = folder, name
@@ -61,7 +61,7 @@ class TrainingCheckpoint:
             storage.remove_folder(storage.join(self._folder, before))
 
     def load(self, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> TrainingState:
-        """Put parameters and optimiser where they were; returns the state, a fresh one where nothing was saved."""
+        """Restore parameters and optimiser; returns the state, a fresh one if nothing was saved."""
         if not storage.exists(self._pointer):
             return TrainingState()
         kept = storage.read_json(self._pointer)
@@ -84,7 +84,7 @@ class TrainingCheckpoint:
         return state
 
     def remove(self) -> None:
-        """Remove the checkpoint, if there is one, and what processes left of others when they died."""
+        """Remove the checkpoint, if there is one, and the remains of unfinished ones."""
         if not storage.exists(self._pointer):
             return
         epochs = int(storage.read_json(self._pointer)["epoch"])

@@ -1,7 +1,7 @@
-"""Dense rewards: class probabilities per sub-sentence and fact type -> one number per response token.
+"""Dense rewards: class probabilities per segment and fact type -> one number per response token.
 
 FGAIF (reinforcement learning with fine-grained reward): r_t = sum over types k of w_k * r_k,t, given at the
-last token of each sub-sentence and zero elsewhere. Nothing here rescales a reward unless `RewardOptions` asks
+last token of each segment and zero elsewhere. Nothing here rescales a reward unless `RewardOptions` asks
 for it.
 """
 
@@ -20,27 +20,27 @@ Granularity = Literal["segment", "response"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardOptions:
-    """How class probabilities become token rewards.
+    """Options of turning class probabilities into token rewards.
 
     Example: `RewardOptions(weights={"existence": 1.0, "attribute": 0.0, "relation": 1.0})` is the w/o-Att
     ablation.
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FACT_TYPES, 1.0))
-    """Weight of each fact type, in the order of arrays; every type is named, 0 switches one off."""
+    """Weight of each fact type, in the order of arrays; every type must be named; 0 switches one off."""
     value: RewardValue = "expected"
     """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""
     granularity: Granularity = "segment"
-    """`segment` pays at each sub-sentence end; `response` the same sum once, at the last token."""
+    """`segment` pays at each segment end; `response` the same sum once, at the last token."""
     normalise_by_segments: bool = False
-    """Divide what the segments earn by their number: saying more does not by itself pay more."""
+    """Divide the segments' rewards by their number, so that saying more does not by itself pay more."""
     missing_eos_penalty: float = 0.0
-    """Taken from the last token of a response that was cut before it ended; at least 0."""
+    """Penalty on the last token of a response that was cut before it ended; at least 0."""
     length_penalty: float = 0.0
-    """Taken from each token beyond `length_target`, at least 0: more sub-sentences do not pay for ever. The critic
+    """Penalty on each token beyond `length_target`, at least 0, so that more segments do not pay forever. The critic
     and GAE then see the cost where it arises."""
     length_target: int = 0
-    """Tokens that are free; at least 0."""
+    """Tokens without a length penalty; at least 0."""
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -64,16 +64,16 @@ class RewardOptions:
 
 @dataclass(frozen=True, slots=True)
 class ComposedRewards:
-    """What one response earned."""
+    """The reward of one response."""
 
     per_type: Tensor
-    """`[segments, types]` weighted reward of each sub-sentence, before any normalisation."""
+    """`[segments, types]` weighted reward of each segment, before any normalisation."""
     per_token: Tensor
-    """`[response_tokens]` what PPO is given, before the KL penalty."""
+    """`[response_tokens]` reward given to PPO, before the KL penalty."""
 
 
 def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: RewardValue = "expected") -> Tensor:
-    """Weighted reward of each sub-sentence and fact type.
+    """Compute the weighted reward of each segment and fact type.
 
     Args:
         probabilities: `[segments, types, classes]`, types in the order of the weights, classes absent,
@@ -86,7 +86,7 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
         `[segments, types]`.
 
     Raises:
-        ValueError: the shape is another one, or a probability is not finite.
+        ValueError: the shape is wrong, or a probability is not finite.
     """
     if probabilities.dim() != 3 or probabilities.shape[1:] != (len(weights), len(CLASS_NAMES)):
         raise ValueError(
@@ -106,11 +106,11 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
 
 
 def token_rewards(segment_totals: Tensor, token_ends: Tensor, response_length: int) -> Tensor:
-    """Puts each sub-sentence's reward on its last token; rewards that share a token add up.
+    """Put each segment's reward on its last token; rewards that share a token add up.
 
     Args:
         segment_totals: `[segments]`.
-        token_ends: `[segments]` integer index, into the response's tokens, of each sub-sentence's last token.
+        token_ends: `[segments]` integer index, into the response's tokens, of each segment's last token.
         response_length: tokens in the response.
 
     Returns:
@@ -142,15 +142,15 @@ def compose_rewards(
     finish_reason: str,
     options: RewardOptions,
 ) -> ComposedRewards:
-    """The dense reward of one response.
+    """Compute the dense reward of one response.
 
     Args:
-        probabilities: `[segments, types, classes]` from the reward models; no segments is a valid
-            response that says nothing and earns nothing.
-        token_ends: `[segments]` index of each sub-sentence's last token.
+        probabilities: `[segments, types, classes]` from the reward models; a response without
+            segments is valid; it says nothing and earns nothing.
+        token_ends: `[segments]` index of each segment's last token.
         response_length: tokens in the response, at least 1.
         finish_reason: `stop` where the response ended by itself; anything else takes the missing-EOS penalty.
-        options: weights and choices; the length penalty is one of them, and no part of `normalise_by_segments`.
+        options: weights and choices; `normalise_by_segments` does not apply to the length penalty.
 
     Raises:
         ValueError: a shape or an index does not fit, or the response has no token.

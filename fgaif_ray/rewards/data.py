@@ -1,4 +1,4 @@
-"""What reward models are trained on: labelled responses, split by image, encoded once, batched by length."""
+"""Training data of reward models: labelled responses, split by image, encoded once, batched by length."""
 
 import hashlib
 import random
@@ -23,7 +23,7 @@ BUCKET_BATCHES: Final = 16
 
 @dataclass(frozen=True)
 class TrainingResponse:
-    """One response with the label codes of its sub-sentences, ``[segments]`` for each fact type, or ``IGNORED``."""
+    """One response with the label codes of its segments, ``[segments]`` for each fact type, or ``IGNORED``."""
 
     image: str
     image_sha256: str
@@ -42,7 +42,7 @@ class Example:
     image_sha256: str = ""
 
     def labels_of(self, head: str) -> tuple[int, ...]:
-        """What a head is to answer: ``[segments]`` class codes or ``IGNORED``; one of them for the coarse head."""
+        """Targets of a head: ``[segments]`` class codes or ``IGNORED``; one of them for the coarse head."""
         return (response_label(self.labels),) if head == COARSE else self.labels[head]
 
     @property
@@ -62,7 +62,7 @@ class RewardData:
 
 
 def from_feedback(rows: Iterable[Mapping[str, Any]], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
-    """The rows of ``feedback/`` by sample id; rows without sub-sentences teach nothing and are left out.
+    """Read the rows of ``feedback/`` by sample id, without rows that have no segments.
 
     Args:
         rows: of the folder.
@@ -93,7 +93,7 @@ def _code(label: int | None) -> int:
 def split_by_image(
     responses: Sequence[TrainingResponse], validation_fraction: float, seed: int
 ) -> tuple[list[TrainingResponse], list[TrainingResponse]]:
-    """Training and held-out responses; no image, nor a copy of it under another name, is in both.
+    """Split into training and held-out responses. No image, nor a copy of it under another name, is in both.
 
     Images are ranked by a seeded hash of their content and the first ``validation_fraction`` of them, at
     least one, are held out, so the split depends neither on the order of the rows nor on the machine.
@@ -160,7 +160,7 @@ def _encode(
 
 
 def make_batches(lengths: Sequence[int], batch_size: int, generator: random.Random) -> list[list[int]]:
-    """Indices of one epoch in random batches of similar length.
+    """Yield the indices of one epoch in random batches of similar length.
 
     Args:
         lengths: ``[examples]`` tokens.
@@ -182,7 +182,7 @@ class ImageFeatures:
     """Projected vision features by image path.
 
     The vision tower is frozen, so an image is encoded once and its features kept in host memory, as far as
-    ``cache_bytes`` go; the others are encoded whenever they are asked for (a 7B LLaVA needs 4.5 MiB an
+    ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an
     image).
     """
 
@@ -194,7 +194,7 @@ class ImageFeatures:
         """Images that went through the vision tower so far."""
 
     def __call__(self, paths: Sequence[str]) -> Tensor:
-        """Features of images, ``[images, image_tokens, hidden]``, on the model's device.
+        """Return the features of images, ``[images, image_tokens, hidden]``, on the model's device.
 
         Raises:
             UserError: an image cannot be read.

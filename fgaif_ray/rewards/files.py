@@ -1,4 +1,4 @@
-"""The folder of a reward model: an adapter in PEFT layout, a head, and what the files say without loading weights.
+"""The folder of a reward model: an adapter in PEFT layout, a head, and a description read without loading weights.
 
 ``head.safetensors`` holds ``weight [3, hidden]``, ``bias [3]`` and ``temperature []``; its metadata names the fact
 type, the classes and the granularity. Folders with the same adapter files share the adapter in memory and its forward
@@ -22,16 +22,16 @@ from fgaif_ray.vlm.checkpoint import check_adapter, check_safetensors
 ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 HEAD_FILE: Final = ADAPTER_FILES[-1]
 METRICS_FILE: Final = "metrics.json"
-"""Written last: a folder that has it is whole."""
+"""The file that is written last: a folder that has it is complete."""
 _CHUNK: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class RewardModelFiles:
-    """What the files of a folder say."""
+    """Description of a reward model, read from its folder."""
 
     adapter: str
-    """Digest of the adapter; equal ones are the same adapter."""
+    """Digest of the adapter; equal digests mean the same adapter."""
     version: str
     """Digest of all files."""
     metadata: Mapping[str, str]
@@ -44,7 +44,7 @@ class RewardModelFiles:
 
     @property
     def granularity(self) -> Granularity:
-        """What a verdict is about; sub-sentences where the head does not say."""
+        """Unit of a verdict; segments if the head does not say."""
         return cast("Granularity", self.metadata.get("granularity", "segment"))
 
 
@@ -89,7 +89,7 @@ def published_versions(config: Config) -> list[str]:
 
 
 def kind_of(files: Mapping[str, RewardModelFiles]) -> RewardKind:
-    """What kind of reward model the folders of a run are, whatever the configuration says."""
+    """Return the kind of the reward models in a run's folders, whatever the configuration says."""
     if any(found.granularity == "response" for found in files.values()):
         return "coarse"
     adapters = {found.adapter for found in files.values()}
@@ -102,7 +102,7 @@ def save_tensors(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, 
 
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(contiguous, path, metadata=dict(metadata))
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    path.chmod(0o644)  # safetensors makes files that only the owner may read
 
 
 def _digest(uri: str) -> bytes:

@@ -1,7 +1,7 @@
-"""How verdicts are shared out over models: one per fact type, one with a head per type, or one verdict per response.
+"""Kinds of reward models: one per fact type, one with a head per type, or one with a single verdict per response.
 
-Whatever the kind, a run's ``rewards/`` holds one folder per fact type, each a reward model by itself. Where folders
-hold the same adapter, whoever loads them runs it once for all of them (see ``reward_files``).
+Whatever the kind, a run's ``rewards/`` holds one folder per fact type, each a reward model by itself. If folders
+hold the same adapter, its forward pass runs once for all of them (see ``files``).
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from typing import Final, Literal
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 
 IGNORED: Final = -100
-"""In place of a label that is not to be learnt; cross-entropy leaves it out by default."""
+"""Code of a label that is not to be learnt; cross-entropy ignores it by default."""
 
 RewardKind = Literal["separate", "multitask", "coarse"]
 Granularity = Literal["segment", "response"]
-"""What one verdict is about: a sub-sentence, or the whole response, read at its last separator."""
+"""Unit of one verdict: a segment, or the whole response, read at its last separator."""
 
 COARSE: Final = "coarse"
 MULTITASK: Final = "multitask"
@@ -29,19 +29,19 @@ class RewardTask:
     """
 
     name: str
-    """Of the adapter while it is trained."""
+    """Name of the adapter during training."""
     heads: tuple[str, ...]
     fact_types: tuple[str, ...]
-    """The folders that it fills."""
+    """The folders that it is saved to."""
     granularity: Granularity = "segment"
 
     def head_of(self, fact_type: str) -> str:
-        """The head that answers for a fact type."""
+        """Return the head that answers for a fact type."""
         return fact_type if fact_type in self.heads else self.heads[0]
 
 
 def reward_tasks(kind: RewardKind, types: tuple[str, ...] = FACT_TYPES) -> tuple[RewardTask, ...]:
-    """What is trained for a kind of reward model and these fact types, in this order."""
+    """List the tasks of a kind of reward model and these fact types, in order of training."""
     if kind == "multitask":
         return (RewardTask(MULTITASK, types, types),)
     if kind == "coarse":
@@ -50,11 +50,11 @@ def reward_tasks(kind: RewardKind, types: tuple[str, ...] = FACT_TYPES) -> tuple
 
 
 def response_label(labels: Mapping[str, tuple[int, ...]]) -> int:
-    """The one label of a response, from those of its sub-sentences.
+    """Derive the label of a response from those of its segments.
 
-    One hallucinated sub-sentence of any type makes the response hallucinated, even where other labels are not known.
-    Otherwise it is not known where any of them is not; consistent where there is a fact; and absent where there is
-    none: a response that states nothing must not be paid like one that is right.
+    One hallucinated segment of any type makes the response hallucinated, even if other labels are unknown.
+    Otherwise it is unknown if any of them is; consistent if there is a fact; and absent if there is none, because a
+    response that states nothing must not be paid like one that is right.
 
     Args:
         labels: fact type -> ``[segments]`` class codes, or ``IGNORED``.

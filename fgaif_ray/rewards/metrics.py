@@ -1,4 +1,4 @@
-"""Figures of a reward model on held-out images: ranking, calibration, and the temperature that mends it."""
+"""Metrics of a reward model on held-out images: ranking, calibration, and the temperature that improves it."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,17 +15,17 @@ from fgaif_ray.statistics.folds import image_folds
 
 CALIBRATION_FOLDS: Final = 5
 LARGEST_TEMPERATURE: Final = 10.0
-"""A set that is predicted without a mistake has no finite best temperature; neither end goes beyond this factor."""
+"""Bound of the temperature and its inverse; a set predicted without a mistake has no finite best temperature."""
 
 
 def negative_log_likelihood(probabilities: NDArray[Any], labels: ArrayLike) -> float:
-    """Mean of minus the log of the probability that the true class was given, in nats."""
+    """Return the mean negative log-probability of the true class, in nats."""
     truth = np.asarray(labels)
     return float(-_log(probabilities)[np.arange(len(truth)), truth].mean())
 
 
 def area_under_roc(scores: ArrayLike, positive: ArrayLike) -> float | None:
-    """Chance that a positive outranks a negative, ties counting half (the Mann-Whitney statistic).
+    """Return the chance that a positive outranks a negative, ties counting half (the Mann-Whitney statistic).
 
     Args:
         scores: ``[items]``, larger for what is more likely positive.
@@ -44,9 +44,9 @@ def area_under_roc(scores: ArrayLike, positive: ArrayLike) -> float | None:
 
 
 def ranking_figures(probabilities: NDArray[Any], labels: ArrayLike) -> dict[str, float | None]:
-    """Area under the ROC curve of each class against the rest, and of hallucinated against consistent.
+    """Return the area under the ROC curve of each class against the rest, and of hallucinated against consistent.
 
-    The latter is about facts alone: verdicts whose label is absent are left out, and the score is
+    The latter is about facts only: verdicts whose label is absent are left out, and the score is
     P(hallucinated) / P(consistent).
     """
     truth = np.asarray(labels)
@@ -58,14 +58,14 @@ def ranking_figures(probabilities: NDArray[Any], labels: ArrayLike) -> dict[str,
 
 
 def fit_temperature(probabilities: NDArray[Any], labels: ArrayLike) -> float:
-    """The temperature that makes the labels most likely (Guo et al. 2017, section 4.2), found by L-BFGS.
+    """Fit the temperature that makes the labels most likely (Guo et al. 2017, section 4.2), found by L-BFGS.
 
     Args:
-        probabilities: ``[verdicts, classes]``; their logarithms are the logits up to a constant that does not matter.
+        probabilities: ``[verdicts, classes]``; their logarithms are the logits up to a constant, which does not matter.
         labels: ``[verdicts]`` class codes.
 
     Returns:
-        At most ``LARGEST_TEMPERATURE``, at least its inverse; above 1 where the model is too sure.
+        At most ``LARGEST_TEMPERATURE``, at least its inverse; above 1 if the model is overconfident.
     """
     logits = torch.from_numpy(_log(probabilities))  # [verdicts, classes]
     truth = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
@@ -85,7 +85,7 @@ def fit_temperature(probabilities: NDArray[Any], labels: ArrayLike) -> float:
 
 
 def scale_probabilities(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """The distributions of the same logits divided by a temperature, ``[verdicts, classes]``."""
+    """Divide the logits of distributions by a temperature, ``[verdicts, classes]``."""
     scaled: NDArray[np.float64] = torch.from_numpy(_log(probabilities) / temperature).softmax(dim=-1).numpy()
     return scaled
 
@@ -93,7 +93,7 @@ def scale_probabilities(probabilities: NDArray[Any], temperature: float) -> NDAr
 def cross_fitted_probabilities(
     probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str], folds: int = CALIBRATION_FOLDS
 ) -> NDArray[np.float64] | None:
-    """Probabilities after temperature scaling, each with a temperature that was fitted on other images.
+    """Scale probabilities, each with a temperature that was fitted on other images.
 
     Args:
         probabilities: ``[verdicts, classes]``.
@@ -116,7 +116,7 @@ def cross_fitted_probabilities(
 
 
 def held_out_figures(probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str]) -> dict[str, Any]:
-    """All figures of one head, JSON-serialisable; a figure that is not defined is None.
+    """Compute all metrics of one head, JSON-serialisable; a metric that is not defined is None.
 
     Args:
         probabilities: ``[verdicts, classes]``.

@@ -1,8 +1,8 @@
-"""The reward model: does a sub-sentence tell the truth about the image, as to one type of fact?
+"""The reward model: it tells whether the facts of one type in a segment are true of the image.
 
 One frozen backbone, and per fact type a LoRA adapter on the language model and a linear head to three classes
-(FGAIF section 3.3). The model reads the image, the real prompt and the sub-sentences, each closed by a
-separator, the tokenizer's EOS; the class of a sub-sentence is read at its separator, which sees the image,
+(FGAIF section 3.3). The model reads the image, the real prompt and the segments, each closed by a
+separator, the tokenizer's EOS; the class of a segment is read at its separator, which sees the image,
 the prompt and all the text up to there. Types may share an adapter, whose forward pass then answers for all of
 them, and a head may read one class per response, at its last separator.
 """
@@ -44,7 +44,7 @@ class ScoringItem:
     image: Image.Image
     prompt: str
     segments: Sequence[str]
-    """Sub-sentences in order; white space around them makes no difference."""
+    """Segments in order; white space around them makes no difference."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EncodedItem:
 def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
     """Tokenise ``prompt, sub_1 </s> sub_2 </s> ...``.
 
-    The sub-sentences are tokenised as one text and cut after the token that holds the last character of each,
+    The segments are tokenised as one text and cut after the token that holds the last character of each,
     so that words get the ids they have in running text. Special tokens spelled out in a response are text
     here, not tokens.
 
@@ -98,7 +98,7 @@ class RewardModel(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleDict()
         self.temperatures: dict[str, float] = {}
-        """Head -> temperature of its logits; scores are divided by it with ``temperature_scaling`` alone."""
+        """Head -> temperature of its logits; applied to scores only with ``temperature_scaling``."""
         self.temperature_scaling = temperature_scaling
         self._adapter_of: dict[str, str] = {}
         self._granularity: dict[str, Granularity] = {}
@@ -108,7 +108,7 @@ class RewardModel(nn.Module):
 
     @property
     def fact_types(self) -> tuple[str, ...]:
-        """The types it can score."""
+        """The fact types that it can score."""
         return tuple(self.heads.keys())
 
     def add(self, fact_type: str, lora: LoRAOptions, seed: int) -> None:
@@ -155,7 +155,7 @@ class RewardModel(nn.Module):
     def load(self, fact_type: str, folder: str) -> None:
         """Add the reward model that ``save`` wrote to a local folder or URI.
 
-        An adapter that is here already, from the folder of another type, is used and not loaded again.
+        An adapter that is loaded already, from the folder of another type, is reused.
 
         Raises:
             UserError: files are missing, or it was trained for another fact type or on another backbone.
@@ -199,9 +199,9 @@ class RewardModel(nn.Module):
         """Write the PEFT adapter and ``head.safetensors`` of one type to a local folder.
 
         Args:
-            fact_type: what the saved model answers for.
-            folder: is made where it is not there.
-            head: the one that is saved, if its name is not that of the type.
+            fact_type: fact type of the saved model.
+            folder: is made if it does not exist.
+            head: the head to save, if its name is not that of the type.
         """
         head = head or fact_type
         adapter = self._known_adapter(head)
@@ -222,17 +222,17 @@ class RewardModel(nn.Module):
         return [*low_rank, *(parameter for name in heads for parameter in self.heads[name].parameters())]
 
     def granularity(self, head: str) -> Granularity:
-        """What one verdict of a head is about."""
+        """Return the unit of a head's verdicts."""
         return self._granularity[head]
 
     def logits(self, fact_type: str, items: Sequence[EncodedItem], image_features: Tensor) -> Tensor:
-        """Class logits of one head; see ``logits_of``."""
+        """Compute the class logits of one head; see ``logits_of``."""
         return self.logits_of([fact_type], items, image_features)[fact_type]
 
     def logits_of(
         self, heads: Sequence[str], items: Sequence[EncodedItem], image_features: Tensor
     ) -> dict[str, Tensor]:
-        """Class logits at the separators of a batch, from one forward pass for each adapter.
+        """Compute class logits at the separators of a batch, in one forward pass per adapter.
 
         No attention mask is needed: padding comes last, and the decoder looks back only.
 
@@ -257,7 +257,7 @@ class RewardModel(nn.Module):
         return {head: found[head] for head in heads}
 
     def _places(self, head: str, items: Sequence[EncodedItem]) -> Tensor:
-        """Row and position of each separator that a head reads, ``[separators, 2]``."""
+        """Return row and position of each separator that a head reads, ``[separators, 2]``."""
         first = -1 if self._granularity[head] == "response" else 0
         places = [(row, column) for row, item in enumerate(items) for column in item.separators[first:]]
         return torch.tensor(places, device=self.backbone.device)
@@ -275,17 +275,17 @@ class RewardModel(nn.Module):
         return hidden
 
     def score(self, fact_type: str, items: Sequence[ScoringItem]) -> list[NDArray[np.float32]]:
-        """Class probabilities of every sub-sentence as to one fact type; see ``score_types``."""
+        """Compute the class probabilities of every segment for one fact type; see ``score_types``."""
         return self.score_types([fact_type], items)[fact_type]
 
     @torch.no_grad()
     def score_types(
         self, fact_types: Sequence[str], items: Sequence[ScoringItem]
     ) -> dict[str, list[NDArray[np.float32]]]:
-        """Class probabilities of every sub-sentence, for several fact types; each image is encoded once, and read once
-        for each adapter.
+        """Compute the class probabilities of every segment for several fact types. Each image is encoded once, and read
+        once per adapter.
 
-        Where a type judges whole responses, its verdict stands at the last sub-sentence, and those before it are
+        If a type judges whole responses, its verdict is that of the last segment, and the segments before it are
         certainly absent: they earn nothing, and the verdict is paid once.
 
         Args:
@@ -370,7 +370,7 @@ class RewardModel(nn.Module):
 
 
 def _at_last_segments(verdicts: NDArray[np.float32], lengths: Sequence[int]) -> NDArray[np.float32]:
-    """One verdict per response, ``[responses, 3]``, at the last of its sub-sentences, ``[segments, 3]``."""
+    """Place one verdict per response, ``[responses, 3]``, at the last of its segments, ``[segments, 3]``."""
     rows = np.zeros((sum(lengths), len(CLASS_NAMES)), np.float32)
     rows[:, ABSENT] = 1.0
     rows[np.cumsum(lengths) - 1] = verdicts

@@ -1,6 +1,7 @@
-"""From requests to dense rewards: image and response checks, sub-sentences, reward model batches, composition.
+"""From requests to dense rewards: image and response checks, segments, reward model batches, composition.
 
-Plain functions between the wire format (`reward_api`) and the reward models; the service's deployments call them.
+These are plain functions between the wire format (`fgaif_ray.serving.wire`) and the reward models, called by the
+service's deployments.
 """
 
 import base64
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Formats that a request may carry: a few well-kept decoders, none of them starts another program."""
+"""Image formats of requests: a few well-maintained decoders, none of which starts another program."""
 
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
@@ -45,10 +46,10 @@ class Tokenizer(Decoder, Protocol):
 
 
 def image_bytes(field: str) -> bytes:
-    """The image file in a request's base64 or data URL field, undecoded.
+    """Return the encoded image file in a request's base64 or data URL field.
 
     Raises:
-        ItemError: `image_too_large`, or `invalid_image` for anything else than base64 (URLs and paths among it).
+        ItemError: `image_too_large`, or `invalid_image` for anything but base64, such as URLs and paths.
     """
     match = _DATA_URL.match(field)
     encoded = field[match.end() :] if match else field
@@ -79,7 +80,7 @@ def open_image(data: bytes) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class SegmentedResponse:
-    """A response and its sub-sentences."""
+    """A response and its segments."""
 
     text: str
     spans: list[Span]
@@ -88,17 +89,17 @@ class SegmentedResponse:
 
     @property
     def segments(self) -> list[str]:
-        """Text of each sub-sentence."""
+        """Text of each segment."""
         return [self.text[span.start : span.end] for span in self.spans]
 
 
 def segment_response(tokenizer: Tokenizer, response: str | None, token_ids: Sequence[int] | None) -> SegmentedResponse:
     """Split a response given as text, as sampled ids, or as both.
 
-    Ids rule where they are given: their decoding is the text, so that sub-sentences end on sampled tokens.
+    Provided ids take precedence: their decoding is the text, so that segments end on sampled tokens.
 
     Raises:
-        ItemError: `invalid_token_ids` where an id is none of the tokenizer's; `response_mismatch` where text and ids
+        ItemError: `invalid_token_ids` if an id is outside the tokenizer; `response_mismatch` where text and ids
             are of different responses (white space and unfinished characters at the ends aside).
     """
     if token_ids is None:
@@ -120,7 +121,7 @@ def _core(text: str) -> str:
 
 
 def token_ends(tokenizer: Tokenizer, response: SegmentedResponse) -> list[int] | None:
-    """`[segments]` index of the sampled token that ends each sub-sentence; None where no ids were given."""
+    """Return the index of the sampled token that ends each segment, `[segments]`; None without ids."""
     if response.token_ids is None:
         return None
     return segment_token_ends(response.spans, token_offsets(tokenizer, response.token_ids), response.text)
@@ -136,7 +137,7 @@ class ResponseVerdicts:
 
     response: SegmentedResponse
     token_ends: list[int] | None
-    """`[segments]` index of the sampled token that ends each sub-sentence; None where no ids were given."""
+    """`[segments]` index of the sampled token that ends each segment; None where no ids were given."""
     probabilities: TypeProbabilities
     model_version: str
     """Of the models that gave the probabilities."""
@@ -149,10 +150,10 @@ def compose_response(
     options: RewardOptions,
     model_version: str,
 ) -> ScoredResponse:
-    """Join verdicts and sub-sentences to the dense reward of a response.
+    """Join verdicts and segments to the dense reward of a response.
 
     Args:
-        response: its sub-sentences.
+        response: its segments.
         probabilities: `[segments, classes]` of each fact type.
         ends: `token_ends` of the response.
         options: weights and choices. The missing-EOS penalty is the trainer's: no finish reason is known here.
@@ -193,7 +194,7 @@ def compose_response(
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """One response of a `ScoringBatch`."""
+    """One item of a `ScoringBatch`."""
 
     image: int
     """Index into the batch's images."""
@@ -203,7 +204,7 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class ScoringBatch:
-    """What travels to a reward model's process: each image once, as the encoded file."""
+    """A message to a reward model's process, with each image once, as the encoded file."""
 
     images: list[bytes]
     items: list[BatchItem]
@@ -213,7 +214,7 @@ class ScoringBatch:
 
 
 def make_batch(items: Sequence[tuple[bytes, str, list[str]]]) -> ScoringBatch:
-    """A batch of (image file, prompt, segments); equal images are sent once."""
+    """Build a batch of (image file, prompt, segments); equal images are sent once."""
     position: dict[bytes, int] = {}
     batch_items = [
         BatchItem(position.setdefault(data, len(position)), prompt, segments) for data, prompt, segments in items
@@ -230,12 +231,12 @@ class Scorer(Protocol):
 
 
 ScoringOutcome = TypeProbabilities | ItemError
-"""What became of one item."""
+"""The outcome of one item."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """What a reward deployment answers to a batch."""
+    """A reward deployment's answer to a batch."""
 
     versions: dict[str, str]
     """Fact type -> version of the model that was asked."""
@@ -244,7 +245,7 @@ class ScoredBatch:
 
 
 def merge_verdicts(parts: Sequence[ScoredBatch]) -> ScoredBatch:
-    """Join the answers of several deployments on one batch; an item that one of them could not score has none."""
+    """Join the answers of several deployments on one batch; an item that one of them could not score has no result."""
     versions = {fact_type: version for part in parts for fact_type, version in part.versions.items()}
     outcomes: list[ScoringOutcome] = []
     for row in zip(*(part.outcomes for part in parts), strict=True):
@@ -260,7 +261,7 @@ def merge_verdicts(parts: Sequence[ScoredBatch]) -> ScoredBatch:
 
 
 def combined_version(versions: Mapping[str, str]) -> str:
-    """One version for the reward models of all fact types: another one where any of them differs."""
+    """Return one version for the reward models of all fact types; it changes if any of them does."""
     return fingerprint(dict(versions))[:12]
 
 
@@ -269,7 +270,7 @@ def score_batches(
 ) -> list[list[ScoringOutcome]]:
     """Score the batches of several callers in one pass of the model, each image decoded once.
 
-    An item that the model refuses fails alone: where the pass over all items fails, each is scored by itself.
+    An item that the model refuses fails alone: if the pass over all items fails, each is scored by itself.
 
     Returns:
         For each batch, for each item, the probabilities by fact type or why there are none.
@@ -310,13 +311,14 @@ def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringI
             return [ItemError("not_scorable", str(error))]
         logger.exception("the reward model failed on an item")
         if isinstance(error, ArithmeticError):
-            return [NonFiniteScoreError("scoring_failed", "the reward model gave this item a score that is no number")]
+            message = "the reward model gave this item a score that is not a number"
+            return [NonFiniteScoreError("scoring_failed", message)]
         return [ItemError("scoring_failed", "the reward model failed on this item")]
     return [{fact_type: scores[fact_type][index] for fact_type in fact_types} for index in range(len(items))]
 
 
 def probe_batch() -> ScoringBatch:
-    """One small item that every reward model can score: it proves that a forward pass works."""
+    """Make a small item that every reward model can score, to prove that a forward pass works."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(buffer, format="PNG")
     return ScoringBatch([buffer.getvalue()], [BatchItem(0, "Describe this image.", ["A grey square."])])

@@ -1,6 +1,6 @@
-"""Training of reward models on labelled sub-sentences (FGAIF section 3.3).
+"""Training of reward models on labelled segments (FGAIF section 3.3).
 
-Cross-entropy at the separators alone, weighted against the imbalance of the classes; AdamW with warm-up and
+The loss is cross-entropy at the separators only, weighted against the imbalance of the classes; AdamW with warm-up and
 cosine decay, as LLaVA is tuned; early stopping on the balanced accuracy over held-out images. Heads on one adapter
 are trained together, on the mean of their losses. Inside a ``torch.distributed`` group every worker takes its share
 of each batch and gradients are summed, so any number of workers follows the same steps.
@@ -33,13 +33,13 @@ CLASS_WEIGHT_CAP: Final = 5.0
 WARMUP_SHARE: Final = 0.03
 
 OnProgress = Callable[[int, str], None]
-"""Called with the number of training responses gone through since the last call, and a note."""
+"""Callback with the number of training responses processed since the last call, and a note."""
 
 
 def class_weights(labels: ArrayLike) -> NDArray[np.float64]:
-    """Loss weight of each class: inverse frequency, ``labels / (3 * labels of the class)``, at most CLASS_WEIGHT_CAP.
+    """Return each class's loss weight: ``labels / (3 * labels of the class)``, at most CLASS_WEIGHT_CAP.
 
-    Balanced labels weigh 1. The cap keeps a handful of sub-sentences of a rare class from ruling the gradient.
+    Balanced labels weigh 1. The cap keeps a handful of segments of a rare class from dominating the gradient.
 
     Args:
         labels: ``[segments]`` class codes.
@@ -53,14 +53,14 @@ def class_weights(labels: ArrayLike) -> NDArray[np.float64]:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then half a cosine, zero after the last step."""
+    """Return the share of the peak learning rate: linear warm-up, then half a cosine, zero after the last step."""
     warmup = math.ceil(WARMUP_SHARE * steps)
     return learning_rate_scale(step, schedule="cosine", warmup_steps=warmup, total_steps=steps)
 
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """What a head is measured with: the held-out verdicts whose label is known."""
+    """The held-out verdicts with a known label, on which a head is measured."""
 
     known: NDArray[np.bool_]
     """``[verdicts]``"""
@@ -84,16 +84,16 @@ def train_reward_model(
 
     Args:
         model: gets the adapter and the heads of the task.
-        task: its heads are none that the model holds.
+        task: its heads are new to the model.
         data: examples.
         features: of the images of the examples.
         options: rank, rates, batch size, epochs, patience.
         seed: of the initial weights and of the order of the batches.
         on_progress: see ``OnProgress``.
-        checkpoint: is written after each epoch by the first worker, and gone on from where there is one.
+        checkpoint: is written after each epoch by the first worker; training goes on from an existing one.
 
     Returns:
-        For each fact type of the task, JSON-serialisable figures, measured on the held-out images with the best
+        For each fact type of the task, JSON-serialisable metrics, measured on the held-out images with the best
         epoch's weights, and the curve of epochs.
 
     Raises:
@@ -110,7 +110,7 @@ def train_reward_model(
     lengths = [example.length for example in data.train]
     state = checkpoint.load(parameters, optimiser) if checkpoint is not None else TrainingState()
     generator = random.Random(seed)
-    for _ in range(state.epoch):  # brings the generator to where it was
+    for _ in range(state.epoch):  # restores the generator's state
         make_batches(lengths, options.batch_size, generator)
     if state.epoch:
         on_progress(state.epoch * len(data.train), f"goes on after epoch {state.epoch}")
@@ -170,10 +170,10 @@ def train_reward_model(
 def predict_heads(
     model: RewardModel, heads: Sequence[str], examples: Sequence[Example], features: ImageFeatures
 ) -> dict[str, NDArray[np.float32]]:
-    """Class probabilities of all verdicts on ``examples`` in order, without temperature; workers share the work.
+    """Compute class probabilities of all verdicts on ``examples`` in order, without temperature, on all workers.
 
     Returns:
-        Per head ``[verdicts, 3]``, a verdict for each sub-sentence, or for each response.
+        Per head ``[verdicts, 3]``, a verdict for each segment, or for each response.
     """
     whole = {head: model.granularity(head) == "response" for head in heads}
     offsets = {
@@ -199,10 +199,10 @@ def predict_heads(
 
 
 def _held_out(examples: Sequence[Example], head: str) -> _HeldOut:
-    """The verdicts that a head is measured with.
+    """Collect the verdicts on which a head is measured.
 
     Raises:
-        UserError: no label of it is known.
+        UserError: none of its labels is known.
     """
     verdicts = [(label, example.image_sha256) for example in examples for label in example.labels_of(head)]
     known = [label != IGNORED for label, _ in verdicts]
@@ -221,7 +221,7 @@ def _entry(
     held_out: Mapping[str, _HeldOut],
     weights: Mapping[str, NDArray[np.float64]],
 ) -> dict[str, dict[str, Any]]:
-    """An epoch's held-out figures by head."""
+    """Return an epoch's held-out metrics by head."""
     return {
         head: {
             "validation_loss": _weighted_loss(found, held_out[head].truth, weights[head]),
@@ -240,7 +240,7 @@ def _step(
     parameters: Sequence[nn.Parameter],
     options: RewardsConfig,
 ) -> float:
-    """Leave the clipped gradients of one batch in the parameters; returns the batch's loss, the mean over heads."""
+    """Compute the clipped gradients of one batch; returns the batch's loss, the mean over heads."""
     # A batch without a label has no gradient.
     totals = {head: sum(weights[head][label] for label in _known(examples, head)) or 1.0 for head in task.heads}
     for parameter in parameters:
@@ -281,7 +281,7 @@ def _step(
 
 
 def _known(examples: Sequence[Example], head: str) -> list[int]:
-    """The labels of examples that are to be learnt."""
+    """Return the labels of examples that are to be learnt."""
     return [label for example in examples for label in example.labels_of(head) if label != IGNORED]
 
 
@@ -292,7 +292,7 @@ def _weighted_loss(probabilities: NDArray[np.float32], truth: Sequence[int], wei
 
 
 def _worker() -> tuple[int, int]:
-    """Rank and number of the workers."""
+    """Return rank and number of the workers."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

@@ -1,6 +1,6 @@
 """The state of a PPO run as a folder: safetensors for tensors, JSON for the rest, and the policy as a PEFT adapter.
 
-Random numbers are functions of the seed and the step (see ``plan``), so the step stands for the data position and for
+Random numbers are functions of the seed and the step (see ``plan``), so the step restores the data position and
 every generator.
 """
 
@@ -33,10 +33,10 @@ class LearnerState:
     kl_controller: KLController
     guards: TrainingGuards
     previous: PreviousPolicy | None = None
-    """Where rollouts are sampled ahead: the policy that samples the batch of ``next_step``."""
+    """The policy that samples the batch of ``next_step``."""
 
     def save(self, folder: str | Path, next_step: int) -> None:
-        """Writes the state to a local folder; ``next_step`` is the step that a resumed run begins with."""
+        """Write the state to a local folder; ``next_step`` is the step that a resumed run begins with."""
         target = Path(folder)
         self.model.save_policy(target / POLICY_FOLDER)
         save_file(self.model.trained_state(), target / WEIGHTS_FILE)
@@ -51,7 +51,7 @@ class LearnerState:
         (target / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str | Path) -> int:
-        """Goes on from ``save``; returns the step to begin with."""
+        """Restore what ``save`` wrote; returns the step to begin with."""
         source = Path(folder)
         state: dict[str, Any] = json.loads((source / STATE_FILE).read_text(encoding="utf-8"))
         self.model.load_trained_state(load_file(source / WEIGHTS_FILE))

@@ -1,6 +1,6 @@
-"""Guards: named conditions under which going on would only waste machines, and the run stops with its reason.
+"""Guards: named conditions under which a run stops with the reason, because going on would only waste machines.
 
-Imports no torch, so that the configuration can be read quickly.
+It does not import torch, so that the configuration is read quickly.
 """
 
 import math
@@ -17,13 +17,13 @@ class TrainingStopped(RuntimeError):
 
     @property
     def reason(self) -> str:
-        """Guard name, what was seen, and what to change."""
+        """Keep the guard's name, what was seen, and what to change."""
         return str(self.args[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """What the guards look at after each PPO step."""
+    """The metrics that the guards check after each PPO step."""
 
     kl: float
     """Mean KL to the reference, nats per token."""
@@ -41,7 +41,7 @@ class StepMetrics:
 
 
 class TrainingGuards:
-    """Fed once per step; raises `TrainingStopped` when a guard's patience is over.
+    """The guards of a run, called once per step; they raise `TrainingStopped` when a guard's patience is over.
 
     Example: `guards = TrainingGuards(GuardConfig(max_kl=0.5)); guards.check(StepMetrics(...))`
     """
@@ -53,9 +53,9 @@ class TrainingGuards:
         self._baseline_facts: list[float] = []
 
     def check(self, metrics: StepMetrics) -> None:
-        """Takes in one step.
+        """Check one step.
 
-        A step that is not finite, or without any reward, counts for its own guard alone: its other figures
+        A step that is not finite, or without any reward, counts only for its own guard, since its other metrics
         mean nothing.
 
         Raises:
@@ -66,7 +66,7 @@ class TrainingGuards:
             "missing rewards",
             metrics.missing_reward_share,
             "max_missing_reward_share",
-            "of the rewards could not be had",
+            "of the rewards is unavailable",
             "look at the reward service",
         )
         if metrics.missing_reward_share == 1:
@@ -127,13 +127,13 @@ class TrainingGuards:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state_dict`."""
+        """Restore a `state_dict`."""
         self._streaks = Counter(state["streaks"])
         self._baseline_lengths = list(state["baseline_lengths"])
         self._baseline_facts = list(state["baseline_facts"])
 
     def _share_of_baseline(self, figure: float, baseline: list[float]) -> float:
-        """The figure over the mean of the first ones; 1 while those are gathered, or where they are zero."""
+        """Divide the metric by the mean of the first ones; 1 while those are gathered, or if they are zero."""
         if len(baseline) < self._config.baseline_steps:
             baseline.append(figure)
             return 1.0
@@ -162,7 +162,7 @@ class TrainingGuards:
 
 
 def identical_response_share(responses: Sequence[str]) -> float:
-    """Share of the responses that are the most common one, 0 where all differ.
+    """Return the share of the most common response, 0 if all differ.
 
     Raises:
         ValueError: there are no responses.

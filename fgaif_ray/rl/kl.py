@@ -1,4 +1,4 @@
-"""KL divergence from the policy to the reference: estimators, penalised rewards, its weight's controllers."""
+"""KL divergence from the policy to the reference: estimators, penalised rewards, and controllers of its weight."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MAX_PROPORTIONAL_ERROR = 0.2
 
 
 def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, estimator: KLEstimator = "k1") -> Tensor:
-    """Per-token estimate of KL(policy || reference) in nats, for tokens that the policy sampled.
+    """Estimate KL(policy || reference) per token in nats, for tokens that the policy sampled.
 
     With d = log policy - log reference (Schulman, "Approximating KL divergence"):
     k1 = d is unbiased; k2 = d^2 / 2 is biased, never negative, and its gradient is the KL's; k3 =
@@ -45,7 +45,7 @@ def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, estimator: KLEst
 
 
 def penalised_rewards(token_rewards: Tensor, kl: Tensor, beta: float, mask: Tensor) -> Tensor:
-    """reward_t - beta * kl_t: moving away from the reference costs. Padding is set to zero.
+    """Return reward_t - beta * kl_t: moving away from the reference costs. Padding is set to zero.
 
     Args:
         token_rewards: `[batch, response_tokens]`.
@@ -67,13 +67,13 @@ class KLController(Protocol):
     beta: float
 
     def update(self, observed_kl: float, samples: int) -> None:
-        """Takes in the mean KL of a batch of `samples` responses."""
+        """Take the mean KL of a batch of `samples` responses."""
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
+        """Return the state that a resumed run needs."""
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on from a `state_dict`."""
+        """Restore a `state_dict`."""
 
 
 class FixedKLController:
@@ -87,7 +87,7 @@ class FixedKLController:
         """Does nothing: the weight is fixed."""
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"beta": self.beta}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
@@ -120,7 +120,7 @@ class AdaptiveKLController:
         self.horizon = horizon
 
     def update(self, observed_kl: float, samples: int) -> None:
-        """Takes in the mean KL of a batch of `samples` responses.
+        """Take the mean KL of a batch of `samples` responses.
 
         A batch larger than the horizon counts as one horizon, or the weight could turn negative.
 
@@ -133,7 +133,7 @@ class AdaptiveKLController:
         self.beta *= 1.0 + error * min(samples / self.horizon, 1.0)
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"beta": self.beta}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:

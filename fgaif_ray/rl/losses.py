@@ -1,4 +1,4 @@
-"""The PPO losses (Schulman et al. 2017), as means over real tokens, each with the figures worth watching.
+"""The PPO losses (Schulman et al. 2017), as means over real tokens, each with its metrics.
 
 Every loss takes `denominator`: the real tokens of the whole minibatch, summed over micro-batches and workers.
 The losses of the parts then add up to the loss of the whole, however unevenly the tokens are spread.
@@ -17,7 +17,7 @@ from fgaif_ray.rl.kl import KLEstimator, kl_estimate
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatistics:
-    """Over the real tokens of one `policy_loss`; NaN where there were none."""
+    """Statistics over the real tokens of one `policy_loss`; NaN without any."""
 
     tokens: int
     loss: float
@@ -37,7 +37,7 @@ class PolicyStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ValueStatistics:
-    """Over the real tokens of one `value_loss`; NaN where there were none."""
+    """Statistics over the real tokens of one `value_loss`; NaN without any."""
 
     tokens: int
     loss: float
@@ -49,7 +49,7 @@ class ValueStatistics:
 
 @dataclass(frozen=True, slots=True)
 class EntropyStatistics:
-    """Over the real tokens of one `entropy_loss`; NaN where there were none."""
+    """Statistics over the real tokens of one `entropy_loss`; NaN without any."""
 
     tokens: int
     entropy: float
@@ -58,7 +58,7 @@ class EntropyStatistics:
 
 @dataclass(frozen=True, slots=True)
 class KLStatistics:
-    """Over the real tokens of one `kl_loss`; NaN where there were none."""
+    """Statistics over the real tokens of one `kl_loss`; NaN without any."""
 
     tokens: int
     kl: float
@@ -245,7 +245,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
         mask: `[batch, response_tokens]` bool.
 
     Returns:
-        NaN where the returns do not vary, since nothing is there to explain.
+        NaN where the returns do not vary, since there is nothing to explain.
 
     Raises:
         ValueError: the mask is not bool or a shape differs.

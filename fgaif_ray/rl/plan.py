@@ -1,7 +1,7 @@
-"""Which images and prompts a PPO step draws.
+"""Draws of a PPO step: its images and prompts.
 
-The draw is a function of the seed and the step alone. So is the seed of every response. A resumed run needs no more
-than its step number to draw what an uninterrupted one would have drawn.
+The draw and the seed of every response are functions of the seed and the step alone, so a resumed run needs only its
+step number to draw what an uninterrupted one would have drawn.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ class Draw:
     image: str
     prompt: str
     seed: int
-    """Of the sampling; 32 bits."""
+    """Seed of the sampling; 32 bits."""
 
 
 def share_of(draws: Sequence[Draw], rank: int, workers: int, samples_per_prompt: int = 1) -> list[Draw]:
-    """One learner worker's draws of a step: every ``workers``-th prompt with all its samples.
+    """Return one learner worker's draws of a step: every ``workers``-th prompt with all its samples.
 
     The samples of a prompt stay together: the image is read once, and they share its prefix in an engine's cache.
     """
@@ -35,7 +35,7 @@ def share_of(draws: Sequence[Draw], rank: int, workers: int, samples_per_prompt:
 
 
 class PromptPlan:
-    """Goes through all images in a new random order each time round; each time an image gets its next prompt."""
+    """Order of draws: all images in a new random order in each round, an image with its next prompt each time."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class PromptPlan:
         self._orders: dict[int, list[int]] = {}
 
     def draw(self, step: int, size: int, samples_per_prompt: int = 1) -> list[Draw]:
-        """The batch of one step; all batches have the same size.
+        """Draw the batch of one step; all batches have the same size.
 
         Args:
             step: from 0.
@@ -60,7 +60,7 @@ class PromptPlan:
             samples_per_prompt: responses to each image and prompt, next to each other, each with a seed of its own.
 
         Raises:
-            ValueError: the size is no multiple of ``samples_per_prompt``.
+            ValueError: the size is not a multiple of ``samples_per_prompt``.
         """
         prompts, rest = divmod(size, samples_per_prompt)
         if rest:
@@ -68,7 +68,7 @@ class PromptPlan:
         return [self._draw(step, place, step * prompts + place // samples_per_prompt) for place in range(size)]
 
     def generator(self, step: int, rank: int) -> torch.Generator:
-        """Decides the order of minibatches in one step of one learner process."""
+        """Make the generator that decides the order of minibatches in one step of one learner process."""
         return torch.Generator().manual_seed(self._number("minibatches", step, rank))
 
     def _draw(self, step: int, place: int, position: int) -> Draw:

@@ -5,7 +5,7 @@ backbone without any adapter. All three read prompt and image; the features of a
 every pass over it. Sequences are padded on the right, where a causal model cannot see the padding, so no pass needs a
 mask.
 
-Whatever decides the policy's distribution when it is sampled decides it here too: temperature and banned tokens.
+Temperature and banned tokens of the sampling apply here too, so that both see the same distribution.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,11 +62,11 @@ class EncodedRows:
 
     @property
     def lengths(self) -> Tensor:
-        """``[rows]`` real tokens of each row."""
+        """Number of real tokens of each row, ``[rows]``."""
         return self.prompt_lengths + self.response_lengths
 
     def select(self, indices: Tensor) -> "EncodedRows":
-        """The given rows, in the given order, without the padding that none of them needs.
+        """Select rows, in the given order, without the padding that none of them needs.
 
         Args:
             indices: ``[rows]`` int64.
@@ -89,7 +89,7 @@ class EncodedRows:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbs:
-    """Of each response token, given all before it; zero on padding."""
+    """Log-probabilities of each response token, given all before it; zero on padding."""
 
     log_probs: Tensor
     """``[rows, response_width]`` nats."""
@@ -116,7 +116,7 @@ class PolicyModel(nn.Module):
         activation_checkpointing: bool = False,
         sharded_over: LearnerGroup | None = None,
     ) -> None:
-        """Injects the adapters into ``backbone.model``; both start as doing nothing, and the value head at zero.
+        """Inject the adapters into ``backbone.model``; they start without effect, and the value head at zero.
 
         Args:
             backbone: frozen; it is changed in place.
@@ -127,7 +127,7 @@ class PolicyModel(nn.Module):
             seed: of the adapters' first factors (the second are zero).
             activation_checkpointing: keep only the input of each decoder layer for the backward pass and compute the
                 rest again there: the same gradients, a third more computation, a small part of the memory.
-            sharded_over: the processes that cut the backbone up among them (see ``fgaif_ray.vlm.sharding``), all of
+            sharded_over: the processes that shard the backbone (see ``fgaif_ray.vlm.sharding``), all of
                 which make the same calls; the backbone may be on the CPU, and comes to the group's device. None leaves
                 it whole and where it is.
 
@@ -146,7 +146,9 @@ class PolicyModel(nn.Module):
                 _load_critic(self._peft, critic_from)
         self._images = ImagePass(backbone)
         self._decoder = DecoderPass(backbone)
-        self._vocabulary = VocabularyScores(backbone, temperature)
+        self._vocabulary = VocabularyScores(
+            backbone.model.get_output_embeddings(), backbone.front_end.banned_token_ids, temperature
+        )
         self._sharded_over = sharded_over if sharded_over is not None and sharded_over.size > 1 else None
         if self._sharded_over is not None:
             adapters = {*self._adapter_parameters(POLICY).values(), *self._adapter_parameters(CRITIC).values()}
@@ -156,18 +158,15 @@ class PolicyModel(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self.eval()  # no dropout anywhere: rollouts and updates see the same network
         if activation_checkpointing:
-            decoder: Any = backbone.language_model
-            decoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-            for layer in decoder.layers:
-                layer.training = True  # transformers checkpoints layers in training alone; what they hold stays in eval
+            checkpoint_layers(backbone.language_model)
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is."""
+        """The device of the backbone."""
         return self.backbone.device
 
     def passes_of_all(self, own: int) -> int:
-        """How many passes this process has to make where it needs ``own``.
+        """Return how many passes this process has to make if it needs ``own``.
 
         A pass through a sharded backbone takes all processes: each makes as many as the one that needs most.
         """
@@ -185,7 +184,7 @@ class PolicyModel(nn.Module):
     def encode(
         self, prompts: Sequence[str], images: Sequence[Image], responses: Sequence[Sequence[int]]
     ) -> EncodedRows:
-        """Puts prompts, images and sampled ids together; runs the vision tower once for each distinct image object.
+        """Encode prompts, images and sampled ids; runs the vision tower once for each distinct image object.
 
         Args:
             prompts: one a row, without the chat template.
@@ -247,7 +246,7 @@ class PolicyModel(nn.Module):
         weights = get_peft_model_state_dict(self._peft, adapter_name=POLICY, save_embedding_layers=False)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(tensors, Path(folder, ADAPTER_WEIGHTS), metadata={"format": "pt"})
-        Path(folder, ADAPTER_WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        Path(folder, ADAPTER_WEIGHTS).chmod(0o644)  # safetensors makes files that only the owner may read
         replace(self._peft.peft_config[POLICY], inference_mode=True).save_pretrained(str(folder))
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -257,7 +256,7 @@ class PolicyModel(nn.Module):
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a ``trained_state``.
+        """Restore a ``trained_state``.
 
         Raises:
             ValueError: the names differ, so the state belongs to another configuration.
@@ -288,6 +287,13 @@ class PolicyModel(nn.Module):
         """The decoder's last states, ``[rows, tokens, hidden]``."""
         states: Tensor = self._decoder(rows.input_ids, rows.image_features[rows.image_index])
         return states
+
+
+def checkpoint_layers(decoder: Any) -> None:
+    """Has each layer of a decoder keep its input alone for the backward pass."""
+    decoder.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    for layer in decoder.layers:
+        layer.training = True  # transformers checkpoints layers in training alone; what they hold stays in eval
 
 
 def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
@@ -322,9 +328,9 @@ def _load_critic(model: PeftModel, folder: str) -> None:
 
 
 def _places(rows: EncodedRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the response tokens are, and the state that each is chosen from.
+    """Find the response tokens, and the state that each is chosen from.
 
-    Asked for before a pass: the size of what a mask selects must be waited for, and then the device has nothing queued.
+    Call it before a pass: the size of a mask's selection must be waited for, and then the device has nothing queued.
 
     Returns:
         The mask ``[rows, response_width]`` of real response tokens; of each of them its row and the position of the
@@ -337,5 +343,5 @@ def _places(rows: EncodedRows) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
-    """Values of the selected places put there, zero elsewhere; keeps the gradient."""
+    """Put values at the selected places, zero elsewhere; keeps the gradient."""
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)

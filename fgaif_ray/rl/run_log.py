@@ -1,6 +1,4 @@
-"""What a PPO run writes while it runs: ``metrics.jsonl``, ``samples.jsonl``, TensorBoard event files, and what other
-trackers are given.
-"""
+"""The log of a PPO run: ``metrics.jsonl``, ``samples.jsonl``, TensorBoard event files, and other trackers."""
 
 import json
 import math
@@ -22,12 +20,12 @@ TENSORBOARD_FOLDER: Final = "tensorboard"
 
 
 class RunLog:
-    """The log of a run in a local folder or URI; a run that goes on from a step drops what was written after it."""
+    """The log of a run in a local folder or URI; a run that resumes from a step drops later lines."""
 
     def __init__(
         self, folder: str, next_step: int, trackers: Sequence[Tracker] = (), types: Sequence[str] = FACT_TYPES
     ) -> None:
-        """Opens the log.
+        """Open the log.
 
         Args:
             folder: where the files are or will be.
@@ -48,7 +46,7 @@ class RunLog:
         self._writer = SummaryWriter(self._events, purge_step=next_step)
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line and one point per metric; figures that are not finite are written as null."""
+        """Write one line, and one point per metric; values that are not finite are written as null."""
         line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._append(METRICS_FILE, [line])
         for name, value in metrics.items():
@@ -58,7 +56,7 @@ class RunLog:
             tracker.log(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
     def write_samples(self, step: int, trajectories: Sequence[Trajectory]) -> None:
-        """Responses with their sub-sentences, verdicts and rewards; TensorBoard shows them in colours."""
+        """Write responses with their segments, verdicts and rewards; TensorBoard shows them in colours."""
         samples = [_sample(step, trajectory, self._types) for trajectory in trajectories]
         self._append(SAMPLES_FILE, samples)
         self._writer.add_text("samples", sample_markdown(samples), step)
@@ -82,7 +80,7 @@ class RunLog:
 
 
 def read_lines(uri: str) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; none where there is no file."""
+    """Read the rows of a JSON-lines file; none if there is no file."""
     if not storage.exists(uri):
         return []
     # Not splitlines: a response may hold one of the other characters that Unicode counts as line ends.

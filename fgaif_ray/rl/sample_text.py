@@ -1,4 +1,4 @@
-"""Samples of a PPO run as Markdown for TensorBoard, whose text panel shows no colours but those of characters."""
+"""Samples of a PPO run as Markdown for TensorBoard, whose text panel has no colours but those of characters."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ SQUARES: Final = {ABSENT: "\u2b1c", CONSISTENT: "\U0001f7e9", HALLUCINATED: "\U0
 
 
 def sample_markdown(samples: Sequence[Mapping[str, Any]]) -> str:
-    """A table per sample: its sub-sentences with the reward models' verdicts, probabilities and rewards.
+    """Format a table per sample: its segments with the reward models' verdicts, probabilities and rewards.
 
     Args:
-        samples: rows of ``samples.jsonl``. Their texts are escaped, so that they are no Markdown and no HTML.
+        samples: rows of ``samples.jsonl``. Their texts are escaped, so that they are neither Markdown nor HTML.
     """
     return "\n\n".join(_table(sample) for sample in samples)
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape a text so that Markdown shows it as it is, on one line."""
     plain = " ".join(text.split())
     return re.sub(r"[^\w ]", lambda found: f"&#{ord(found[0])};" if found[0].isascii() else found[0], plain).replace(
         "_", "&#95;"
@@ -35,7 +35,7 @@ def _table(sample: Mapping[str, Any]) -> str:
         return f"{title}\n\n{escape_markdown(sample['response'])}"
     rows = [_row(segment) for segment in sample["segments"]]
     types = list(sample["segments"][0]["probabilities"])
-    head = f"| | sub-sentence | {' | '.join(types)} | reward |\n|---|---|{'---|' * len(types)}---|"
+    head = f"| | segment | {' | '.join(types)} | reward |\n|---|---|{'---|' * len(types)}---|"
     return "\n".join([f"{title}\n", head, *rows])
 
 

@@ -13,27 +13,27 @@ from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 class PreviousPolicy:
     """The policy's adapter as it was before the newest update.
 
-    What samples the next batch while the learner updates: needed to check that batch's log-probabilities, and by a
+    It samples the next batch while the learner updates. It is needed to check that batch's log-probabilities, and by a
     resumed run to sample the same batch again.
     """
 
     def __init__(self, model: PolicyModel) -> None:
-        """Keeps nothing yet."""
+        """Start without a previous policy."""
         self._model = model
         self._kept: dict[str, Tensor] = {}
 
     @property
     def is_kept(self) -> bool:
-        """Whether there is a previous policy."""
+        """Tell whether there is a previous policy."""
         return bool(self._kept)
 
     def keep(self) -> None:
-        """Copies the present policy; call it before an update."""
+        """Copy the current policy; call it before an update."""
         self._kept = self._copy()
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """The model is the previous policy while the block runs.
+        """Turn the model into the previous policy while the block runs.
 
         Raises:
             ValueError: there is none.
@@ -48,11 +48,11 @@ class PreviousPolicy:
             self._put(present)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The kept tensors by parameter name; empty where there are none."""
+        """Return the kept tensors by parameter name; empty if there are none."""
         return {name: tensor.cpu() for name, tensor in self._kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a ``state_dict``.
+        """Restore a ``state_dict``.
 
         Raises:
             ValueError: the names differ, so the state belongs to another configuration.
@@ -73,7 +73,7 @@ class PreviousPolicy:
 
 @torch.no_grad()
 def policy_log_probs(model: PolicyModel, rows: EncodedRows, size: int, tokens: int | None = None) -> Tensor:
-    """The policy's log-probabilities of the response tokens, ``[rows, response_width]``, in passes as
+    """Compute the policy's log-probabilities of the response tokens, ``[rows, response_width]``, in passes as
     ``micro_batches`` cuts them.
     """
     log_probs = torch.zeros(len(rows), rows.response_width, device=model.device)

@@ -48,7 +48,7 @@ CRITIC_FIGURES: Final = ("loss", "clip_share", "value_mean", "return_mean")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
-    """What the models say about a batch before the first update on it; all ``[batch, response_tokens]``."""
+    """The models' estimates of a batch before the first update on it; all ``[batch, response_tokens]``."""
 
     log_probs: Tensor
     entropies: Tensor
@@ -87,7 +87,7 @@ class Experience:
 
 @torch.no_grad()
 def estimate(model: PolicyModel, rows: EncodedRows, batch_size: int, *, batch_tokens: int | None = None) -> Estimates:
-    """Runs policy, reference and critic over the rows, ``batch_size`` of similar length at a time.
+    """Run policy, reference and critic over the rows, ``batch_size`` of similar length at a time.
 
     Args:
         model: policy and critic.
@@ -127,7 +127,7 @@ def prepare(
     beta: float,
     group: LearnerGroup,
 ) -> Experience:
-    """KL penalty on the rewards (or set aside for the loss), GAE, whitening over the whole group.
+    """Apply the KL penalty to the rewards (or keep it for the loss), then GAE and whitening over the whole group.
 
     Args:
         rows: the encoded batch.
@@ -135,7 +135,7 @@ def prepare(
         estimates: of the same rows.
         ppo: gamma, lambda and whether to whiten.
         kl: the estimator, and whether the penalty goes into the rewards or the loss.
-        beta: the KL penalty's present weight.
+        beta: the KL penalty's current weight.
         group: the learner processes.
     """
     mask = batch.loss_mask
@@ -180,7 +180,7 @@ def prepare(
 
 
 class PPOUpdater:
-    """Holds the optimiser and runs the update's epochs (Schulman et al. 2017; FGAIF section 3.4)."""
+    """The optimiser and the update's epochs (Schulman et al. 2017; FGAIF section 3.4)."""
 
     def __init__(
         self, model: PolicyModel, config: PPOConfig, group: LearnerGroup, total_steps: int | None = None
@@ -206,7 +206,7 @@ class PPOUpdater:
     def update(
         self, experience: Experience, step: int, generator: torch.Generator, minibatches: int
     ) -> dict[str, float]:
-        """Learns from one rollout batch.
+        """Learn from one rollout batch.
 
         Args:
             experience: from ``prepare``.
@@ -255,7 +255,7 @@ class PPOUpdater:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a ``state_dict``."""
+        """Restore a ``state_dict``."""
         named = {name: value for group in self._groups.values() for name, value in group.items()}
         for entry, tensor in state.items():
             key, name = entry.split("/", 1)
@@ -263,7 +263,7 @@ class PPOUpdater:
             self._optimizer.state[named[name]][key] = tensor.to(named[name].device)
 
     def _accumulate(self, experience: Experience, indices: Tensor, statistics: "_Statistics") -> bool:
-        """Adds up the gradients of one minibatch; false where the group has nothing to learn from."""
+        """Add up the gradients of one minibatch; false if the group has nothing to learn from."""
         config, model = self._config, self._model
         tokens = self._group.sum(experience.mask[indices].sum().float())  # of the whole group
         if not tokens > 0:
@@ -313,7 +313,7 @@ class PPOUpdater:
         return True
 
     def _apply(self) -> dict[str, float] | None:
-        """One optimiser step on the group's gradients; returns the norms, or None where it was skipped."""
+        """Make one optimiser step on the group's gradients; returns the norms, or None if it was skipped."""
         norms = {}
         for name, parameters in self._groups.items():
             gradients = [
@@ -334,7 +334,7 @@ class PPOUpdater:
 
 
 class _Statistics:
-    """Gathers the statistics of micro-batches."""
+    """Statistics gathered over micro-batches."""
 
     def __init__(self) -> None:
         self.policy: list[PolicyStatistics] = []

@@ -1,7 +1,7 @@
-"""Experiment trackers of other makers, which a PPO run tells its metrics: Weights & Biases and MLflow.
+"""Experiment trackers to which a PPO run reports its metrics: Weights & Biases and MLflow.
 
-Their packages are imported only where the configuration names them. What is wrong before the first step is said in one
-sentence; a tracker that fails later is complained of in the log, once, and training goes on: ``metrics.jsonl`` has all.
+Their packages are imported only if the configuration names them. An error before the first step stops the run with one
+sentence. When a tracker fails later, this is logged once and training goes on: ``metrics.jsonl`` has everything.
 """
 
 import importlib
@@ -27,17 +27,17 @@ LONGEST_PARAMETER: Final = 500
 
 
 class Tracker(Protocol):
-    """Takes the metrics of each step."""
+    """A tracker of the metrics of each step."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Finite figures of one step; a resumed run gives some steps again."""
+        """Report the finite metrics of one step; a resumed run repeats some steps."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """End the report."""
 
 
 def require_packages(config: TrackingConfig) -> None:
-    """Imports what the configuration names, so that a package that is missing shows before anything else starts.
+    """Import the configured packages, so that a missing one shows before anything else starts.
 
     Raises:
         UserError: a package is not installed.
@@ -48,7 +48,7 @@ def require_packages(config: TrackingConfig) -> None:
 
 
 def open_trackers(config: TrackingConfig, folder: str, settings: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers that the configuration names.
+    """Open the trackers that the configuration names.
 
     Args:
         config: which, and where.
@@ -71,7 +71,7 @@ class WandbTracker:
     """A Weights & Biases run; its charts have the PPO step as their axis, so that a resumed run may repeat steps."""
 
     def __init__(self, config: WandbConfig, folder: str, settings: Mapping[str, Any]) -> None:
-        """Starts or resumes the run; with ``mode: offline`` its files lie in the folder."""
+        """Starts or resumes the run; with ``mode: offline`` its files are in the folder."""
         local = folder.removeprefix("file://") if storage.is_local(folder) else tempfile.mkdtemp(prefix="fgaif-wandb-")
         self._run: Any = _package("wandb").init(
             project=config.project,
@@ -98,7 +98,7 @@ class MLflowTracker:
     """A run of an MLflow experiment, found again by a tag."""
 
     def __init__(self, config: MLflowConfig, folder: str, settings: Mapping[str, Any]) -> None:
-        """Creates the run, or goes on with it."""
+        """Create the run, or resume it."""
         self._package = _package("mlflow")
         self._client: Any = self._package.MlflowClient(tracking_uri=config.tracking_uri)
         experiment = self._client.get_experiment_by_name(config.experiment)
@@ -130,7 +130,7 @@ class _Careful:
     """A tracker whose failures do not end the training."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
-        self._name, self._tracker, self._complained = name, tracker, False
+        self._name, self._tracker, self._failure_is_logged = name, tracker, False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._try(lambda: self._tracker.log(step, metrics))
@@ -141,10 +141,10 @@ class _Careful:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a third party's client raises
-            if not self._complained:
+        except Exception as error:  # a third party's client may raise anything
+            if not self._failure_is_logged:
                 logger.warning("%s does not take this run's metrics, which metrics.jsonl has: %s", self._name, error)
-            self._complained = True
+            self._failure_is_logged = True
 
 
 def _opened(
@@ -175,7 +175,7 @@ def _package(name: str) -> ModuleType:
 
 
 def _identity(folder: str) -> str:
-    """A name of the run that nobody else has, kept in its folder."""
+    """Return a unique name of the run, kept in its folder."""
     uri = storage.join(folder, IDENTITY_FILE)
     if not storage.exists(uri):
         storage.write_json(uri, {"id": uuid.uuid4().hex})
@@ -188,7 +188,7 @@ def _name(folder: str) -> str:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as dotted names and texts."""
+    """Flatten nested settings to dotted names and texts."""
     pairs: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):

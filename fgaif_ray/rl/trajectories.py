@@ -1,7 +1,7 @@
 """Sampled responses with their rewards, and the padded batches that PPO learns from.
 
-A reward that could not be had is None in a `Trajectory` and never a zero: `collate` masks the response, drops
-it or fails, as told, and counts it.
+A reward that is unavailable is None in a `Trajectory` and never a zero: `collate` masks the response, drops
+it or fails, as configured, and counts it.
 """
 
 import math
@@ -16,14 +16,14 @@ from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 
 
 class RewardUnavailableError(RuntimeError):
-    """Rewards are missing and the failure policy does not allow to go on without them."""
+    """Error of missing rewards that the failure policy does not allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """One sampled response. The token ids are those that were sampled, never a re-tokenised text.
 
-    Example: three tokens " a red", " ball", "</s>" in one sub-sentence: `token_ids=(7, 8, 2)`,
+    Example: three tokens " a red", " ball", "</s>" in one segment: `token_ids=(7, 8, 2)`,
     `segment_spans=((0, 11),)`, `token_ends=(1,)`,
     `class_probabilities=(((0.1, 0.8, 0.1), (0.0, 0.1, 0.9), (1.0, 0.0, 0.0)),)`.
 
@@ -44,17 +44,17 @@ class Trajectory:
     """Number of the adapter version that sampled the response."""
     response: str
     segment_spans: tuple[tuple[int, int], ...]
-    """`[segments]` start and end character in `response` of each sub-sentence."""
+    """`[segments]` start and end character in `response` of each segment."""
     token_ends: tuple[int, ...]
-    """`[segments]` index in `token_ids` of each sub-sentence's last token."""
+    """`[segments]` index in `token_ids` of each segment's last token."""
     class_probabilities: tuple[tuple[tuple[float, ...], ...], ...] | None = None
-    """`[segments, types, classes]`; None where the reward could not be had."""
+    """`[segments, types, classes]`; None where the reward is unavailable."""
     per_type_rewards: tuple[tuple[float, ...], ...] | None = None
     """`[segments, types]` weighted; None until rewarded."""
     token_rewards: tuple[float, ...] | None = None
     """`[response_tokens]` before the KL penalty; None until rewarded."""
     reward_failure: str | None = None
-    """Why the reward could not be had."""
+    """The reason why the reward is unavailable."""
 
     def __post_init__(self) -> None:
         tokens, segments = len(self.token_ids), len(self.segment_spans)
@@ -75,14 +75,14 @@ class Trajectory:
 
     @property
     def rewarded(self) -> bool:
-        """Whether the reward could be had."""
+        """Whether the reward is available."""
         return self.token_rewards is not None
 
 
 def reward_trajectory(
     trajectory: Trajectory, probabilities: Sequence[Sequence[Sequence[float]]], options: RewardOptions
 ) -> Trajectory:
-    """The trajectory with its class probabilities `[segments, types, classes]` and the rewards made of them.
+    """Return the trajectory with its class probabilities `[segments, types, classes]` and the rewards made of them.
 
     Raises:
         ValueError: the probabilities do not fit the trajectory's segments or are not finite.
@@ -107,10 +107,10 @@ def reward_trajectory(
 
 
 def facts_per_response(trajectories: Sequence[Trajectory]) -> float:
-    """Mean number of sub-sentence and type pairs that hold a fact (most probable class not absent), by the
+    """Return the mean number of segment and type pairs that hold a fact (most probable class not absent), by the
     reward models.
 
-    The coverage figure to watch while training: a policy that says less loses facts. Over rewarded
+    It stands for coverage while training: a policy that says less loses facts. Over rewarded
     trajectories; NaN where there are none.
     """
     counts = [
@@ -126,7 +126,7 @@ class TrajectoryBatch:
     """Right-padded responses on one device."""
 
     trajectories: tuple[Trajectory, ...]
-    """`[batch]` with what is no tensor: images, prompts, texts."""
+    """`[batch]` with what is not a tensor: images, prompts, texts."""
     response_ids: Tensor
     """`[batch, response_tokens]` int64."""
     response_mask: Tensor
@@ -136,11 +136,11 @@ class TrajectoryBatch:
     token_rewards: Tensor
     """`[batch, response_tokens]` float32, zero on padding; without meaning where `sample_mask` is false."""
     sample_mask: Tensor
-    """`[batch]` bool, false where the reward could not be had."""
+    """`[batch]` bool, false where the reward is unavailable."""
     policy_versions: Tensor
     """`[batch]` int64."""
     reward_failures: int
-    """Responses whose reward could not be had; 0 in a selection, so that the
+    """Responses whose reward is unavailable; 0 in a selection, so that the
     selections of a batch do not count them again."""
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class TrajectoryBatch:
         return self.response_mask & self.sample_mask[:, None]
 
     def select(self, indices: Tensor) -> "TrajectoryBatch":
-        """The given rows, in the given order, at the same padded length (other `[batch, ...]` tensors stay
+        """Select rows, in the given order, at the same padded length (other `[batch, ...]` tensors stay
         aligned).
 
         Args:
@@ -176,7 +176,7 @@ class TrajectoryBatch:
         )
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, "TrajectoryBatch"]]:
-        """One pass over the batch in random order: the row indices (int64, CPU) and those rows.
+        """Yield one pass over the batch in random order: the row indices (int64, CPU) and those rows.
 
         Args:
             size: rows per minibatch; the last one may hold fewer.
@@ -192,7 +192,7 @@ class TrajectoryBatch:
                 yield indices, self.select(indices)
 
     def to(self, device: torch.device | str) -> "TrajectoryBatch":
-        """The same batch with its tensors on another device."""
+        """Return the same batch with its tensors on another device."""
         return replace(
             self,
             response_ids=self.response_ids.to(device),

@@ -1,4 +1,4 @@
-"""The figures of a step that a person watches, from the responses and what the reward models say about them."""
+"""Metrics of a step for a person to watch, from the responses and the reward models' verdicts."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,10 +12,10 @@ _OF_TYPE: Final = "hallucination/"
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str] = FACT_TYPES) -> dict[str, float]:
-    """Rewards, facts, lengths and counts of a batch; NaN where there is nothing to measure.
+    """Measure rewards, facts, lengths and counts of a batch; NaN if there is nothing to measure.
 
-    ``reward/<type>`` is the weighted sum over a response's sub-sentences, averaged over responses; ``reward/total`` is
-    what PPO is given, with the missing-EOS penalty. ``hallucination/<type>`` is the share of the sub-sentences with a
+    ``reward/<type>`` is the weighted sum over a response's segments, averaged over responses; ``reward/total`` is
+    what PPO is given, with the missing-EOS penalty. ``hallucination/<type>`` is the share of the segments with a
     fact of the type that the reward model calls hallucinated.
 
     Raises:
@@ -51,7 +51,7 @@ def types_of(metrics: Iterable[str]) -> tuple[str, ...]:
 
 
 def busy_share(intervals: Sequence[tuple[float, float]], start: float, end: float) -> float:
-    """Share of the time from ``start`` to ``end`` that at least one interval covers; what overlaps counts once.
+    """Return the share of the time from ``start`` to ``end`` that at least one interval covers.
 
     Example: ``busy_share([(0, 2), (1, 3)], 0, 4)`` is 0.75.
     """
@@ -64,7 +64,7 @@ def busy_share(intervals: Sequence[tuple[float, float]], start: float, end: floa
 
 
 def watched_by_guards(metrics: dict[str, float]) -> StepMetrics:
-    """What the guards look at, out of a step's merged metrics."""
+    """Select the guards' metrics from a step's merged metrics."""
     return StepMetrics(
         kl=metrics["kl/per_token"],
         entropy=metrics["policy/entropy"],
@@ -77,7 +77,7 @@ def watched_by_guards(metrics: dict[str, float]) -> StepMetrics:
 
 
 def progress_note(metrics: dict[str, float | None]) -> str:
-    """One line for a person: mean reward per type, facts per response, KL, length, seconds."""
+    """Format one line for a person: mean reward per type, facts per response, KL, length, seconds."""
     rewards = ", ".join(f"{fact_type} {_shown(metrics[f'reward/{fact_type}'])}" for fact_type in types_of(metrics))
     return (
         f"reward {_shown(metrics['reward/total'])} ({rewards}), facts {_shown(metrics['facts/per_response'])}, "

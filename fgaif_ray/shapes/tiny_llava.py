@@ -24,6 +24,7 @@ from transformers import (
 
 from fgaif_ray.shapes.render import CELL_SIZE, IMAGE_SIZE
 
+VOCABULARY_SIZE: Final = 640
 SPECIAL_TOKENS: Final = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 CHAT_TEMPLATE: Final = (
     "{{ bos_token }}"
@@ -39,13 +40,13 @@ CHAT_TEMPLATE: Final = (
 )
 
 
-def train_tokenizer(corpus: Iterable[str], vocabulary_size: int = 640) -> PreTrainedTokenizerFast:
+def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on texts of the world: any Unicode text can be written in it."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
+        vocab_size=VOCABULARY_SIZE,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -136,9 +137,7 @@ def published_name(name: str) -> str:
     return name
 
 
-def save_checkpoint(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path, card: str | None = None
-) -> None:
+def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Write a checkpoint folder in the published llava-hf layout (safetensors, config, processor, tokenizer)."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {published_name(name): value.detach().float().contiguous() for name, value in model.state_dict().items()}
@@ -151,5 +150,3 @@ def save_checkpoint(
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    if card is not None:
-        (folder / "README.md").write_text(card)

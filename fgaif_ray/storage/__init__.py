@@ -1,4 +1,4 @@
-"""Where runs are kept: files, Parquet parts, and stage folders that are published whole or not at all."""
+"""Storage of runs: files, Parquet parts, and stage folders that are published whole or not at all."""
 
 from fgaif_ray.storage.files import (
     MANIFEST,
@@ -34,12 +34,14 @@ from fgaif_ray.storage.parts import (
 )
 from fgaif_ray.storage.run_lock import hold_run, writes_run
 from fgaif_ray.storage.stage import (
+    COPIED_FROM,
     Stage,
     copy_stage,
     read_manifest,
 )
 
 __all__ = [
+    "COPIED_FROM",
     "MANIFEST",
     "Stage",
     "broken_file",

@@ -17,7 +17,7 @@ MANIFEST: Final = "_manifest.json"
 
 
 def filesystem_of(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a local path or URI, and the path on it.
+    """Return the file system of a local path or URI, and the path on it.
 
     Raises:
         UserError: no such file system is known, or its package is not installed.
@@ -32,7 +32,7 @@ def filesystem_of(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def is_local(uri: str) -> bool:
-    """Whether a path or URI names a folder of this machine."""
+    """Tell whether a path or URI is on this machine."""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -42,23 +42,23 @@ def join(uri: str, *names: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The folder of a file; ``.`` for a bare name."""
+    """Return the folder of a file; ``.`` for a bare name."""
     return uri.rsplit("/", 1)[0] if "/" in uri else "."
 
 
 def resolve_path(path: str, folder: str) -> str:
-    """A path that may be relative to a folder, or a URI."""
+    """Resolve a path that may be relative to a folder, or a URI."""
     return path if "://" in path or path.startswith("/") else join(folder, path)
 
 
 def is_folder(uri: str) -> bool:
-    """Whether a folder exists."""
+    """Tell whether a folder exists."""
     filesystem, path = filesystem_of(uri)
     return bool(filesystem.isdir(path))
 
 
 def list_files(folder: str) -> dict[str, str]:
-    """The files below a folder: their paths or URIs by their names relative to it, sorted by name."""
+    """List the files under a folder: their paths or URIs by their names relative to it, sorted by name."""
     if is_local(folder):
         root = Path(folder.removeprefix("file://"))
         found = ((str(path.relative_to(root)), str(path)) for path in root.rglob("*") if path.is_file())
@@ -69,7 +69,7 @@ def list_files(folder: str) -> dict[str, str]:
 
 
 def list_folders(folder: str) -> list[str]:
-    """The names of the folders in a folder, sorted; none where it does not exist."""
+    """List the names of the folders in a folder, sorted; none if it does not exist."""
     filesystem, path = filesystem_of(folder)
     if not filesystem.isdir(path):
         return []
@@ -78,7 +78,7 @@ def list_folders(folder: str) -> list[str]:
 
 
 def file_key(uri: str) -> str:
-    """A digest of what a file system knows about a file without reading it; it changes when the file is written."""
+    """Return a digest of a file's metadata; it changes when the file is written."""
     filesystem, path = filesystem_of(uri)
     info = filesystem.info(path)
     known = (info["size"], info["mtime"]) if is_local(uri) else sorted(info.items())
@@ -86,7 +86,7 @@ def file_key(uri: str) -> str:
 
 
 def open_binary(uri: str) -> Any:
-    """A file of a local path or URI, open for reading bytes; use it as a context manager."""
+    """Open a file of a local path or URI for reading bytes; use it as a context manager."""
     filesystem, path = filesystem_of(uri)
     return filesystem.open(path, "rb")
 
@@ -114,7 +114,7 @@ def remove_file(uri: str) -> None:
 
 
 def remove_folder(uri: str) -> None:
-    """Remove a folder of a local path or URI and all that is in it; nothing happens where there is none."""
+    """Remove a folder of a local path or URI and all its content, if it exists."""
     filesystem, path = filesystem_of(uri)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
@@ -152,13 +152,13 @@ def read_json(uri: str) -> Any:
 
 
 def broken_file(uri: str, error: Exception) -> BrokenFileError:
-    """What to say of a file of a run that cannot be read: which it is, why, and what to remove to make it again."""
+    """Build the error of an unreadable file of a run: which it is, why, and what to remove to make it again."""
     reason = "it is missing" if isinstance(error, FileNotFoundError) else (str(error).strip() or type(error).__name__)
     return BrokenFileError(uri, reason.splitlines()[0].rstrip("."), repair_advice(uri))
 
 
 def repair_advice(uri: str) -> str:
-    """How to make a broken file of a run again: its stage is written whole, so the stage goes."""
+    """Say how to make a broken file of a run again: its stage is written whole, so the stage has to go."""
     folder = parent(uri)
     for stage in (folder, parent(folder)):
         if exists(join(stage, MANIFEST)):
@@ -167,7 +167,7 @@ def repair_advice(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder exists."""
+    """Tell whether a file or folder exists."""
     filesystem, path = filesystem_of(uri)
     return bool(filesystem.exists(path))
 
@@ -182,7 +182,7 @@ def upload_folder(local: str, uri: str) -> None:
 
 
 def local_copy(uri: str) -> str:
-    """A local path with the content of a folder: the folder itself where it is local, else a download."""
+    """Return a local path with the content of a folder: the folder itself if it is local, else a download."""
     if is_local(uri):
         return uri.removeprefix("file://")
     filesystem, path = filesystem_of(uri)

@@ -1,7 +1,7 @@
 """Append-only JSON lines of many writers in one folder, readable after any of them was killed.
 
-Every writer has a file of its own. On a local or shared file system a line is with the operating system when ``append``
-returns, so that SIGKILL cannot take it back. Object stores cannot append: there ``flush`` writes a file per call.
+Every writer has its own file. On a local or shared file system the operating system has a line when ``append``
+returns, so SIGKILL cannot lose it. Object stores cannot append; there ``flush`` writes a file per call.
 """
 
 import json
@@ -24,7 +24,7 @@ class LineLog:
     """
 
     def __init__(self, folder: str, prefix: str, writer: str | None = None) -> None:
-        """Nothing is written yet.
+        """Prepare without writing.
 
         Args:
             folder: local path or URI; made at the first line.
@@ -61,7 +61,7 @@ class LineLog:
             os.close(descriptor)
 
     def flush(self) -> None:
-        """Write the lines that wait."""
+        """Write pending lines."""
         if self._lines:
             lines, self._lines = self._lines, []
             self._flushes += 1
@@ -70,7 +70,7 @@ class LineLog:
 
 
 def read_lines(folder: str, prefix: str, writer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The file and the value of every line of a log, one after the other; lines that were cut short are left out.
+    """Yield the file and the value of every line of a log; truncated lines are left out.
 
     Args:
         folder: local path or URI; it need not be there.
@@ -82,7 +82,7 @@ def read_lines(folder: str, prefix: str, writer: str = "") -> Iterator[tuple[str
         with filesystem.open(name, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
-                    continue  # its writer was killed, or is at it
+                    continue  # its writer was killed, or is writing
                 try:
                     value = json.loads(line)
                 except ValueError:

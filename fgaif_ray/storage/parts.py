@@ -15,7 +15,7 @@ ROWS_AT_A_TIME: Final = 1024
 
 
 def part_uri(folder: str, name: str) -> str:
-    """Where a stage folder has the part of this name."""
+    """Return the path of a stage folder's part."""
     return join(folder, f"part-{name}.parquet")
 
 
@@ -30,7 +30,7 @@ def write_part(folder: str, rows: list[dict[str, Any]], schema: pa.Schema, name:
 
 
 def list_parts(folder: str) -> list[str]:
-    """The Parquet parts of a stage folder, sorted by name."""
+    """List the Parquet parts of a stage folder, sorted by name."""
     filesystem, path = filesystem_of(folder)
     if not filesystem.exists(path):
         return []
@@ -40,7 +40,7 @@ def list_parts(folder: str) -> list[str]:
 
 @contextmanager
 def open_part(uri: str) -> Iterator[pq.ParquetFile]:
-    """One part, open for reading.
+    """Open one part for reading.
 
     Raises:
         BrokenFileError: it is missing, cut short or not Parquet, also where that shows only as the block reads rows.
@@ -53,7 +53,7 @@ def open_part(uri: str) -> Iterator[pq.ParquetFile]:
 
 
 def read_part(uri: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of one part.
+    """Read the rows of one part.
 
     Raises:
         BrokenFileError: it cannot be read.
@@ -64,7 +64,7 @@ def read_part(uri: str, columns: list[str] | None = None) -> list[dict[str, Any]
 
 
 def read_rows(folder: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a stage folder, part by part; of a large part only some rows are in memory at a time.
+    """Yield the rows of a stage folder, part by part; of a large part only some rows are in memory at a time.
 
     Raises:
         BrokenFileError: a part cannot be read.

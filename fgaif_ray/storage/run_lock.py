@@ -1,8 +1,8 @@
-"""One job at a time in a run folder, and a folder that can be written at all: both known before anything starts.
+"""Lock of a run folder: one job at a time, in a folder that can be written, checked before anything starts.
 
-On a file system the lock is the kernel's (``flock``), which a process that dies gives back, so a lock is never stale.
-Object stores have none: there a marker says who works in the folder. Its owner renews it, and a marker that nobody
-renews is taken over.
+On a file system the lock is the kernel's (``flock``), which a dying process releases, so a lock is never stale. Object
+stores have none; there a marker says who works in the folder. Its owner renews it, and a marker that is not renewed is
+taken over.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from fgaif_ray.storage.files import exists, is_local, join, read_bytes, remove_f
 
 LOCK_FILE: Final = ".lock"
 RENEW_S: Final = 15.0
-"""Between two renewals of a marker on an object store."""
+"""Seconds between two renewals of a marker on an object store."""
 STALE_S: Final = 60.0
 """A marker that is not renewed for so long belongs to a job that is gone."""
 _NO_FLOCK: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -67,7 +67,7 @@ def hold_run(folder: str, job: str) -> Iterator[None]:
 
     Args:
         folder: local path or URI; a local one is made.
-        job: told to whoever is refused.
+        job: named to a refused job.
 
     Raises:
         UserError: another job works in the folder, or it cannot be written.
@@ -104,12 +104,12 @@ def _unwritable(folder: str, reason: str) -> UserError:
 
 @contextmanager
 def _file_lock(path: Path, folder: str, job: str) -> Iterator[None]:
-    file = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
-    if file is not None:
-        what = "is a file" if file == path else f"lies below the file {file}"
-        raise UserError(f"run.dir={folder} {what}: set run.dir to a folder.")
-    was_there = path.exists()
     try:
+        file = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+        if file is not None:
+            what = "is a file" if file == path else f"lies below the file {file}"
+            raise UserError(f"run.dir={folder} {what}: set run.dir to a folder.")
+        was_there = path.exists()
         path.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(path / LOCK_FILE, folder)
         if descriptor is not None:
@@ -138,6 +138,7 @@ def _locked(path: Path, folder: str) -> int | None:
     Raises:
         UserError: another process has it.
     """
+    until: float | None = None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -146,7 +147,15 @@ def _locked(path: Path, folder: str) -> int | None:
             text = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
-                raise _in_use(folder, text) from error
+                now = time.monotonic()
+                # A file server takes a while to notice that a machine is gone that had the lock.
+                if _host(text) == socket.gethostname() or (until is not None and now > until):
+                    raise _in_use(folder, text) from error
+                if until is None:
+                    until = now + STALE_S
+                    _say_waiting(folder)
+                time.sleep(STALE_S / 40)
+                continue
             if error.errno in _NO_FLOCK:
                 return None
             raise
@@ -191,7 +200,7 @@ def _marker(folder: str, job: str) -> Iterator[None]:
 
 
 def _wait_for_marker(uri: str, folder: str) -> None:
-    """Return when no job that is alive has left its marker.
+    """Return when no live job has left its marker.
 
     Raises:
         UserError: the marker is renewed.
@@ -201,7 +210,7 @@ def _wait_for_marker(uri: str, folder: str) -> None:
     first = read_bytes(uri)
     if _is_dead(first):
         return
-    say(f"{folder}: waiting up to {STALE_S:g} s to see whether the job that has marked this run as its own is alive.")
+    _say_waiting(folder)
     until = time.monotonic() + STALE_S
     while time.monotonic() < until:
         time.sleep(min(RENEW_S, STALE_S) / 10)
@@ -211,8 +220,21 @@ def _wait_for_marker(uri: str, folder: str) -> None:
             raise _in_use(folder, now)
 
 
+def _say_waiting(folder: str) -> None:
+    say(f"{folder}: waiting up to {STALE_S:g} s to see whether the job of another machine that uses it is alive.")
+
+
+def _host(text: bytes) -> str:
+    """Where the owner runs; here, where it does not say so."""
+    try:
+        host: str = json.loads(text)["host"]
+    except (ValueError, KeyError, TypeError):
+        return socket.gethostname()
+    return host
+
+
 def _is_dead(text: bytes) -> bool:
-    """Whether the owner was a process of this machine that has ended."""
+    """Tell whether the owner was a process of this machine that has ended."""
     try:
         owner = json.loads(text)
         if owner["host"] != socket.gethostname():

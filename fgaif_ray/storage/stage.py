@@ -3,7 +3,7 @@
 A stage writes its parts below ``<run>/<stage>.partial`` and publishes them by a rename (on object stores, which have
 none, by a manifest written last). A folder without a manifest of the wanted fingerprint does not exist for readers.
 The fingerprint covers the configuration of the stage and the manifests it read: an unchanged stage is not run again,
-an interrupted one goes on from its parts, a changed one starts anew.
+an interrupted one goes on from its parts, a changed one starts from the beginning.
 """
 
 import os
@@ -44,21 +44,21 @@ class Stage:
 
     @property
     def folder(self) -> str:
-        """Where readers find the published stage."""
+        """The folder of the published stage."""
         return join(self.run, self.name)
 
     @property
     def partial(self) -> str:
-        """Where the stage writes until it is published."""
+        """The folder that the stage writes until it is published."""
         return join(self.run, f"{self.name}.partial")
 
     def is_complete(self) -> bool:
-        """Whether this very stage (same fingerprint) has been published."""
+        """Tell whether this stage (same fingerprint) has been published."""
         manifest = read_manifest(self.run, self.name)
         return manifest is not None and manifest["fingerprint"] == self.fingerprint
 
     def is_begun(self) -> bool:
-        """Whether the partial folder holds parts of this very stage."""
+        """Tell whether the partial folder holds parts of this stage (same fingerprint)."""
         marker = join(self.partial, "_fingerprint")
         return exists(marker) and read_bytes(marker).decode() == self.fingerprint
 
@@ -73,14 +73,18 @@ class Stage:
         """
         begun = self.is_begun()
         if not begun and not overwrite:
-            self._refuse_to_replace()
+            self.require_replaceable()
         filesystem, path = filesystem_of(self.partial)
         if filesystem.exists(path) and not begun:
             filesystem.rm(path, recursive=True)
         filesystem.makedirs(path, exist_ok=True)
         write_bytes(join(self.partial, "_fingerprint"), self.fingerprint.encode())
 
-    def _refuse_to_replace(self) -> None:
+    def require_replaceable(self) -> None:
+        """Raises UserError where publishing would replace a finished stage of another fingerprint.
+
+        A copy of another run's stage may go: that run still has it.
+        """
         published = read_manifest(self.run, self.name)
         if published is None or published["fingerprint"] == self.fingerprint or COPIED_FROM in published:
             return
@@ -114,16 +118,25 @@ class Stage:
             write_json(join(self.folder, MANIFEST), manifest)
 
 
-def copy_stage(source: str, target: str, name: str) -> None:
-    """Publish a copy of a stage of one run, manifest included, in another run, replacing what that has.
+def copy_stage(source: str, target: str, name: str, *, overwrite: bool = False) -> None:
+    """Publish a copy of a stage of one run, manifest included, in another run.
+
+    Args:
+        source: run folder with the stage.
+        target: run folder.
+        name: of the stage.
+        overwrite: whether the copy may replace a finished stage of the target that has another fingerprint.
 
     Raises:
         ValueError: the source run has not published the stage.
+        UserError: the target has such a stage; the message says what would be lost.
     """
     manifest = read_manifest(source, name)
     if manifest is None:
         raise ValueError(f"{join(source, name)} is not there")
     stage = Stage(target, name, manifest.pop("fingerprint"))
+    if not overwrite:
+        stage.require_replaceable()
     remove_folder(stage.partial)
     stage.begin(overwrite=True)
     for relative, uri in list_files(join(source, name)).items():
@@ -134,7 +147,7 @@ def copy_stage(source: str, target: str, name: str) -> None:
 
 
 def _size(manifest: dict[str, Any]) -> str:
-    """How much a finished stage holds, as far as its manifest says so."""
+    """Describe how much a finished stage holds, as far as its manifest says."""
     for entry in ("rows", "steps", "images", "sub_sentences", "examples"):
         if entry in manifest:
             return f"{manifest[entry]} {entry.replace('_', '-')}"
@@ -150,7 +163,7 @@ def _published_at(folder: str) -> str:
 
 
 def read_manifest(run: str, name: str) -> dict[str, Any] | None:
-    """The manifest of a published stage, or None.
+    """Return the manifest of a published stage, or None.
 
     Raises:
         BrokenFileError: it is there and cannot be read.

@@ -1,4 +1,4 @@
-"""The stages of a run, said once: folder, the command that makes it, what it reads, and its fingerprint.
+"""The stages of a run, defined once: folder, the command that makes it, what it reads, and its fingerprint.
 
     images/ -> responses/ -> feedback/ -> rewards/<type>/ -> policy/ -> evaluation/ -> report/
                              + feedback_rejected/                       + benchmarks/<name>/
@@ -39,7 +39,7 @@ REPORT: Final = "report"
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
-    """Who makes a stage, and from what."""
+    """Definition of a stage: its command and its inputs."""
 
     command: str
     """``python -m jobs.<command>``."""
@@ -52,13 +52,13 @@ STAGES: Final[Mapping[str, StageInfo]] = {
     RESPONSES: StageInfo("sample", (IMAGES,)),
     FEEDBACK: StageInfo("label", (RESPONSES,)),
     FEEDBACK_REJECTED: StageInfo("label", (RESPONSES,)),
-    AUDIT: StageInfo("label", (FEEDBACK,)),
-    CALIBRATION: StageInfo("label", ()),
-    SECOND_CALIBRATION: StageInfo("label", ()),
+    AUDIT: StageInfo("audit", (FEEDBACK,)),
+    CALIBRATION: StageInfo("calibrate", ()),
+    SECOND_CALIBRATION: StageInfo("calibrate", ()),
     REWARDS: StageInfo("train_rewards", (FEEDBACK,)),
     POLICY: StageInfo("align", (IMAGES, REWARDS)),
     EVALUATION: StageInfo("evaluate", (IMAGES, POLICY)),
-    BENCHMARKS: StageInfo("evaluate", (POLICY,)),
+    BENCHMARKS: StageInfo("benchmark", (POLICY,)),
     REPORT: StageInfo("report", (FEEDBACK, REWARDS, POLICY, EVALUATION)),
 }
 
@@ -77,7 +77,7 @@ ALIGN_PLACEMENT: Final = frozenset(
 
 
 class AskedImages(Protocol):
-    """``fgaif_ray.sources.ImageSets``, as far as fingerprints depend on it."""
+    """The part of ``fgaif_ray.sources.ImageSets`` that fingerprints depend on."""
 
     @property
     def sample(self) -> Any: ...
@@ -99,7 +99,7 @@ class AskedImages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LabelSources:
-    """What labels depend on beside settings and verdicts (``fgaif_ray.feedback.label_sources`` makes it)."""
+    """Inputs of labels beside settings and verdicts (``fgaif_ray.feedback.label_sources`` makes it)."""
 
     overrides: tuple[Any, ...]
     """People's labels and noise; empty where nothing is replaced."""

@@ -1,8 +1,8 @@
-"""The vision-language backbone: a frozen LLaVA and the ways into it that reward models, policy and critic share.
+"""The vision-language backbone: a frozen LLaVA with the methods that reward models, policy and critic share.
 
 A LLaVA reads an image as a run of image tokens whose embeddings are replaced by the projected features of the
-vision tower. The tower is never trained here, so its features depend on the image alone: whoever reads an
-image more than once computes them once (``Backbone.image_features``) and merges them into the token
+vision tower. The tower is never trained here, so its features depend only on the image. Callers that read an
+image more than once compute them once (``Backbone.image_features``) and merge them into the token
 embeddings (``Backbone.input_embeddings``).
 """
 
@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.vlm.checkpoint import broken, check_checkpoint, naming_broken_file, weight_files
+from fgaif_ray.vlm.checkpoint import broken, find_checkpoint, naming_broken_file, weight_files
 from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 
 
@@ -38,7 +38,7 @@ class Backbone:
 
     @property
     def path(self) -> str:
-        """Where it was loaded from; written into the adapters trained on it."""
+        """The checkpoint that it was loaded from; it is written into the adapters trained on it."""
         return self.front_end.path
 
     @property
@@ -54,12 +54,12 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """Positions that the decoder was made for, image tokens included."""
+        """Number of positions of the decoder, image tokens included."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         device: torch.device = self.model.device
         return device
 
@@ -74,12 +74,12 @@ class Backbone:
         return self.front_end.eos_token_id
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB images as the vision tower wants them, ``[images, channels, height, width]``, on the model's device."""
+        """Preprocess RGB images for the vision tower, ``[images, channels, height, width]``, on the model's device."""
         return self.front_end.pixel_values(images).to(self.device, self.model.dtype)
 
     @torch.no_grad()
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Features of the vision tower after the projector.
+        """Compute the features of the vision tower after the projector.
 
         Args:
             pixel_values: ``[images, channels, height, width]``.
@@ -90,7 +90,7 @@ class Backbone:
         return torch.stack(list(self.model.get_image_features(pixel_values).pooler_output))
 
     def input_embeddings(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
-        """Token embeddings with the image tokens replaced by the features of their image.
+        """Embed tokens, with the image tokens replaced by the features of their image.
 
         Args:
             input_ids: ``[batch, tokens]`` with the image tokens repeated; padding on either side.
@@ -126,9 +126,9 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
         UserError: the checkpoint is not downloaded, not supported or broken; or this machine cannot quantise.
     """
     options = _quantisation_options(dtype) if quantisation == "4bit" else {}
-    folder = check_checkpoint(path)
     front_end = load_front_end(path)
     config = copy.deepcopy(front_end.config)
+    folder = find_checkpoint(path)
     for section in (config, config.text_config, config.vision_config):
         if hasattr(section, "attention_dropout"):
             section.attention_dropout = 0.0
@@ -145,10 +145,10 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
                 output_loading_info=True,
                 **options,
             )
+            model, found = loaded  # which transformers' annotations do not say
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
-    model, found = loaded  # as ``output_loading_info`` makes it
     if found["missing_keys"]:  # they would be drawn at random
         missing = min(found["missing_keys"])
         raise broken(weight_files(path, folder)[0], f"the weights lack {missing}")
@@ -156,7 +156,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
 
 
 def _quantisation_options(dtype: str) -> dict[str, Any]:
-    """Keywords of ``from_pretrained`` for a model in 4 bits.
+    """Return the keywords of ``from_pretrained`` for a model in 4 bits.
 
     Raises:
         UserError: bitsandbytes or a GPU is missing.

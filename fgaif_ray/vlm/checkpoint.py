@@ -165,6 +165,8 @@ def naming_broken_file(file: Callable[[], Path]) -> Iterator[None]:
     except (UserError, ImportError, MemoryError):
         raise
     except Exception as error:
+        if "out of memory" in str(error):  # of a GPU, where a quantised model is loaded to
+            raise
         raise broken(file(), _reason(error)) from error
 
 

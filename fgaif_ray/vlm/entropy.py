@@ -6,10 +6,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def entropy_from_logits(logits: Tensor, chunk_tokens: int = 1024) -> Tensor:
-    """Entropy in nats of the distribution at each position.
+    """Compute the entropy in nats of the distribution at each position.
 
-    Works on `chunk_tokens` positions at a time and recomputes them in the backward pass, so that beside the
-    logits only one chunk of float32 probabilities is alive. Tokens banned by a logit of minus infinity count
+    It works on `chunk_tokens` positions at a time and recomputes them in the backward pass, so that beside the
+    logits only one chunk of float32 probabilities is in memory. Tokens banned by a logit of minus infinity count
     as impossible.
 
     Args:

@@ -1,6 +1,6 @@
 """The learner processes that share a batch; alone, every operation is the identity.
 
-Only sums and gathers of tensors, so that gloo (CPU) and NCCL (GPU) serve alike and nothing is pickled.
+It uses only sums and gathers of tensors, so that gloo (CPU) and NCCL (GPU) serve alike and nothing is pickled.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LearnerGroup:
-    """The default process group where there is one.
+    """The default process group, if there is one.
 
     Example: ``LearnerGroup(torch.device("cpu")).sum(torch.ones(1))`` is the number of processes.
     """
@@ -24,7 +24,7 @@ class LearnerGroup:
 
     @property
     def device(self) -> torch.device:
-        """Where the group's tensors are."""
+        """The device of the group's tensors."""
         return self._device
 
     @property
@@ -38,7 +38,7 @@ class LearnerGroup:
         return dist.get_rank() if self._distributed else 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of the processes' tensors of one shape, as a new tensor."""
+        """Return the sum of the processes' tensors of one shape, as a new tensor."""
         if not self._distributed:
             return tensor
         total = tensor.detach().clone().to(self._device)
@@ -46,15 +46,15 @@ class LearnerGroup:
         return total
 
     def largest(self, number: int) -> int:
-        """The largest of the processes' numbers."""
+        """Return the largest of the processes' numbers."""
         return int(self.gather(torch.tensor(number)).max())
 
     def barrier(self) -> None:
-        """Waits until every process has come here."""
+        """Wait until every process has arrived here."""
         self.sum(torch.zeros(1))
 
     def sum_all(self, tensors: Sequence[Tensor]) -> None:
-        """Sums several tensors of one dtype in place, in one message."""
+        """Sum several tensors of one dtype in place, in one message."""
         if not self._distributed:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -63,7 +63,7 @@ class LearnerGroup:
             tensor.copy_(part.view_as(tensor))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The processes' tensors of one shape, ``[processes, ...]``, on the CPU."""
+        """Gather the processes' tensors of one shape, ``[processes, ...]``, on the CPU."""
         if not self._distributed:
             return tensor[None].cpu()
         own = tensor.to(self._device)
@@ -72,7 +72,7 @@ class LearnerGroup:
         return torch.stack(parts).cpu()
 
     def merge(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of all processes as one: ``*_max`` and ``timing/*`` by maximum, ``count/*`` by sum, others by mean.
+        """Merge the metrics of all processes: ``*_max`` and ``timing/*`` by maximum, ``count/*`` by sum, else by mean.
 
         NaN stands for "nothing to measure" and does not count. Every process must hold the same names.
         """

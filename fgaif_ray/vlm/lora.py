@@ -1,9 +1,9 @@
-"""LoRA layers that compute what PEFT's do, with less traffic through the device's memory.
+"""LoRA layers with the results of PEFT's and less traffic through the device's memory.
 
 PEFT's own layer adds an adapter in five operations over tensors of the layer's full width, and over a bfloat16 backbone
 it computes the adapter in float32, on a GPU many times slower. Here an adapter costs two matrix products, the second
-accumulating into the frozen layer's output (as cuBLAS does for nothing), in the backbone's dtype. The weights, their
-gradients and the optimiser stay float32, and what is saved stays a PEFT adapter.
+accumulating into the frozen layer's output (which cuBLAS does at no cost), in the backbone's dtype. The weights, their
+gradients and the optimiser stay float32, and saved files stay PEFT adapters.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 
 class LoRALinear(Linear):
-    """PEFT's LoRA layer over ``nn.Linear`` with another forward pass; see the module."""
+    """PEFT's LoRA layer over ``nn.Linear`` with a faster forward pass; see the module."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output, ``[..., output_features]``, for ``[..., input_features]``.
+        """Return the layer's output, ``[..., output_features]``, for ``[..., input_features]``.
 
-        What is more than plain LoRA (merged weights, dropout, variants such as DoRA, adapters by row) is PEFT's.
+        PEFT handles what goes beyond plain LoRA: merged weights, dropout, variants such as DoRA, adapters by row.
         """
         names = [name for name in self.active_adapters if name in self.lora_A]
         if args or kwargs or self.disable_adapters or self.merged or not all(map(self._is_plain, names)):
@@ -43,6 +43,6 @@ class LoRALinear(Linear):
 
 
 def with_own_layers(config: LoraConfig) -> LoraConfig:
-    """The same configuration, from which PEFT makes ``LoRALinear`` of every ``nn.Linear`` it adapts."""
+    """Return the same configuration, with which PEFT adapts every ``nn.Linear`` by ``LoRALinear``."""
     config._register_custom_module({nn.Linear: LoRALinear})
     return config

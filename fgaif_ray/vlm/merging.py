@@ -1,5 +1,6 @@
-"""A checkpoint's weights with a LoRA adapter added in, tensor by tensor: memory for one tensor at a time, or for one
-file of the checkpoint where a merged copy is written.
+"""Merging of a LoRA adapter into a checkpoint's weights, tensor by tensor.
+
+It needs memory for one tensor at a time, or for one file of the checkpoint when it writes a merged copy.
 """
 
 import json
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
 
-# What a checkpoint needs beside its weights: configuration, tokenizer, processor, chat template.
+# Files of a checkpoint beside its weights: configuration, tokenizer, processor, chat template.
 _COMPANIONS: Final = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 
 # Published checkpoints and transformers' own files name the language model differently.
@@ -23,7 +24,7 @@ _LANGUAGE_MODEL = re.compile(r"^(?:model\.language_model|language_model\.model)\
 
 
 def merged_weights(checkpoint: str, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a LLaVA checkpoint, W + alpha / rank * B A where the adapter has an A and a B for it.
+    """Yield every weight of a LLaVA checkpoint: W + alpha / rank * B A where the adapter has an A and a B for it.
 
     Args:
         checkpoint: folder, or the name of a model that has been downloaded.
@@ -42,27 +43,25 @@ def merged_weights(checkpoint: str, adapter: str) -> Iterator[tuple[str, Tensor]
 
 
 def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
-    """Writes the checkpoint with the adapter merged in: the same files, names and dtypes, other weights.
+    """Write the checkpoint with the adapter merged in: the same files, names and dtypes, other weights.
 
     Args:
         checkpoint: folder, or the name of a model that has been downloaded.
         adapter: local PEFT folder.
-        folder: is made, and may be there only if it is empty.
+        folder: is made; it may exist only if it is empty.
 
     Raises:
-        ValueError: the folder is not empty, the checkpoint has no safetensors files, or the adapter has tensors that
-            fit no weight of it.
+        ValueError: the folder is not empty, or the adapter has tensors that fit no weight of the checkpoint.
+        UserError: the checkpoint or the adapter is not downloaded, not supported or broken.
     """
     target, source, merger = Path(folder), check_checkpoint(checkpoint), _Merger(adapter)
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise ValueError(f"{folder} is not empty")
     files = _weight_files(source)
-    if not files:
-        raise ValueError(f"{checkpoint} has no safetensors files")
     for path in files:
         save_file(dict(merger.tensors(path)), target / path.name, metadata={"format": "pt"})
-        (target / path.name).chmod(0o644)  # safetensors writes for the owner alone
+        (target / path.name).chmod(0o644)  # safetensors makes files that only the owner may read
     merger.check(checkpoint)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COMPANIONS:
@@ -70,7 +69,7 @@ def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
 
 
 class _Merger:
-    """Adds an adapter to weights, and knows which of its factors have found theirs."""
+    """An adapter to merge; it keeps track of which of its factors have been used."""
 
     def __init__(self, adapter: str) -> None:
         check_adapter(adapter)
@@ -81,7 +80,7 @@ class _Merger:
         self._used: set[str] = set()
 
     def tensors(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        """The merged tensors of one file of the checkpoint."""
+        """Yield the merged tensors of one file of the checkpoint."""
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 -- a file, not a dict
                 weight: Tensor = file.get_tensor(name)
@@ -93,7 +92,7 @@ class _Merger:
                 yield name, weight
 
     def check(self, checkpoint: str) -> None:
-        """Raises ValueError where a factor of the adapter has not been used."""
+        """Raise ValueError if a factor of the adapter has not been used."""
         if self._used != set(self._factors):
             unused = sorted(set(self._factors) - self._used)[0]
             raise ValueError(f"{self._adapter} fits another model than {checkpoint}: {unused}")

@@ -1,10 +1,11 @@
-"""The parts of a pass through the policy's backbone, each a module of its own: images to features, ids and features to
-the decoder's states, states to the log-probabilities of tokens.
+"""The parts of a pass through the policy's backbone, as modules.
 
-Modules, because a sharded backbone (``fgaif_ray.vlm.sharding``) is put together where a module is called: whatever
-reads its weights must happen inside, and equally often in every process.
+They go from images to features, from ids and features to the decoder's states, and from states to the
+log-probabilities of tokens. They are modules because a sharded backbone (``fgaif_ray.vlm.sharding``) is gathered where
+a module is called: whatever reads its weights must happen inside, and equally often in every process.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.entropy import entropy_from_logits
 
-# Logits that are alive at once: with 32,000 tokens of vocabulary, float32 logits of 1,048 positions (134 MB).
+# Logits in memory at once: with 32,000 tokens of vocabulary, float32 logits of 1,048 positions (134 MB).
 LOGITS_PER_CHUNK: Final = 1 << 25
 
 
@@ -22,28 +23,28 @@ class ImagePass(nn.Module):
     """Images through vision tower and projector."""
 
     def __init__(self, backbone: Backbone) -> None:
-        """Shares the backbone's modules."""
+        """Share the backbone's modules."""
         super().__init__()
         self.backbone = backbone
         self.vision_tower: nn.Module = backbone.model.model.vision_tower
         self.projector: nn.Module = backbone.model.model.multi_modal_projector
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """``[images, image_tokens, hidden]``, without gradients; see ``Backbone.image_features``."""
+        """Return ``[images, image_tokens, hidden]``, without gradients; see ``Backbone.image_features``."""
         return self.backbone.image_features(pixel_values)
 
 
 class DecoderPass(nn.Module):
-    """Token embeddings with the image's features among them, through the decoder."""
+    """Token embeddings with the image's features, through the decoder."""
 
     def __init__(self, backbone: Backbone) -> None:
-        """Shares the backbone's modules."""
+        """Share the backbone's modules."""
         super().__init__()
         self.backbone = backbone
         self.language_model = backbone.language_model
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
-        """The last states, ``[rows, tokens, hidden]``.
+        """Return the last states, ``[rows, tokens, hidden]``.
 
         Args:
             input_ids: ``[rows, tokens]``.
@@ -55,23 +56,29 @@ class DecoderPass(nn.Module):
 
 
 class VocabularyScores(nn.Module):
-    """The vocabulary head, under the temperature of the sampling and without the tokens that it bans.
+    """The vocabulary head, with the temperature of the sampling and without banned tokens.
 
-    Works on ``LOGITS_PER_CHUNK`` logits at a time and computes them again for the backward pass.
+    It works on ``LOGITS_PER_CHUNK`` logits at a time and computes them again for the backward pass.
     """
 
-    def __init__(self, backbone: Backbone, temperature: float) -> None:
-        """Shares the backbone's head."""
+    def __init__(self, head: nn.Module, banned_token_ids: Sequence[int], temperature: float) -> None:
+        """Share a model's vocabulary head.
+
+        Args:
+            head: hidden states to logits, with a ``weight`` of ``[vocabulary, hidden]``.
+            banned_token_ids: tokens that are never sampled.
+            temperature: of the sampling.
+        """
         super().__init__()
-        self.head: nn.Module = backbone.model.get_output_embeddings()
+        self.head = head
         self.temperature = temperature
-        self._vocabulary = int(self.head.weight.shape[0])
-        ids = backbone.front_end.banned_token_ids
-        banned = torch.tensor(ids, dtype=torch.int64, device=backbone.device)
+        weight: Tensor = self.head.get_parameter("weight")
+        self._vocabulary = int(weight.shape[0])
+        banned = torch.tensor(list(banned_token_ids), dtype=torch.int64, device=weight.device)
         self.register_buffer("_banned", banned, persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of the targets and, where asked for, the entropies, both ``[positions]`` in nats.
+        """Return the log-probabilities of the targets and, on request, the entropies, both ``[positions]`` in nats.
 
         Args:
             hidden: ``[positions, hidden]`` states that the targets are chosen from.

@@ -7,11 +7,11 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate_scale(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int | None = None) -> float:
-    """What the learning rates of one step are multiplied by.
+    """Return the factor of the learning rates in one step.
 
-    Rises linearly to 1, which the last of the ``warmup_steps`` steps has. Then it stays, or falls from 1 along a line
+    It rises linearly to 1, which the last of the ``warmup_steps`` steps has. Then it stays, or falls from 1 on a line
     or half a cosine (Loshchilov & Hutter 2017, without restarts) that would reach 0 at step ``total_steps``, one after
-    the last: no step learns nothing.
+    the last, so every step learns something.
 
     Args:
         step: from 0.

@@ -1,12 +1,13 @@
-"""The frozen backbone cut up over the learner processes (FSDP2, ``torch.distributed.fsdp.fully_shard``; Zhao et al.
-2023, arXiv 2304.11277), for models that one device cannot hold.
+"""Sharding of the frozen backbone over the learner processes, for models that one device cannot hold.
 
-Between passes each process holds its part of every weight. A pass puts one unit at a time together (a decoder or
-vision layer, the embeddings, the vocabulary head), uses it, and lets it go again; the backward pass does so once more.
+It uses FSDP2 (``torch.distributed.fsdp.fully_shard``; Zhao et al. 2023, arXiv 2304.11277).
+
+Between passes each process holds its part of every weight. A pass gathers one unit at a time (a decoder or vision
+layer, the embeddings, the vocabulary head), uses it, and frees it again; so does the backward pass.
 What is trained, adapters and value head, is small: every process holds all of it, and its gradients are summed as
 without sharding.
 
-Putting together is a collective: every process must make as many passes of each kind as every other.
+Gathering is a collective operation: every process must make as many passes of each kind as every other.
 """
 
 from itertools import chain
@@ -30,10 +31,10 @@ def shard_backbone(
     trained: set[nn.Parameter],
     group: LearnerGroup,
 ) -> None:
-    """Leaves this process its part of the backbone, on the group's device, and moves there what is trained.
+    """Keep this process's part of the backbone on the group's device, and move trained parameters there.
 
-    The backbone comes there a unit at a time, so that the device never holds all of it. Afterwards its weights can be
-    read in calls of the three parts alone.
+    The backbone is moved a unit at a time, so that the device never holds all of it. Afterwards its weights can be
+    read only in calls of the three parts.
 
     Args:
         images: of a backbone with its adapters in place.

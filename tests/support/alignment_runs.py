@@ -20,7 +20,7 @@ ENGINE = {
 
 
 def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4, ahead: bool = False) -> Config:
-    tree = service_config(run_dir).model_dump(mode="json")
+    tree = service_config(run_dir, placement="shared").model_dump(mode="json")
     tree["data"] |= {
         "sample_images": 1,
         "align_images": 12,

@@ -12,7 +12,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.records import CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED, feedback_schema
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
-from jobs import label_audit
+from jobs import audit as audit_job
 
 HOSTILE = "</script><script>document.title = 'taken'</script><!--<img src=x onerror=alert(1)> \u2028 😀 "
 
@@ -87,7 +87,7 @@ def labelled_run(folder: Path) -> Config:
     stage.begin()
     storage.write_part(stage.partial, rows, feedback_schema(FACT_TYPES))
     stage.publish({"rows": len(rows)})
-    label_audit.draw_audit(config, 16)
+    audit_job.draw_audit(config, 16)
     return config
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
+
 from fgaif_ray import storage
 from fgaif_ray.config import Config, load_config
 from support.benchmark_files import write_pope
@@ -37,4 +39,5 @@ def publish_adapter(config: Config, rank: int = 16) -> None:
     stage = storage.Stage(config.run.dir, "policy", "adapter-of-the-test")
     stage.begin()
     storage.write_json(f"{stage.partial}/adapter_config.json", {"r": rank})
+    storage.write_bytes(f"{stage.partial}/adapter_model.safetensors", safetensors.numpy.save({}))
     stage.publish({})

@@ -105,7 +105,7 @@ def write_responses(config: Config, per_image: int = 1, poison: Sequence[bytes] 
 
 
 def asked(body: Request) -> tuple[str, str]:
-    """Text up to the sub-sentence's end, and the sub-sentence, that a request of ``extract-short-v2`` is about."""
+    """Text up to the segment's end, and the segment, that a request of ``extract-short-v2`` is about."""
     prompt = body["messages"][0]["content"]
     found = re.fullmatch(r"Description: (.*)\nSub-sentence: (.*)\nFacts:", prompt, re.DOTALL)
     assert found is not None
@@ -113,7 +113,7 @@ def asked(body: Request) -> tuple[str, str]:
 
 
 def facts_of(context: str, segment: str) -> dict[str, list[str]]:
-    """The facts that the rules see in the sub-sentence that ends a text."""
+    """The facts that the rules see in the segment that ends a text."""
     end = len(context)
     spans = [(0, end - len(segment)), (end - len(segment), end)]
     claims = read_claims(context, spans)[1]
@@ -162,7 +162,7 @@ class Rules:
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, str]] = Counter()
         self.malformed: set[str] = set()
-        """Responses about whose last sub-sentence it never says anything usable."""
+        """Responses about whose last segment it never says anything usable."""
         self.quota: int | None = None
         """Answers that are left; None for any number."""
         self.refused = 0

@@ -1,8 +1,9 @@
-"""Imports point one way, nothing is unpickled or evaluated, and what is written is packaged."""
+"""Imports point one way and in no circle, nothing is unpickled or evaluated, and what is written is packaged."""
 
 import ast
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.paths import ROOT
 
+from jobs.cli import SUMMARIES
+
 PACKAGES = ("fgaif_ray", "actors", "jobs")
 FORBIDDEN_IMPORTS = {
     "fgaif_ray": {"ray", "vllm", "actors", "jobs"},
     "actors": {"jobs"},
     "jobs": set(),
 }
+BESIDE_COMMANDS = {"__init__", "cli", "old_flags"}
+"""Files of jobs that are not commands."""
+CALLERS = {"pipeline", "demo"}
+"""Commands that run others."""
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "numpy.load", "np.load", "yaml.load", "yaml.unsafe_load"}
 
@@ -32,6 +39,32 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module or ""
+
+
+def import_graph(package: str) -> dict[str, set[str]]:
+    """Which rooms of a package, folders and files directly in it, import which others of it."""
+    graph: dict[str, set[str]] = {}
+    for path in sources(package):
+        room = path.relative_to(ROOT / package).with_suffix("").parts[0]
+        imported = graph.setdefault(room, set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            imported |= {parts[1] for name in names if (parts := name.split("."))[0] == package and len(parts) > 1}
+    return {room: (imported & graph.keys()) - {room} for room, imported in graph.items()}
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Rooms that import each other in a circle; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        return circle
+    return []
 
 
 def dotted_name(node: ast.AST) -> str:
@@ -69,6 +102,28 @@ def test_imports_point_one_way(package: str) -> None:
         if name.partition(".")[0] in FORBIDDEN_IMPORTS[package]
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_each_other_in_no_circle(package: str) -> None:
+    graph = import_graph(package)
+    assert len(graph) > 5
+    assert circle_in(graph) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle_in({"rl": {"vlm"}, "vlm": {"config"}, "config": set()}) == []
+    assert set(circle_in({"rl": {"vlm"}, "vlm": {"config"}, "config": {"rl"}})) == {"rl", "vlm", "config"}
+
+
+def test_a_job_imports_no_other() -> None:
+    borrowed = {job: imported - BESIDE_COMMANDS for job, imported in import_graph("jobs").items()}
+    assert {job for job, imported in borrowed.items() if imported} == CALLERS
+
+
+def test_every_file_of_jobs_is_a_command() -> None:
+    files = {path.stem for path in sources("jobs")}
+    assert files - BESIDE_COMMANDS == {name.replace("-", "_") for name in SUMMARIES}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

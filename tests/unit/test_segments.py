@@ -1,4 +1,4 @@
-"""Sub-sentence spans, offsets of sampled ids, and the tokens at which sub-sentences end."""
+"""Segment spans, offsets of sampled ids, and the tokens at which segments end."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,9 +1,11 @@
-"""Canaries: facts whose truth is known, asked beside those of a response, to see how gullible the verifier is.
+"""Control items: facts whose truth is known, asked beside those of a response, to measure false accepts.
 
 A fact is known to be false where it contradicts itself (``texts-v1.txt``), where the scene behind the image says so (in
-the embedded world), or where a person says so (``label.canaries.path``). Half of the false ones come with an order to
-say yes, as a text in a response or an image might give one. As many known-true facts show that a judge which turns the
-false ones down does not turn down everything.
+the embedded world), or where a person says so (``label.control_items.path``). Half of the false ones come with an order
+to say yes, as a text in a response or an image might give one. As many known-true facts show that a judge which rejects
+the false ones does not reject everything.
+
+Folder, metric and key of the results still have their first names, ``canaries`` and ``gullibility``.
 """
 
 import hashlib
@@ -16,17 +18,17 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from fgaif_ray import storage
-from fgaif_ray.audit.labelled_facts import read_canary_facts
-from fgaif_ray.config import CanaryConfig
+from fgaif_ray.audit.labelled_facts import read_control_facts
+from fgaif_ray.config import ControlItemConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.statistics.intervals import wilson_interval
 
 FOLDER: Final = "canaries"
-"""Folder inside the stage that holds the parts of answered canaries; they never enter the rows."""
+"""Folder inside the stage that holds the parts of answered control items; they never enter the rows."""
 TEXTS: Final = "texts-v1.txt"
 
-CANARIES_SCHEMA: Final = pa.schema(
+CONTROL_ITEMS_SCHEMA: Final = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),
         pa.field("fact", pa.string(), nullable=False),
@@ -44,10 +46,10 @@ _FACT: Final = "{fact}"
 
 
 @dataclass(frozen=True, slots=True)
-class Canary:
+class ControlItem:
     """A fact whose truth is known.
 
-    Example: ``Canary("The red thing is not red.", False, "text")``
+    Example: ``ControlItem("The red thing is not red.", False, "text")``
     """
 
     text: str
@@ -61,16 +63,16 @@ class Canary:
 
 
 @dataclass(frozen=True, slots=True)
-class CanaryPool:
-    """What blocks draw their canaries from."""
+class ControlItemPool:
+    """The pool from which blocks draw their control items."""
 
-    canaries: tuple[Canary, ...]
+    control_items: tuple[ControlItem, ...]
     orders: tuple[str, ...]
     """Texts with ``{fact}``."""
     per_block: int
 
-    def draw(self, block: str, images: Sequence[str]) -> list[Canary]:
-        """The canaries of a block: the same for the same block, whenever it is asked.
+    def draw(self, block: str, images: Sequence[str]) -> list[ControlItem]:
+        """Draw the control items of a block; equal blocks get equal ones.
 
         Args:
             block: its name.
@@ -81,19 +83,21 @@ class CanaryPool:
         """
         drawn = []
         for consistent in (False, True):
-            fitting = [c for c in self.canaries if c.consistent == consistent and (c.image is not None or images)]
-            fitting.sort(key=lambda canary: _hash(block, canary.image or "", canary.text))
-            for index, canary in enumerate(fitting[: self.per_block]):
-                seed = _hash(block, canary.text)
-                image = canary.image if canary.image is not None else images[seed % len(images)]
+            fitting = [c for c in self.control_items if c.consistent == consistent and (c.image is not None or images)]
+            fitting.sort(key=lambda item: _hash(block, item.image or "", item.text))
+            for index, item in enumerate(fitting[: self.per_block]):
+                seed = _hash(block, item.text)
+                image = item.image if item.image is not None else images[seed % len(images)]
                 ordered = not consistent and index % 2 == 1 and bool(self.orders)
-                text = self.orders[seed % len(self.orders)].replace(_FACT, canary.text) if ordered else canary.text
-                drawn.append(Canary(text, consistent, canary.kind, canary.type, image, ordered))
+                text = self.orders[seed % len(self.orders)].replace(_FACT, item.text) if ordered else item.text
+                drawn.append(ControlItem(text, consistent, item.kind, item.type, image, ordered))
         return drawn
 
 
-def load_canaries(config: CanaryConfig, known: Sequence[Canary] = (), types: Sequence[str] = FACT_TYPES) -> CanaryPool:
-    """The canaries of a run: those of a person, and those of known scenes or else the texts that fit every image.
+def load_control_items(
+    config: ControlItemConfig, known: Sequence[ControlItem] = (), types: Sequence[str] = FACT_TYPES
+) -> ControlItemPool:
+    """Load the control items of a run: a person's own, and those of known scenes or else texts that fit every image.
 
     Args:
         config: names the files.
@@ -104,32 +108,32 @@ def load_canaries(config: CanaryConfig, known: Sequence[Canary] = (), types: Seq
         UserError: a file cannot be read or is not of the form.
     """
     if not config.per_block:
-        return CanaryPool((), (), 0)
+        return ControlItemPool((), (), 0)
     texts, orders = _read_texts(config.texts)
-    canaries: list[Canary] = []
+    control_items: list[ControlItem] = []
     if config.path is not None:
-        given = read_canary_facts(config.path, types)
+        given = read_control_facts(config.path, types)
         missing = next((fact.image for fact in given if not storage.exists(fact.image)), None)
         if missing is not None:
             raise UserError(f"{config.path}: the image {missing} is not there; correct its path.")
-        canaries += [Canary(fact.text, fact.consistent, "given", fact.type, fact.image) for fact in given]
-    canaries += known
+        control_items += [ControlItem(fact.text, fact.consistent, "given", fact.type, fact.image) for fact in given]
+    control_items += known
     if not known or config.texts is not None:
-        canaries += texts
-    return CanaryPool(tuple(canaries), tuple(orders), config.per_block)
+        control_items += texts
+    return ControlItemPool(tuple(control_items), tuple(orders), config.per_block)
 
 
 def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """How gullible the verifier was.
+    """Measure the verifier's false-accept rate.
 
     Args:
-        rows: of ``CANARIES_SCHEMA``.
+        rows: of ``CONTROL_ITEMS_SCHEMA``.
         thresholds: by fact type; a fact of no type, or of one that is not labelled, is a yes at the lowest of them.
 
     Returns:
-        JSON-serialisable: ``gullibility`` is the share of known-false facts answered yes, and ``by_kind`` the same for
+        JSON-serialisable: ``gullibility`` is the share of known-false facts answered yes, ``by_kind`` the same for
         those with and without an order to say yes; ``true_accepted`` the share of known-true ones. Intervals are
-        Wilson's, with the images as the trials: facts about one image hang together.
+        Wilson's, with the images as the trials, since facts about one image depend on each other.
     """
     groups: dict[str, _Group] = {name: _Group() for name in ("false", "true")}
     by_kind: dict[str, _Group] = {}
@@ -177,7 +181,7 @@ def _hash(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).digest()[:8])
 
 
-def _read_texts(path: str | None) -> tuple[list[Canary], list[str]]:
+def _read_texts(path: str | None) -> tuple[list[ControlItem], list[str]]:
     """Sentences that are true or false of any image, and the orders."""
     if path is None:
         name, content = TEXTS, (files(__name__) / TEXTS).read_text(encoding="utf-8")
@@ -185,16 +189,18 @@ def _read_texts(path: str | None) -> tuple[list[Canary], list[str]]:
         try:
             name, content = path, storage.read_bytes(path).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"Cannot read the canaries {path}: give an existing UTF-8 text file.") from error
+            raise UserError(f"Cannot read the control items {path}: give an existing UTF-8 text file.") from error
     _, *pieces = _PART.split(content.replace("\r\n", "\n"))
     parts: dict[str, list[str]] = {"false": [], "true": [], "orders": []}
     for title, body in zip(pieces[::2], pieces[1::2], strict=True):
         lines = (line.strip() for line in body.split("\n"))
         parts[title] += [line for line in lines if line and not line.startswith("#")]
     if not parts["false"]:
-        raise UserError(f"{name} holds no sentence below a line [false]: add some, or leave label.canaries.texts out.")
+        raise UserError(
+            f"{name} holds no sentence below a line [false]: add some, or leave label.control_items.texts out."
+        )
     wrong = next((order for order in parts["orders"] if _FACT not in order), None)
     if wrong is not None:
         raise UserError(f"{name}: the order {wrong!r} has no {_FACT}: put it where the false sentence belongs.")
-    texts = [Canary(line, title == "true", "text") for title in ("false", "true") for line in parts[title]]
+    texts = [ControlItem(line, title == "true", "text") for title in ("false", "true") for line in parts[title]]
     return texts, parts["orders"]

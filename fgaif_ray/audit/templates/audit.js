@@ -106,7 +106,7 @@
       const position = (state.position + step) % items.length;
       if (!isDone(position)) return goTo(position);
     }
-    notify(`All ${items.length} sub-sentences are done. Export your answers, and send the file to who asked you.`);
+    notify(`All ${items.length} segments are done. Export your answers, and send the file to who asked you.`);
   }
 
   function moveLine(step) {
@@ -143,7 +143,7 @@
     link.download = `answers-${data.audit}-${annotator.replace(/[^\p{L}\p{N}]+/gu, "-")}.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
-    notify(`Exported ${answers.length} of ${items.length} sub-sentences.`);
+    notify(`Exported ${answers.length} of ${items.length} segments.`);
   }
 
   // ---- view ----
@@ -193,7 +193,7 @@
       if (fact.type !== name) return;
       group.append(makeLine({ kind: "fact", index }, element("span", "what", fact.text), [RIGHT, WRONG, UNSURE]));
     });
-    const what = element("span", "what", "The sub-sentence");
+    const what = element("span", "what", "The segment");
     group.append(makeLine({ kind: "label", type: name }, what, [RIGHT, WRONG, UNSURE, NOTHING]));
     return group;
   }
@@ -204,7 +204,7 @@
     const picture = data.pictures[item.picture];
     byId("picture").src = picture.url;
     byId("picture").classList.toggle("enlarged", picture.enlarged);
-    // White space belongs to sub-sentences, but the mark looks better without it.
+    // White space belongs to segments, but the mark looks better without it.
     const [, space, text, end] = /^(\s*)(.*?)(\s*)$/su.exec(item.text);
     byId("prompt").textContent = item.prompt;
     byId("before").textContent = item.before + space;
@@ -229,14 +229,14 @@
         const byHand = state.answers[position].labels[target.type] !== undefined;
         const hasFacts = items[position].facts.some((fact) => fact.type === target.type);
         const note = byHand ? "" : given ? " as its facts" : hasFacts ? "" : " no fact was found";
-        target.what.replaceChildren("The sub-sentence", element("small", "", note));
+        target.what.replaceChildren("The segment", element("small", "", note));
       }
     });
     lines[line].row.scrollIntoView({ block: "nearest" });
     const done = items.filter((_, index) => isDone(index)).length;
     byId("done").textContent = done;
     byId("unfinished").textContent = done === items.length ? "· all done" : "";
-    byId("position").textContent = `Sub-sentence ${position + 1} of ${items.length}`;
+    byId("position").textContent = `Segment ${position + 1} of ${items.length}`;
     byId("back").disabled = position === 0;
     byId("next").disabled = position === items.length - 1;
     byId("finished").hidden = !isDone(position) || done === items.length;
@@ -278,7 +278,7 @@
   byId("map").append(...items.map((_, index) => {
     const button = element("button");
     button.type = "button";
-    button.title = `Sub-sentence ${index + 1}`;
+    button.title = `Segment ${index + 1}`;
     button.tabIndex = -1;
     button.addEventListener("click", () => goTo(index));
     return button;

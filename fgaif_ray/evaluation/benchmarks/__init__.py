@@ -23,7 +23,7 @@ def parse_names(text: str) -> list[str]:
     unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
         known = ", ".join(name.replace("_", "-") for name in NAMES)
-        raise UserError(f"--benchmarks takes some of {known}, separated by commas, not {text!r}.")
+        raise UserError(f"NAMES are some of {known}, separated by commas, not {text!r}.")
     return list(dict.fromkeys(names))
 
 

@@ -6,7 +6,7 @@ equal words without that file); and nothing is rounded or kept above zero by sma
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy as np
 from fgaif_ray.config import AmberConfig
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    Benchmark,
     BenchmarkQuestion,
     Floats,
-    JudgeQuestion,
     OfficialFiles,
     Reviews,
     Scores,
@@ -115,12 +115,11 @@ def says(answer: str) -> str | None:
     return None if found is None else found[1].capitalize()
 
 
-class Amber:
+class Amber(Benchmark):
     """A folder with AMBER's ``annotations.json``, ``relation.json``, ``safe_words.txt`` and a query file."""
 
     name: ClassVar[str] = "amber"
     title: ClassVar[str] = "AMBER"
-    judged: ClassVar[bool] = False
 
     def __init__(self, config: AmberConfig) -> None:
         """Read the files.
@@ -141,15 +140,12 @@ class Amber:
             described = annotation["type"] == GENERATIVE
             limit = config.max_tokens if described else config.short_max_tokens
             questions.append(BenchmarkQuestion(str(row["id"]), row["image"], row["query"], limit))
-        self.questions: Sequence[BenchmarkQuestion] = first_images(questions, config.limit)
-        self.settings: dict[str, Any] = {
+        self.questions = first_images(questions, config.limit)
+        self.settings = {
             "files": files.digests,
             "questions": len(self.questions),
             "similar_words": SIMILAR if SIMILAR in files.digests else "equal words only",
         }
-
-    def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:  # noqa: ARG002
-        return []
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:  # noqa: ARG002
         asked = [question for question in self.questions if question.id in answers]
@@ -173,13 +169,12 @@ class Amber:
             columns[row, start : start + _ASKED] = [1, right, said_no, said_no and is_no, is_no]
         scales = dict.fromkeys(("chair", "cover", "hal", "cog"), RATE)
         scales |= {f"{dimension}.{measure}": RATE for dimension in DIMENSIONS for measure in MEASURES}
-        return Scores(
-            tuple(question.id for question in asked),
-            tuple(question.image for question in asked),
+        return Scores.of(
+            asked,
             columns,
-            {"amber_score": 1.0} | scales,
-            _figures,
-            {
+            scales={"amber_score": 1.0} | scales,
+            figures=_figures,
+            counts={
                 "unanswered": len(self.questions) - len(asked),
                 "neither_yes_nor_no": unreadable,
                 "not_exactly_yes_or_no": inexact,

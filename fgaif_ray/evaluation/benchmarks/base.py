@@ -3,9 +3,10 @@
 import ast
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,32 +79,33 @@ class Scores:
     counts: dict[str, int] = field(default_factory=dict)
     """Further counts, such as answers that could not be read."""
 
+    @classmethod
+    def of(cls, questions: Sequence[BenchmarkQuestion], columns: Floats, **others: Any) -> Self:
+        """Of the answers to these questions, ``[rows]``."""
+        ids, images = tuple(question.id for question in questions), tuple(question.image for question in questions)
+        return cls(ids, images, columns, **others)
 
-class Benchmark(Protocol):
+
+class Benchmark(ABC):
     """A benchmark with its files read."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    judged: ClassVar[bool]
+    judged: ClassVar[bool] = False
     """Whether scores come from a judge."""
 
-    @property
-    def questions(self) -> Sequence[BenchmarkQuestion]:
-        """The questions in the official order."""
-        ...
+    questions: Sequence[BenchmarkQuestion]
+    """The questions in the official order."""
+    settings: dict[str, Any]
+    """The settings and digests of what was read, for the record."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings and digests of what was read, for the record."""
-        ...
-
-    def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
+    def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:  # noqa: ARG002
         """Questions to the judge about a model's answers, by question id; empty for a benchmark without a judge."""
-        ...
+        return []
 
+    @abstractmethod
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
         """Score a model's answers, by question id; a question without an answer is left out and counted."""
-        ...
 
 
 class OfficialFiles:

@@ -8,7 +8,7 @@ words. Words are brought to the singular by the synonym list itself, not by the 
 
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -17,9 +17,9 @@ from fgaif_ray.config import ChairConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    Benchmark,
     BenchmarkQuestion,
     Floats,
-    JudgeQuestion,
     OfficialFiles,
     Reviews,
     Scores,
@@ -102,12 +102,11 @@ def _script_doubles(source: str, name: str, files: OfficialFiles) -> dict[str, s
     return doubles | dict(_MAPPED.findall(source))
 
 
-class Chair:
+class Chair(Benchmark):
     """A folder with COCO's ``instances_*.json`` and ``captions_*.json``, CHAIR's ``synonyms.txt`` and ``chair.py``."""
 
     name: ClassVar[str] = "chair"
     title: ClassVar[str] = "CHAIR"
-    judged: ClassVar[bool] = False
 
     def __init__(self, config: ChairConfig, images: Collection[str], *, draw: bool, seed: int = 0) -> None:
         """Read the files.
@@ -142,10 +141,8 @@ class Chair:
             drawn = sorted(random.Random(f"chair/{seed}").sample(known, min(config.sample_images, len(known))))
         drawn = drawn[: config.limit]
         self._truth = self._read_truth(files, kinds, ids, set(drawn))
-        self.questions: Sequence[BenchmarkQuestion] = [
-            BenchmarkQuestion(name, name, config.prompt, config.max_tokens) for name in drawn
-        ]
-        self.settings: dict[str, Any] = {
+        self.questions = [BenchmarkQuestion(name, name, config.prompt, config.max_tokens) for name in drawn]
+        self.settings = {
             "files": files.digests,
             "prompt": config.prompt,
             "images": len(drawn),
@@ -176,9 +173,6 @@ class Chair:
                     truth[image].update(self._reader.objects(entry["caption"]))
         return truth
 
-    def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:  # noqa: ARG002
-        return []
-
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:  # noqa: ARG002
         asked = [question for question in self.questions if question.id in answers]
         columns = np.zeros((len(asked), 7))
@@ -188,13 +182,12 @@ class Chair:
             wrong = sum(name not in truth for name in mentioned)
             found = len(truth.intersection(mentioned))
             columns[row] = [wrong, len(mentioned), wrong > 0, found, len(truth), len(answer.split()), 1]
-        return Scores(
-            tuple(question.id for question in asked),
-            tuple(question.image for question in asked),
+        return Scores.of(
+            asked,
             columns,
-            {"chair_i": RATE, "chair_s": RATE, "recall": RATE, "words": 1.0, "mentions": 1.0},
-            _figures,
-            {"unanswered": len(self.questions) - len(asked)},
+            scales={"chair_i": RATE, "chair_s": RATE, "recall": RATE, "words": 1.0, "mentions": 1.0},
+            figures=_figures,
+            counts={"unanswered": len(self.questions) - len(asked)},
         )
 
 

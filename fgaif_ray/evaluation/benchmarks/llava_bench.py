@@ -6,13 +6,14 @@ both reviews can be read; the others are counted separately (the official script
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from fgaif_ray.config import LlavaBenchConfig
 from fgaif_ray.evaluation.benchmarks.base import (
+    Benchmark,
     BenchmarkQuestion,
     Floats,
     JudgeQuestion,
@@ -48,7 +49,7 @@ def read_scores(review: str) -> tuple[float, float] | None:
     return scores[0], scores[1]
 
 
-class LlavaBench:
+class LlavaBench(Benchmark):
     """A folder with the questions, reference answers and contexts of one LLaVA-Bench, and the judge's ``rule.json``."""
 
     name: ClassVar[str] = "llava_bench"
@@ -86,8 +87,8 @@ class LlavaBench:
         for question in questions:
             if question.id not in self._references or question.image not in self._contexts:
                 raise files.fault(QUESTIONS[0], f"question {question.id} has no reference answer or no context")
-        self.questions: Sequence[BenchmarkQuestion] = first_images(questions, config.limit)
-        self.settings: dict[str, Any] = {
+        self.questions = first_images(questions, config.limit)
+        self.settings = {
             "files": files.digests,
             "set": "in the wild" if self._wild else "COCO",
             "questions": len(self.questions),
@@ -137,13 +138,12 @@ class LlavaBench:
                 row[column : column + 2] = scores
                 kept.append(question)
                 rows.append(row)
-        return Scores(
-            tuple(question.id for question in kept),
-            tuple(question.image for question in kept),
+        return Scores.of(
+            kept,
             np.array(rows).reshape(len(rows), 2 * len(categories)),
-            dict.fromkeys(["all", *categories], 1.0),
-            _figures,
-            {"unanswered": len(self.questions) - len(asked), "unrated": len(asked) - len(kept)},
+            scales=dict.fromkeys(["all", *categories], 1.0),
+            figures=_figures,
+            counts={"unanswered": len(self.questions) - len(asked), "unrated": len(asked) - len(kept)},
         )
 
     def _scores(self, question: BenchmarkQuestion, reviews: Reviews) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fgaif_ray.evaluation.benchmarks.base import RATE, Floats, Scores
 from fgaif_ray.statistics.intervals import estimate_figures
+from fgaif_ray.tables import table_lines
 
 
 def measure(scores: Scores, seed: int = 0) -> dict[str, Any]:
@@ -72,12 +73,7 @@ def table(
         rows.append([f"  {name}{' %' if scale == RATE else ''}", *cells])
     counts = dict.fromkeys(name for model in models.values() for name, count in model["counts"].items() if count)
     rows += [[f"  {name}", *(str(model["counts"].get(name, 0)) for model in models.values())] for name in counts]
-    rows = [row + [""] * (len(head) - len(row)) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
-        for row in rows
-    ]
+    return table_lines(rows, right=range(1, len(head)))
 
 
 def _cell(figure: Mapping[str, Any], scale: float, sign: str = "") -> str:

@@ -5,14 +5,15 @@ that cannot be read is left out and counted separately; the official script take
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 import numpy as np
 
 from fgaif_ray.config import MMHalConfig
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    Benchmark,
     BenchmarkQuestion,
     Floats,
     JudgeQuestion,
@@ -43,7 +44,7 @@ def read_rating(review: str) -> int | None:
     return rating if rating is not None and rating <= BEST else None
 
 
-class MMHal:
+class MMHal(Benchmark):
     """A folder with MMHal-Bench's ``response_template.json`` and ``eval_gpt_mmhal.py``."""
 
     name: ClassVar[str] = "mmhal"
@@ -71,8 +72,8 @@ class MMHal:
         if template is None or template.count(_PLACE) != 4:
             raise files.fault(SCRIPT, f"it has no text {TEMPLATE!r} with four places to fill in")
         self._template = template.split(_PLACE)
-        self.questions: Sequence[BenchmarkQuestion] = first_images(questions, config.limit)
-        self.settings: dict[str, Any] = {"files": files.digests, "questions": len(self.questions)}
+        self.questions = first_images(questions, config.limit)
+        self.settings = {"files": files.digests, "questions": len(self.questions)}
 
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
         asked = []
@@ -101,13 +102,12 @@ class MMHal:
             kind = types.index(self._types[int(question.id)])
             columns[row, :3] = [rating, rating < HALLUCINATED_BELOW, 1]
             columns[row, 3 + 2 * kind : 5 + 2 * kind] = [rating, 1]
-        return Scores(
-            tuple(question.id for question in rated),
-            tuple(question.image for question in rated),
+        return Scores.of(
+            rated,
             columns,
-            {"score": 1.0, "hallucination_rate": RATE} | {f"{kind}.score": 1.0 for kind in types},
-            _figures,
-            {"unanswered": len(self.questions) - len(ratings), "unrated": len(ratings) - len(rated)},
+            scales={"score": 1.0, "hallucination_rate": RATE} | {f"{kind}.score": 1.0 for kind in types},
+            figures=_figures,
+            counts={"unanswered": len(self.questions) - len(ratings), "unrated": len(ratings) - len(rated)},
         )
 
 

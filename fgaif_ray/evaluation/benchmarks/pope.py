@@ -4,8 +4,8 @@ The three splits are joined with answers by id and text, never by position: the 
 questions. The headline is the mean over the splits.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from fgaif_ray import storage
 from fgaif_ray.config import PopeConfig
 from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
+    Benchmark,
     BenchmarkQuestion,
     Floats,
-    JudgeQuestion,
     OfficialFiles,
     Reviews,
     Scores,
@@ -28,12 +28,11 @@ COUNTS: Final = 4
 """Columns of a split: hits, misses, false alarms, right rejections; "yes" is the positive class."""
 
 
-class Pope:
+class Pope(Benchmark):
     """A POPE folder: ``{prefix}_pope_{random,popular,adversarial}.json``."""
 
     name: ClassVar[str] = "pope"
     title: ClassVar[str] = "POPE"
-    judged: ClassVar[bool] = False
 
     def __init__(self, config: PopeConfig) -> None:
         """Read the files.
@@ -52,14 +51,11 @@ class Pope:
                     raise files.fault(name, f"the question id {entry.question_id} occurs twice")
                 self._labels[question.id] = entry.label
                 found.append(question)
-        self.questions: Sequence[BenchmarkQuestion] = first_images(found, config.limit)
-        self.settings: dict[str, Any] = {
+        self.questions = first_images(found, config.limit)
+        self.settings = {
             "files": files.digests,
             "questions": {split: sum(q.id.startswith(f"{split}/") for q in self.questions) for split in STRATEGIES},
         }
-
-    def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:  # noqa: ARG002
-        return []
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:  # noqa: ARG002
         asked = [question for question in self.questions if question.id in answers]
@@ -69,13 +65,12 @@ class Pope:
             split = STRATEGIES.index(question.id.split("/", 1)[0])
             columns[row, COUNTS * split + (0 if yes else 1) + (0 if label else 2)] = 1
         names = [*FIGURES, *(f"{split}.{figure}" for split in STRATEGIES for figure in FIGURES)]
-        return Scores(
-            tuple(question.id for question in asked),
-            tuple(question.image for question in asked),
+        return Scores.of(
+            asked,
             columns,
-            dict.fromkeys(names, RATE),
-            _figures,
-            {"unanswered": len(self.questions) - len(asked)},
+            scales=dict.fromkeys(names, RATE),
+            figures=_figures,
+            counts={"unanswered": len(self.questions) - len(asked)},
         )
 
 

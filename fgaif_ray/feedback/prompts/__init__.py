@@ -47,7 +47,7 @@ class Prompt:
         return _FIELD.split(self.user)
 
     def render(self, **fields: str) -> str:
-        """The user text with every field replaced once; braces inside the values stay as they are.
+        """Render the user text with every field replaced once; braces inside the values stay as they are.
 
         Args:
             fields: a value for every field of the user text; others are left unused.
@@ -63,7 +63,7 @@ class Prompt:
 
 
 def known_prompts() -> list[str]:
-    """Names of the prompts that come with the package, sorted."""
+    """List the names of the packaged prompts, sorted."""
     names = (entry.name for entry in files(__name__).iterdir())
     return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt"))
 

@@ -31,13 +31,13 @@ def submit(head: Head, repository: Path, *arguments: str) -> "subprocess.Complet
 @pytest.mark.ray
 @pytest.mark.slow
 def test_jobs_are_submitted_followed_and_end_with_their_own_status(head: Head, repository: Path) -> None:
-    plan = ("-m", "jobs.pipeline", "--config", "configs/llava-1.5-7b.yaml", "--plan", "--cluster", "cluster.yaml")
+    plan = ("-m", "jobs.plan", "--config", "configs/llava-1.5-7b.yaml", "--cluster", "cluster.yaml")
     done = submit(head, repository, *plan)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^align +Learner +4 +4 CPU, 1 GPU +inference$", done.stdout, re.MULTILINE)
     refused = submit(head, repository, *plan, "--set", "align.gpus_per_worker=9")
     assert refused.returncode == 1
-    assert "pipeline: align: no node of cluster.yaml can ever take a Learner" in refused.stdout
+    assert "plan: align: no node of cluster.yaml can ever take a Learner" in refused.stdout
     assert "exit code 2" in refused.stdout + refused.stderr
 
 

@@ -76,7 +76,7 @@ def extract_facts(folder: Path, endpoint: FakeOpenAI) -> str:
         "config": config.label.extractor,
         "endpoint": Endpoint(endpoint.url, None),
         "run": str(folder),
-        "desk": address,
+        "coordinator": address,
         "places": ray.put(pending.places),
         "identity": "rules",
     }

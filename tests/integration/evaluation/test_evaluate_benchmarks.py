@@ -1,4 +1,4 @@
-"""Benchmarks answered by a real engine, and the serve command read by vLLM itself."""
+"""Benchmarks answered by a real engine."""
 
 import json
 from pathlib import Path
@@ -6,25 +6,10 @@ from typing import Any
 
 import pytest
 from support.benchmark_files import write_amber, write_pope
-from support.benchmark_runs import configure, publish_adapter, result
-from support.evaluation_runs import configure as small
-from support.evaluation_runs import publish_policy
+from support.benchmark_runs import result
+from support.evaluation_runs import configure, publish_policy
 
-from jobs.evaluate_benchmarks import run_benchmarks
-from jobs.evaluate_serve import serve_command
-
-
-@pytest.mark.vllm
-def test_vllm_knows_every_option_of_the_serve_command(repository: Path, tmp_path: Path) -> None:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    config = configure(repository, tmp_path)
-    publish_adapter(config)
-    words = serve_command(config)
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
-    assert parsed.enable_lora
-    assert [module.name for module in parsed.lora_modules] == ["aligned"]
+from actors.evaluation.benchmarks import run_benchmarks
 
 
 @pytest.mark.ray
@@ -39,7 +24,7 @@ def test_both_policies_answer_pope_and_amber_with_one_engine(
     pictures.mkdir()
     for index, name in enumerate(("a.png", "b.png", "AMBER_1.jpg")):
         render(draw_scene("heldout", index)).save(pictures / name)
-    config = small(
+    config = configure(
         repository,
         tmp_path / "run",
         "align.rollout.sync=merged",

@@ -1,6 +1,6 @@
 """Labelling: real Ray Data, a real verification engine and the real OpenAI client.
 
-Facts come from a local OpenAI-compatible server that reads the sub-sentence by rule.
+Facts come from a local OpenAI-compatible server that reads the segment by rule.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Verification on real engines and real Ray Data: calibration, canaries, a second verifier, the prefix cache."""
+"""Verification on real engines and real Ray Data: calibration, control items, a second verifier, the prefix cache."""
 
 import json
 import os
@@ -14,18 +14,18 @@ from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, KEY_VARIABLE, Rules,
 
 from actors.engine.blocks import seal
 from actors.labelling.extraction import EXTRACTED_SCHEMA
+from actors.labelling.thresholds import find_thresholds
 from actors.labelling.verifier import Verification, Verifier
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import load_canaries
-from fgaif_ray.config import CalibrationConfig, CanaryConfig, Config, EngineConfig, VerifierConfig
+from fgaif_ray.audit.control_items import load_control_items
+from fgaif_ray.config import CalibrationConfig, Config, ControlItemConfig, EngineConfig, VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.shapes import tiny_llava
-from fgaif_ray.shapes.canaries import scene_canaries
+from fgaif_ray.shapes.control_items import scene_control_items
 from fgaif_ray.sources import load_truth
 from jobs import label
-from jobs.label_calibration import find_thresholds
 
 PATCH = 4
 PER_BLOCK = 2
@@ -53,7 +53,7 @@ def write_truth(config: Config, path: Path) -> str:
     assert truth is not None
     lines = [
         {"image": os.path.abspath(str(fact.image)), "fact": fact.text, "type": fact.type, "consistent": fact.consistent}
-        for fact in scene_canaries(truth, seed=1)
+        for fact in scene_control_items(truth, seed=1)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)
@@ -73,7 +73,7 @@ class Verified:
             verifier=first,
             second_verifier=second,
             disagreement="mask",
-            canaries=CanaryConfig(per_block=PER_BLOCK),
+            control_items=ControlItemConfig(per_block=PER_BLOCK),
         )
         label.run(self.config)
         self.rows, self.metrics = self.read()
@@ -130,14 +130,14 @@ class TestVerification:
         assert pairs
         assert [first for first, _ in pairs] == pytest.approx([second for _, second in pairs], abs=1e-3)
 
-    def test_each_block_is_asked_its_canaries(self, verified: Verified) -> None:
+    def test_each_block_is_asked_its_control_items(self, verified: Verified) -> None:
         asked = verified.stored("feedback", "canaries")
         blocks = len(verified.stored("feedback", "checks")) // 2
         assert Counter(row["consistent"] for row in asked) == {False: PER_BLOCK * blocks, True: PER_BLOCK * blocks}
         assert verified.metrics["canaries"]["false_asked"] == PER_BLOCK * blocks
         assert all(row["p_consistent"] is not None for row in asked)
 
-    def test_canaries_are_in_no_row(self, verified: Verified) -> None:
+    def test_control_items_are_in_no_row(self, verified: Verified) -> None:
         ordered = {row["fact"] for row in verified.stored("feedback", "canaries") if row["injected"]}
         assert ordered
         assert not ordered & {fact["text"] for fact in verified.facts}
@@ -182,7 +182,7 @@ class TestVerification:
         assert storage.read_manifest(str(tmp_path), "calibration") is None
 
     def test_unmasking_asks_no_verifier(self, verified: Verified) -> None:
-        """Stays last: it publishes the run anew, without engines and with an endpoint that is not asked."""
+        """Stays last: it publishes the run again, without engines and with an endpoint that is not asked."""
         before = [fact["second_p_consistent"] for fact in verified.facts]
         label.run(change(verified.config, disagreement="report"))
         verified.rows, verified.metrics = verified.read()
@@ -209,7 +209,12 @@ class TestRepeatedBlock:
         stage, rejected_stage = feedback_stages(config)
         half = dict.fromkeys(FACT_TYPES, 0.5)
         verification = Verification(
-            config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
+            config.label,
+            stage.partial,
+            rejected_stage.partial,
+            half,
+            None,
+            load_control_items(ControlItemConfig(per_block=0)),
         )
         worker = ray.remote(Verifier).remote(verification)
         failed = [rows[0], rows[1] | {"facts": None, "unavailable": "server: the endpoint failed"}]
@@ -230,7 +235,12 @@ class TestRepeatedBlock:
         stage, rejected_stage = feedback_stages(config)
         half = dict.fromkeys(FACT_TYPES, 0.5)
         verification = Verification(
-            config.label, stage.partial, rejected_stage.partial, half, None, load_canaries(CanaryConfig(per_block=0))
+            config.label,
+            stage.partial,
+            rejected_stage.partial,
+            half,
+            None,
+            load_control_items(ControlItemConfig(per_block=0)),
         )
         worker = ray.remote(Verifier).remote(verification)
         [counts] = ray.get(

@@ -53,6 +53,7 @@ def test_a_run_is_served_and_another_one_takes_its_place(repository: Path, tmp_p
             "rewards.backbone": CHECKPOINT,
             "serve.port": port,
             "serve.max_replicas": 1,
+            "serve.placement": "shared",  # fewer processes to start
         }
         kept = [entry for entry in options["applications"][0]["args"]["set"] if entry.partition("=")[0] not in changed]
         options["applications"][0]["args"]["set"] = [*kept, *(f"{name}={value}" for name, value in changed.items())]

@@ -17,6 +17,7 @@ from support.reward_training import (
 )
 
 from fgaif_ray import storage
+from fgaif_ray.errors import find_user_error
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.data import ImageFeatures, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
@@ -24,7 +25,6 @@ from fgaif_ray.rewards.model import load_reward_model
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 from jobs import train_rewards
-from jobs.cli import find_user_error
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
 from fgaif_ray.records import HALLUCINATED
-from jobs import label_audit
+from jobs import audit as audit_job
 from jobs.cli import main
 
 
@@ -66,7 +66,7 @@ class TestSample:
             AuditSampler(count, 0)
 
     def test_a_run_without_sub_sentences_is_refused(self) -> None:
-        with pytest.raises(UserError, match="no labelled sub-sentence"):
+        with pytest.raises(UserError, match="no labelled segment"):
             AuditSampler(1, 0).collect([])
 
     @given(st.lists(st.sampled_from([(0, 0, 0), (1, 0, 0), (2, 1, 0)]), min_size=1, max_size=30))
@@ -105,8 +105,14 @@ class TestPage:
 
     def test_it_is_written_once_for_the_same_sample(self, run: Config) -> None:
         before = audit_file(run, "audit.html").stat().st_mtime_ns
-        label_audit.draw_audit(run, 16)
+        audit_job.draw_audit(run, 16)
         assert audit_file(run, "audit.html").stat().st_mtime_ns == before
+
+    def test_it_is_not_replaced_unasked(self, run: Config) -> None:
+        before = sample_of(run)
+        with pytest.raises(UserError, match=r"audit is finished \(\d+ sub-sentences, .*--overwrite"):
+            audit_job.draw_audit(run, 5)
+        assert sample_of(run) == before
 
     def test_an_image_is_embedded_once(self, run: Config) -> None:
         audit = sample_of(run)
@@ -160,7 +166,7 @@ class TestBrowser:
             assert answer.labels == item.labels  # this person agrees with the AI
 
     def test_the_export_can_be_imported(self, run: Config, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        label_audit.import_answers(run, [str(labelled)])
+        audit_job.import_answers(run, [str(labelled)])
         assert "16 of 16 sub-sentences answered, of 8 images, by Ann B." in capsys.readouterr().out
         found = json.loads(audit_file(run, "agreement.json").read_text())
         assert found["labels"]["attribute"]["weighted"]["kappa"]["value"] == pytest.approx(1)
@@ -205,34 +211,34 @@ class TestJob:
     def command(self, run: Config, tmp_path: Path, *arguments: str) -> int:
         config = tmp_path / "run.yaml"
         config.write_text(json.dumps(run.model_dump(mode="json")))
-        return main("label", None, lambda config: None, ["--config", str(config), *arguments], label_audit.MODES)
+        return main("audit", [*arguments, "--config", str(config)])
 
     def test_audit_prints_the_path_of_the_page(
         self, run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert self.command(run, tmp_path, "--audit", "16") == 0
+        assert self.command(run, tmp_path, "draw", "16") == 0
         assert str(audit_file(run, "audit.html")) in capsys.readouterr().out
 
     def test_several_files_are_imported_together(
         self, run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         files = [answer_file(tmp_path / f"{name}.json", sample_of(run), name) for name in ("ann", "bo")]
-        assert self.command(run, tmp_path, "--audit-import", *files) == 0
+        assert self.command(run, tmp_path, "import", *files) == 0
         assert "by ann, bo; 0 labels differ" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("arguments", [("--audit", "0"), ("--audit-import", "none.json")])
+    @pytest.mark.parametrize("arguments", [("draw", "0"), ("import", "none.json")])
     def test_mistakes_end_with_one_sentence(
         self, run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
     ) -> None:
         assert self.command(run, tmp_path, *arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
-    def test_an_import_before_a_draw_names_the_option(self, run: Config, tmp_path: Path) -> None:
+    def test_an_import_before_a_draw_names_the_command(self, run: Config, tmp_path: Path) -> None:
         elsewhere = run.model_copy(update={"run": run.run.model_copy(update={"dir": str(tmp_path)})})
-        with pytest.raises(UserError, match="--audit N"):
-            label_audit.import_answers(elsewhere, ["a.json"])
+        with pytest.raises(UserError, match="fgaif audit draw N"):
+            audit_job.import_answers(elsewhere, ["a.json"])
 
     def test_an_audit_before_labelling_names_the_job(self, run: Config, tmp_path: Path) -> None:
         elsewhere = run.model_copy(update={"run": run.run.model_copy(update={"dir": str(tmp_path)})})
         with pytest.raises(UserError, match=r"jobs\.label"):
-            label_audit.draw_audit(elsewhere, 5)
+            audit_job.draw_audit(elsewhere, 5)

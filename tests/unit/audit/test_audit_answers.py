@@ -16,7 +16,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.records import FACT_TYPES, HALLUCINATED
-from jobs import label_audit
+from jobs import audit as audit_job
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ class TestAnswers:
             ({"labels": ["absent"]}, "answer 1 needs labels by type"),
             ({"facts": ["yes"]}, "answer 1 has the fact 'yes'"),
             ({"facts": None}, "answer 1 needs a list of facts"),
-            ({"segment": "0"}, "answer 1 does not say which sub-sentence"),
-            ({"segment": True}, "answer 1 does not say which sub-sentence"),
+            ({"segment": "0"}, "answer 1 does not say which segment"),
+            ({"segment": True}, "answer 1 does not say which segment"),
         ],
     )
     def test_each_kind_of_wrong_answer_has_its_sentence(
@@ -71,7 +71,7 @@ class TestAnswers:
 
     def test_the_same_person_twice_is_refused(self, run: Config, tmp_path: Path) -> None:
         path = answer_file(tmp_path / "a.json", sample_of(run))
-        with pytest.raises(UserError, match="ann has answered about sub-sentence"):
+        with pytest.raises(UserError, match="ann has answered about segment"):
             read_answers([path, path])
 
     @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ class TestAnswers:
     ) -> None:
         path = answer_file(tmp_path / "a.json", sample_of(run), **change)
         with pytest.raises(UserError, match=message):
-            label_audit.import_answers(run, [path])
+            audit_job.import_answers(run, [path])
 
     def test_answers_about_another_number_of_facts_are_refused(self, run: Config, tmp_path: Path) -> None:
         path = Path(answer_file(tmp_path / "a.json", sample_of(run)))
@@ -94,7 +94,7 @@ class TestAnswers:
         content["answers"][0]["facts"].append("right")
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match="judges 3 facts"):
-            label_audit.import_answers(run, [str(path)])
+            audit_job.import_answers(run, [str(path)])
 
     def test_unsure_and_open_answers_are_no_labels(self, tmp_path: Path) -> None:
         labels = {"existence": "unsure", "attribute": None, "relation": "absent"}
@@ -149,7 +149,7 @@ class TestLabelStudio:
     def test_an_export_can_be_imported(self, run: Config, tmp_path: Path) -> None:
         path = tmp_path / "ls.json"
         path.write_text(json.dumps(self.export(run, {"existence": ["hallucinated"]})))
-        label_audit.import_answers(run, [str(path)])
+        audit_job.import_answers(run, [str(path)])
         found = json.loads(audit_file(run, "agreement.json").read_text())
         assert found["labels"]["existence"]["sample"]["accuracy"]["value"] == 0
         assert len(found["disagreements"]) == 16
@@ -223,7 +223,7 @@ class TestAgreement:
 
     def test_the_table_has_a_line_for_each_type(self) -> None:
         audit = draw(many_rows(30), 20)
-        lines = label_audit.agreement_table(compare(audit, self.answers(audit, "a"), draws=20))
+        lines = audit_job.agreement_table(compare(audit, self.answers(audit, "a"), draws=20))
         assert [line.split("  ")[0] for line in lines[1:-1]] == [
             f"{name} {what}" for what in ("labels", "facts") for name in FACT_TYPES
         ]

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import audit_data
 
+from actors.labelling.thresholds import calibration_lines, find_thresholds
 from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate, choose_threshold, cross_validate, fit_thresholds
 from fgaif_ray.audit.items import cell_weights
-from fgaif_ray.audit.labelled_facts import read_canary_facts, read_labelled_facts
+from fgaif_ray.audit.labelled_facts import read_control_facts, read_labelled_facts
 from fgaif_ray.config import LabelConfig, load_config
 from fgaif_ray.errors import UserError
+from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.records import FACT_TYPES
-from jobs import label_audit
-from jobs.label_calibration import calibration_lines, find_thresholds, threshold_key
+from jobs import audit as audit_job
 
 EXTRACTOR = {"base_url": "http://127.0.0.1:9/v1", "model": "m"}
 
@@ -183,9 +184,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_labelled_facts(str(tmp_path / "none.jsonl"))
 
 
-def test_canary_facts_are_wrong_unless_they_say_so(tmp_path: Path) -> None:
+def test_control_facts_are_wrong_unless_they_say_so(tmp_path: Path) -> None:
     bare = {"image": "a.png", "fact": "There is a cat."}
-    facts = read_canary_facts(write_lines(tmp_path / "c.jsonl", bare, bare | {"consistent": True}))
+    facts = read_control_facts(write_lines(tmp_path / "c.jsonl", bare, bare | {"consistent": True}))
     assert [fact.consistent for fact in facts] == [False, True]
 
 
@@ -235,7 +236,7 @@ class TestAuditedFacts:
             change(content["answers"])
             Path(path).write_text(json.dumps(content))
             paths.append(path)
-        label_audit.import_answers(config, paths)
+        audit_job.import_answers(config, paths)
         text = audit_data.audit_file(config, "facts.jsonl").read_text()
         return [json.loads(line) for line in text.split("\n") if line]  # facts hold other line separators
 

@@ -68,7 +68,7 @@ def extract_all(
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[list[list[Fact]] | BaseException]:
-    """One attempt at a run: a coordinator, and workers with responses, given as lists of sub-sentences."""
+    """One attempt at a run: a coordinator, and workers with responses, given as lists of segments."""
     config = ExtractorConfig.model_validate({"base_url": endpoint.url, "model": "annotator", **(settings or {})})
 
     async def attempt() -> list[list[list[Fact]] | BaseException]:
@@ -146,7 +146,7 @@ def test_a_bad_answer_is_kept_too_and_only_its_repair_is_asked_again(endpoint: F
     assert [len(request["messages"]) for request in endpoint.requests] == [1, 3, 3]
 
 
-def test_a_changed_prompt_or_limit_asks_anew(endpoint: FakeOpenAI, tmp_path: Path) -> None:
+def test_a_changed_prompt_or_limit_asks_again(endpoint: FakeOpenAI, tmp_path: Path) -> None:
     for max_tokens in (100, 200):
         extract_all(endpoint, tmp_path, [[[RESPONSE]]], max_tokens=max_tokens)
     assert len(endpoint.requests) == 2

@@ -13,8 +13,6 @@ from fgaif_ray.cluster.plan import plan_cluster, plan_notes, plan_table
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
 from jobs.cli import EXIT_USER_ERROR, main
-from jobs.pipeline import run
-from jobs.plan import plan_mode
 
 HEAD = NodeType("head", {"CPU": 0}, 1)
 DATA = NodeType("data", {"CPU": 8}, 2, {"role": "data"})
@@ -148,7 +146,7 @@ def test_label_conditions(condition: str, labels: dict[str, str], expected: bool
 
 def call_plan(repository: Path, *arguments: str) -> int:
     config = str(repository / "configs" / "shapes.yaml")
-    return main("pipeline", "", run, ["--config", config, "--plan", *arguments], modes=(plan_mode(),))
+    return main("plan", ["--config", config, *arguments])
 
 
 def test_the_option_prints_the_table(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +170,7 @@ def test_what_can_never_be_scheduled_is_one_sentence_and_status_2(
     assert call_plan(repository, *arguments) == EXIT_USER_ERROR
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("pipeline: align: no node of ") and captured.err.count("\n") == 1
+    assert captured.err.startswith("plan: align: no node of ") and captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

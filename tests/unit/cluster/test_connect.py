@@ -78,7 +78,7 @@ def test_a_server_that_speaks_http_2_may_be_ray(listener: socket.socket) -> None
 
 @pytest.mark.parametrize("wrong", ["head", "head:", ":6379", "head:port", "head:0", "http://head"])
 def test_a_malformed_address_is_told(wrong: str) -> None:
-    with pytest.raises(UserError, match=r"ray\.address is host:port"):
+    with pytest.raises(UserError, match=r"RAY_ADDRESS\) is host:port"):
         check_cluster_address(wrong)
 
 

@@ -4,6 +4,6 @@ from actors.cluster.peak_memory import PeakMemory
 
 
 def test_a_run_shorter_than_the_interval_has_a_peak() -> None:
-    with PeakMemory(interval_s=60.0) as memory:
+    with PeakMemory() as memory:
         pass
     assert memory.peak_gib > 0

@@ -11,13 +11,12 @@ from support.official_llava import config_7b, config_13b, write_config
 from support.paths import ROOT
 from torch.optim import AdamW
 
-from benchmarks.gpu_model import SHAPES, build_backbone, encode_responses
 from fgaif_ray.cluster.actor_memory import GIB, RUNTIME, footprint
+from fgaif_ray.cluster.dry_run import dry_run
 from fgaif_ray.cluster.memory_plan import MemoryPlan, plan_memory
-from fgaif_ray.cluster.model_sizes import ModelSize, Tower, model_size
 from fgaif_ray.cluster.node_types import ClusterFile, NodeType
-from fgaif_ray.cluster.pass_memory import Adapter, kept_states
 from fgaif_ray.cluster.plan import plan_cluster
+from fgaif_ray.cluster.remedies import remedy
 from fgaif_ray.cluster.resources import generator, learner, reward_replica, reward_trainer, rollout_worker
 from fgaif_ray.config import Config, LoRAOptions, PPOConfig, load_config
 from fgaif_ray.errors import UserError
@@ -31,10 +30,6 @@ from fgaif_ray.rl.step import Experience, PPOUpdater, estimate
 from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.group import LearnerGroup
 from jobs.cli import EXIT_USER_ERROR, main
-from jobs.pipeline import run
-from jobs.plan import plan_mode
-
-TARGETS = LoRAOptions().target_modules
 
 
 def shapes(*overrides: str) -> Config:
@@ -56,6 +51,12 @@ def planned(config: Config, *node_types: NodeType, gpu: float | None = None, sta
     cluster = ClusterFile("cluster.yaml", (head, *node_types), 10, "head")
     plan = plan_cluster(config, cluster, (stage,) if stage else ())
     return plan_memory(config, cluster, plan, None if gpu is None else int(gpu * GIB))
+
+
+def advice(config: Config, request: Any, room_gib: float) -> str | None:
+    found = footprint(config, request, None)
+    assert found is not None
+    return remedy(config, request, found, 80 * GIB, int(room_gib * GIB))
 
 
 @pytest.fixture
@@ -138,56 +139,6 @@ def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers
     assert best == bytes_of(trained) // 3
 
 
-def of_shape(name: str) -> ModelSize:
-    shape = SHAPES[name]
-    tower = Tower(shape.layers, shape.hidden, shape.intermediate, shape.heads, shape.heads, shape.hidden // shape.heads)
-    linear = tuple(
-        (f"layers.{layer}.{target}", *(sizes[target]))
-        for layer in range(shape.layers)
-        for sizes in [
-            dict.fromkeys(TARGETS, (shape.hidden, shape.hidden))
-            | dict.fromkeys(("gate_proj", "up_proj"), (shape.hidden, shape.intermediate))
-            | {"down_proj": (shape.intermediate, shape.hidden)}
-        ]
-        for target in TARGETS
-    )
-    return ModelSize(name, 0, 0, None, tower, shape.vocabulary, 4096, linear, 4, None, 0)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_states_kept_for_the_backward_pass_are_those_that_torch_keeps(dtype: str, checkpointing: bool) -> None:
-    lora = LoRAOptions(rank=8)
-    model = PolicyModel(
-        build_backbone(SHAPES["tiny"], torch.device("cpu"), getattr(torch, dtype), 0),
-        lora,
-        activation_checkpointing=checkpointing,
-    )
-    rows = encode_responses(model, SHAPES["tiny"], [300, 300], 0)
-    owned = [*model.backbone.model.parameters(), *model.backbone.model.buffers(), *model.value_head.parameters()]
-    mine = {tensor.untyped_storage().data_ptr() for tensor in owned}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in mine:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        values = model.values(rows)
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    length = rows.input_ids.shape[1]
-    counted = kept_states(of_shape("tiny"), Adapter(8, lora.target_modules), dtype, 2, length, checkpointing)
-    if checkpointing:  # a layer's states are computed again later
-        whole = kept_states(of_shape("tiny"), Adapter(8, lora.target_modules), dtype, 2, length, False)
-        layer = whole // SHAPES["tiny"].layers
-        assert 0 < counted - measured < layer
-    else:
-        read = 2 * 300 * (4 * SHAPES["tiny"].hidden + 40)  # the states that the head reads, their places and results
-        assert counted < measured < 1.03 * (counted + read)
-    assert values.requires_grad
-
-
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """``configs/llava-1.5-7b.yaml`` with folders that hold the models' configurations."""
@@ -214,8 +165,7 @@ def test_the_cache_of_an_engine_is_what_its_share_of_the_gpu_leaves(large: Confi
 def test_slots_for_adapters_take_a_rank_that_vllm_has(large: Config) -> None:
     odd = changed(large, lora=LoRAOptions(rank=40))
     parts = sizes(odd, rollout_worker(odd), 48 * GIB)
-    size = model_size(large.policy.model)
-    assert parts["2 slots for adapters up to rank 64, bfloat16"] == 2 * 2 * size.adapter_parameters(64)
+    assert parts["2 slots for adapters up to rank 64, bfloat16"] == 2 * 2 * 159_907_840
 
 
 def test_merged_weights_need_no_slots_but_a_layer(large: Config) -> None:
@@ -257,18 +207,15 @@ def test_a_learner_that_does_not_fit_is_told_settings_that_do(large: Config) -> 
 
 def test_a_sharded_backbone_is_counted_in_parts_and_advised_where_it_does_not_fit(large: Config) -> None:
     four = changed(large, num_workers=4)
-    size = model_size(large.policy.model)
+    run = dry_run(large.policy.model, "bfloat16")
     weights, gathered, *_ = sizes(changed(four, sharding="full"), learner(four)).values()
-    assert weights == -(-size.parameters * 2 // 4) + size.buffer_bytes
-    assert gathered == 3 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
-    whole = footprint(four, learner(four), None)
-    assert whole is not None
-    advised = whole.remedy(16 * GIB)
+    assert weights == run.weight_bytes(shards=4) == pytest.approx(run.parameters * 2 / 4, abs=16_384)  # buffers
+    assert gathered == 3 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008 + 2 * 4096)
+    advised = advice(four, learner(four), 16)
     assert advised == "align.sharding=full with align.activation_checkpointing=true"
     one = changed(large, num_workers=1)
-    alone = footprint(one, learner(one), None)
-    assert alone is not None and alone.remedy(16 * GIB) is None  # no workers to cut it up over
-    roomy = whole.remedy(40 * GIB)
+    assert advice(one, learner(one), 16) is None  # no workers to cut it up over
+    roomy = advice(four, learner(four), 40)
     assert roomy is not None and "sharding" not in roomy
 
 
@@ -335,7 +282,7 @@ def test_a_served_extractor_lies_beside_what_ray_puts_on_the_first_gpu() -> None
 
 def call_plan(*arguments: str) -> int:
     config = str(ROOT / "configs" / "shapes.yaml")
-    return main("pipeline", "", run, ["--config", config, "--plan", *arguments], modes=(plan_mode(),))
+    return main("plan", ["--config", config, *arguments])
 
 
 def test_without_gpus_the_table_has_no_limit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,5 +303,4 @@ def test_the_option_for_memory_decides_and_weights_alone_are_status_2(capsys: py
 
 @pytest.mark.parametrize("value", ["0", "-1", "much"])
 def test_a_memory_that_is_none_is_refused(value: str) -> None:
-    with pytest.raises(SystemExit):
-        call_plan("--gpu-memory", value)
+    assert call_plan("--gpu-memory", value) == EXIT_USER_ERROR

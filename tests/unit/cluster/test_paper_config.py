@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.official_llava import config_7b, config_13b, write_config
 
-from fgaif_ray.cluster.accelerators import MEMORY_MIB, MIB
+from fgaif_ray.cluster.accelerators import gpu_bytes
 from fgaif_ray.cluster.memory_plan import plan_memory
 from fgaif_ray.cluster.node_types import ClusterFile, NodeType
 from fgaif_ray.cluster.plan import plan_cluster
@@ -105,7 +105,7 @@ def test_all_of_it_fits_gpus_of_80_gb(repository: Path, models: tuple[str, str],
     replaced = (f"policy.model={policy}", f"label.verifier.model={large}", f"rewards.backbone={large}")
     config = load_config(repository / "configs" / f"{name}.yaml", replaced)
     machine = ClusterFile("machine", (NodeType("machine", {"CPU": 96, "GPU": gpus}, 1),), 0, "machine")
-    plan = plan_memory(config, machine, plan_cluster(config, machine), MEMORY_MIB["A100-80G"] * MIB)
+    plan = plan_memory(config, machine, plan_cluster(config, machine), gpu_bytes("A100-80G"))
     assert [load.actors for load in plan.loads if load.fits is not True] == []
     assert list(plan.warnings()) == []
     assert len(plan.holdings) == 7

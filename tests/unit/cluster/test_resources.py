@@ -93,7 +93,7 @@ def published_rewards(run: Path) -> None:
     for number, name in enumerate(FACT_TYPES):
         folder = run / "rewards" / name
         folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_config.json").write_text('{"r": 1}')
         for file in ("adapter_model.safetensors", "head.safetensors"):
             save_file({"weight": np.full(3, number, dtype=np.float32)}, folder / file)
 

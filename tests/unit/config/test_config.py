@@ -35,6 +35,16 @@ def test_the_weight_of_one_fact_type_leaves_the_others() -> None:
     assert weights == {"existence": 1, "attribute": 1, "relation": 2}
 
 
+def test_the_earlier_name_of_control_items_is_taken() -> None:
+    label = load_config("configs/shapes.yaml", ["label.canaries.per_block=2"]).label
+    assert label.control_items.per_block == 2
+
+
+def test_both_names_of_control_items_at_once_are_refused() -> None:
+    with pytest.raises(UserError, match="is the earlier name of"):
+        load_config("configs/shapes.yaml", ["label.canaries.limit=0.2", "label.control_items.per_block=2"])
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

@@ -9,14 +9,13 @@ from support.benchmark_files import write_amber, write_chair, write_lines, write
 from support.benchmark_runs import configure, pope_rows, publish_adapter, result, value, with_pope
 from support.fake_openai import FakeOpenAI, Reply
 
+from actors.engine.serve_command import serving_command
+from actors.evaluation.benchmarks import run_benchmarks
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks import parse_names
-from jobs import evaluate, evaluate_benchmarks
 from jobs.cli import main
-from jobs.evaluate_benchmarks import run_benchmarks
-from jobs.evaluate_serve import serve_command
 
 
 @pytest.fixture
@@ -234,16 +233,23 @@ def test_a_benchmark_that_is_not_configured_names_the_key(repository: Path, tmp_
         run_benchmarks(configure(repository, tmp_path), "amber", [str(empty)])
 
 
-def test_answers_go_with_benchmarks_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main("evaluate", None, evaluate.run, ["--config", "x", "--answers", "f"], evaluate_benchmarks.MODES)
-    assert "--answers goes with --benchmarks" in capsys.readouterr().err
+def test_several_files_of_answers_are_compared_by_one_command(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base", "better"):
+        write_lines(tmp_path / f"{name}.jsonl", pope_rows(["Yes"] * 6))
+    files = [word for name in ("base", "better") for word in ("--answers", str(tmp_path / f"{name}.jsonl"))]
+    settings = [f"run.dir={tmp_path}", f"evaluate.benchmarks.pope.path={write_pope(tmp_path / 'pope')}"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    file = str(repository / "configs" / "shapes.yaml")
+    assert main("benchmark", ["pope", "--config", file, *changes, *files]) == 0
+    assert "better - base" in capsys.readouterr().out
 
 
 def test_the_serve_command_names_model_and_adapter(repository: Path, tmp_path: Path) -> None:
     config = configure(repository, tmp_path)
     publish_adapter(config, rank=24)
-    words = serve_command(config)
+    words = serving_command(config)
     assert words[:4] == ["vllm", "serve", config.policy.model, "--enable-lora"]
     options = dict(zip(words[4::2], words[5::2]))
     assert options["--lora-modules"] == f"aligned={tmp_path}/run/policy"

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from actors.labelling.reuse import manifest_entries
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
 from fgaif_ray.config import Config, load_config
+from fgaif_ray.errors import UserError
+from fgaif_ray.experiments.adopt import adopt, is_finished, mark_finished, other_folders
 from fgaif_ray.experiments.sharing import EVALUATION, FEEDBACK, RESPONSES, REWARDS, VERDICTS
 from fgaif_ray.experiments.variants import TRUTH_ANSWERS_FILE, Run, build_experiment, build_runs
 from fgaif_ray.feedback.label_sources import feedback_stages
@@ -17,10 +20,7 @@ from fgaif_ray.sources import ImageSets, prepare_images
 from fgaif_ray.storage import stages
 from fgaif_ray.storage.stages import planned
 from jobs import label
-from jobs.experiment import EXTRA, MODES
 from jobs.experiment import run as run_experiment
-from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
-from jobs.label_reuse import manifest_entries
 
 COUNTS = ("data.sample_images=4", "data.align_images=4", "data.evaluate_images=4")
 METRICS = {
@@ -100,7 +100,7 @@ def test_a_run_takes_the_stages_that_another_one_has(base: Config) -> None:
     assert storage.read_json(storage.join(run.folder, "timing.json")) == {"sample": 3.0, "label": 5.0}
 
 
-def test_noise_takes_the_verdicts_to_label_anew(base: Config) -> None:
+def test_noise_takes_the_verdicts_to_label_again(base: Config) -> None:
     runs = runs_of(base, "noise")
     donor, run = runs["none/seed-0"], runs["all-40/seed-0"]
     sets = respond(donor)
@@ -128,6 +128,18 @@ def test_a_run_keeps_what_it_has(base: Config) -> None:
     before = storage.list_parts(storage.join(run.folder, RESPONSES))
     adopt(run, [donor.folder], sets)
     assert storage.list_parts(storage.join(run.folder, RESPONSES)) == before
+
+
+def test_a_finished_stage_of_other_settings_is_not_replaced_unasked(base: Config) -> None:
+    runs = runs_of(base, "ablation")
+    donor, run = runs["full/seed-0"], runs["wo-object/seed-0"]
+    sets = respond(donor)
+    stage = storage.Stage(run.folder, RESPONSES, "other settings")
+    stage.begin()
+    stage.publish({"rows": 4})
+    with pytest.raises(UserError, match="responses is finished"):
+        adopt(run, [donor.folder], sets)
+    assert stage.is_complete()
 
 
 def test_the_truth_labels_the_responses_of_its_variant(base: Config) -> None:
@@ -167,14 +179,13 @@ def test_one_failed_run_does_not_keep_the_others_from_going_on(
     base: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last variant's labels cannot be read: it fails before anything is started for it."""
-    from fgaif_ray.errors import UserError
 
     people = load_config("configs/shapes.yaml", [f"run.dir={base.run.dir}", *COUNTS, "label.human={path: nobody.json}"])
     runs = runs_of(people, "ablation")
     respond(runs["human/seed-0"])
     finish(runs["full/seed-0"])
     with pytest.raises(UserError, match=r"1 of 2 runs failed \(human/seed-0\)"):
-        run_experiment(people, "ablation", "0", "human", 1)
+        run_experiment(people, "ablation", "0", "human", 1, "fgaif experiment ablation")
     folder = Path(base.run.dir) / "ablation"
     results = json.loads((folder / "results.json").read_text())
     status = {variant["name"]: variant["runs"][0]["status"] for variant in results["variants"]}
@@ -186,7 +197,7 @@ def test_one_failed_run_does_not_keep_the_others_from_going_on(
 def test_a_finished_experiment_starts_nothing(base: Config, capsys: pytest.CaptureFixture[str]) -> None:
     for run in runs_of(base, "cost").values():
         finish(run)
-    run_experiment(base, "cost", "0", None, 1)
+    run_experiment(base, "cost", "0", None, 1, "fgaif experiment cost")
     assert "2 of 2 runs done" in (Path(base.run.dir) / "cost" / "cost.html").read_text()
     assert "20.0" in capsys.readouterr().out  # the table
 
@@ -194,10 +205,10 @@ def test_a_finished_experiment_starts_nothing(base: Config, capsys: pytest.Captu
 def test_the_plots_are_files_too(base: Config) -> None:
     for run in runs_of(base, "noise").values():
         finish(run)
-    run_experiment(base, "noise", "0", None, 1)
+    run_experiment(base, "noise", "0", None, 1, "fgaif experiment noise")
     plots = sorted((Path(base.run.dir) / "noise" / "plots").iterdir())
     assert [plot.name for plot in plots] == ["coverage.svg", "hallucination.svg", "variants.svg"]
-    assert all(plot.read_bytes().startswith(b"<?xml") for plot in plots)
+    assert all(plot.read_bytes().startswith(b"<svg xmlns=") for plot in plots)
 
 
 def test_a_dry_run_lists_the_runs_and_writes_nothing(base: Config) -> None:
@@ -205,7 +216,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(base: Config) -> None:
 
     arguments = ["noise", "--config", "configs/shapes.yaml", "--variants", "all-*", "--dry-run"]
     arguments += ["--set", f"run.dir={base.run.dir}"]
-    assert main("experiment", None, run_experiment, arguments, MODES, EXTRA) == 0
+    assert main("experiment", arguments) == 0
     assert not Path(base.run.dir).exists()
 
 
@@ -214,5 +225,5 @@ def test_wrong_seeds_are_refused(seeds: str, capsys: pytest.CaptureFixture[str])
     from jobs.cli import main
 
     arguments = ["cost", "--config", "configs/shapes.yaml", f"--seeds={seeds}"]
-    assert main("experiment", None, run_experiment, arguments, MODES, EXTRA) == 2
+    assert main("experiment", arguments) == 2
     assert "--seeds takes whole numbers" in capsys.readouterr().err

@@ -296,7 +296,7 @@ def test_figures_are_read_from_what_the_stages_wrote(tmp_path: Path) -> None:
 
 
 class Credulous:
-    """Reward models that take every sub-sentence for consistent, whatever it says."""
+    """Reward models that take every segment for consistent, whatever it says."""
 
     def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> dict[str, list[np.ndarray]]:
         return {kind: [np.array([[0.0, 1.0, 0.0]] * len(item.segments)) for item in items] for kind in kinds}

@@ -1,4 +1,4 @@
-"""Each response ends in one place, and is labelled anew without being asked again."""
+"""Each response ends in one place, and is labelled again without being asked again."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import CANARIES_SCHEMA
+from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA
 from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, REJECTED_SCHEMA, RESPONSES_SCHEMA, feedback_schema
@@ -134,15 +135,15 @@ def test_every_identity_is_left_once_and_labels_win(
     assert deduplicate([first, second]) == 0
 
 
-class TestLabelledAnew:
+class TestLabelledAgain:
     def run_once(self, tmp_path: Path) -> Config:
         config = make_config(tmp_path)
         stage, rejected_stage = begin(config, "abc")
         storage.write_part(stage.partial, [labelled("a", 0.6), labelled("b", 0.9)], feedback_schema(FACT_TYPES), "1")
         storage.write_part(rejected_stage.partial, [rejected("c")], REJECTED_SCHEMA, "1")
-        canary = {"image": "a", "fact": "f", "kind": "text", "consistent": False, "injected": False}
-        canaries = storage.join(stage.partial, "canaries")
-        storage.write_part(canaries, [canary | {"p_consistent": 0.7}], CANARIES_SCHEMA, "1")
+        item = {"image": "a", "fact": "f", "kind": "text", "consistent": False, "injected": False}
+        control_items = storage.join(stage.partial, "canaries")
+        storage.write_part(control_items, [item | {"p_consistent": 0.7}], CONTROL_ITEMS_SCHEMA, "1")
         label.run(config)
         return config
 
@@ -165,7 +166,7 @@ class TestLabelledAnew:
         (annotator,) = {row["annotator"] for row in storage.read_rows(storage.join(changed.run.dir, "feedback"))}
         assert '"existence": 0.8' in annotator
 
-    def test_gullibility_follows_the_threshold(self, tmp_path: Path) -> None:
+    def test_the_false_accept_rate_follows_the_threshold(self, tmp_path: Path) -> None:
         config = self.run_once(tmp_path)
         metrics = storage.join(config.run.dir, "feedback", "metrics.json")
         assert storage.read_json(metrics)["canaries"]["gullibility"]["value"] == 1
@@ -183,14 +184,14 @@ class TestLabelledAnew:
     def test_another_verifier_asks(self, tmp_path: Path) -> None:
         config = self.run_once(tmp_path)
         other = make_config(tmp_path, verifier={"model": "other"})
-        with pytest.raises(label.UserError, match="feedback is finished"):
+        with pytest.raises(UserError, match="feedback is finished"):
             label.run(other)
         agreed = other.model_copy(update={"run": config.run.model_copy(update={"overwrite": True})})
-        with pytest.raises(label.UserError, match="not downloaded"):
+        with pytest.raises(UserError, match="not downloaded"):
             label.run(agreed)
 
 
-def test_gullibility_over_the_limit_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    TestLabelledAnew().run_once(tmp_path)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "canaries" in line]
-    assert "100% [21%, 100%] of 1 known-false canaries" in line and "do not trust" in line
+def test_a_false_accept_rate_over_the_limit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    TestLabelledAgain().run_once(tmp_path)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "control items" in line]
+    assert "100% [21%, 100%] of 1 known-false control items" in line and "do not trust" in line

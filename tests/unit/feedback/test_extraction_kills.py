@@ -19,13 +19,13 @@ WORK = """
 import asyncio, sys
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.calls.client import CallClient
-from fgaif_ray.calls.coordinator import CallDesk
+from fgaif_ray.calls.coordinator import CallCoordinator
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.prompts import load_prompt
 
 async def work(url, run, questions, concurrency):
     config = ExtractorConfig.model_validate({"base_url": url, "model": "m"})
-    client = CallClient(CallDesk(config, run), config, run)
+    client = CallClient(CallCoordinator(config, run), config, run)
     extractor = FactExtractor(
         url, None, "m", load_prompt("extract-short-v2"), concurrency=concurrency, max_retries=8, calls=client
     )

@@ -200,7 +200,7 @@ def test_an_answer_bad_twice_rejects_the_row(endpoint: FakeOpenAI, reply: Reply,
         (Reply.error(404, "model_not_found"), "has no model 'annotator'"),
         (Reply.error(429, "insufficient_quota", retry_after="0"), "quota is used up"),
         (Reply.error(429, retry_after="86400"), "stayed overloaded"),
-        (Reply(body="<html>Welcome</html>"), "does not answer as an OpenAI-compatible one"),
+        (Reply(body="<html>Welcome</html>"), "does not answer like an OpenAI-compatible one"),
     ],
 )
 def test_an_endpoint_that_cannot_be_used_stops_at_once(endpoint: FakeOpenAI, reply: Reply, message: str) -> None:

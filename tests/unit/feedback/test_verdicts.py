@@ -19,7 +19,7 @@ NONE = Overrides({}, NoiseConfig())
 
 
 def row(*facts: tuple[str, float, float | None]) -> dict[str, Any]:
-    """A response of one sub-sentence; facts are type, P(yes), and the second's."""
+    """A response of one segment; facts are type, P(yes), and the second's."""
     given = [
         {"type": kind, "text": f"fact {place}", "p_consistent": first, "second_p_consistent": second}
         for place, (kind, first, second) in enumerate(facts)

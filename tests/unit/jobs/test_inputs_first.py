@@ -9,6 +9,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.sources import prepare_images
+from fgaif_ray.storage import stages
 from jobs import align, evaluate, label, pipeline, sample, train_rewards
 
 COUNTS = ("data.sample_images=4", "data.align_images=4", "data.evaluate_images=2")
@@ -63,4 +64,4 @@ def test_images_that_responses_name_are_not_replaced_unasked(tmp_path: Path) -> 
 def test_the_wish_to_overwrite_changes_no_stage(tmp_path: Path) -> None:
     plain, overwriting = (configure(tmp_path, f"run.overwrite={wish}") for wish in ("false", "true"))
     sets = prepare_images(plain)
-    assert sample.stage_of(plain, sets) == sample.stage_of(overwriting, sets)
+    assert stages.responses(plain, sets) == stages.responses(overwriting, sets)

@@ -16,7 +16,6 @@ from transformers import LlamaConfig
 
 from fgaif_ray import storage
 from fgaif_ray.calls.ledger import read_ledger
-from jobs import label
 from jobs.cli import EXIT_USER_ERROR, main
 
 KEY = "secret-key"
@@ -41,7 +40,7 @@ class Job:
 
     def label(self, *changes: str) -> int:
         arguments = ["--config", str(self._file), *(word for change in changes for word in ("--set", change))]
-        return main("label", label.__doc__, label.run, arguments, (*label.label_cost.MODES, *label.label_audit.MODES))
+        return main("label", arguments)
 
     def is_labelled(self) -> bool:
         return storage.read_manifest(self.config.run.dir, "feedback") is not None
@@ -92,7 +91,7 @@ def test_an_endpoint_that_is_down(tmp_path: Path, capsys: pytest.CaptureFixture[
         (Reply.error(400, "invalid_request_error", NO_SCHEMA), "does not support answers that follow a JSON schema"),
         (Reply.error(404, "model_not_found"), "has no model 'rules'"),
         (Reply.error(429, "insufficient_quota"), "says that the quota is used up"),
-        (Reply(body="<html>Welcome</html>"), "does not answer as an OpenAI-compatible one does"),
+        (Reply(body="<html>Welcome</html>"), "does not answer like an OpenAI-compatible one"),
         (Reply.error(501), "does not do chat completions with model 'rules' (status 501): correct label.extractor"),
         (Reply.error(405), "does not do chat completions with model 'rules' (status 405): correct label.extractor"),
         (Reply.error(422, "bad_request"), "fails on the first response (rejected: "),

@@ -6,12 +6,13 @@ import pytest
 from support.label_helpers import ROWS, make_config, write_responses
 
 from actors.labelling import extraction
+from actors.labelling.cost import show_cost
 from actors.labelling.extraction import new_extractor
 from fgaif_ray import storage
 from fgaif_ray.calls.answers import AnswerWriter, CallAnswer, cache_folder
 from fgaif_ray.errors import UserError
 from fgaif_ray.segments import split_segments
-from jobs import label, label_cost
+from jobs import label
 
 
 def test_endpoint_that_is_down_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_dry_run_counts_both_modes_calls_nothing_and_writes_nothing(
     rows = write_responses(config)
     capsys.readouterr()
     before = sorted(path for path in tmp_path.rglob("*"))
-    label_cost.show_cost(config)
+    show_cost(config, label.pending_responses(config))
     printed = capsys.readouterr().out
     calls = {(row["response"], span.start) for row in rows for span in split_segments(row["response"])}
     responses = {row["response"] for row in rows}
@@ -61,7 +62,7 @@ def test_dry_run_leaves_out_what_the_cache_knows_and_a_mode_the_prompt_cannot_do
     writer = AnswerWriter(cache_folder(config.run.dir, None))
     for question in extractor.questions(rows[0]["response"], segments):
         writer.keep(extractor.key(question), CallAnswer([[]], None, None, "", 10, 5))
-    label_cost.show_cost(config)
+    show_cost(config, label.pending_responses(config))
     table = {line.split("  ")[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
     calls = {(row["response"], span.start) for row in rows[1:] for span in split_segments(row["response"])}
     assert table["calls"] == [str(len(calls)), "-"]

@@ -204,7 +204,7 @@ def test_examples_are_drawn_by_the_seed_and_none_is_shown_twice(finished_run):
     assert len({name for _, name in found}) == 9
 
 
-def test_the_mended_have_gained_and_the_worst_are_wrong():
+def test_the_most_improved_have_gained_and_the_worst_are_wrong():
     standings = [
         {"before": (1, 4), "after": (5, 0)},  # gains 8
         {"before": (3, 0), "after": (3, 0)},  # neither

@@ -233,7 +233,7 @@ def test_the_folder_of_another_type_is_refused(folders: dict[str, str]) -> None:
 
 
 def test_a_folder_without_a_reward_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lacks adapter_config\.json.*jobs\.train_rewards"):
+    with pytest.raises(UserError, match=r"holds no reward model: .*jobs\.train_rewards"):
         load_reward_model(load_backbone(CHECKPOINT), {"existence": str(tmp_path)})
 
 

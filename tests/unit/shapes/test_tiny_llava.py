@@ -17,7 +17,7 @@ from fgaif_ray.shapes.probes import measure_extraction
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene, draw_scenes
 from fgaif_ray.shapes.turns import Turn, describe, name, proofreading_turn
-from jobs import pretrain_shapes
+from jobs.cli import main
 
 CHECKPOINTS = [Path("fgaif_ray/shapes/checkpoints") / name for name in ("policy", "annotator", "extractor")]
 TEXTS = ["There is a small red circle.", "USER: Describe this image in detail.\nASSISTANT:\n", "Yes", "No"]
@@ -140,7 +140,7 @@ def test_workers_change_nothing_about_the_batches(processor: object) -> None:
 
 def test_the_whole_recipe_writes_the_checkpoints(tmp_path: Path) -> None:
     options = ["--steps=2", "--scenes=32", "--probes=2", "--threads=1"]
-    assert pretrain_shapes.main([f"--output={tmp_path}", *options]) == 0
+    assert main("pretrain-shapes", [f"--output={tmp_path}", *options]) == 0
     for model in ("policy", "annotator", "extractor"):
         assert (tmp_path / model / "model.safetensors").exists()
         assert "held-out scenes" in (tmp_path / model / "README.md").read_text()

@@ -126,7 +126,7 @@ def test_the_interval_of_accuracy_is_that_of_its_ratio() -> None:
 
 
 def test_images_are_drawn_whole() -> None:
-    """All right in one image, all wrong in the other: draws of single sub-sentences would give a narrow interval."""
+    """All right in one image, all wrong in the other: draws of single segments would give a narrow interval."""
     truth, predicted = [0, 1] * 100, [0, 1] * 50 + [1, 0] * 50
     found = estimate_agreement(["a"] * 100 + ["b"] * 100, truth, predicted, 2)["accuracy"]
     assert (found.value, found.interval) == (0.5, (0.0, 1.0))

@@ -50,6 +50,17 @@ def test_a_run_in_use_is_refused_with_the_name_of_the_job(tmp_path: Path) -> Non
         pass
 
 
+def test_a_job_of_another_machine_is_waited_for_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "STALE_S", 0.2)
+    monkeypatch.setattr(run_lock.socket, "gethostname", lambda: "elsewhere")
+    with (
+        held_elsewhere(tmp_path / "run") as other,
+        pytest.raises(UserError, match=rf"in use by align \(process {other.pid} on "),
+        storage.hold_run(str(tmp_path / "run"), "label"),
+    ):
+        pass
+
+
 def test_the_lock_of_a_killed_job_is_void(tmp_path: Path) -> None:
     with held_elsewhere(tmp_path / "run"):
         pass

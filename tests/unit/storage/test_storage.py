@@ -45,7 +45,7 @@ def test_an_interrupted_stage_keeps_its_parts(run_dir: str) -> None:
     assert len(list(storage.read_rows(stage.partial))) == 1
 
 
-def test_a_changed_stage_starts_anew(run_dir: str) -> None:
+def test_a_changed_stage_starts_again(run_dir: str) -> None:
     storage.Stage(run_dir, "responses", "f1").begin()
     storage.write_part(storage.Stage(run_dir, "responses", "f1").partial, [{"sample_id": "a"}], SCHEMA)
     changed = storage.Stage(run_dir, "responses", "f2")

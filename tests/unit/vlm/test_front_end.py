@@ -1,4 +1,4 @@
-"""What is known of a model without its weights, held against the model with them."""
+"""What is known of a model without its weights, compared with the model with them."""
 
 from types import SimpleNamespace
 

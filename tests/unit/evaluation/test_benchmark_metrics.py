@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.benchmarks.base import Scores, divide
+from fgaif_ray.evaluation.benchmarks.base import Scores
 from fgaif_ray.evaluation.benchmarks.images import ImageFolder
 from fgaif_ray.evaluation.benchmarks.metrics import compare, measure, table
+from fgaif_ray.statistics.intervals import ratios
 
 
 def ratio_scores(images: list[str], parts: list[float]) -> Scores:
     columns = np.array([[part, 1.0] for part in parts])
     ids = tuple(str(n) for n in range(len(parts)))
-    return Scores(ids, tuple(images), columns, {"rate": 100.0}, lambda sums: divide(sums[:, :1], sums[:, 1:]))
+    return Scores(ids, tuple(images), columns, {"rate": 100.0}, lambda sums: ratios(sums[:, :1], sums[:, 1:]))
 
 
 def test_a_paired_difference_is_known_better_than_its_parts() -> None:

@@ -1,14 +1,15 @@
-"""The mode of `jobs.label` that tells what labelling would cost: it calls nothing and writes nothing."""
+"""What labelling would cost, told before it is paid: nothing is called or written."""
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from fgaif_ray.config import Config
 from fgaif_ray.fact_types import extracted
 from fgaif_ray.feedback.cost import Cost, estimate_cost
 from fgaif_ray.feedback.extraction import ExtractionMode
+from fgaif_ray.feedback.pending import Pending
 from fgaif_ray.progress import say
-from jobs.cli import Mode
+from fgaif_ray.tables import table_lines
 
 EXTRACTION_MODES: Final[tuple[ExtractionMode, ...]] = ("segment", "response")
 LINES: Final = (
@@ -19,11 +20,11 @@ LINES: Final = (
 )
 
 
-def show_cost(config: Config, _flag: Any = None) -> None:
+def show_cost(config: Config, pending: Pending) -> None:
     """Print rows, calls, tokens and money of the responses that are still to be labelled, for both modes.
 
     Raises:
-        UserError: the responses have not been sampled, or the prompt cannot be used.
+        UserError: the prompt cannot be used.
     """
     from actors.labelling.extraction import Endpoint, new_extractor
     from fgaif_ray.calls.answers import AnswerIndex, cache_folder
@@ -31,10 +32,8 @@ def show_cost(config: Config, _flag: Any = None) -> None:
     from fgaif_ray.feedback.extraction import supports
     from fgaif_ray.feedback.pending import PlaceReader
     from fgaif_ray.feedback.prompts import load_prompt
-    from jobs.label import pending_responses
 
     extractor_config = config.label.extractor
-    pending = pending_responses(config)
     counter = PromptCounter(extractor_config.serve_model or extractor_config.model)
     prompt = load_prompt(extractor_config.prompt, extracted(config.run.types))
     index = AnswerIndex(cache_folder(config.run.dir, extractor_config.cache))
@@ -73,13 +72,4 @@ def cost_table(config: Config, costs: dict[str, Cost | None]) -> list[str]:
         price = extractor.price
         money = ("-" if cost is None else f"{cost.money(price):,.4f}" for cost in costs.values())
         rows.append((f"money ({price.currency})", *money))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))]).rstrip()
-        for row in rows
-    ]
-
-
-MODES: Final = (
-    Mode("--dry-run", {"action": "store_true", "help": "show calls, tokens and money, and do nothing"}, show_cost),
-)
+    return table_lines(rows, right=range(1, len(rows[0])))

@@ -1,16 +1,25 @@
-"""The mode of `jobs.align` that writes the aligned model as a checkpoint of its own."""
+"""Take the aligned model elsewhere: as a checkpoint of its own, or behind vLLM's server.
+
+Examples:
+    fgaif export merged aligned-model --config my.yaml
+    fgaif export serve-command --config my.yaml
+"""
 
 import os
+import shlex
+import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+import typer
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
-from jobs.cli import Mode
+from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
 def export_merged(config: Config, folder: str) -> None:
@@ -44,7 +53,7 @@ def export_merged(config: Config, folder: str) -> None:
             merged.rename(folder.removeprefix("file://"))
         else:
             storage.upload_folder(str(merged), folder)
-    say(f"align: the aligned model is in {folder}.")
+    say(f"export: the aligned model is in {folder}.")
 
 
 def _card(config: Config) -> str:
@@ -72,10 +81,41 @@ With vLLM: `vllm serve THIS_FOLDER`. The licence is that of `{config.policy.mode
 """
 
 
-MODES: Final = (
-    Mode(
-        "--export-merged",
-        {"metavar": "FOLDER", "help": "write the aligned model, adapter merged in, as a checkpoint of its own"},
-        export_merged,
-    ),
-)
+def merged(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="local path or URI that does not exist yet", show_default=False)
+    ],
+    config: ConfigOption,
+    overrides: SetOption = None,
+) -> None:
+    """Write the aligned model as a checkpoint of its own.
+
+    The adapter is merged in: it has the files, names and dtypes of policy.model, with other weights, and needs no PEFT.
+
+    Example:
+        fgaif export merged aligned-model --config my.yaml
+    """
+    export_merged(read_config(config, overrides), folder)
+
+
+def serve_command(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Print the command that serves the aligned model.
+
+    Other evaluation harnesses reach it by OpenAI's protocol: vLLM serves the policy as it is (base) and as it was
+    aligned (aligned).
+
+    Example:
+        fgaif export serve-command --config my.yaml
+    """
+    from actors.engine.serve_command import ALIGNED_NAME, BASE_NAME, URL, serving_command
+
+    print(shlex.join(serving_command(read_config(config, overrides))))
+    say("")
+    say(f"It speaks OpenAI's protocol at {URL} with the models {BASE_NAME} and {ALIGNED_NAME}.")
+    say("docs/benchmarks.md tells how VLMEvalKit and lmms-eval are pointed at it.")
+
+
+commands: Final = {"merged": merged, "serve-command": serve_command}
+
+if __name__ == "__main__":
+    sys.exit(main("export"))

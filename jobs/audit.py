@@ -1,7 +1,15 @@
-"""The audit modes of `jobs.label`: draw a sample of sub-sentences to label by hand, and compare the answers."""
+"""Check the AI's labels by hand: draw a sample of sub-sentences, label it in a browser, compare the answers.
 
+Examples:
+    fgaif audit draw 200 --config my.yaml
+    fgaif audit import answers-*.json --config my.yaml
+"""
+
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import typer
 
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
@@ -12,7 +20,8 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import FactType, choose
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
-from jobs.cli import Mode
+from fgaif_ray.tables import estimate_cell, table_lines
+from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 PAGE_FILE: Final = "audit.html"
 TASKS_FILE: Final = "audit_tasks.json"
@@ -48,8 +57,8 @@ def draw_audit(config: Config, count: int) -> None:
         fact_types = choose(audit.types, config.run.types, folder)
         _write(stage, audit, config.report.title, fact_types, config.run.overwrite)
         if len(audit.items) < count:
-            say(f"label: the run has only {len(audit.items)} sub-sentences; all are in the audit.")
-    say(f"label: open {page} in a browser, label, export, then run this with --audit-import FILE.")
+            say(f"audit: the run has only {len(audit.items)} sub-sentences; all are in the audit.")
+    say(f"audit: open {page} in a browser, label, export, then `fgaif audit import FILE` with this configuration.")
 
 
 def _write(stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[FactType], overwrite: bool) -> None:
@@ -57,8 +66,8 @@ def _write(stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[
     from fgaif_ray.audit.page import build_page, load_pictures
     from fgaif_ray.images import load_image
 
-    stage.begin(overwrite=overwrite)
     pictures = load_pictures(audit, load_image)
+    stage.begin(overwrite=overwrite)
     tasks = build_tasks(audit, {key: url for key, (url, _) in pictures.items()})
     page = build_page(audit, pictures, title, fact_types)
     storage.write_bytes(storage.join(stage.partial, PAGE_FILE), page.encode())
@@ -81,7 +90,7 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
 
     folder = storage.join(config.run.dir, stages.AUDIT)
     if storage.read_manifest(config.run.dir, stages.AUDIT) is None:
-        raise UserError(f"{folder} is not there: draw a sample with --audit N and label its page first.")
+        raise UserError(f"{folder} is not there: draw a sample with `fgaif audit draw N` and label its page first.")
     audit = Audit.from_dict(storage.read_json(storage.join(folder, SAMPLE_FILE)))
     answers = read_answers(paths, audit.types)
     check_answers(audit, answers, ", ".join(paths))
@@ -89,7 +98,7 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     uri = storage.join(folder, AGREEMENT_FILE)
     storage.write_json(uri, found)
     say(
-        f"label: {found['answered']} of {found['sub_sentences']} sub-sentences answered, of {found['images']} images, "
+        f"audit: {found['answered']} of {found['sub_sentences']} sub-sentences answered, of {found['images']} images, "
         f"by {', '.join(found['annotators'])}; {len(found['disagreements'])} labels differ, see {uri}."
     )
     for line in agreement_table(found):
@@ -98,7 +107,7 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     if judged:
         facts = storage.join(folder, FACTS_FILE)
         write_lines(facts, judged)
-        say(f"label: the judged facts are in {facts}; --calibrate {facts} finds thresholds that agree with them.")
+        say(f"audit: the judged facts are in {facts}; `fgaif calibrate {facts}` finds thresholds that agree with them.")
 
 
 def agreement_table(found: Mapping[str, Any]) -> list[str]:
@@ -108,35 +117,46 @@ def agreement_table(found: Mapping[str, Any]) -> list[str]:
     for what in ("labels", "facts"):
         for name, part in found[what].items():
             if what == "labels" or part["compared"]:
-                cells = [_cell(part["weighted"][key]) for key, _ in columns]
+                cells = [estimate_cell(part["weighted"][key]) for key, _ in columns]
                 rows.append([f"{name} {what}", str(part["compared"]), *cells])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*lines, f"(weighted to the whole labelled set; {found['confidence']:.0%} intervals over images)"]
+    return [
+        *table_lines(rows),
+        f"(weighted to the whole labelled set; {found['confidence']:.0%} intervals over images)",
+    ]
 
 
-def _cell(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "-"
-    if estimate["interval"] is None:
-        return f"{estimate['value']:.3f}"
-    low, high = estimate["interval"]
-    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
+def draw(
+    count: Annotated[int, typer.Argument(metavar="N", help="sub-sentences to label", show_default=False)],
+    config: ConfigOption,
+    overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a page on which to label N sub-sentences by hand.
+
+    It opens in any browser; Label Studio's tasks with the same sub-sentences lie beside it.
+
+    Example:
+        fgaif audit draw 200 --config my.yaml
+    """
+    draw_audit(read_config(config, overrides, overwrite), count)
 
 
-MODES: Final = (
-    Mode(
-        "--audit",
-        {"type": int, "metavar": "N", "help": "write a page on which to label N sub-sentences by hand"},
-        draw_audit,
-    ),
-    Mode(
-        "--audit-import",
-        {
-            "nargs": "+",
-            "metavar": "FILE",
-            "help": "compare the AI's labels with answers that the page or Label Studio exported",
-        },
-        import_answers,
-    ),
-)
+def import_files(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="one per person", show_default=False)],
+    config: ConfigOption,
+    overrides: SetOption = None,
+) -> None:
+    """Compare the AI's labels with exported answers.
+
+    The page and Label Studio export them.
+
+    Example:
+        fgaif audit import anna.json ben.json --config my.yaml
+    """
+    import_answers(read_config(config, overrides), files)
+
+
+commands: Final = {"draw": draw, "import": import_files}
+
+if __name__ == "__main__":
+    sys.exit(main("audit"))

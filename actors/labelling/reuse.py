@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import CANARIES_SCHEMA
-from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
+from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA
+from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
 from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema
@@ -67,16 +67,16 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
     if not rejected_stage.is_complete():
         for name, rows in _parts(rejected_stage.folder, rejected_stage.partial):
             storage.write_part(rejected_stage.partial, rows, REJECTED_SCHEMA, name)
-    checks, canaries = (
+    checks, control_items = (
         (storage.join(stage.folder, folder), storage.join(stage.partial, folder))
-        for folder in (CHECKS_FOLDER, CANARIES_FOLDER)
+        for folder in (CHECKS_FOLDER, CONTROL_ITEMS_FOLDER)
     )
     for name, rows in _parts(*checks):
         kept = [row for row in rows if both or not row["second"]]
         if kept:
             storage.write_part(checks[1], kept, CHECKS_SCHEMA, name)
-    for name, rows in _parts(*canaries):
-        storage.write_part(canaries[1], rows, CANARIES_SCHEMA, name)
+    for name, rows in _parts(*control_items):
+        storage.write_part(control_items[1], rows, CONTROL_ITEMS_SCHEMA, name)
     say(f"label: the verdicts of {stage.folder} are labelled anew, nothing is asked again.")
 
 

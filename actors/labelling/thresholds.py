@@ -14,10 +14,11 @@ from fgaif_ray import storage
 from fgaif_ray.audit.calibration import Facts, calibrate
 from fgaif_ray.audit.labelled_facts import LabelledFact, read_labelled_facts
 from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
+from fgaif_ray.errors import find_user_error
 from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.storage import stages
-from jobs.cli import Mode
+from fgaif_ray.tables import estimate_cell, table_lines
 
 STAGES: Final = {"verifier": stages.CALIBRATION, "second_verifier": stages.SECOND_CALIBRATION}
 FIGURES_FILE: Final = "calibration.json"
@@ -73,7 +74,6 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
     p_consistent = np.zeros(len(labelled))
     with connect(config), Progress("calibrate", len(labelled), "facts") as progress:
         from actors.labelling.calibration import verify_facts
-        from jobs.cli import find_user_error
 
         try:
             for row in verify_facts(verifier, labelled):
@@ -115,49 +115,8 @@ def calibration_lines(found: Mapping[str, Any], folder: str) -> list[str]:
     lines = [f"label: {count['facts']} labelled facts of {count['images']} images give the thresholds {thresholds}."]
     rows = [["balanced accuracy", "facts", *(title for _, title in _COLUMNS), "calibration error"]]
     for name, part in found["figures"].items():
-        cells = ["-" if part[how] is None else _cell(part[how]["balanced_accuracy"]) for how, _ in _COLUMNS]
-        rows.append([name, str(part["facts"]), *cells, _cell(part["expected_calibration_error"])])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        cells = ["-" if part[how] is None else estimate_cell(part[how]["balanced_accuracy"]) for how, _ in _COLUMNS]
+        rows.append([name, str(part["facts"]), *cells, estimate_cell(part["expected_calibration_error"])])
+    lines += table_lines(rows)
     lines.append(f"({found['confidence']:.0%} intervals over images; accuracy and kappa are in {folder})")
     return lines
-
-
-def _cell(estimate: Mapping[str, Any]) -> str:
-    if estimate["value"] is None:
-        return "-"
-    if estimate["interval"] is None:
-        return f"{estimate['value']:.3f}"
-    low, high = estimate["interval"]
-    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-@storage.writes_run("calibrate")
-def calibrate_on(config: Config, path: str) -> None:
-    """Verify the labelled facts of a file and report thresholds; labels nothing.
-
-    Raises:
-        UserError: the file, one of its images or the verifier cannot be used.
-    """
-    verifier = config.label.verifier
-    calibration = (
-        CalibrationConfig(path=path)
-        if verifier.calibration is None
-        else verifier.calibration.model_copy(update={"path": path})
-    )
-    chosen = verifier.model_copy(update={"calibration": calibration})
-    label = config.label.model_copy(update={"verifier": chosen})
-    find_thresholds(config.model_copy(update={"label": label}))
-    folder = storage.join(config.run.dir, STAGES["verifier"])
-    for line in calibration_lines(storage.read_json(storage.join(folder, FIGURES_FILE)), folder)[1:]:
-        say(line)
-    say(f"label: `--set label.verifier.calibration.path={path}` labels with these thresholds.")
-
-
-MODES: Final = (
-    Mode(
-        "--calibrate",
-        {"metavar": "FILE", "help": "find the verifier's thresholds on the labelled facts of FILE, and label nothing"},
-        calibrate_on,
-    ),
-)

@@ -22,12 +22,13 @@ from typing import IO, TYPE_CHECKING, Final
 from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config, dump_config, recorded_config
 from fgaif_ray.errors import UserError
+from fgaif_ray.experiments.accuracy import accuracy_key, is_measured
+from fgaif_ray.experiments.adopt import adopt, is_finished, mark_finished, other_folders
 from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.experiments.variants import Run
 from fgaif_ray.progress import say
 from fgaif_ray.report.summary import build_summary
 from fgaif_ray.storage.stages import RESPONSES, planned
-from jobs.experiment_adopt import adopt, is_finished, mark_finished, other_folders
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
@@ -213,7 +214,7 @@ class RunQueue:
             return self._start(run, "pipeline")
         if process.job == "report":
             storage.write_bytes(storage.join(run.folder, "config.yaml"), recorded_config(run.config).encode())
-            build_summary(run.folder)
+            build_summary(run.folder, run.config.run.type_names)
         known = process.job == "reward_accuracy" or run.config.data.source != "shapes"
         if not known and not self._adopt_accuracy(run):
             return self._start(run, "reward_accuracy")
@@ -223,8 +224,6 @@ class RunQueue:
 
     def _adopt_accuracy(self, run: Run) -> bool:
         """Whether the accuracy of these reward models is known, by this run or another one."""
-        from jobs.reward_accuracy import accuracy_key, is_measured
-
         key = accuracy_key(run.config)
         if is_measured(run.folder, key):
             return True

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from actors.labelling.thresholds import find_thresholds
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import FOLDER as CANARIES_FOLDER
-from fgaif_ray.audit.control_items import load_canaries, measure
+from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
+from fgaif_ray.audit.control_items import load_control_items, measure
 from fgaif_ray.config import Config
+from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
-from jobs.cli import find_user_error
-from jobs.label_calibration import find_thresholds
 
 if TYPE_CHECKING:
     from actors.labelling.verifier import Verification
@@ -36,15 +36,15 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
     """What workers are given; thresholds that are not known yet are calibrated.
 
     Raises:
-        UserError: a labelled set, a verifier or a file of canaries cannot be used.
+        UserError: a labelled set, a verifier or a file of control items cannot be used.
     """
     from actors.labelling.verifier import Verification
-    from fgaif_ray.shapes.canaries import scene_canaries
+    from fgaif_ray.shapes.control_items import scene_control_items
     from fgaif_ray.sources import load_truth
 
-    truth = load_truth(config) if config.label.canaries.per_block else None
-    known = scene_canaries(truth, config.run.seed) if truth else ()
-    canaries = load_canaries(config.label.canaries, known, config.run.type_names)
+    truth = load_truth(config) if config.label.control_items.per_block else None
+    known = scene_control_items(truth, config.run.seed) if truth else ()
+    control_items = load_control_items(config.label.control_items, known, config.run.type_names)
     return Verification(
         config=config.label,
         partial=partial,
@@ -53,7 +53,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
         second_thresholds=find_thresholds(config, "second_verifier")
         if config.label.second_verifier is not None
         else None,
-        canaries=canaries,
+        control_items=control_items,
         fact_types=config.run.types,
     )
 
@@ -83,7 +83,7 @@ def verify_again(config: Config, verification: "Verification") -> None:
 
 
 def verification_figures(folder: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """The figures of all attempts at a stage: answer mass, prefix cache and canaries, JSON-serialisable.
+    """The figures of all attempts at a stage: answer mass, prefix cache and control items, JSON-serialisable.
 
     Args:
         folder: of the stage.
@@ -95,11 +95,11 @@ def verification_figures(folder: str, thresholds: Mapping[str, float]) -> dict[s
     for row in storage.read_rows(storage.join(folder, CHECKS_FOLDER)):
         sums[row.pop("second")].update(row)
     first, second = sums[False], sums[True]
-    canaries = measure(storage.read_rows(storage.join(folder, CANARIES_FOLDER)), thresholds)
+    control_items = measure(storage.read_rows(storage.join(folder, CONTROL_ITEMS_FOLDER)), thresholds)
     return {
         "verifier_answer_mass": first["answer_mass"] / first["questions"] if first["questions"] else None,
         "prefix_cache": _prefix_cache(first),
-        "canaries": canaries if canaries["false_asked"] or canaries["true_asked"] else None,
+        "canaries": control_items if control_items["false_asked"] or control_items["true_asked"] else None,
         "thresholds": dict(thresholds),
     } | ({"second_prefix_cache": _prefix_cache(second)} if second["questions"] else {})
 
@@ -111,7 +111,7 @@ def _prefix_cache(sums: Mapping[str, float]) -> dict[str, Any]:
 
 def summary_lines(config: Config, figures: Mapping[str, Any]) -> Iterable[str]:
     """What a person should know of the figures of ``verification_figures`` and of the second verifier."""
-    mass, cache, canaries = figures["verifier_answer_mass"], figures["prefix_cache"], figures["canaries"]
+    mass, cache, control_items = figures["verifier_answer_mass"], figures["prefix_cache"], figures["canaries"]
     if mass is not None and mass < EXPECTED_ANSWER_MASS:
         yield (
             f"label: the verifier gives yes and no only {mass:.0%} of its answers' probability: its verdicts are weak, "
@@ -128,18 +128,18 @@ def summary_lines(config: Config, figures: Mapping[str, Any]) -> Iterable[str]:
             f"{name} {second[name]['share']:.1%}" for name in config.run.type_names if second[name]["share"] is not None
         )
         yield f"label: the two verifiers disagree on {second['all']['disagreements']} facts ({shares})."
-    if canaries is not None and canaries["gullibility"]["value"] is not None:
-        yield _canary_line(config.label.canaries.limit, canaries)
+    if control_items is not None and control_items["gullibility"]["value"] is not None:
+        yield _control_item_line(config.label.control_items.limit, control_items)
 
 
-def _canary_line(limit: float, canaries: Mapping[str, Any]) -> str:
-    share, (low, high) = canaries["gullibility"]["value"], canaries["gullibility"]["interval"]
-    said = f"{share:.0%} [{low:.0%}, {high:.0%}] of {canaries['false_asked']} known-false canaries"
+def _control_item_line(limit: float, control_items: Mapping[str, Any]) -> str:
+    share, (low, high) = control_items["gullibility"]["value"], control_items["gullibility"]["interval"]
+    said = f"{share:.0%} [{low:.0%}, {high:.0%}] of {control_items['false_asked']} known-false control items"
     if share > limit:
         return (
-            f"label: the verifier says yes to {said}, more than label.canaries.limit ({limit:.0%}): do not trust its "
-            "labels before an audit, and try another label.verifier.model or prompt."
+            f"label: the verifier says yes to {said}, more than label.control_items.limit ({limit:.0%}): do not trust "
+            "its labels before an audit, and try another label.verifier.model or prompt."
         )
-    accepted = canaries["true_accepted"]["value"]
+    accepted = control_items["true_accepted"]["value"]
     also = "" if accepted is None else f", and to {accepted:.0%} of the known-true ones"
     return f"label: the verifier says yes to {said}{also}."

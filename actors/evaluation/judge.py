@@ -1,4 +1,4 @@
-"""The judge of `jobs.evaluate --benchmarks`: both models' answers in one run, each review paid once."""
+"""The judge of benchmarks: both models' answers in one run, each review paid once."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ def collect(config: Config, benchmarks: Sequence[Benchmark], answers: Answers) -
     ledger = read_ledger(config.run.dir, judge.purpose)
     money = "" if judge.price is None else f", {ledger.money(judge.price):.4g} {judge.price.currency}"
     say(
-        f"evaluate: judging has taken {ledger.calls} calls, {ledger.prompt_tokens} prompt and "
+        f"benchmark: judging has taken {ledger.calls} calls, {ledger.prompt_tokens} prompt and "
         f"{ledger.completion_tokens} completion tokens{money}; {ledger.cache_hits} reviews were there already."
     )
     found: dict[tuple[str, str], dict[tuple[str, bool], Review]] = {}
@@ -69,7 +69,7 @@ def show_cost(config: Config, benchmarks: Sequence[Benchmark], answers: Answers)
     judge = config.evaluate.judge
     questions = _questions(benchmarks, answers)
     if judge is None or not questions:
-        say("evaluate: no judge is asked; nothing was called or written.")
+        say("benchmark: no judge is asked; nothing was called or written.")
         return
     caller = Judge(judge, None, None)
     counter = PromptCounter(judge.serve_model or judge.model)
@@ -80,12 +80,12 @@ def show_cost(config: Config, benchmarks: Sequence[Benchmark], answers: Answers)
     prompt_tokens = sum(counter.count(question.messages) for question in missing)
     completion_tokens = sum(caller.size(question).completion_tokens for question in missing)
     say(
-        f"evaluate: {len(missing)} calls of the judge, {len(questions) - len(missing)} saved (reviews that are there, "
+        f"benchmark: {len(missing)} calls of the judge, {len(questions) - len(missing)} saved (reviews that are there, "
         f"or equal answers); {prompt_tokens} prompt tokens, about {completion_tokens} completion tokens."
     )
     if judge.price is not None:
         money = judge.price.cost(prompt_tokens, completion_tokens)
-        say(f"evaluate: about {money:,.4f} {judge.price.currency}; repeated calls come on top.")
+        say(f"benchmark: about {money:,.4f} {judge.price.currency}; repeated calls come on top.")
     say(f"Prompt tokens are {counter.how}; answers that are not made yet count as long as they may become.")
     say("Nothing was called or written.")
 

@@ -79,7 +79,8 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
         The first of ``stages.PLANNED`` that the run has to do itself, or None.
 
     Raises:
-        UserError: a file that the configuration names cannot be used.
+        UserError: a file that the configuration names cannot be used, or a finished stage of other settings would be
+            replaced unasked.
     """
     donors = [folder for folder in donors if folder != run.folder]
     _adopt_answers_before(run, donors, sets)
@@ -88,9 +89,10 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
             continue
         donor = _find(donors, name, "fingerprint", stage.fingerprint)
         if donor is not None:
+            _require_replaceable(run, stage)
             if name == FEEDBACK:
-                storage.copy_stage(donor, run.folder, FEEDBACK_REJECTED)
-            storage.copy_stage(donor, run.folder, name)
+                storage.copy_stage(donor, run.folder, FEEDBACK_REJECTED, overwrite=True)
+            storage.copy_stage(donor, run.folder, name, overwrite=True)
             _adopt_figures(run, donor, name)
             say(f"{run.name}: {name} of {donor}")
             continue
@@ -101,11 +103,17 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
             donor = _find(donors, FEEDBACK, "verdicts", verdicts)
             if donor is None:
                 return VERDICTS
+            _require_replaceable(run, stage)
             for folder in (FEEDBACK_REJECTED, FEEDBACK):
-                storage.copy_stage(donor, run.folder, folder)
+                storage.copy_stage(donor, run.folder, folder, overwrite=True)
             say(f"{run.name}: verdicts of {donor}, to be labelled anew")
         return FEEDBACK
     return None
+
+
+def _require_replaceable(run: Run, stage: storage.Stage) -> None:
+    if not run.config.run.overwrite:
+        stage.require_replaceable()
 
 
 def _expected_stages(run: Run, sets: "ImageSets") -> Iterator[tuple[str, storage.Stage]]:
@@ -144,11 +152,14 @@ def _adopt_answers_before(run: Run, donors: Sequence[str], sets: "ImageSets") ->
     """Put an evaluation of another aligned policy where ``jobs.evaluate`` finds the answers of the one before."""
     key = stages.answers_before(run.config, sets)
     begun = storage.exists(storage.join(run.folder, f"{EVALUATION}.partial"))
+    own = storage.read_manifest(run.folder, EVALUATION)
+    if own is not None and storage.COPIED_FROM not in own and not run.config.run.overwrite:
+        return  # whether it may be replaced is asked when it would be
     if begun or _find([run.folder], EVALUATION, "before", key) is not None:
         return
     donor = _find(donors, EVALUATION, "before", key)
     if donor is not None:
-        storage.copy_stage(donor, run.folder, EVALUATION)
+        storage.copy_stage(donor, run.folder, EVALUATION, overwrite=True)
 
 
 def _adopt_figures(run: Run, donor: str, stage: str) -> None:

@@ -1,32 +1,29 @@
-"""The mode of `jobs.evaluate` that tells how to serve the aligned model to other evaluation harnesses."""
+"""The command line with which vLLM serves the aligned model to other evaluation harnesses."""
 
 import os
-import shlex
 from typing import Any, Final
 
+from actors.engine.start import GIB
 from fgaif_ray import storage
+from fgaif_ray.cluster.resources import LORA_RANKS
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
-from jobs.cli import Mode
+from fgaif_ray.vlm.checkpoint import check_adapter
 
 BASE_NAME: Final = "base"
 ALIGNED_NAME: Final = "aligned"
 HOST: Final = "127.0.0.1"
 PORT: Final = 8000
+URL: Final = f"http://{HOST}:{PORT}/v1"
 
 
-def serve_command(config: Config) -> list[str]:
+def serving_command(config: Config) -> list[str]:
     """The words of the command that serves the policy as it is (``base``) and as it was aligned (``aligned``).
 
     Raises:
         UserError: the policy has not been aligned yet, or lies on no local disk.
     """
-    from actors.engine.start import GIB
-    from fgaif_ray.cluster.resources import LORA_RANKS
-    from fgaif_ray.vlm.checkpoint import check_adapter
-
     stages.require(config.run.dir, stages.POLICY)
     adapter = storage.join(config.run.dir, stages.POLICY)
     if not storage.is_local(adapter):
@@ -53,20 +50,3 @@ def serve_command(config: Config) -> list[str]:
     words = ["vllm", "serve", config.policy.model, "--enable-lora"]
     words += [str(part) for pair in options.items() for part in pair]
     return words + (["--enforce-eager"] if engine.enforce_eager else [])
-
-
-def show_serve_command(config: Config, _flag: Any = None) -> None:
-    """Print the command, and how other harnesses reach what it serves."""
-    print(shlex.join(serve_command(config)))
-    say("")
-    say(f"It speaks OpenAI's protocol at http://{HOST}:{PORT}/v1 with the models {BASE_NAME} and {ALIGNED_NAME}.")
-    say("docs/benchmarks.md tells how VLMEvalKit and lmms-eval are pointed at it.")
-
-
-MODES: Final = (
-    Mode(
-        "--serve-command",
-        {"action": "store_true", "help": "print the command that serves the aligned model to other harnesses"},
-        show_serve_command,
-    ),
-)

@@ -1,0 +1,158 @@
+"""Alignment from a begun stage to the published policy: reward service, rollout workers and Ray Train put together."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+from ray import serve
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from actors.alignment.learner import LearnerTask, train
+from actors.alignment.policy_versions import ADAPTERS_FOLDER
+from actors.alignment.rollout import rollout_workers
+from actors.cluster.device import torch_config
+from actors.cluster.lost_nodes import is_loss
+from actors.rewards import service as reward_service
+from fgaif_ray import storage
+from fgaif_ray.cluster import resources
+from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError, find_user_error
+from fgaif_ray.progress import Progress, say
+from fgaif_ray.rewards.files import published_reward_folders
+from fgaif_ray.rl.policy_card import policy_card
+from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
+from fgaif_ray.rl.watch import progress_note
+from fgaif_ray.sources import ImageSets
+
+TRAIN_FOLDER: Final = "train"
+"""Ray Train's own folder inside the partial stage: its checkpoints."""
+MAX_FAILURES: Final = 3
+"""Learner workers that may die before the job does; each time it goes on from the last checkpoint."""
+FOLLOW_EVERY_S: Final = 1.0
+
+
+@contextmanager
+def reward_app(config: Config) -> Iterator[str]:
+    """The name of the Serve application that scores; one that was not there before goes when the block ends."""
+    there = config.serve.app_name in serve.status().applications
+    info = reward_service.deploy(config, published_reward_folders(config))
+    try:
+        yield info.app_name
+    finally:
+        if not there:
+            reward_service.shutdown(config.serve.app_name)
+
+
+def train_policy(
+    config: Config, stage: storage.Stage, sets: ImageSets, app_name: str, banned: Sequence[int]
+) -> tuple[int, int]:
+    """Run rollout workers and the learner to the last step.
+
+    Args:
+        config: the configuration.
+        stage: of the policy, begun.
+        sets: the images.
+        app_name: of the Serve application that scores.
+        banned: token ids that are never sampled.
+
+    Returns:
+        The number of steps, and how many of them an earlier call did.
+
+    Raises:
+        UserError: workers were lost too often, or PPO was stopped (by a guard, say); checkpoints stay.
+    """
+    align = config.align
+    critic = align.critic_from_reward
+    folder = stage.partial if not storage.is_local(stage.partial) else os.path.abspath(stage.partial)
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
+    with rollout_workers(config, banned) as workers:
+        task = LearnerTask(
+            config=config,
+            images=tuple(sets.align),
+            folder=folder,
+            critic_from=published_reward_folders(config)[critic] if critic is not None else None,
+            reward_app=app_name,
+            rollout_workers=tuple(workers),
+            own_prompts=None if sets.prompts is None else {image: sets.prompts[image] for image in sets.align},
+        )
+        trainer = TorchTrainer(
+            cast("Any", train),  # Ray's annotation does not know that a loop may return
+            train_loop_config={"task": task},
+            torch_config=torch_config(),
+            scaling_config=ScalingConfig(**resources.learner(config).scaling()),
+            run_config=RunConfig(
+                name=TRAIN_FOLDER,
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            result, done_before = _fit(trainer, folder, align.steps)
+        except TrainingFailedError as error:
+            if find_user_error(error) is None and is_loss(error):
+                raise UserError(
+                    f"PPO lost workers or their nodes more than {MAX_FAILURES} times: see why in the dashboard or with "
+                    "`ray list nodes`, then run the same command again, which goes on from the last checkpoint."
+                ) from error
+            raise
+    outcome: dict[str, Any] = result.return_value
+    if outcome["stopped"] is not None:
+        kept = f" The last good checkpoint is in {result.checkpoint.path}." if result.checkpoint is not None else ""
+        reason = outcome["stopped"].rstrip(".")
+        raise UserError(f"PPO was stopped at step {outcome['steps']} of {align.steps}: {reason}.{kept}")
+    steps: int = outcome["steps"]
+    return steps, done_before
+
+
+def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
+    """Ray Train's result, and the steps that were there before; meanwhile shows the metrics that the learner writes."""
+    ends: list[Any] = []
+
+    def fit() -> None:
+        try:
+            ends.append(trainer.fit())
+        except BaseException as error:
+            ends.append(error)
+
+    # In the main thread fit() would replace the SIGINT handler, and end the process with status 0 on Ctrl-C.
+    thread = threading.Thread(target=fit, name="align trainer", daemon=True)
+    thread.start()
+    uri = storage.join(folder, METRICS_FILE)
+    previous = shown = done_before = max((row["step"] for row in read_lines(uri)), default=0)
+    with Progress("align", steps, "steps", initial=shown, interval=0.0) as progress:
+        going = True
+        while going:
+            thread.join(FOLLOW_EVERY_S)
+            going = thread.is_alive()
+            rows = read_lines(uri)
+            last = max((row["step"] for row in rows), default=0)
+            if last < previous:
+                say(f"align: the learner has lost its last steps and goes on after step {last}.")
+            previous = last
+            for row in rows:
+                if row["step"] > shown:
+                    shown = row["step"]
+                    progress.advance(note=progress_note(row))
+    if isinstance(ends[0], BaseException):
+        raise ends[0]
+    return ends[0], done_before
+
+
+def publish_policy(config: Config, stage: storage.Stage, steps: int, done_before: int, seconds: float) -> float:
+    """Remove what only a running PPO needs, add the card, publish.
+
+    Returns:
+        The goodput: the share of the seconds that went into steps which count. Starting, checkpoints, and steps that
+        were lost in an interruption and done again are the rest.
+    """
+    rows = read_lines(storage.join(stage.partial, METRICS_FILE))
+    for name in (TRAIN_FOLDER, ADAPTERS_FOLDER):
+        storage.remove_folder(storage.join(stage.partial, name))
+    storage.write_bytes(storage.join(stage.partial, "README.md"), policy_card(config, rows).encode())
+    goodput: float = sum(row["timing/step"] for row in rows if row["step"] > done_before) / seconds
+    stage.publish({"steps": steps, "seconds": round(seconds, 1), "goodput": round(goodput, 3)})
+    return goodput

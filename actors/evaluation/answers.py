@@ -1,0 +1,72 @@
+"""The answers of an evaluation: those of an earlier one that can be kept, and the others by the engine."""
+
+from typing import Any, Final
+
+from actors.cluster.connect import connect
+from fgaif_ray import storage
+from fgaif_ray.config import Config
+from fgaif_ray.errors import find_user_error
+from fgaif_ray.evaluation import BEFORE, POLICIES
+from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
+from fgaif_ray.progress import Progress, say
+from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter
+from fgaif_ray.vlm.front_end import load_front_end
+
+KEPT_PART: Final = "before-kept"
+"""Name of the part with answers that were taken from an earlier evaluation."""
+
+
+def rejected_folder(stage: storage.Stage) -> str:
+    """Where the rows are whose image cannot be read."""
+    return storage.join(stage.partial, REJECTED_FOLDER)
+
+
+def keep_before(stage: storage.Stage, key: str) -> None:
+    """Take over what the policy before alignment answered in the published stage, where another one was aligned."""
+    published = storage.read_manifest(stage.run, stage.name)
+    if published is None or published.get("before") != key:
+        return
+    done = _done(stage)
+    rows = storage.read_rows(stage.folder)
+    kept = [row for row in rows if row["which"] == BEFORE and row["id"] not in done]
+    if kept:
+        storage.write_part(stage.partial, kept, ANSWERS_SCHEMA, KEPT_PART)
+        say(f"evaluate: {len(kept)} answers of the policy before alignment are taken from {stage.folder}.")
+
+
+def _done(stage: storage.Stage) -> set[str]:
+    """Identities of the questions that are answered, or whose image was rejected."""
+    return {
+        row["id"] for folder in (stage.partial, rejected_folder(stage)) for row in storage.read_rows(folder, ["id"])
+    }
+
+
+def answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]]) -> None:
+    """Answer the questions that have no answer yet; rows of ``QUESTIONS_SCHEMA``.
+
+    Raises:
+        UserError: the policy, its adapter or a prompt cannot be used.
+    """
+    done = _done(stage)
+    pending = [row for row in questions if row["id"] not in done]
+    if not pending:
+        return
+    # A wrong model or prompt is better found before Ray and an engine are started for it.
+    prompts = (row["prompt"] for row in pending)
+    load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+    adapter = storage.join(config.run.dir, stages.POLICY)
+    rank = check_adapter(adapter)
+    with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:
+        from actors.engine.blocks import blocks_of
+        from actors.evaluation.generator import answer_questions
+
+        blocks = []
+        for which in POLICIES:
+            of_one = [row for row in pending if row["which"] == which]
+            blocks += blocks_of(of_one, config.evaluate.batch_size, QUESTIONS_SCHEMA)
+        try:
+            for counts in answer_questions(config, blocks, adapter, rank, stage.partial):
+                progress.advance(counts["answered"] + counts["rejected"])
+        except Exception as error:
+            raise (find_user_error(error) or error) from error

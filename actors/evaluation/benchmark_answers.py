@@ -1,0 +1,137 @@
+"""The answers of both policies to public benchmarks, by one engine; a stage for each benchmark."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fgaif_ray import storage
+from fgaif_ray.config import BenchmarkConfig, Config
+from fgaif_ray.errors import find_user_error
+from fgaif_ray.evaluation import AFTER, POLICIES
+from fgaif_ray.evaluation.benchmarks.answers import answer_lines
+from fgaif_ray.evaluation.benchmarks.base import Benchmark, BenchmarkQuestion
+from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
+from fgaif_ray.progress import Progress
+from fgaif_ray.records import fingerprint
+from fgaif_ray.storage import stages
+from fgaif_ray.vlm.checkpoint import check_adapter
+from fgaif_ray.vlm.front_end import load_front_end
+
+ANSWERS_FILE: Final = "answers.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A benchmark that the policies answer."""
+
+    benchmark: Benchmark
+    config: BenchmarkConfig
+    stage: storage.Stage
+    images: dict[str, str]
+    """Path or URI by official name."""
+
+    def row_id(self, which: str, question: BenchmarkQuestion) -> str:
+        """Identity of the answer; questions that several splits share have one."""
+        image, prompt = self.images[question.image], question.prompt + self.config.suffix
+        return fingerprint(which, self.benchmark.name, image, prompt, question.max_tokens)
+
+
+def done(task: Task) -> set[str]:
+    """Questions that an earlier attempt has answered or rejected."""
+    if task.stage.is_complete():
+        folder = task.stage.folder
+    elif task.stage.is_begun():
+        folder = task.stage.partial
+    else:
+        return set()
+    folders = (folder, storage.join(folder, REJECTED_FOLDER))
+    return {row["id"] for each in folders for row in storage.read_rows(each, ["id"])}
+
+
+def questions_of(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
+    """Rows of ``QUESTIONS_SCHEMA``, each once."""
+    rows = {}
+    for question in task.benchmark.questions:
+        id_ = task.row_id(which, question)
+        rows[id_] = {
+            "id": id_,
+            "which": which,
+            "task": task.benchmark.name,
+            "image": task.images[question.image],
+            "prompt": question.prompt + task.config.suffix,
+            "temperature": 0.0,
+            "max_tokens": question.max_tokens,
+            "seed": config.run.seed,
+        }
+    return list(rows.values())
+
+
+@storage.writes_run("benchmark")
+def answer(config: Config, tasks: list[Task]) -> None:
+    """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
+    pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    total = 0
+    for task in tasks:
+        if task.stage.is_complete():
+            continue
+        task.stage.begin(overwrite=config.run.overwrite)
+        known = done(task)
+        for which in POLICIES:
+            rows = questions_of(config, task, which)
+            total += len(rows)
+            pending[which, task.benchmark.name] = [row for row in rows if row["id"] not in known]
+    left = sum(len(rows) for rows in pending.values())
+    if left:
+        from actors.cluster.connect import connect
+
+        prompts = (row["prompt"] for rows in pending.values() for row in rows)
+        load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+        adapter = storage.join(config.run.dir, stages.POLICY)
+        rank = check_adapter(adapter)
+        partials = {task.benchmark.name: task.stage.partial for task in tasks}
+        with connect(config), Progress("evaluate", total, "answers", initial=total - left) as progress:
+            from actors.engine.blocks import blocks_of
+            from actors.evaluation.generator import answer_questions
+
+            size = config.evaluate.batch_size
+            # All of one policy before the other: the engine changes its weights once.
+            ordered = sorted(pending.items(), key=lambda entry: entry[0][0] == AFTER)
+            blocks = [block for _, rows in ordered for block in blocks_of(rows, size, QUESTIONS_SCHEMA)]
+            try:
+                for counts in answer_questions(config, blocks, adapter, rank, partials):
+                    progress.advance(counts["answered"] + counts["rejected"])
+            except Exception as error:
+                raise (find_user_error(error) or error) from error
+    for task in tasks:
+        if not task.stage.is_complete():
+            _publish_answers(config, task)
+
+
+def _publish_answers(config: Config, task: Task) -> None:
+    wanted = {row["id"] for which in POLICIES for row in questions_of(config, task, which)}
+    if missing := wanted - done(task):
+        raise RuntimeError(f"{len(missing)} questions of {task.benchmark.title} came back without an answer")
+    answers = read_answers(task, task.stage.partial)
+    lines = "".join(answer_lines(task.benchmark, which, answers[which]) for which in POLICIES)
+    storage.write_bytes(storage.join(task.stage.partial, ANSWERS_FILE), lines.encode())
+    rejected = len(list(storage.read_rows(storage.join(task.stage.partial, REJECTED_FOLDER), ["id"])))
+    task.stage.publish({"rows": len(wanted) - rejected, "rejected": rejected})
+
+
+def read_answers(task: Task, folder: str) -> dict[str, dict[str, str]]:
+    """Answers in a folder of the task, by policy and id of the question."""
+    responses = {row["id"]: row["response"] for row in storage.read_rows(folder, ["id", "response"])}
+    found: dict[str, dict[str, str]] = {}
+    for which in POLICIES:
+        ids = {question.id: task.row_id(which, question) for question in task.benchmark.questions}
+        found[which] = {id_: responses[row] for id_, row in ids.items() if row in responses}
+    return found
+
+
+def collect(task: Task, cut_off: dict[tuple[str, str], int]) -> dict[str, dict[str, str]]:
+    """The published answers by policy; counts those that the limit of tokens has cut off."""
+    counts: dict[str, int] = defaultdict(int)
+    for row in storage.read_rows(task.stage.folder, ["which", "finish_reason"]):
+        counts[row["which"]] += row["finish_reason"] == "length"
+    cut_off |= {(task.benchmark.name, which): counts[which] for which in POLICIES}
+    return read_answers(task, task.stage.folder)
