@@ -126,12 +126,12 @@ def agreement_table(found: Mapping[str, Any]) -> list[str]:
 
 
 def draw(
-    count: Annotated[int, typer.Argument(metavar="N", help="sub-sentences to label", show_default=False)],
+    count: Annotated[int, typer.Argument(metavar="N", help="segments to label", show_default=False)],
     config: ConfigOption,
     overrides: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a page on which to label N sub-sentences by hand.
+    """Write a page on which to label N segments by hand.
 
     It opens in any browser; Label Studio's tasks with the same sub-sentences lie beside it.
 

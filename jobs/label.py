@@ -70,7 +70,8 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
     from actors.labelling.verification import prepare, verify_again
 
     responses = storage.join(stage.run, stages.RESPONSES)
-    Overrides.load(config.label, config.run.type_names).check(storage.read_rows(responses, ["sample_id", "response"]))
+    human = Overrides.load(config.label, config.run.type_names)
+    human.check(storage.read_rows(responses, ["sample_id", "response"]))
     stage.begin(overwrite=config.run.overwrite or loses_nothing(config, stage))
     if not rejected_stage.is_complete():
         rejected_stage.begin(overwrite=True)  # rejected rows go with the labelled ones

@@ -1,7 +1,7 @@
 """Every metric that FGAIF-Ray exports; actors record, `deploy/grafana/fgaif-ray.json` shows (see docs/operations.md).
 
-Label values are bounded: they are listed here, and a third party's own values are ``other``. Fact
-types are those of the run's configuration, which are few: their label also takes names that are not listed (``ANY``).
+Label values are bounded: they are listed here, and a third party's own values are ``other``. Fact types are those of
+the run's configuration, which are few, so that their label also takes names that are not listed (``ANY``).
 """
 
 from typing import Final, get_args

@@ -5,8 +5,8 @@
     PPO learner --> handle -->                +--> AttributeReward  (replicas)
                                               +--> RelationReward   (replicas)
 
-With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all types; so it
-does where `rewards.kind` has one adapter for all, whose forward pass gives all verdicts.
+With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all types; so it does
+where `rewards.kind` has one adapter for all, whose forward pass gives all verdicts.
 `@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and never splits one.
 """
 

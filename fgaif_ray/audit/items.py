@@ -1,9 +1,9 @@
 """A stratified sample of labelled segments for people to label.
 
 The strata are the AI's labels by fact type (existence hallucinated, relation absent, ...): three a type, and every
-segment lies in one of each type. The sample fills them evenly, so that the rare labels are seen too. A
-segment's *cell* is its labels of all types. Cells are disjoint, and which segments of one are drawn is
-decided by a hash; so the sample can be weighted back to the set that it was drawn from (``cell_weights``).
+segment lies in one of each type. The sample fills them evenly, so that the rare labels are seen too. A segment's *cell*
+is its labels of all types. Cells are disjoint, and which segments of one are drawn is decided by a hash; so the sample
+can be weighted back to the set that it was drawn from (``cell_weights``).
 """
 
 import hashlib

@@ -46,7 +46,7 @@ def _choices(fact_type: FactType) -> str:
 
 
 def labelling_config(fact_types: Sequence[FactType]) -> str:
-    """Build the labelling configuration of a project, as XML."""
+    """Write the labelling configuration of a project, as XML."""
     return "\n".join(
         [
             "<View>",

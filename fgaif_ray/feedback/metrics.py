@@ -55,10 +55,16 @@ class FeedbackMetrics:
 
         ``label_sources`` says where the labels come from, ``labels_replaced`` how many differ from the AI's, and
         ``labels_masked`` how many are not to be used because two verifiers disagree; those are counted nowhere else.
-        ``agreement`` is None where no truth is known, else per type whose truth is known the metrics of
+        <<<<<<< HEAD
+        ``agreement`` is None where no truth is known, else per type the metrics of ``Agreement.to_dict`` over the three
+        classes (``balanced_accuracy`` is the mean recall) and ``balanced_accuracy_present``: consistent against
+        hallucinated, among the segments that hold a fact of the type by the truth and by the label.
+        =======
+        ``agreement`` is None where no truth is known, else per type whose truth is known the figures of
         ``Agreement.to_dict`` over the three classes (``balanced_accuracy`` is the mean recall) and
-        ``balanced_accuracy_present``: consistent against hallucinated, among the segments that hold a fact of the type
-        by the truth and by the label.
+        ``balanced_accuracy_present``: consistent against hallucinated, among the sub-sentences that hold a fact of the
+        type by the truth and by the label.
+        >>>>>>> h-types
         """
         return {
             "rows": self._rows,

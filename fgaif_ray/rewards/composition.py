@@ -27,7 +27,7 @@ class RewardOptions:
     """
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FACT_TYPES, 1.0))
-    """Weight of each fact type, in the order of arrays; every type must be named; 0 switches one off."""
+    """Weight of each fact type, in the order of arrays; every type is named, 0 switches one off."""
     value: RewardValue = "expected"
     """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""
     granularity: Granularity = "segment"
@@ -145,8 +145,8 @@ def compose_rewards(
     """Compute the dense reward of one response.
 
     Args:
-        probabilities: `[segments, types, classes]` from the reward models; a response without
-            segments is valid; it says nothing and earns nothing.
+        probabilities: `[segments, types, classes]` from the reward models; a response without segments is valid; it
+            says nothing and earns nothing.
         token_ends: `[segments]` index of each segment's last token.
         response_length: tokens in the response, at least 1.
         finish_reason: `stop` where the response ended by itself; anything else takes the missing-EOS penalty.

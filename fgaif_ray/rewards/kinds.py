@@ -41,7 +41,7 @@ class RewardTask:
 
 
 def reward_tasks(kind: RewardKind, types: tuple[str, ...] = FACT_TYPES) -> tuple[RewardTask, ...]:
-    """List the tasks of a kind of reward model and these fact types, in order of training."""
+    """List the tasks of a kind of reward model for these fact types, in order of training."""
     if kind == "multitask":
         return (RewardTask(MULTITASK, types, types),)
     if kind == "coarse":

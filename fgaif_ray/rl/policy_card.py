@@ -25,8 +25,8 @@ tags: [lora, ppo, vision-language]
 ---
 # Policy aligned with fine-grained AI feedback
 
-A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each sub-sentence, what the
-reward models ({", ".join(config.run.type_names)}) say about it. Method: FGAIF (arXiv 2404.05046).
+A LoRA adapter for `{config.policy.model}`, trained with PPO on dense rewards: after each segment, what the reward
+models ({", ".join(config.run.type_names)}) say about it. Method: FGAIF (arXiv 2404.05046).
 
 | mean over a step's responses | first step | last step |
 |---|---|---|

@@ -34,7 +34,6 @@ def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4, a
         "rollout_batch_size": BATCH,
         "lora": {"rank": 4, "alpha": 8},
         "checkpoint_every": 1,
-        "log_samples_every": 1,
         "cpus_per_worker": 0.5,
         "threads": 1,
     }
