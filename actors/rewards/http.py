@@ -193,9 +193,6 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
-
-
 def build_app(
     backend: RewardBackend, digest: str | None, observe: Observer, fact_types: Sequence[FactType] = DEFAULT
 ) -> FastAPI:

@@ -214,7 +214,7 @@ class RunQueue:
             return self._start(run, "pipeline")
         if process.job == "report":
             storage.write_bytes(storage.join(run.folder, "config.yaml"), recorded_config(run.config).encode())
-            build_summary(run.folder)
+            build_summary(run.folder, run.config.run.type_names)
         known = process.job == "reward_accuracy" or run.config.data.source != "shapes"
         if not known and not self._adopt_accuracy(run):
             return self._start(run, "reward_accuracy")

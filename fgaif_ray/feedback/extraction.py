@@ -20,7 +20,7 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def response_format(mode: ExtractionMode, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
-    """The ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
+    """Return the ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
     schema: dict[str, Any] = {
         "type": "object",
         "properties": {name: {"type": "array", "items": {"type": "string"}} for name in types},

@@ -32,8 +32,9 @@ TINY = (
     "data.align_images=4",
     "data.evaluate_images=2",
     "label.batch_size=16",
-    "label.canaries.per_block=0",
+    "label.control_items.per_block=0",
     "rewards.batch_size=8",
+    "serve.placement=shared",
     "align.steps=1",
     "align.rollout_batch_size=8",
     "evaluate.max_tokens=32",
@@ -43,7 +44,7 @@ TINY = (
 
 
 def answer(_number: int, body: Request) -> Reply:
-    """The facts of the sub-sentence that a request of ``extract-v1`` is about; whatever is there is counted."""
+    """The facts of the segment that a request of ``extract-v1`` is about; whatever is there is counted."""
     response, asked = (json.loads(line) for line in re.findall(r'^(?:"|\[").*$', body["messages"][1]["content"], re.M))
     (segment,) = asked
     facts = facts_of(response[: response.index(segment) + len(segment)], segment)
@@ -77,7 +78,7 @@ def read(run: Config, *names: str) -> Any:
     return storage.read_json(storage.join(run.run.dir, *names))
 
 
-def test_sub_sentences_are_labelled_for_it(run: Config) -> None:
+def test_segments_are_labelled_for_it(run: Config) -> None:
     part = storage.list_parts(storage.join(run.run.dir, "feedback"))[0]
     with storage.open_binary(part) as file:
         labels = pq.read_schema(file).field("segments").type.value_type.field("labels").type
