@@ -23,6 +23,12 @@ ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 """One of them is enough."""
 PROCESSOR_FILES: Final = ("processor_config.json", "preprocessor_config.json")
+READ_JSON: Final = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "chat_template.json", *PROCESSOR_FILES),
+)
+"""Files that transformers and vLLM read where they are there; people keep others beside them."""
+WEIGHTS_FILE: Final = "model.safetensors"
 _HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -80,8 +86,9 @@ def check_checkpoint(model: str, *, sees_images: bool = True) -> Path:
     settings = _read_settings(folder / CONFIG_FILE)
     if sees_images and settings.get("model_type") not in SUPPORTED_MODEL_TYPES:
         raise not_supported(model, f"it is of the type {settings.get('model_type')!r} and not a LLaVA that sees images")
-    for file in sorted(folder.glob("*.json")):
-        _read_settings(file)
+    for file in (folder / name for name in READ_JSON):
+        if file.exists():
+            _read_settings(file)
     _require_one(folder, TOKENIZER_FILES)
     if sees_images:
         _require_one(folder, PROCESSOR_FILES)
@@ -103,10 +110,12 @@ def weight_files(model: str, folder: Path) -> list[Path]:
         if not isinstance(named, dict) or not named:
             raise broken(index, "it names no weights")
         return sorted(folder / name for name in set(named.values()))
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
     found = sorted(folder.glob("*.safetensors"))
     if not found and any(folder.glob("*.bin")):
         raise not_supported(model, "its weights are not safetensors")
-    return found or [folder / "model.safetensors"]
+    return found or [folder / WEIGHTS_FILE]
 
 
 def check_adapter(folder: str) -> int:

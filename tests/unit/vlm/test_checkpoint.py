@@ -105,6 +105,12 @@ def test_a_file_of_the_wrong_content_is_named(
     assert caught.value.file == str(model / named)
 
 
+def test_files_that_are_not_the_models_may_lie_beside_it(model: Path) -> None:
+    (model / "results.json").write_text("[1, 2]")
+    (model / "optimizer.safetensors").write_bytes(b"")
+    assert check_checkpoint(str(model)) == model
+
+
 def test_a_missing_shard_is_named(model: Path) -> None:
     (model / WEIGHTS).unlink()
     (model / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
