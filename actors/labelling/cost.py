@@ -55,7 +55,7 @@ def show_cost(config: Config, pending: Pending) -> None:
     say(f"label: {pending.rows} of {pending.total} responses are to be labelled; nothing was called or written.")
     for line in cost_table(config, costs):
         say(line)
-    say(f"Prompt tokens are {counter.how}; completion tokens are estimated from the length of the sub-sentences.")
+    say(f"Prompt tokens are {counter.how}; completion tokens are estimated from the length of the segments.")
     say("Repair tries and repeated calls come on top.")
     if extractor_config.price is None:
         say("Set label.extractor.price to see money.")

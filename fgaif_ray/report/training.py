@@ -76,7 +76,7 @@ def panels(types: Sequence[str]) -> tuple[Panel, ...]:
     hallucinated = tuple((kind, f"hallucination/{kind}", colour_of(kind)) for kind in types)
     return (
         Panel("Reward", "per response", (*rewards, ("total", "reward/total", "ink")), minor=False),
-        Panel("Hallucination, by the reward models", "share of sub-sentences", hallucinated, minor=False),
+        Panel("Hallucination, by the reward models", "share of segments", hallucinated, minor=False),
         *_PANELS,
     )
 
