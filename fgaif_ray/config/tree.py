@@ -67,7 +67,7 @@ class Config(Section):
             return tree
         given = tree["run"].get("fact_types", FACT_TYPES)
         try:
-            run = RunConfig(dir="", fact_types=given)
+            run = RunConfig(dir=".", fact_types=given)
         except ValidationError:
             return tree  # the section itself says what is wrong
         return complete(tree | {"run": tree["run"] | {"fact_types": run.fact_types}}, run.type_names)
