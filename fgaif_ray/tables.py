@@ -27,7 +27,7 @@ def _padded(cell: str, width: int, right: bool) -> str:
 
 
 def estimate_cell(estimate: Mapping[str, Any]) -> str:
-    """A figure with its interval, e.g. ``0.912 [0.870, 0.940]``; ``-`` where there is none.
+    """A metric with its interval, e.g. ``0.912 [0.870, 0.940]``; ``-`` where there is none.
 
     Args:
         estimate: ``value`` and ``interval``, either of them None where it is not known.

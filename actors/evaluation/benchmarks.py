@@ -130,7 +130,7 @@ def _score(
 
 @storage.writes_run("benchmark")
 def _publish(config: Config, results: Mapping[str, Any]) -> None:
-    """Write ``benchmarks.json``: the latest figures of every benchmark."""
+    """Write ``benchmarks.json``: the latest metrics of every benchmark."""
     from fgaif_ray.statistics.intervals import CONFIDENCE
 
     uri = storage.join(config.run.dir, RESULTS_FILE)

@@ -1,4 +1,4 @@
-"""What follows when every response is labelled or rejected: figures, the official form, and both published stages."""
+"""What follows when every response is labelled or rejected: metrics, the official form, and both published stages."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def publish(
     verification: Verification,
     seconds: float,
 ) -> None:
-    """Write the figures and the official form, then publish both stages.
+    """Write the metrics and the official form, then publish both stages.
 
     Rejected rows come first, so that they are there for every reader that finds the labelled ones.
 

@@ -1,8 +1,8 @@
-"""Labelling anew without asking again: thresholds, human labels, noise and a second verifier change labels, not what
+"""Labelling again without asking again: thresholds, human labels, noise and a second verifier change labels, not what
 the first verifier said of each fact.
 
 P(yes) of every fact is in the rows. So where extraction and verification are those of the published `feedback/`, its
-rows are labelled anew and only what is missing (a second verification) is asked.
+rows are labelled again and only what is missing (a second verification) is asked.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def loses_nothing(config: Config, stage: storage.Stage) -> bool:
 
 
 def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, verification: "Verification") -> None:
-    """Label the rows of the published stage anew into the partial one; parts that are there already stay.
+    """Label the rows of the published stage again into the partial one; parts that are there already stay.
 
     Args:
         config: the configuration.
@@ -60,7 +60,7 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
     second = manifest_entries(config)["second_verdicts"]
     both = second is not None and published.get("second_verdicts") == second
     labeller, schema = verification.labeller(both), feedback_schema(verification.types)
-    with Progress("label anew", published.get("rows"), "responses") as progress:
+    with Progress("label again", published.get("rows"), "responses") as progress:
         for name, rows in _parts(stage.folder, stage.partial):
             storage.write_part(stage.partial, [labeller.label(row) for row in rows], schema, name)
             progress.advance(len(rows))
@@ -77,7 +77,7 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
             storage.write_part(checks[1], kept, CHECKS_SCHEMA, name)
     for name, rows in _parts(*control_items):
         storage.write_part(control_items[1], rows, CONTROL_ITEMS_SCHEMA, name)
-    say(f"label: the verdicts of {stage.folder} are labelled anew, nothing is asked again.")
+    say(f"label: the verdicts of {stage.folder} are labelled again, nothing is asked again.")
 
 
 def _parts(source: str, target: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -1,6 +1,6 @@
 """Thresholds of the verifiers: calibrated on a labelled set where the configuration names one, before any labelling.
 
-The verified set and its figures are a stage of their own, `<run.dir>/calibration/`, so that they are had once and every
+The verified set and its metrics are a stage of their own, `<run.dir>/calibration/`, so that they are had once and every
 attempt at labelling uses the same thresholds.
 """
 
@@ -109,7 +109,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
 
 
 def calibration_lines(found: Mapping[str, Any], folder: str) -> list[str]:
-    """What a calibration found, for people: the thresholds in a line, then a table of figures."""
+    """What a calibration found, for people: the thresholds in a line, then a table of metrics."""
     thresholds = ", ".join(f"{name} {value:.3g}" for name, value in found["thresholds"].items())
     count = found["figures"]["all"]
     lines = [f"label: {count['facts']} labelled facts of {count['images']} images give the thresholds {thresholds}."]

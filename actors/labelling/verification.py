@@ -1,4 +1,4 @@
-"""What `jobs.label` does about verification beside its plan: what workers are given, the second pass, the figures."""
+"""What `jobs.label` does about verification beside its plan: what workers are given, the second pass, the metrics."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -83,7 +83,7 @@ def verify_again(config: Config, verification: "Verification") -> None:
 
 
 def verification_figures(folder: str, thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """The figures of all attempts at a stage: answer mass, prefix cache and control items, JSON-serialisable.
+    """The metrics of all attempts at a stage: answer mass, prefix cache and control items, JSON-serialisable.
 
     Args:
         folder: of the stage.
@@ -110,7 +110,7 @@ def _prefix_cache(sums: Mapping[str, float]) -> dict[str, Any]:
 
 
 def summary_lines(config: Config, figures: Mapping[str, Any]) -> Iterable[str]:
-    """What a person should know of the figures of ``verification_figures`` and of the second verifier."""
+    """What a person should know of the metrics of ``verification_figures`` and of the second verifier."""
     mass, cache, control_items = figures["verifier_answer_mass"], figures["prefix_cache"], figures["canaries"]
     if mass is not None and mass < EXPECTED_ANSWER_MASS:
         yield (

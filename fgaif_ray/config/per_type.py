@@ -32,7 +32,7 @@ def expand(given: Any, names: Sequence[str], default: Any) -> Any:
 
 
 def complete(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A copy of a YAML tree whose settings by type have a value for each type; what is no mapping stays as it is."""
+    """A copy of a YAML tree whose settings by type have a value for each type; what is not a mapping stays as it is."""
     completed = dict(tree)
     for path, default in _SETTINGS:
         *sections, key = path.split(".")

@@ -22,7 +22,7 @@ def accuracy_key(config: Config) -> str:
 
 
 def is_measured(run_dir: str, key: str) -> bool:
-    """Whether a run has these very figures."""
+    """Whether a run has these very metrics."""
     uri = storage.join(run_dir, REWARD_ACCURACY_FILE)
     return storage.exists(uri) and storage.read_json(uri)["key"] == key
 

@@ -106,7 +106,7 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
             _require_replaceable(run, stage)
             for folder in (FEEDBACK_REJECTED, FEEDBACK):
                 storage.copy_stage(donor, run.folder, folder, overwrite=True)
-            say(f"{run.name}: verdicts of {donor}, to be labelled anew")
+            say(f"{run.name}: verdicts of {donor}, to be labelled again")
         return FEEDBACK
     return None
 

@@ -35,7 +35,7 @@ def write_results(
 
 
 def results_table(results: Mapping[str, Any]) -> list[str]:
-    """The headline figures for the terminal."""
+    """The headline metrics for the terminal."""
 
     def show(entry: Mapping[str, Any] | None, written: Any) -> str:
         if entry is None:

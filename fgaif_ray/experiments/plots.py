@@ -186,7 +186,7 @@ def _document(width: float, height: float, title: str, parts: Sequence[str]) -> 
 
 
 def _bounds(entry: Mapping[str, Any]) -> tuple[float, float]:
-    """Return from where to where a figure is drawn, in percent."""
+    """Return from where to where a metric is drawn, in percent."""
     low, high = entry["interval"] or (entry["mean"], entry["mean"])
     return 100 * min(low, entry["mean"]), 100 * max(high, entry["mean"])
 
@@ -196,7 +196,7 @@ def _singles(entry: Mapping[str, Any]) -> list[float]:
 
 
 def _across(frame: Frame, entry: Mapping[str, Any], y: float, color: str) -> str:
-    """Draw the interval of a figure on the horizontal axis; nothing where there is none."""
+    """Draw the interval of a metric on the horizontal axis; nothing where there is none."""
     if entry["interval"] is None:
         return ""
     low, high = map(frame.x.place, _bounds(entry))
@@ -205,7 +205,7 @@ def _across(frame: Frame, entry: Mapping[str, Any], y: float, color: str) -> str
 
 
 def _upright(frame: Frame, entry: Mapping[str, Any], x: float, color: str) -> str:
-    """Draw the interval of a figure on the vertical axis; nothing where there is none."""
+    """Draw the interval of a metric on the vertical axis; nothing where there is none."""
     if entry["interval"] is None:
         return ""
     low, high = map(frame.y.place, _bounds(entry))
@@ -214,7 +214,7 @@ def _upright(frame: Frame, entry: Mapping[str, Any], x: float, color: str) -> st
 
 
 def _circle(x: float, y: float) -> str:
-    """Draw a figure from before alignment."""
+    """Draw a metric from before alignment."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="none" stroke="{_BEFORE}" stroke-width="1.5"/>'
 
 

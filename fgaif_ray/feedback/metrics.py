@@ -60,9 +60,9 @@ class FeedbackMetrics:
         classes (``balanced_accuracy`` is the mean recall) and ``balanced_accuracy_present``: consistent against
         hallucinated, among the segments that hold a fact of the type by the truth and by the label.
         =======
-        ``agreement`` is None where no truth is known, else per type whose truth is known the figures of
+        ``agreement`` is None where no truth is known, else per type whose truth is known the metrics of
         ``Agreement.to_dict`` over the three classes (``balanced_accuracy`` is the mean recall) and
-        ``balanced_accuracy_present``: consistent against hallucinated, among the sub-sentences that hold a fact of the
+        ``balanced_accuracy_present``: consistent against hallucinated, among the segments that hold a fact of the
         type by the truth and by the label.
         >>>>>>> h-types
         """
