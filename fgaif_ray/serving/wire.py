@@ -17,7 +17,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 TOKEN_VARIABLE: Final = "FGAIF_REWARD_TOKEN"
 """Environment variable that holds the bearer token, for the service and for its clients."""
@@ -124,7 +123,7 @@ class SegmentReward(ResponseModel):
         return value | {"probabilities": {name: value[name] for name in value["rewards"]}}
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         # The serializer makes the same fields, but its result could be anything for all that pydantic knows.
         return handler({key: value for key, value in schema.items() if key != "serialization"})
 

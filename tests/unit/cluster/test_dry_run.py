@@ -26,6 +26,7 @@ from fgaif_ray.cluster.dry_run import UncountableModelError, dry_run
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.vlm.backbone import load_backbone
+from fgaif_ray.vlm.front_end import load_front_end
 from fgaif_ray.vlm.lora import with_own_layers
 
 CHECKPOINTS = ROOT / "fgaif_ray/shapes/checkpoints"
@@ -223,5 +224,6 @@ def test_images_take_the_tokens_that_the_tower_makes_of_them(name: str, tokens: 
 
 
 def test_a_processor_says_how_many_tokens_an_image_takes() -> None:
-    backbone = load_backbone(POLICY)
-    assert dry_run(POLICY, "auto").image_tokens == backbone.image_token_count(Image.new("RGB", (640, 480)))
+    front_end = load_front_end(POLICY)
+    ids = front_end.expanded_prompt_ids("Describe it.", Image.new("RGB", (640, 480)))
+    assert dry_run(POLICY, "auto").image_tokens == ids.count(front_end.config.image_token_id)

@@ -64,7 +64,7 @@ def test_answers_are_found_by_image_and_question(repository: Path, tmp_path: Pat
         (pope_rows(["Yes"] * 6)[:5], "has not answered 1 of 6 questions of POPE, the first: adversarial/2"),
         (pope_rows(["Yes"] * 6, question="Is there a car?"), "question random/1 of POPE is 'Is there a hat"),
         ([{"id": "random/9", "answer": "Yes"}], "line 1: POPE has no such question"),
-        ([{"id": "random/1", "answer": 1}], "line 1: an answer has its text under 'answer'"),
+        ([{"id": "random/1", "answer": 1}], "line 1: an answer needs its text under 'answer'"),
         ([*pope_rows(["Yes"] * 6), {"id": "random/1", "answer": "No"}], "another row answers question random/1"),
         ([{"image": "b.png", "answer": "Yes"}], "POPE asks 3 questions about b.png: give 'question'"),
         ([{"benchmark": "amber", "id": "1", "answer": "Yes"}], "no answers to POPE"),

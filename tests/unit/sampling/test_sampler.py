@@ -12,7 +12,7 @@ from jobs import sample
 
 def test_model_that_is_no_vision_language_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
-    with pytest.raises(UserError, match="LLaVA checkpoint"):
+    with pytest.raises(UserError, match=r"broken: .*config\.json \(it is missing\)"):
         sample.run(make_config(tmp_path / "images", tmp_path / "run", model=str(tmp_path)))
 
 
