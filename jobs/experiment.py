@@ -9,7 +9,7 @@
 Every variant and seed is a run folder, <run.dir>/<experiment>/<variant>/seed-<n>/. What runs have in common is done
 once: stages are taken from any other run of the same configuration that has finished them, of other experiments too.
 A finished run is skipped and an interrupted one goes on; one that fails is reported, and the others go on. After every
-run <run.dir>/<experiment>/<experiment>.html, its plots and results.json are written anew.
+run <run.dir>/<experiment>/<experiment>.html, its plots and results.json are written again.
 
 Examples:
     fgaif experiment ablation --config configs/shapes.yaml --seeds 0,1,2

@@ -31,7 +31,7 @@ RUNTIME: Final = 1 * GIB
 """About what a CUDA context, its libraries and captured graphs take beside tensors: an estimate, not counted."""
 PROMPT_TOKENS: Final = 64
 SEGMENT_TOKENS: Final = 8
-"""Tokens of the shortest usual sub-sentence: a reward model reads a separator more after each."""
+"""Tokens of the shortest usual segment: a reward model reads a separator more after each."""
 ENGINE_TOKENS: Final = 8192
 """Tokens of vLLM's largest forward pass, its default on most GPUs."""
 ENGINE_BLOCK: Final = 16
@@ -212,7 +212,7 @@ def _training_parts(rows: int, length: str, passes: Sequence[Pass]) -> tuple[Par
 
 
 def _reward_model(config: Config) -> tuple[DryRun, int, int]:
-    """The model of one type, the tokens of the longest sequence that it reads, and the sub-sentences in it."""
+    """The model of one type, the tokens of the longest sequence that it reads, and the segments in it."""
     rewards, sample = config.rewards, config.sample
     run = dry_run(rewards.backbone, rewards.dtype, (REWARD, rewards.lora))
     segments = math.ceil(sample.max_tokens / SEGMENT_TOKENS)
