@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray Train looks every two seconds whether its workers have started or ended.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Serve kills a proxy that takes longer than five seconds to answer, which one that starts on a busy machine does.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "MPLBACKEND": "Agg",
 }
 for name, value in ENVIRONMENT.items():
