@@ -33,7 +33,7 @@ from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
+from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.files import kind_of, read_folder
@@ -368,7 +368,7 @@ def _deployment_error(app_name: str) -> Exception:
     deployments = serve.status().applications[app_name].deployments.values()
     messages = "\n".join(deployment.message for deployment in deployments if deployment.message)
     serve.delete(app_name)
-    for_the_user = re.search(rf"{UserError.__name__}: (.+)", messages)
+    for_the_user = re.search(rf"(?:{UserError.__name__}|{BrokenFileError.__name__}): (.+)", messages)
     return (
         UserError(for_the_user[1]) if for_the_user else RuntimeError(f"the reward service did not start:\n{messages}")
     )

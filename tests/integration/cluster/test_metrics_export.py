@@ -18,6 +18,7 @@ from support.reward_helpers import PROMPT, RESPONSE, picture
 
 from actors import metrics
 from actors.alignment.metrics import record_guards, record_step, record_stop
+from actors.engine.blocks import unseal
 from actors.labelling.coordinator import start_coordinator
 from actors.labelling.extraction import Endpoint, FactExtraction
 from actors.metrics.count_down import count_down
@@ -80,9 +81,9 @@ def extract_facts(folder: Path, endpoint: FakeOpenAI) -> str:
         "places": ray.put(pending.places),
         "identity": "rules",
     }
-    table, worker = in_a_process(lambda: FactExtraction(**arguments), lambda stage: stage(pa.table({"id": [0]})))
+    sealed, worker = in_a_process(lambda: FactExtraction(**arguments), lambda stage: stage(pa.table({"id": [0]})))
     ray.kill(coordinator)
-    assert len(table) == IMAGES
+    assert len(unseal(sealed)) == IMAGES
     return worker
 
 

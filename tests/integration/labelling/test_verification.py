@@ -218,7 +218,9 @@ class TestRepeatedBlock:
         )
         worker = ray.remote(Verifier).remote(verification)
         failed = [rows[0], rows[1] | {"facts": None, "unavailable": "server: the endpoint failed"}]
-        tables = [pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA) for given in (rows, rejected, failed, rows)]
+        tables = [
+            seal(pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA)) for given in (rows, rejected, failed, rows)
+        ]
         counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["labelled"] for table in tables]
         ray.kill(worker)
         assert counts == [2, 2, 2, 2]
