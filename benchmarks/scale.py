@@ -29,6 +29,7 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
+from actors.engine.blocks import unseal
 from actors.labelling.fact_checker import Findings, YesProbability
 from actors.labelling.verifier import Verification, Verifier
 from benchmarks.endpoint import Endpoint
@@ -99,11 +100,11 @@ class ConstantVerifier(Verifier):
                 raise TimeoutError(f"the verifiers are not all up after {START_S:.0f} s")
             time.sleep(0.05)
 
-    def __call__(self, extracted: pa.Table) -> pa.Table:
+    def __call__(self, sealed: pa.Table) -> pa.Table:
         """As ``Verifier``."""
         begin = time.monotonic()
-        counts = super().__call__(extracted)
-        block = Block(self._worker, begin, time.monotonic(), extracted.num_rows)
+        counts = super().__call__(sealed)
+        block = Block(self._worker, begin, time.monotonic(), unseal(sealed).num_rows)
         with open(self._log, "a") as log:
             log.write(json.dumps(asdict(block)) + "\n")
         return counts
