@@ -87,7 +87,8 @@ def _this_machine(config: Config) -> "ClusterFile":
 
     from fgaif_ray.cluster.node_types import ClusterFile, NodeType
 
-    resources = {"CPU": config.ray.num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    gpus = config.ray.logical_gpus or torch.cuda.device_count()
+    resources = {"CPU": config.ray.num_cpus or os.cpu_count() or 1, "GPU": gpus}
     here = NodeType("this machine", resources, 1)
     return ClusterFile(here.name, (here,), 0, here.name)
 

@@ -163,6 +163,12 @@ def test_without_a_cluster_file_this_machine_is_planned_for(
     assert "this machine" in capsys.readouterr().out
 
 
+def test_gpus_that_are_only_numbers_are_planned_for(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["--set", "sample.engine.num_gpus=1", "--set", "ray.logical_gpus=1"]
+    assert main("plan", ["--config", str(repository / "configs/shapes.yaml"), *changes, "sample"]) == 0
+    assert "1 GPU" in capsys.readouterr().out
+
+
 def test_what_can_never_be_scheduled_is_one_sentence_and_status_2(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
