@@ -21,10 +21,8 @@ HARMLESS: Final = (
     # Jobs need no metrics agent: a Ray that is started here has none.
     "metrics exporter agent",
     "Not sending reply because executor stopped",
-    # Actors ask for fractions of a CPU on purpose: most of them wait most of the time.
-    "PYTHON worker processes have been started on node",
 )
-"""Parts of lines that Ray's core and raylet write to standard error, where no logger can be told."""
+"""Parts of lines that Ray's C++ core writes straight to standard error, where no logger can be told."""
 END_S: Final = 2.0
 
 
