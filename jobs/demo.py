@@ -23,6 +23,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
+from fgaif_ray.storage import stages
 from fgaif_ray.tables import table_lines
 from jobs.cli import OverwriteOption, SetOption, main
 
@@ -62,22 +63,22 @@ def demo_config(folder: str, quick: bool = False, overrides: SetOption = None) -
 def plan_lines(config: Config) -> list[str]:
     """What would run and where, for people."""
     data = config.data
-    stages = (
+    plan = (
         (
             "images",
-            "images",
+            stages.IMAGES,
             f"{data.sample_images} to label, {data.align_images} to align on, {data.evaluate_images} to evaluate on",
         ),
-        ("sample", "responses", "the policy describes the first of them"),
-        ("label", "feedback", "an extractor finds facts in that, a verifier judges them"),
-        ("train-rewards", "rewards", f"three reward models, at most {config.rewards.epochs} epochs"),
+        ("sample", stages.RESPONSES, "the policy describes the first of them"),
+        ("label", stages.FEEDBACK, "an extractor finds facts in that, a verifier judges them"),
+        ("train-rewards", stages.REWARDS, f"a reward model per fact type, at most {config.rewards.epochs} epochs"),
         ("serve-rewards", "", "online while the policy is aligned"),
-        ("align", "policy", f"{config.align.steps} PPO steps of {config.align.rollout_batch_size} responses"),
-        ("evaluate", "evaluation", "before and after alignment"),
-        ("report", "report", "report.html"),
+        ("align", stages.POLICY, f"{config.align.steps} PPO steps of {config.align.rollout_batch_size} responses"),
+        ("evaluate", stages.EVALUATION, "before and after alignment"),
+        ("report", stages.REPORT, "report.html"),
     )
     rows = [("stage", "folder", "state", "what")]
-    for stage, folder, what in stages:
+    for stage, folder, what in plan:
         done = folder and storage.read_manifest(config.run.dir, folder) is not None
         rows.append((stage, f"{folder}/" if folder else "-", "there" if done else "to do", what))
     return [f"In {config.run.dir}, on this machine:", "", *table_lines(rows), ""]

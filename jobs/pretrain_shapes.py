@@ -6,7 +6,7 @@ it takes hours.
 
 Examples:
     fgaif pretrain-shapes
-    fgaif pretrain-shapes --output /tmp/checkpoints --device cuda
+    fgaif pretrain-shapes --output checkpoints --device cuda
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""Ray's harmless lines, kept off a person's terminal. Ray's own logs (``/tmp/ray/session_latest/logs``) have them."""
+"""Ray's harmless lines, kept off a person's terminal. the logs of Ray's session have them."""
 
 import logging
 import os

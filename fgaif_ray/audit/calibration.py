@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.statistics.calibration import estimate_calibration_error
 from fgaif_ray.statistics.folds import image_folds
-from fgaif_ray.statistics.intervals import CONFIDENCE
+from fgaif_ray.statistics.intervals import CONFIDENCE, Floats
 from fgaif_ray.statistics.reliability import estimate_agreement
 
 PLAIN: Final = 0.5
@@ -23,8 +23,6 @@ FOLDS: Final = 10
 BINS: Final = 10
 """Equal-width bins of P(yes) for the expected calibration error."""
 _TIE: Final = 1e-12
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from fgaif_ray.cluster.dry_run import DryRun, Head, Pass, dry_run
+from fgaif_ray.cluster.dry_run import DryRun, Head, PassMemory, dry_run
 from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS, ResourceRequest, reward_scorers
 from fgaif_ray.config import Config, EngineConfig
 from fgaif_ray.records import CLASS_NAMES
@@ -54,7 +54,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchSetting:
     """The setting that decides how many rows go through a model together."""
 
     key: str
@@ -69,7 +69,7 @@ class Footprint:
     """All that an actor keeps on its device."""
 
     parts: tuple[Part, ...]
-    batch: Batch | None = None
+    batch: BatchSetting | None = None
     """None for an engine, which decides by itself."""
     least: int = 0
     """Bytes that an engine needs for one sequence."""
@@ -168,11 +168,13 @@ def _learner(config: Config) -> Footprint:
     images = math.ceil(share / align.samples_per_prompt)
     most = math.ceil(ppo.minibatch_size / align.num_workers)  # a worker's share of a minibatch
     if ppo.micro_batch_tokens is None:
-        batch = Batch("align.ppo.micro_batch_size", min(most, ppo.micro_batch_size))
+        batch = BatchSetting("align.ppo.micro_batch_size", min(most, ppo.micro_batch_size))
     else:
-        batch = Batch("align.ppo.micro_batch_tokens", min(most, max(1, ppo.micro_batch_tokens // tokens)), tokens)
+        batch = BatchSetting(
+            "align.ppo.micro_batch_tokens", min(most, max(1, ppo.micro_batch_tokens // tokens)), tokens
+        )
 
-    def update(adapter: str, head: Head) -> Pass:
+    def update(adapter: str, head: Head) -> PassMemory:
         decoder = run.training_pass(batch.rows, tokens, read, adapter, align.activation_checkpointing)
         return decoder.then(run.head_pass(head, batch.rows * read))
 
@@ -182,8 +184,8 @@ def _learner(config: Config) -> Footprint:
         update(POLICY, log_prob_head(run, align.rollout.temperature, ppo.entropy_coefficient > 0)),
         update(CRITIC if critic_lora != align.lora else POLICY, values),  # adapters of one shape keep the same
         run.scoring_pass(together, tokens, read, POLICY).then(entropies),
-        Pass(0, run.image_pass(min(IMAGES_PER_PASS, images)).peak),
-        Pass(0, max(policy, critic) if align.num_workers > 1 else 0),  # gradients on their way to other workers
+        PassMemory(0, run.image_pass(min(IMAGES_PER_PASS, images)).peak),
+        PassMemory(0, max(policy, critic) if align.num_workers > 1 else 0),  # gradients on their way to other workers
     )
     shards = align.num_workers if align.sharding == "full" else 1
     previous = "adapter of the policy before, and a copy while it is probed"
@@ -202,7 +204,7 @@ def _learner(config: Config) -> Footprint:
     return Footprint(parts, batch)
 
 
-def _training_parts(rows: int, length: str, passes: Sequence[Pass]) -> tuple[Part, Part]:
+def _training_parts(rows: int, length: str, passes: Sequence[PassMemory]) -> tuple[Part, Part]:
     """What is enough for each of several passes."""
     kept, peak = max(one.kept for one in passes), max(one.peak for one in passes)
     return (
@@ -220,13 +222,13 @@ def _reward_model(config: Config) -> tuple[DryRun, int, int]:
     return run, _longest(run, sample.max_tokens + segments, most), segments
 
 
-def _with_images(run: DryRun, rows: int, decoder: Pass, head: Pass) -> Pass:
+def _with_images(run: DryRun, rows: int, decoder: PassMemory, head: PassMemory) -> PassMemory:
     """A pass whose images are read just before, and whose features stay meanwhile."""
     images, read = run.image_pass(rows), decoder.then(head)
-    return Pass(read.kept, max(images.peak, images.kept + read.peak))
+    return PassMemory(read.kept, max(images.peak, images.kept + read.peak))
 
 
-def _scoring(config: Config, rows: int) -> Pass:
+def _scoring(config: Config, rows: int) -> PassMemory:
     run, tokens, segments = _reward_model(config)
     head = run.head_pass(_linear(run, len(CLASS_NAMES))[0], rows * segments, training=False)
     return _with_images(run, rows, run.scoring_pass(rows, tokens, segments, REWARD), head)
@@ -243,8 +245,10 @@ def _reward_trainer(config: Config) -> Footprint:
     decoder = run.training_pass(rows, tokens, segments, REWARD)
     passes = (
         _with_images(run, rows, decoder, run.head_pass(classes, rows * segments)),
-        Pass(0, _scoring(config, SCORING_BATCH).peak),
-        Pass(0, each[-1] * (2 if rewards.num_workers > 1 else 1)),  # AdamW's square roots, the message to other workers
+        PassMemory(0, _scoring(config, SCORING_BATCH).peak),
+        PassMemory(
+            0, each[-1] * (2 if rewards.num_workers > 1 else 1)
+        ),  # AdamW's square roots, the message to other workers
     )
     parts = (
         _weights(run, rewards.quantisation),
@@ -254,7 +258,7 @@ def _reward_trainer(config: Config) -> Footprint:
         Part("its weights of the best epoch, float32", each[-1]),
         *_training_parts(rows, f"{tokens:,} tokens", passes),
     )
-    return Footprint(parts, Batch("rewards.micro_batch_size", rows))
+    return Footprint(parts, BatchSetting("rewards.micro_batch_size", rows))
 
 
 def _reward_replica(config: Config, types: int) -> Footprint:
@@ -269,7 +273,7 @@ def _reward_replica(config: Config, types: int) -> Footprint:
         Part(f"{adapters} adapter(s) of rank {rewards.lora.rank}, {types} head(s), float32", held),
         Part(f"working memory of a pass: {rows} responses of {tokens:,} tokens", _scoring(config, rows).peak),
     )
-    return Footprint(parts, Batch("serve.max_batch_size", rows))
+    return Footprint(parts, BatchSetting("serve.max_batch_size", rows))
 
 
 def _engine(config: Config, request: ResourceRequest, engine: EngineConfig, gpu: int | None) -> Footprint:

@@ -45,7 +45,7 @@ class UncountableModelError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class PassMemory:
     """What a pass takes beside the model."""
 
     kept: int
@@ -53,9 +53,9 @@ class Pass:
     peak: int
     """The most bytes that are there at once, those that are kept among them."""
 
-    def then(self, other: "Pass") -> "Pass":
+    def then(self, other: "PassMemory") -> "PassMemory":
         """This one's forward pass, both passes of the other, and this one's backward pass."""
-        return Pass(self.kept + other.kept, max(self.peak, self.kept + other.peak))
+        return PassMemory(self.kept + other.kept, max(self.peak, self.kept + other.peak))
 
 
 class DryRun:
@@ -90,9 +90,9 @@ class DryRun:
         self.positions = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
         inputs, prompt = _image_inputs(name, config, self.model)
         try:
-            self._image = self._image_pass(inputs) if inputs else Pass(0, 0)
+            self._image = self._image_pass(inputs) if inputs else PassMemory(0, 0)
         except UncountableModelError:  # only its processor knows in what form it takes images
-            self._image = Pass(0, 0)
+            self._image = PassMemory(0, 0)
         tokens = prompt or self._image.kept // (self.hidden * getattr(torch, dtype).itemsize)
         self.image_tokens = tokens if tokens or not hasattr(config, "vision_config") else None
         """Tokens that an image takes of a prompt; None where it is not known."""
@@ -136,21 +136,21 @@ class DryRun:
             cache = self.decoder(inputs_embeds=states, use_cache=True).past_key_values
             return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in cache.layers) // tokens
 
-    def image_pass(self, images: int) -> Pass:
+    def image_pass(self, images: int) -> PassMemory:
         """Images to features, without gradients; what is kept are the features."""
-        return Pass(images * self._image.kept, images * self._image.peak)
+        return PassMemory(images * self._image.kept, images * self._image.peak)
 
     @functools.cache  # noqa: B019
-    def scoring_pass(self, rows: int, tokens: int, read: int, adapter: str | None = None) -> Pass:
+    def scoring_pass(self, rows: int, tokens: int, read: int, adapter: str | None = None) -> PassMemory:
         """A pass through the decoder without gradients; see ``training_pass``. Nothing is kept."""
         if adapter is not None:
             self._adapters.set_adapter(adapter)
         with torch.no_grad(), self._counted() as made:
             self._decode(rows, tokens, read)
-        return Pass(0, made.peak)
+        return PassMemory(0, made.peak)
 
     @functools.cache  # noqa: B019
-    def training_pass(self, rows: int, tokens: int, read: int, adapter: str, checkpointing: bool = False) -> Pass:
+    def training_pass(self, rows: int, tokens: int, read: int, adapter: str, checkpointing: bool = False) -> PassMemory:
         """A forward and a backward pass through the decoder; the gradients of what is trained are not counted.
 
         Args:
@@ -169,9 +169,9 @@ class DryRun:
             with kept_for_backward(self._own) as kept:
                 states = self._decode(rows, tokens, read)
             states.sum().backward()
-        return Pass(sum(kept.values()), made.peak)
+        return PassMemory(sum(kept.values()), made.peak)
 
-    def head_pass(self, head: Head, positions: int, training: bool = True) -> Pass:
+    def head_pass(self, head: Head, positions: int, training: bool = True) -> PassMemory:
         """What a head takes on top of the decoder.
 
         Args:
@@ -186,7 +186,7 @@ class DryRun:
                 result = head(states)
             if training:
                 result.sum().backward()
-        return Pass(sum(kept.values()), made.peak)
+        return PassMemory(sum(kept.values()), made.peak)
 
     def _decode(self, rows: int, tokens: int, read: int) -> Tensor:
         """States that a head reads, ``[rows * read, hidden]``."""
@@ -197,13 +197,13 @@ class DryRun:
         found: Tensor = states[row_of, places]
         return found
 
-    def _image_pass(self, inputs: Mapping[str, Tensor]) -> Pass:
+    def _image_pass(self, inputs: Mapping[str, Tensor]) -> PassMemory:
         """Of one image. Tensors of whole numbers, such as grids, keep their content: towers decide by it."""
         dtype = getattr(torch, self.dtype)
         inputs = {n: one.to("meta", dtype) if one.is_floating_point() else one for n, one in inputs.items()}
         with torch.no_grad(), self._counted(*inputs.values()) as made:
             features = self.model.get_image_features(**inputs).pooler_output
-        return Pass(sum(one.nbytes for one in features), made.peak)
+        return PassMemory(sum(one.nbytes for one in features), made.peak)
 
     @contextmanager
     def _counted(self, *inputs: Tensor) -> Iterator[Allocations]:

@@ -10,12 +10,12 @@ from fgaif_ray.cluster.resources import ResourceRequest
 from fgaif_ray.config import Config, EngineConfig, change_config
 from fgaif_ray.errors import UserError
 
-Settings = tuple[str, ...]
+SettingChanges = tuple[str, ...]
 """``section.key=value`` each."""
 
 CHECKPOINTED: Final = "align.activation_checkpointing=true"
 SHARDED: Final = "align.sharding=full"
-TRIED: Final[Mapping[str, Sequence[Sequence[Settings]]]] = {
+TRIED: Final[Mapping[str, Sequence[Sequence[SettingChanges]]]] = {
     "Learner": (((), (CHECKPOINTED,)), ((SHARDED,), (SHARDED, CHECKPOINTED))),
     "RewardTrainer": (((),), (("rewards.quantisation=4bit",),)),
 }
@@ -41,7 +41,7 @@ def remedy(config: Config, request: ResourceRequest, found: Footprint, gpu: int,
     return None
 
 
-def _with_batch(config: Config, request: ResourceRequest, settings: Settings, room: int) -> Settings:
+def _with_batch(config: Config, request: ResourceRequest, settings: SettingChanges, room: int) -> SettingChanges:
     """The settings and, where it must be smaller, the largest batch that fits; nothing where none does.
 
     What a pass needs is taken to grow evenly from one row to all of them: it never is more than that.

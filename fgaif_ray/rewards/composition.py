@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fgaif_ray.records import ABSENT, CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.rewards.kinds import Granularity
 
 RewardValue = Literal["expected", "argmax"]
-Granularity = Literal["segment", "response"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

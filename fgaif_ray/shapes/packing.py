@@ -25,7 +25,7 @@ SEEN: Final = (*ANSWERS, *(f" {word}" for word in (*SHAPES, *COLORS, *SIZES, *RO
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PackedBatch:
     """One packed batch; B sequences of T tokens."""
 
     input_ids: Tensor  # [B, T]
@@ -45,9 +45,9 @@ class Batch:
         mask = torch.zeros(visible.shape, device=visible.device)
         return mask.masked_fill(~visible, torch.finfo(torch.float32).min)[:, None]
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "PackedBatch":
         """The batch on another device."""
-        return Batch(
+        return PackedBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
             self.branches.to(device),
@@ -90,7 +90,7 @@ class Packer:
         values = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255.0
         return (values - self._mean) / self._std
 
-    def pack(self, conversations: Sequence[Sequence[Turn]], images: np.ndarray | None) -> Batch:
+    def pack(self, conversations: Sequence[Sequence[Turn]], images: np.ndarray | None) -> PackedBatch:
         """Pack the conversations of each image behind its prefix."""
         encode = self._tokenizer
         every = [turn for turns in conversations for turn in turns]
@@ -122,7 +122,9 @@ class Packer:
         pixel_values = self.pixels(images) if images is not None else None
         labels_of_rows = padded(3, IGNORE)
         weights = torch.where(torch.isin(labels_of_rows, self._heavy_ids), HEAVY_WEIGHT, 1.0)
-        return Batch(padded(0, encode.pad_token_id), padded(1, 0), padded(2, -1), labels_of_rows, weights, pixel_values)
+        return PackedBatch(
+            padded(0, encode.pad_token_id), padded(1, 0), padded(2, -1), labels_of_rows, weights, pixel_values
+        )
 
 
 def _marked(asked: list[int], pieces: Sequence[list[int]], marks: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -134,7 +136,7 @@ def _marked(asked: list[int], pieces: Sequence[list[int]], marks: Sequence[int])
     return ids, labels
 
 
-def hidden_states(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+def hidden_states(model: LlavaForConditionalGeneration, batch: PackedBatch) -> Tensor:
     """The decoder's last states of a packed batch, ``[B, T, hidden]``."""
     output: Any = model.model(
         input_ids=batch.input_ids,
@@ -147,7 +149,7 @@ def hidden_states(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
     return states
 
 
-def language_loss(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+def language_loss(model: LlavaForConditionalGeneration, batch: PackedBatch) -> Tensor:
     """Mean cross-entropy over the answer tokens of a packed batch (scalar).
 
     Yes or no is one token, and most tokens of a caption are phrasing, so the words that depend on the image weigh more.

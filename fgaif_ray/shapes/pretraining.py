@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlavaForConditionalGeneration
 
 from fgaif_ray.progress import Progress
-from fgaif_ray.shapes.packing import Batch, Packer, language_loss
+from fgaif_ray.shapes.packing import PackedBatch, Packer, language_loss
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import COLORS, GRID, SHAPES, SIZES, Scene, draw_scene
 from fgaif_ray.shapes.turns import COLUMNS, ROWS, TurnMaker
@@ -247,10 +247,10 @@ def batches(
     seed: int,
     steps: int,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Iterator[PackedBatch]:
     """Packed batches of ``batch_size`` images, with the conversations that ``make_turns`` makes of them."""
 
-    def make(generator: random.Random, draws: np.random.Generator) -> Batch:
+    def make(generator: random.Random, draws: np.random.Generator) -> PackedBatch:
         scenes, images = pool.draw(batch_size, draws)
         conversations = [make_turns(scene, generator) for scene in scenes]
         return packer.pack(conversations, images if packer.with_image else None)
@@ -273,7 +273,7 @@ def _seen(
 def train_language(
     name: str,
     model: LlavaForConditionalGeneration,
-    streams: Sequence[Iterator[Batch]],
+    streams: Sequence[Iterator[PackedBatch]],
     steps: int,
     learning_rate: float,
     weight_decay: float,

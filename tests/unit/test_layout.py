@@ -187,3 +187,13 @@ def test_the_lock_satisfies_every_requirement() -> None:
         if pins.get(canonicalize_name(requirement.name), "0") not in requirement.specifier
     ]
     assert unmet == []
+
+
+def test_a_public_class_has_one_name_and_a_name_one_class() -> None:
+    places: dict[str, list[str]] = {}
+    for package in PACKAGES:
+        for path in sources(package):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -16,7 +16,6 @@ from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
     Benchmark,
     BenchmarkQuestion,
-    Floats,
     OfficialFiles,
     Reviews,
     Scores,
@@ -24,7 +23,7 @@ from fgaif_ray.evaluation.benchmarks.base import (
     need,
 )
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
-from fgaif_ray.statistics.intervals import ratios
+from fgaif_ray.statistics.intervals import Floats, ratios
 
 GENERATIVE: Final = "generative"
 SIMILAR: Final = "similar.json"

@@ -8,13 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
-
-Floats = NDArray[np.float64]
+from fgaif_ray.statistics.intervals import Floats
 
 DOCUMENTATION: Final = "docs/benchmarks.md"
 RATE: Final = 100.0

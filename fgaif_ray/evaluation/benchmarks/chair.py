@@ -19,7 +19,6 @@ from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
     Benchmark,
     BenchmarkQuestion,
-    Floats,
     OfficialFiles,
     Reviews,
     Scores,
@@ -27,7 +26,7 @@ from fgaif_ray.evaluation.benchmarks.base import (
 )
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
 from fgaif_ray.records import fingerprint
-from fgaif_ray.statistics.intervals import ratios
+from fgaif_ray.statistics.intervals import Floats, ratios
 
 SYNONYMS: Final = "synonyms.txt"
 SCRIPT: Final = "chair.py"

@@ -15,7 +15,6 @@ from fgaif_ray.config import LlavaBenchConfig
 from fgaif_ray.evaluation.benchmarks.base import (
     Benchmark,
     BenchmarkQuestion,
-    Floats,
     JudgeQuestion,
     OfficialFiles,
     Review,
@@ -24,7 +23,7 @@ from fgaif_ray.evaluation.benchmarks.base import (
     first_images,
     need,
 )
-from fgaif_ray.statistics.intervals import ratios
+from fgaif_ray.statistics.intervals import Floats, ratios
 
 QUESTIONS: Final = ("qa90_questions.jsonl", "questions.jsonl")
 REFERENCES: Final = ("qa90_gpt4_answer.jsonl", "answers_gpt4.jsonl")

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fgaif_ray.evaluation.benchmarks.base import RATE, Floats, Scores
-from fgaif_ray.statistics.intervals import estimate_figures
+from fgaif_ray.evaluation.benchmarks.base import RATE, Scores
+from fgaif_ray.statistics.intervals import Floats, estimate_figures
 from fgaif_ray.tables import table_lines
 
 

@@ -15,7 +15,6 @@ from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
     Benchmark,
     BenchmarkQuestion,
-    Floats,
     JudgeQuestion,
     OfficialFiles,
     Review,
@@ -25,7 +24,7 @@ from fgaif_ray.evaluation.benchmarks.base import (
     need,
     python_text,
 )
-from fgaif_ray.statistics.intervals import ratios
+from fgaif_ray.statistics.intervals import Floats, ratios
 
 TYPES: Final = 8
 """Types of question; the official file has them in turn, and its script goes by position modulo 8."""

@@ -15,14 +15,13 @@ from fgaif_ray.evaluation.benchmarks.base import (
     RATE,
     Benchmark,
     BenchmarkQuestion,
-    Floats,
     OfficialFiles,
     Reviews,
     Scores,
     first_images,
 )
 from fgaif_ray.evaluation.pope import FIGURES, STRATEGIES, parse_questions, says_yes
-from fgaif_ray.statistics.intervals import ratios
+from fgaif_ray.statistics.intervals import Floats, ratios
 
 COUNTS: Final = 4
 """Columns of a split: hits, misses, false alarms, right rejections; "yes" is the positive class."""
