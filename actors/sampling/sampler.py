@@ -57,7 +57,6 @@ class Sampler:
         rejected: list[dict[str, Any]] = []
         for task in tasks.to_pylist():
             try:
-                self._front_end.check_prompt(task["prompt"], self._config.sample.engine.max_model_len)
                 data = storage.read_bytes(task["image"])
                 images.append(decode_image(data))
             except (OSError, ValueError) as error:
