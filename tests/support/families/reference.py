@@ -64,6 +64,6 @@ def reference_log_probs(
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.zeros_like(response)], dim=1)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    logits = model(**inputs, use_cache=False).logits[0, length - 1 : -1]
+    logits: Tensor = model(**inputs, use_cache=False).logits[0, length - 1 : -1]
     logits[:, list(banned)] = float("-inf")
     return logits.log_softmax(dim=-1).gather(1, response[0, :, None])[:, 0]

@@ -51,7 +51,7 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 20, trainer)
-    if adds_bos:
+    if adds_bos and bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
