@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.labelling.checks import CHECKS_FOLDER, CHECKS_SCHEMA, VerificationCheck
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA
-from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_FOLDER, CONTROL_ITEMS_SCHEMA
 from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import REJECTED_SCHEMA, Feedback, feedback_schema

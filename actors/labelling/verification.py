@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 from actors.labelling.checks import CHECKS_FOLDER, VerificationCheck
 from actors.labelling.thresholds import find_thresholds
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
 from fgaif_ray.audit.control_items import load_control_items, measure
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_FOLDER, AskedControlItem
 from fgaif_ray.config import Config
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
@@ -93,7 +93,8 @@ def verification_figures(folder: str, thresholds: Mapping[str, float]) -> dict[s
     for check in map(VerificationCheck.from_row, storage.read_rows(storage.join(folder, CHECKS_FOLDER))):
         sums[check.second] = sums[check.second].merge(check)
     first, second = sums[False], sums[True]
-    control_items = measure(storage.read_rows(storage.join(folder, CONTROL_ITEMS_FOLDER)), thresholds)
+    asked = map(AskedControlItem.from_row, storage.read_rows(storage.join(folder, CONTROL_ITEMS_FOLDER)))
+    control_items = measure(asked, thresholds)
     return {
         "verifier_answer_mass": first.answer_mass / first.questions if first.questions else None,
         "prefix_cache": _prefix_cache(first),

@@ -14,8 +14,8 @@ from actors.labelling.extracted import ExtractedResponse, unseal_extracted
 from actors.labelling.fact_checker import FactChecker, FactQuestion, Findings
 from actors.labelling.metrics import record_control_items, record_labelled, record_prompt_tokens
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA, ControlItem, ControlItemPool
-from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
+from fgaif_ray.audit.control_items import ControlItem, ControlItemPool
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_FOLDER, CONTROL_ITEMS_SCHEMA
 from fgaif_ray.config import LabelConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import DEFAULT, FactType, type_names
@@ -175,15 +175,7 @@ class Verifier:
     ) -> None:
         """Write the block's files, rows last: a block is done when they are there."""
         asked = [
-            {
-                "image": item.image,
-                "fact": item.text,
-                "kind": item.kind,
-                "type": item.type,
-                "consistent": item.consistent,
-                "injected": item.injected,
-                "p_consistent": found.answers[question].p_yes if question in found.answers else None,
-            }
+            item.asked(found.answers[question].p_yes if question in found.answers else None).to_row()
             for question, item in control_items.items()
         ]
         if asked:

@@ -22,7 +22,6 @@ from fgaif_ray.records.feedback import (
     Feedback,
     Segment,
     VerifiedSegment,
-    ai_labels,
     feedback_schema,
 )
 from fgaif_ray.records.identity import fingerprint, sample_identity
@@ -50,7 +49,6 @@ __all__ = [
     "Segment",
     "VerifiedFact",
     "VerifiedSegment",
-    "ai_labels",
     "feedback_schema",
     "fingerprint",
     "sample_identity",

@@ -135,9 +135,3 @@ class Feedback:
         """Return the plain values of ``feedback_schema``."""
         segments = [segment.to_row() for segment in self.segments]
         return self.response.to_row() | {"segments": segments, "annotator": self.annotator}
-
-
-def ai_labels(segment: Mapping[str, Any]) -> Mapping[str, int]:
-    """Return the labels that the AI gave a segment of a feedback row, even if they have been replaced."""
-    labels: Mapping[str, int] = segment.get("ai_labels") or segment["labels"]
-    return labels
