@@ -25,7 +25,7 @@ from fgaif_ray.records.feedback import (
     feedback_schema,
 )
 from fgaif_ray.records.identity import fingerprint, sample_identity
-from fgaif_ray.records.response import REJECTED_SCHEMA, RESPONSES_SCHEMA, RejectedResponse, Response
+from fgaif_ray.records.response import REJECTED_SCHEMA, RESPONSE_COLUMNS, RESPONSES_SCHEMA, RejectedResponse, Response
 
 __all__ = [
     "ABSENT",
@@ -41,6 +41,7 @@ __all__ = [
     "PROVIDED",
     "REJECTED_SCHEMA",
     "RESPONSES_SCHEMA",
+    "RESPONSE_COLUMNS",
     "Fact",
     "Feedback",
     "JudgedFact",
