@@ -14,6 +14,7 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors import metrics
+from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
 from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
@@ -38,8 +39,8 @@ from fgaif_ray.vlm.front_end import load_front_end
 class Generator:
     """A worker that answers the questions of a block and writes the block as a part of the stage.
 
-    It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
-    ``rejected`` (the image cannot be read), ``tokens``.
+    It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns the table of ``BlockCounts``;
+    questions are rejected whose image cannot be read.
 
     Args:
         config: ``policy``, ``evaluate.engine``, ``align.rollout.sync`` and ``run.seed``.
@@ -80,12 +81,11 @@ class Generator:
         answers = self._answer(asked, opened) if asked else []
         if answers:
             storage.write_part(partial, [answer.to_row() for answer in answers], ANSWERS_SCHEMA, name)
-        tokens = sum(answer.tokens for answer in answers)
         _record(asked, "answered")
         _record((one.question for one in rejected), "rejected")
         for answer in answers:
             metrics.EVALUATION_TOKENS.inc(answer.tokens, policy=answer.question.which)
-        return pa.Table.from_pylist([{"answered": len(answers), "rejected": len(rejected), "tokens": tokens}])
+        return BlockCounts(done=len(answers), rejected=len(rejected)).to_table()
 
     def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[EvaluationAnswer]:
         """Answer questions to one policy."""
@@ -143,7 +143,7 @@ def _open(path: str) -> Image | UserError:
 
 def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[BlockCounts]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
     announce_engines("evaluate")
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
@@ -153,4 +153,5 @@ def answer_questions(
         compute=ActorPoolStrategy(size=1),
         **resources.generator(config).options(),
     )
-    yield from count_down("evaluate", sum(len(block) for block in blocks), dataset.iter_rows())
+    counts = map(BlockCounts.from_row, dataset.iter_rows())
+    yield from count_down("evaluate", sum(len(block) for block in blocks), counts)
