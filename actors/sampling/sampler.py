@@ -11,6 +11,7 @@ from PIL.Image import Image
 from actors import metrics
 from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import unseal
+from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import BAN, image_prompt, start_engine
 from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage, SamplingTask
 from fgaif_ray import storage
@@ -66,8 +67,13 @@ class Sampler:
             try:
                 readable.append(self._read(task))
             except (OSError, ValueError) as error:
-                rejected.append(RejectedImage(image=task.image, prompt=task.prompt, reason=str(error)))
-        responses = self._sample(readable)
+                rejected.append(_rejected(task, error))
+        responses: list[Response] = []
+        for asked, answer in zip(readable, self._sample(readable), strict=True):
+            if isinstance(answer, PromptRefusedError):
+                rejected.append(_rejected(asked.task, answer))
+            else:
+                responses.append(self._response(asked, answer.outputs[0]))
         name = fingerprint([task.image for task in tasks], [task.prompt for task in tasks])
         if rejected:
             rows = [one.to_row() for one in rejected]
@@ -86,7 +92,7 @@ class Sampler:
         Raises:
             OSError or ValueError: the prompt cannot be asked, or the image cannot be read.
         """
-        self._front_end.check_prompt(task.prompt, self._config.sample.engine.max_model_len)
+        self._front_end.prompt_ids(task.prompt)
         data = storage.read_bytes(task.image)
         image = decode_image(data)
         digest = hashlib.sha256(data).hexdigest()
@@ -94,8 +100,8 @@ class Sampler:
         identity = sample_identity(digest, task.prompt, self._config.policy.model, settings)
         return _Readable(task, image, digest, identity)
 
-    def _sample(self, readable: Sequence[_Readable]) -> list[Response]:
-        """Sample a response to each task."""
+    def _sample(self, readable: Sequence[_Readable]) -> list[Any]:
+        """Sample a response to each task; see ``generate``."""
         from vllm import SamplingParams
 
         sample = self._config.sample
@@ -112,8 +118,7 @@ class Sampler:
             )
             for one in readable
         ]
-        results = self._engine.generate(prompts, parameters, use_tqdm=False)
-        return [self._response(one, result.outputs[0]) for one, result in zip(readable, results, strict=True)]
+        return generate(self._engine, prompts, parameters)
 
     def _response(self, asked: _Readable, completion: Any) -> Response:
         token_ids = tuple(completion.token_ids)
@@ -127,3 +132,7 @@ class Sampler:
             finish_reason=completion.finish_reason,
             model=self._config.policy.model,
         )
+
+
+def _rejected(task: SamplingTask, error: Exception) -> RejectedImage:
+    return RejectedImage(image=task.image, prompt=task.prompt, reason=str(error))
