@@ -24,6 +24,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import AFTER, BEFORE
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, REJECTED_FOLDER, REJECTED_SCHEMA
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.vlm.front_end import load_front_end
 
@@ -35,7 +36,7 @@ class Generator:
     ``rejected`` (the image cannot be read), ``tokens``.
 
     Args:
-        config: ``policy``, ``evaluate.engine``, ``align.rollout.sync`` and ``run.seed``.
+        config: ``policy``, ``evaluate.engine``, ``align.rollout.sync``, ``run.seed`` and the pixel budget of ``data``.
         adapter: PEFT folder of the aligned policy, a path or URI.
         rank: rank of that adapter.
         partial: folder that gets the parts, or one for each task; the questions of a block then have one task.
@@ -43,6 +44,7 @@ class Generator:
 
     def __init__(self, config: Config, adapter: str, rank: int, partial: str | Mapping[str, str]) -> None:
         self._model = config.policy.model
+        self._budget = config.data.pixel_budget
         self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
         self._partial = partial
@@ -60,7 +62,7 @@ class Generator:
         for row in questions.to_pylist():
             path = row["image"]
             if path not in opened:
-                opened[path] = _open(path)
+                opened[path] = _open(path, self._budget)
             if isinstance(found := opened[path], UserError):
                 rejected.append(row | {"reason": str(found)})
             else:
@@ -122,9 +124,9 @@ def _record(rows: list[dict[str, Any]], outcome: str) -> None:
         metrics.EVALUATION_TOKENS.inc(row.get("tokens", 0), policy=row["which"])
 
 
-def _open(path: str) -> Image | UserError:
+def _open(path: str, budget: PixelBudget) -> Image | UserError:
     try:
-        return load_image(path)
+        return load_image(path, budget)
     except UserError as error:
         return error
 

@@ -16,6 +16,7 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 
 FACTS_SCHEMA: Final = pa.schema(
     [
@@ -41,8 +42,9 @@ class CalibrationVerifier:
     An image that cannot be read or a fact that cannot be asked is fatal: the set is a person's own, who can fix it.
     """
 
-    def __init__(self, config: VerifierConfig) -> None:
+    def __init__(self, config: VerifierConfig, budget: PixelBudget) -> None:
         self._checker = FactChecker(config)
+        self._budget = budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         rows = unseal(sealed).to_pylist()
@@ -50,7 +52,7 @@ class CalibrationVerifier:
         for row in rows:
             if row["image"] not in images:
                 try:
-                    images[row["image"]] = load_image(row["image"])
+                    images[row["image"]] = load_image(row["image"], self._budget)
                 except UserError as error:
                     return _fatal(str(error))
         found = self._checker.ask([(row["image"], row["fact"]) for row in rows], images)
@@ -70,7 +72,9 @@ def _fatal(reason: str) -> pa.Table:
     return pa.Table.from_pylist([{"fatal": reason}], schema=VERIFIED_SCHEMA)
 
 
-def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Iterator[dict[str, Any]]:
+def verify_facts(
+    config: VerifierConfig, facts: Sequence[LabelledFact], budget: PixelBudget = UNLIMITED
+) -> Iterator[dict[str, Any]]:
     """Verify labelled facts; yields rows of ``VERIFIED_SCHEMA`` without ``fatal``, in any order.
 
     Raises:
@@ -80,7 +84,7 @@ def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Itera
     announce_engines("calibrate", min(config.engines, len(blocks)))
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         CalibrationVerifier,
-        fn_constructor_kwargs={"config": config},
+        fn_constructor_kwargs={"config": config, "budget": budget},
         **ONE_BLOCK,
         compute=ActorPoolStrategy(size=min(config.engines, len(blocks))),
         **resources.verifier(config).options(),

@@ -18,6 +18,7 @@ from actors.labelling.verifier import CHECKS_FOLDER, CHECKS_SCHEMA, COUNTS_SCHEM
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import feedback_schema
 
 ANNOTATOR_KEY = "second_verifier"
@@ -49,12 +50,13 @@ class SecondVerifier:
         self._labeller = verification.labeller(both=True)
         self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(second)
+        self._budget = verification.budget
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
         (number,) = numbers.column("id").to_pylist()
         part = self._parts[number]
         rows = storage.read_part(part)
-        images = _readable_images(rows)
+        images = _readable_images(rows, self._budget)
         questions: list[FactQuestion] = [
             (row["image_sha256"], fact["text"])
             for row in rows
@@ -79,12 +81,12 @@ class SecondVerifier:
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 
 
-def _readable_images(rows: list[dict[str, Any]]) -> dict[str, Image]:
+def _readable_images(rows: list[dict[str, Any]], budget: PixelBudget) -> dict[str, Image]:
     images: dict[str, Image] = {}
     for row in rows:
         if row["image_sha256"] not in images:
             try:
-                images[row["image_sha256"]] = load_image(row["image"])
+                images[row["image_sha256"]] = load_image(row["image"], budget)
             except UserError:
                 continue  # it was there for the first verifier; its facts are counted as unanswered
     return images

@@ -76,7 +76,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         from actors.labelling.calibration import verify_facts
 
         try:
-            for row in verify_facts(verifier, labelled):
+            for row in verify_facts(verifier, labelled, config.data.pixel_budget):
                 p_consistent[row["number"]] = row["p_consistent"]
                 progress.advance()
         except Exception as error:

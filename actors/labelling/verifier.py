@@ -22,6 +22,7 @@ from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Labeller, Thresholds
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema, fingerprint
 
 COUNTS_SCHEMA: Final = pa.schema(
@@ -58,6 +59,8 @@ class Verification:
     second_thresholds: Thresholds | None
     control_items: ControlItemPool
     fact_types: tuple[FactType, ...] = DEFAULT
+    budget: PixelBudget = UNLIMITED
+    """Of the images."""
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -126,6 +129,7 @@ class Verifier:
         self._labeller = verification.labeller(both=False)
         self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(verification.config.verifier)
+        self._budget = verification.budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         rows = unseal(sealed).to_pylist()
@@ -135,7 +139,7 @@ class Verifier:
         name = fingerprint([row["sample_id"] for row in rows])
         waiting = {row["sample_id"]: row["unavailable"] for row in rows if row["unavailable"] is not None}
         rows = [row for row in rows if row["unavailable"] is None]
-        images = _load_images(rows)
+        images = _load_images(rows, self._budget)
         control_items = self._draw_control_items(name, images)
         own = [
             (row["image_sha256"], fact["text"])
@@ -177,7 +181,7 @@ class Verifier:
                 key = f"{_CONTROL_IMAGE}{item.image}"
                 if key not in images:
                     with contextlib.suppress(UserError):
-                        images[key] = load_image(item.image)
+                        images[key] = load_image(item.image, self._budget)
             drawn[key, item.text] = item
         return drawn
 
@@ -230,14 +234,14 @@ class Verifier:
         return self._labeller.label(row | {"segments": segments})
 
 
-def _load_images(rows: list[dict[str, Any]]) -> dict[str, Image]:
+def _load_images(rows: list[dict[str, Any]], budget: PixelBudget) -> dict[str, Image]:
     """Decode the facts of rows, and the images by their hash; a row whose image cannot be read gets a reason."""
     images: dict[str, Image] = {}
     for row in rows:
         row["facts"] = json.loads(row["facts"]) if row["facts"] is not None else None
         if row["facts"] is not None and row["image_sha256"] not in images:
             try:
-                images[row["image_sha256"]] = load_image(row["image"])
+                images[row["image_sha256"]] = load_image(row["image"], budget)
             except UserError as error:
                 row["reason"] = f"image: {error}"
     return images

@@ -30,6 +30,7 @@ def sampling_settings(config: Config) -> dict[str, Any]:
         "top_p": sample.top_p,
         "max_tokens": sample.max_tokens,
         "seed": config.run.seed,
+        **config.data.pixel_limits,
     }
 
 
@@ -59,7 +60,7 @@ class Sampler:
             try:
                 self._front_end.check_prompt(task["prompt"], self._config.sample.engine.max_model_len)
                 data = storage.read_bytes(task["image"])
-                images.append(decode_image(data))
+                images.append(decode_image(data, self._config.data.pixel_budget))
             except (OSError, ValueError) as error:
                 rejected.append({"image": task["image"], "prompt": task["prompt"], "reason": str(error)})
                 continue

@@ -14,6 +14,7 @@ import numpy as np
 from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.evaluation import AFTER, BEFORE, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.rewards.kinds import COARSE, response_label
 from fgaif_ray.shapes.scenes import Scene
@@ -54,6 +55,7 @@ def reward_accuracy(
     model: "RewardModel",
     coarse: bool,
     types: Sequence[str] = FACT_TYPES,
+    budget: PixelBudget = UNLIMITED,
 ) -> dict[str, dict[str, Any]]:
     """Compare reward models with the truth on responses that they were not trained on.
 
@@ -63,6 +65,7 @@ def reward_accuracy(
         model: the reward models of all fact types.
         coarse: whether they give one verdict per response.
         types: fact types of the run; those that the truth does not know are left out.
+        budget: of the images.
 
     Returns:
         For the responses ``before`` alignment and those ``after`` it, metrics of ``Agreement.to_dict`` by fact type, or
@@ -74,7 +77,7 @@ def reward_accuracy(
     judged = tuple(kind for kind in types if kind in FACT_TYPES)
     known = [row for row in rows if row["task"] == SAMPLED and row["image"] in truth]
     return {
-        which: _accuracy([row for row in known if row["which"] == which], truth, model, coarse, judged)
+        which: _accuracy([row for row in known if row["which"] == which], truth, model, coarse, judged, budget)
         for which in (BEFORE, AFTER)
     }
 
@@ -85,11 +88,12 @@ def _accuracy(
     model: "RewardModel",
     coarse: bool,
     types: Sequence[str],
+    budget: PixelBudget,
 ) -> dict[str, Any]:
     true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else types)}
     predicted: dict[str, list[int]] = {kind: [] for kind in true_codes}
     for start in range(0, len(rows), BLOCK):
-        _score(rows[start : start + BLOCK], truth, model, true_codes, predicted, types)
+        _score(rows[start : start + BLOCK], truth, model, true_codes, predicted, types, budget)
     return {kind: agreement(codes, predicted[kind]).to_dict() for kind, codes in true_codes.items()}
 
 
@@ -100,6 +104,7 @@ def _score(
     true_codes: dict[str, list[int]],
     predicted: dict[str, list[int]],
     types: Sequence[str],
+    budget: PixelBudget,
 ) -> None:
     """Add the verdicts on a block of responses."""
     from fgaif_ray.images import load_image
@@ -109,7 +114,7 @@ def _score(
     kept = [index for index, of_one in enumerate(verdicts) if of_one]
     items = [
         ScoringItem(
-            load_image(rows[index]["image"]),
+            load_image(rows[index]["image"], budget),
             rows[index]["prompt"],
             [rows[index]["response"][verdict.start : verdict.end] for verdict in verdicts[index]],
         )

@@ -15,6 +15,7 @@ from fgaif_ray.errors import ItemError
 from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
 from fgaif_ray.rewards.composition import segment_rewards
 from fgaif_ray.rewards.scoring import Scorer, TypeProbabilities, make_batch, score_batches
@@ -36,6 +37,7 @@ def choose_examples(
     reward: RewardComposition,
     options: ReportConfig,
     seed: int,
+    budget: PixelBudget = UNLIMITED,
 ) -> list[dict[str, Any]]:
     """Choose and judge the examples of all groups.
 
@@ -48,6 +50,7 @@ def choose_examples(
         reward: ``align.reward``.
         options: how many of each group.
         seed: seed of the draw.
+        budget: of the images.
 
     Returns:
         What ``judge_examples`` returns, with ``group``: ``options.examples`` that are drawn, then ``options.extremes``
@@ -64,14 +67,14 @@ def choose_examples(
         standings = [_standings(truth[example["image"]], example) for example in others]
     else:
         others = _draw(others, POOL, seed)
-        judged_others = judge_examples(others, None, model, reward)
+        judged_others = judge_examples(others, None, model, reward, budget)
         standings = [_counted(example) for example in judged_others]
     improved, worst = rank_examples(standings, options.extremes)
     if truth is not None:
         chosen = [*drawn, *(others[index] for index in (*improved, *worst))]
-        judged = judge_examples(chosen, truth, model, reward)
+        judged = judge_examples(chosen, truth, model, reward, budget)
     else:
-        judged = judge_examples(drawn, None, model, reward)
+        judged = judge_examples(drawn, None, model, reward, budget)
         judged += [judged_others[index] for index in (*improved, *worst)]
     groups = [DRAWN] * len(drawn) + [IMPROVED] * len(improved) + [WORST] * len(worst)
     return [{"group": group, **example} for group, example in zip(groups, judged, strict=True)]
@@ -163,6 +166,7 @@ def judge_examples(
     truth: Mapping[str, Scene] | None,
     model: Scorer,
     reward: RewardComposition,
+    budget: PixelBudget = UNLIMITED,
 ) -> list[dict[str, Any]]:
     """Give each segment the truth's verdict and the reward models' probabilities and rewards.
 
@@ -171,6 +175,7 @@ def judge_examples(
         truth: the scene behind each image, or None.
         model: the reward models of all fact types.
         reward: ``align.reward``: what the verdicts were worth in training.
+        budget: of the images, which are shown as the models saw them.
 
     Returns:
         The examples, JSON-serialisable: ``picture`` (a data URL), ``name``, ``truth`` (objects in words, or None), and
@@ -182,7 +187,7 @@ def judge_examples(
     """
     if not examples:
         return []
-    images = [load_image(example["image"]) for example in examples]
+    images = [load_image(example["image"], budget) for example in examples]
     places = [(index, which) for index in range(len(examples)) for which in POLICIES]
     spans = {place: split_segments(examples[place[0]][place[1]]["response"]) for place in places}
     files = [encode_image(image, "PNG") for image in images]
