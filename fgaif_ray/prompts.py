@@ -141,6 +141,8 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     """
     while isinstance(given, list) and len(given) == 1 and isinstance(given[0], list):
         given = given[0]
+    if given == []:
+        raise ValueError("it has no message of the user")
     if not is_chat(given):
         raise ValueError("it is not a list of chat messages, each with a role and a content")
     messages = [_message(message, number) for number, message in enumerate(given, start=1)]

@@ -16,7 +16,7 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
-from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
+from fgaif_ray.pixel_budget import PixelBudget
 
 FACTS_SCHEMA: Final = pa.schema(
     [
@@ -73,7 +73,7 @@ def _fatal(reason: str) -> pa.Table:
 
 
 def verify_facts(
-    config: VerifierConfig, facts: Sequence[LabelledFact], budget: PixelBudget = UNLIMITED
+    config: VerifierConfig, facts: Sequence[LabelledFact], budget: PixelBudget
 ) -> Iterator[dict[str, Any]]:
     """Verify labelled facts; yields rows of ``VERIFIED_SCHEMA`` without ``fatal``, in any order.
 

@@ -119,7 +119,7 @@ def _prompt(value: Any, images: int, column: str, where: str) -> tuple[str | Non
 
 def _response(value: Any, column: str, where: str) -> str | None:
     """Return a response: a text, or the one message of the assistant."""
-    if is_chat(value) and len(value) == 1:
+    if is_chat(value) and len(value) == 1 and value[0]["role"] == "assistant":
         try:
             _, value = split_response(value)
         except ValueError as error:

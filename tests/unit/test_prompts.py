@@ -162,7 +162,7 @@ def test_text_that_would_be_taken_for_messages_stays_in_json() -> None:
     ("messages", "said"),
     [
         ("Why?", "not a list of chat messages"),
-        ([], "not a list of chat messages"),
+        ([], "it has no message of the user"),
         ([{"from": "human", "value": "Why?"}], "not a list of chat messages"),
         ([user("a"), "b"], "not a list of chat messages"),
         ([user("a"), assistant("b")], "the last message is the assistant's"),
