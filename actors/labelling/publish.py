@@ -86,7 +86,9 @@ def publish(
     stage.publish({"rows": labelled, "rejected": rejected, **manifest_entries(config)})
     for line in summary_lines(config, metrics):
         say(line)
-    rejections = storage.read_rows(rejected_stage.folder, ["image", "reason"])
+    rejections = (
+        (row["image"], row["reason"]) for row in storage.read_rows(rejected_stage.folder, ["image", "reason"])
+    )
     say_rejected("label", rejections, rejected, rejected_stage.folder)
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 

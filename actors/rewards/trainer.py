@@ -242,12 +242,12 @@ def train_missing(
         reporter: shows progress; None in a worker that is not the first, and writes nothing.
     """
     from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
-    from fgaif_ray.rewards.data import ImageFeatures
+    from fgaif_ray.rewards.data import FeatureCache
     from fgaif_ray.rewards.model import RewardModel
     from fgaif_ray.rewards.training import train_reward_model
 
     model, rewards = RewardModel(backbone), config.rewards
-    features = ImageFeatures(backbone, budget=config.data.pixel_budget)
+    features = FeatureCache(backbone, budget=config.data.pixel_budget)
     tasks = reward_tasks(rewards.kind, config.run.type_names)
     reporter, first = reporter or Reporter(None), reporter is not None
 

@@ -3,11 +3,8 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
-
-import torch
-from torch import Tensor
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
@@ -16,6 +13,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.image_features import ImageFeatures
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
 BUCKET_BATCHES: Final = 16
@@ -49,7 +47,7 @@ class Example:
     @property
     def length(self) -> int:
         """Tokens, image tokens included."""
-        return len(self.encoded.input_ids)
+        return len(self.encoded)
 
 
 @dataclass(frozen=True)
@@ -160,8 +158,9 @@ def _encode(
     for response in responses:
         item = ScoringItem(load_image(response.image, budget), response.prompt, response.segments)
         encoded = encode_item(backbone, item)
-        if len(encoded.input_ids) <= backbone.max_length:
-            examples.append(Example(response.image, encoded, response.labels, response.image_sha256))
+        if len(encoded) <= backbone.max_length:
+            kept = replace(encoded, prompt=encoded.prompt.without_pixels())  # of many images they would fill the memory
+            examples.append(Example(response.image, kept, response.labels, response.image_sha256))
         on_progress(1)
     return examples
 
@@ -185,12 +184,11 @@ def make_batches(lengths: Sequence[int], batch_size: int, generator: random.Rand
     return batches
 
 
-class ImageFeatures:
-    """Projected vision features by image path.
+class FeatureCache:
+    """Features of images by path.
 
-    The vision tower is frozen, so an image is encoded once and its features kept in host memory, as far as
-    ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an
-    image).
+    What makes them is frozen, so an image is encoded once and its features kept in host memory, as far as
+    ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an image).
     """
 
     def __init__(
@@ -199,12 +197,12 @@ class ImageFeatures:
         self._backbone = backbone
         self._budget = budget
         self._room = cache_bytes
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, ImageFeatures] = {}
         self.encoded = 0
         """Images that went through the vision tower so far."""
 
-    def __call__(self, paths: Sequence[str]) -> Tensor:
-        """Return the features of images, ``[images, image_tokens, hidden]``, on the model's device.
+    def __call__(self, paths: Sequence[str]) -> list[ImageFeatures]:
+        """Return the features of images, in order.
 
         Raises:
             UserError: an image cannot be read.
@@ -212,12 +210,12 @@ class ImageFeatures:
         found = {path: self._kept[path] for path in paths if path in self._kept}
         missing = [path for path in dict.fromkeys(paths) if path not in found]
         if missing:
-            pixels = self._backbone.pixel_values([load_image(path, self._budget) for path in missing])
+            front_end = self._backbone.front_end
+            prompts = [front_end.encode_prompt("", [load_image(path, self._budget)]) for path in missing]
             self.encoded += len(missing)
-            for path, features in zip(missing, self._backbone.image_features(pixels), strict=True):
+            for path, features in zip(missing, self._backbone.image_features(prompts), strict=True):
                 found[path] = features
-                size = features.numel() * features.element_size()
-                if size <= self._room:
-                    self._room -= size
-                    self._kept[path] = features.cpu().clone()
-        return torch.stack([found[path].to(self._backbone.device) for path in paths])
+                if features.planes.nbytes <= self._room:
+                    self._room -= features.planes.nbytes
+                    self._kept[path] = features.copy_to_host()
+        return [found[path] for path in paths]

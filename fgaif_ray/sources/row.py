@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pyarrow as pa
+
 from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
@@ -12,6 +14,7 @@ from fgaif_ray.prompts import canonical_prompt, is_chat, messages_of, parse_chat
 
 OTHER_NAMES: Final = {"image": "images", "prompt": "messages"}
 """Columns that data sets of TRL and verl have in place of those of the default names."""
+PROVIDED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 _DATA_URL: Final = "data:"
 
 
@@ -33,6 +36,29 @@ class Row:
         """The only image."""
         (image,) = self.images
         return image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvidedResponse:
+    """A response that came with the data.
+
+    Example: ``ProvidedResponse(image="photos/cat.jpg", prompt="What is this?", text="A cat.")``
+    """
+
+    image: str
+    """Path or URI."""
+    prompt: str
+    text: str
+    """The column ``response``."""
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "ProvidedResponse":
+        """Build it from plain values."""
+        return cls(image=row["image"], prompt=row["prompt"], text=row["response"])
+
+    def to_row(self) -> dict[str, str]:
+        """Return the plain values of ``PROVIDED_SCHEMA``."""
+        return {"image": self.image, "prompt": self.prompt, "response": self.text}
 
 
 @dataclass(frozen=True, slots=True)

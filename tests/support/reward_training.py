@@ -11,7 +11,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config, LoRAOptions, RewardsConfig
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, feedback_schema
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
-from fgaif_ray.rewards.data import ImageFeatures, RewardData
+from fgaif_ray.rewards.data import FeatureCache, RewardData
 from fgaif_ray.rewards.kinds import RewardTask
 from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.training import train_reward_model
@@ -84,7 +84,7 @@ def silent(*_: Any) -> None:
 def train(data: RewardData, fact_type: str = "existence", **changes: Any) -> tuple[RewardModel, dict[str, Any]]:
     model = RewardModel(load_backbone(CHECKPOINT, "float32"))
     options = OPTIONS.model_copy(update=changes)
-    features = ImageFeatures(model.backbone)
+    features = FeatureCache(model.backbone)
     task = RewardTask(fact_type, (fact_type,), (fact_type,))
     return model, train_reward_model(model, task, data, features, options, 0, silent)[fact_type]
 
@@ -104,7 +104,7 @@ def interrupted_training(data: RewardData, folder: Path, task: RewardTask, after
 
     checkpoint = TrainingCheckpoint(str(folder), task.name)
     with pytest.raises(Interrupted):
-        train_reward_model(model, task, data, ImageFeatures(model.backbone), options, seed, on_progress, checkpoint)
+        train_reward_model(model, task, data, FeatureCache(model.backbone), options, seed, on_progress, checkpoint)
 
 
 # The job

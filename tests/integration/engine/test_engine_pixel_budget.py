@@ -16,7 +16,8 @@ from actors.labelling.extraction import EXTRACTED_SCHEMA
 from actors.labelling.second_verifier import SecondVerifier
 from actors.labelling.verification import prepare
 from actors.labelling.verifier import Verifier
-from actors.sampling.sampler import TASK_SCHEMA, Sampler
+from actors.sampling.rows import TASK_SCHEMA
+from actors.sampling.sampler import Sampler
 from fgaif_ray import storage
 from fgaif_ray.config import Config, VerifierConfig
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA

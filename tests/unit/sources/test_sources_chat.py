@@ -115,7 +115,7 @@ def test_columns_of_trl_and_verl_are_read_without_naming_them(tmp_path: Path) ->
     config = configure(tmp_path / "run", path=str(write_lines(tmp_path / "rows.jsonl", rows)))
     sets = prepare_images(config)
     assert names(sets.sample) == ["00.png", "01.png", "02.png", "03.png"]
-    assert [row["response"] for row in provided_responses(config, sets)] == [f"Answer {index}." for index in range(4)]
+    assert [row.text for row in provided_responses(config, sets)] == [f"Answer {index}." for index in range(4)]
     assert asked(sets) == [f"Prompt {index}?" for index in (4, 5, 6, 8)]
 
 
@@ -185,7 +185,7 @@ def test_images_in_data_urls_are_stored(tmp_path: Path) -> None:
     config = configure(tmp_path / "run", path=str(write_lines(tmp_path / "rows.jsonl", rows)))
     sets = prepare_images(config)
     assert [storage.read_bytes(image) for image in sets.sample] == [picture(index) for index in range(4)]
-    assert [row["image"] for row in provided_responses(config, sets)] == sets.sample
+    assert [row.image for row in provided_responses(config, sets)] == sets.sample
     assert prepare_images(config) == sets
 
 
