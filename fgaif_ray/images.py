@@ -1,7 +1,9 @@
 """Opening of untrusted images, and display of images on pages."""
 
 import base64
+import binascii
 import io
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -11,23 +13,43 @@ from PIL import Image, ImageOps
 
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
+from fgaif_ray.pixel_budget import MAX_PIXELS, UNLIMITED, PixelBudget
+from fgaif_ray.pixels import note_transparent_colour, to_rgb
 from fgaif_ray.progress import say_once
 
-MAX_PIXELS: Final = 64_000_000
-"""Larger images are refused before they are decoded (a 69-byte PNG can claim 10,000 x 10,000 pixels)."""
 MAX_ASPECT: Final = 100.0
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats that are decoded. Pillow knows more, and gives some of them (EPS) to an outside interpreter."""
 SMALLEST_PHOTO: Final = 128
 """Pixels; images with no side as long are shown without loss and enlarged."""
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+DRAFT_SIDES: Final = 2
+"""A JPEG is decoded at a fraction of its size where that leaves so many times the sides that are wanted."""
+MAX_DATA_URL_BYTES: Final = 32 << 20
+"""Bytes of an image file in a data URL."""
+_DATA_URL: Final = re.compile(r"data:(?:image/[a-z0-9.+-]+)?(?:;[^,;]*)*?;base64,", re.IGNORECASE)
+_FOREIGN: Final = {
+    "AVIF": re.compile(rb".{4}ftyp(?:avi[fs]|m[is]f1.{0,64}?avi[fs])", re.DOTALL),
+    "HEIC": re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cxms]|m[is]f1)", re.DOTALL),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"),
+    "PDF": re.compile(rb".{0,1000}%PDF-", re.DOTALL),
+    "SVG": re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<svg\b|<(?:\?xml|!--|!doctype svg).{0,4000}<svg\b)", re.DOTALL | re.I),
+}
+"""Formats that people have and that are not decoded, by the start of their files."""
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Decode an image file in full to RGB: the first frame, upright as its EXIF says.
+def decode_image(data: bytes, budget: PixelBudget = UNLIMITED) -> Image.Image:
+    """Decode an image file in full to 8-bit RGB: the first frame, upright as its EXIF says, scaled to the budget.
+
+    Transparent parts become white, and deeper pixels 8-bit ones (see ``fgaif_ray.pixels.to_rgb``).
+
+    Args:
+        data: the file.
+        budget: the fewest and the most pixels; the aspect is kept.
 
     Raises:
-        ValueError: it is not an image, truncated, larger than MAX_PIXELS, or over MAX_ASPECT times as wide as high.
+        ValueError: it is not an image or of a format that is not read, truncated, larger than MAX_PIXELS, or over
+            MAX_ASPECT times as wide as high.
     """
     try:
         with warnings.catch_warnings():
@@ -38,21 +60,33 @@ def decode_image(data: bytes) -> Image.Image:
                 raise ValueError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS} in all")
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise ValueError(f"the image is {width} x {height} pixels, too narrow to be seen")
+            note_transparent_colour(image)
+            draft_width, draft_height = budget.size_of(width, height)
+            image.draft(None, (DRAFT_SIDES * draft_width, DRAFT_SIDES * draft_height))
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGB")
+            picture = to_rgb(ImageOps.exif_transpose(image))
+            size = budget.size_of(*picture.size)
+            return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
-        raise ValueError("the data are no readable image") from error
+        raise ValueError(_reason(data)) from error
 
 
-def load_image(path: str) -> Image.Image:
-    """Open an image by path or URI as RGB.
+def _reason(data: bytes) -> str:
+    """Say why a file is not read."""
+    for name, start in _FOREIGN.items():
+        if start.match(data):
+            return f"its format is {name}, which is not read: convert the image to JPEG or PNG"
+    return "the data are no readable image"
+
+
+def load_image(path: str, budget: PixelBudget = UNLIMITED) -> Image.Image:
+    """Open an image by path or URI as ``decode_image`` does.
 
     Raises:
         UserError: it cannot be read or is not a usable image.
     """
     try:
-        return decode_image(storage.read_bytes(path))
+        return decode_image(storage.read_bytes(path), budget)
     except OSError as error:
         raise UserError(f"Cannot read the image {path}: check that the file exists and may be read.") from error
     except ValueError as error:
@@ -89,6 +123,23 @@ def picture_url(image: Image.Image, largest_side: int) -> str:
     reduced = image.copy()
     reduced.thumbnail((largest_side, largest_side))
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(reduced, "JPEG")).decode()
+
+
+def read_data_url(url: str) -> bytes:
+    """Return the image file in a data URL.
+
+    Raises:
+        ValueError: it is not base64 of an image file, or of more than MAX_DATA_URL_BYTES.
+    """
+    start = _DATA_URL.match(url)
+    if start is None:
+        raise ValueError("the data URL does not begin like one of an image, data:image/png;base64,...")
+    if len(url) - start.end() > MAX_DATA_URL_BYTES * 4 // 3 + 4:
+        raise ValueError(f"the data URL holds more than {MAX_DATA_URL_BYTES >> 20} MiB")
+    try:
+        return base64.b64decode(url[start.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("the data URL is not valid base64") from error
 
 
 def encode_image(image: Image.Image, kind: str) -> bytes:

@@ -61,7 +61,9 @@ def _judge(config: Config, stage: "Stage") -> None:
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")
     answers = map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION)))
-    judged = choose_examples(answers, truth, model, config.align.reward, config.report, config.run.seed)
+    judged = choose_examples(
+        answers, truth, model, config.align.reward, config.report, config.run.seed, config.data.pixel_budget
+    )
     settings = {
         "title": config.report.title,
         "policy": config.policy.model,

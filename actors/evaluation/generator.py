@@ -33,6 +33,7 @@ from fgaif_ray.evaluation.rows import (
     RejectedQuestion,
 )
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.vlm.front_end import load_front_end
 
@@ -44,7 +45,7 @@ class Generator:
     questions are rejected whose image cannot be read, or does not fit the engine.
 
     Args:
-        config: ``policy``, ``evaluate.engine``, ``align.rollout.sync`` and ``run.seed``.
+        config: ``policy``, ``evaluate.engine``, ``align.rollout.sync``, ``run.seed`` and the pixel budget of ``data``.
         adapter: PEFT folder of the aligned policy, a path or URI.
         rank: rank of that adapter.
         partial: folder that gets the parts, or one for each task; the questions of a block then have one task.
@@ -52,6 +53,7 @@ class Generator:
 
     def __init__(self, config: Config, adapter: str, rank: int, partial: str | Mapping[str, str]) -> None:
         self._model = config.policy.model
+        self._budget = config.data.pixel_budget
         self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
         self._partial = partial
@@ -69,7 +71,7 @@ class Generator:
         for question in questions:
             path = question.image
             if path not in opened:
-                opened[path] = _open(path)
+                opened[path] = _open(path, self._budget)
             if isinstance(found := opened[path], UserError):
                 rejected.append(RejectedQuestion(question=question, reason=str(found)))
             else:
@@ -139,9 +141,9 @@ def _record(questions: Iterable[EvaluationQuestion], outcome: str) -> None:
         metrics.EVALUATION_ANSWERS.inc(count, policy=which, task=task, outcome=outcome)
 
 
-def _open(path: str) -> Image | UserError:
+def _open(path: str, budget: PixelBudget) -> Image | UserError:
     try:
-        return load_image(path)
+        return load_image(path, budget)
     except UserError as error:
         return error
 

@@ -17,6 +17,7 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import PixelBudget
 
 FACTS_SCHEMA: Final = pa.schema(
     [
@@ -66,8 +67,9 @@ class CalibrationVerifier:
     An image that cannot be read or a fact that cannot be asked is fatal: the set is a person's own, who can fix it.
     """
 
-    def __init__(self, config: VerifierConfig) -> None:
+    def __init__(self, config: VerifierConfig, budget: PixelBudget) -> None:
         self._checker = FactChecker(config)
+        self._budget = budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         facts = [CalibrationFact.from_row(row) for row in unseal(sealed).to_pylist()]
@@ -75,7 +77,7 @@ class CalibrationVerifier:
         for fact in facts:
             if fact.image not in images:
                 try:
-                    images[fact.image] = load_image(fact.image)
+                    images[fact.image] = load_image(fact.image, self._budget)
                 except UserError as error:
                     return _fatal(str(error))
         found = self._checker.ask([(fact.image, fact.text) for fact in facts], images)
@@ -95,7 +97,9 @@ def _fatal(reason: str) -> pa.Table:
     return pa.Table.from_pylist([{"fatal": reason}], schema=VERIFIED_SCHEMA)
 
 
-def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Iterator[tuple[int, float]]:
+def verify_facts(
+    config: VerifierConfig, facts: Sequence[LabelledFact], budget: PixelBudget
+) -> Iterator[tuple[int, float]]:
     """Verify labelled facts; yields the number of each in the set and its P(yes), in any order.
 
     Raises:
@@ -105,7 +109,7 @@ def verify_facts(config: VerifierConfig, facts: Sequence[LabelledFact]) -> Itera
     announce_engines("calibrate", min(config.engines, len(blocks)))
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         CalibrationVerifier,
-        fn_constructor_kwargs={"config": config},
+        fn_constructor_kwargs={"config": config, "budget": budget},
         **ONE_BLOCK,
         compute=ActorPoolStrategy(size=min(config.engines, len(blocks))),
         **resources.verifier(config).options(),

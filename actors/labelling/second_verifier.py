@@ -21,6 +21,7 @@ from actors.labelling.verifier import Verification
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import Feedback, JudgedFact, Response, feedback_schema
 
 ANNOTATOR_KEY = "second_verifier"
@@ -52,12 +53,13 @@ class SecondVerifier:
         self._labeller = verification.labeller(both=True)
         self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(second)
+        self._budget = verification.budget
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
         (number,) = numbers.column("id").to_pylist()
         part = self._parts[number]
         given = [Feedback.from_row(row) for row in storage.read_part(part)]
-        images = _readable_images([feedback.response for feedback in given])
+        images = _readable_images([feedback.response for feedback in given], self._budget)
         questions: list[FactQuestion] = [
             (feedback.response.image_sha256, fact.text)
             for feedback in given
@@ -89,12 +91,12 @@ def _with_second(fact: JudgedFact, answer: YesProbability | None) -> JudgedFact:
     return replace(fact, second_p_consistent=None if answer is None else answer.p_yes)
 
 
-def _readable_images(responses: Sequence[Response]) -> dict[str, Image]:
+def _readable_images(responses: Sequence[Response], budget: PixelBudget) -> dict[str, Image]:
     images: dict[str, Image] = {}
     for response in responses:
         if response.image_sha256 not in images:
             try:
-                images[response.image_sha256] = load_image(response.image)
+                images[response.image_sha256] = load_image(response.image, budget)
             except UserError:
                 continue  # it was there for the first verifier; its facts are counted as unanswered
     return images

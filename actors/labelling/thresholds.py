@@ -76,7 +76,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         from actors.labelling.calibration import verify_facts
 
         try:
-            for number, p_yes in verify_facts(verifier, labelled):
+            for number, p_yes in verify_facts(verifier, labelled, config.data.pixel_budget):
                 p_consistent[number] = p_yes
                 progress.advance()
         except Exception as error:

@@ -55,6 +55,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
         else None,
         control_items=control_items,
         fact_types=config.run.types,
+        budget=config.data.pixel_budget,
     )
 
 

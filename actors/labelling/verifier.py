@@ -23,6 +23,7 @@ from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Labeller, Thresholds
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import (
     REJECTED_SCHEMA,
     Feedback,
@@ -48,6 +49,8 @@ class Verification:
     second_thresholds: Thresholds | None
     control_items: ControlItemPool
     fact_types: tuple[FactType, ...] = DEFAULT
+    budget: PixelBudget = UNLIMITED
+    """Of the images."""
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -104,6 +107,7 @@ class Verifier:
         self._labeller = verification.labeller(both=False)
         self._schema = feedback_schema(verification.types)
         self._checker = FactChecker(verification.config.verifier)
+        self._budget = verification.budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         rows = unseal_extracted(sealed)
@@ -111,7 +115,7 @@ class Verifier:
             return BlockCounts(fatal=rows).to_table()
         name = fingerprint([row.response.sample_id for row in rows])
         waiting = {row.response.sample_id: row.unavailable for row in rows if row.unavailable is not None}
-        rows, images = _load_images([row for row in rows if row.unavailable is None])
+        rows, images = _load_images([row for row in rows if row.unavailable is None], self._budget)
         control_items = self._draw_control_items(name, images)
         own = [question for row in rows if row.reason is None for question in _questions(row)]
         found = self._checker.ask([*own, *(question for question in control_items if question[0] in images)], images)
@@ -145,7 +149,7 @@ class Verifier:
                 key = f"{_CONTROL_IMAGE}{item.image}"
                 if key not in images:
                     with contextlib.suppress(UserError):
-                        images[key] = load_image(item.image)
+                        images[key] = load_image(item.image, self._budget)
             drawn[key, item.text] = item
         return drawn
 
@@ -203,7 +207,9 @@ class Verifier:
         return self._labeller.label(response, segments)
 
 
-def _load_images(rows: Sequence[ExtractedResponse]) -> tuple[list[ExtractedResponse], dict[str, Image]]:
+def _load_images(
+    rows: Sequence[ExtractedResponse], budget: PixelBudget
+) -> tuple[list[ExtractedResponse], dict[str, Image]]:
     """Load the images of rows with facts, by their hash; a row whose image cannot be read gets a reason."""
     images: dict[str, Image] = {}
     found = []
@@ -211,7 +217,7 @@ def _load_images(rows: Sequence[ExtractedResponse]) -> tuple[list[ExtractedRespo
         key = row.response.image_sha256
         if row.facts is not None and key not in images:
             try:
-                images[key] = load_image(row.response.image)
+                images[key] = load_image(row.response.image, budget)
             except UserError as error:
                 row = replace(row, reason=f"image: {error}")
         found.append(row)

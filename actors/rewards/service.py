@@ -34,6 +34,7 @@ from actors.rewards.metrics import record_batch
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import BrokenFileError, UserError
+from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.files import kind_of, read_folder
@@ -47,6 +48,7 @@ from fgaif_ray.rewards.scoring import (
 )
 from fgaif_ray.serving.client import RewardClient
 from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
+from fgaif_ray.storage import stages
 
 APP_NAME: Final = "rewards"
 READY_TIMEOUT_S: Final = 300.0
@@ -84,6 +86,8 @@ class ScorerSettings:
     threads: int | None
     versions: dict[str, str]
     """Fact type -> version of the model in its folder."""
+    budget: PixelBudget
+    """Of the images."""
 
 
 class RewardScorer:
@@ -101,6 +105,7 @@ class RewardScorer:
         backbone.move_to(worker_device())
         self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
         self._versions = settings.versions
+        self._budget = settings.budget
         # One thread: forward passes do not overlap, while the event loop collects the next batch.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._score_merged.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
@@ -120,7 +125,7 @@ class RewardScorer:
 
     def _score_now(self, batches: list[ScoringBatch]) -> list[list[ScoringOutcome]]:
         began = time.monotonic()
-        outcomes = score_batches(self._model, tuple(self._versions), batches)
+        outcomes = score_batches(self._model, tuple(self._versions), batches, self._budget)
         record_batch(tuple(self._versions), outcomes, time.monotonic() - began)
         return outcomes
 
@@ -132,7 +137,8 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
     replaced.
 
     Args:
-        config: sections `serve`, `rewards` (backbone), `policy` (tokenizer) and `align.reward` (composition) matter.
+        config: sections `serve`, `rewards` (backbone), `policy` (tokenizer), `align.reward` (composition) and `data`
+            (pixel budget) matter.
         reward_folders: fact type -> folder or URI of its reward model.
 
     Raises:
@@ -193,7 +199,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         HANDLE_FORMAT,
         card.model_dump(), digest, config.serve.model_dump(exclude={"replace"}), config.rewards.backbone,
         config.rewards.dtype, config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
-        config.align.reward.model_dump(),
+        config.align.reward.model_dump(), *stages.pixel_key(config),
     )  # fmt: skip
     return GatewaySettings(
         identity=identity,
@@ -286,6 +292,7 @@ def _application(
                 max_batch_size=size,
                 threads=config.serve.threads,
                 versions={fact_type: versions[fact_type] for fact_type in fact_types},
+                budget=config.data.pixel_budget,
             )
         )
 

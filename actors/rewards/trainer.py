@@ -208,7 +208,14 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     rows = map(Feedback.from_row, storage.read_rows(feedback, FEEDBACK_COLUMNS))
     responses = from_feedback(rows, config.run.type_names)
     reporter.send("begin", "read feedback", len(responses), "responses")
-    data = prepare_data(backbone, responses, rewards.validation_fraction, config.run.seed, reporter.advance)
+    data = prepare_data(
+        backbone,
+        responses,
+        rewards.validation_fraction,
+        config.run.seed,
+        reporter.advance,
+        config.data.pixel_budget,
+    )
     counts = " and ".join(
         f"{part['responses']} responses ({part['segments']} segments, {part['images']} images) to {purpose}"
         for part, purpose in ((data.counts["train"], "train on"), (data.counts["validation"], "hold out"))
@@ -240,7 +247,8 @@ def train_missing(
     from fgaif_ray.rewards.model import RewardModel
     from fgaif_ray.rewards.training import train_reward_model
 
-    model, features, rewards = RewardModel(backbone), FeatureCache(backbone), config.rewards
+    model, rewards = RewardModel(backbone), config.rewards
+    features = FeatureCache(backbone, budget=config.data.pixel_budget)
     tasks = reward_tasks(rewards.kind, config.run.type_names)
     reporter, first = reporter or Reporter(None), reporter is not None
 

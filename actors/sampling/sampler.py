@@ -29,6 +29,7 @@ def sampling_settings(config: Config) -> dict[str, Any]:
         "top_p": sample.top_p,
         "max_tokens": sample.max_tokens,
         "seed": config.run.seed,
+        **config.data.pixel_limits,
     }
 
 
@@ -94,7 +95,7 @@ class Sampler:
         """
         self._front_end.prompt_ids(task.prompt)
         data = storage.read_bytes(task.image)
-        image = decode_image(data)
+        image = decode_image(data, self._config.data.pixel_budget)
         digest = hashlib.sha256(data).hexdigest()
         settings = sampling_settings(self._config)
         identity = sample_identity(digest, task.prompt, self._config.policy.model, settings)

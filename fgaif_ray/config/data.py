@@ -2,9 +2,11 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fgaif_ray.config.base import EngineConfig, Section
+from fgaif_ray.pixel_budget import MAX_PIXELS, SMALLEST_BUDGET, PixelBudget
+from fgaif_ray.prompts import messages_of
 
 
 class ColumnNames(Section):
@@ -52,6 +54,37 @@ class DataConfig(Section):
     """Held-out images of the evaluation."""
     prompts: tuple[str, ...] = Field(default=("Describe this image in detail.",), min_length=1)
     """Prompts; each image gets one, in turn. Rows with prompts of their own ask those instead."""
+    max_pixels: int | None = Field(default=None, ge=SMALLEST_BUDGET)
+    """Images with more pixels (width times height) are scaled down to it when they are opened, for every model alike:
+    the policy, the verifiers and the reward models. None keeps their size."""
+    min_pixels: int | None = Field(default=None, ge=SMALLEST_BUDGET, le=MAX_PIXELS)
+    """Images with fewer pixels are scaled up to it, in the same way."""
+
+    @property
+    def pixel_budget(self) -> PixelBudget:
+        """The two limits, as images are opened with them."""
+        return PixelBudget(self.min_pixels, self.max_pixels)
+
+    @property
+    def pixel_limits(self) -> dict[str, int]:
+        """The limits that are set, by key."""
+        limits = {"max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_have_one_image(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in value:
+            messages_of(prompt)
+        return value
+
+    @model_validator(mode="after")
+    def _pixels_are_a_range(self) -> Self:
+        if self.min_pixels is not None and self.max_pixels is not None and 2 * self.min_pixels > self.max_pixels:
+            raise ValueError(
+                "data.max_pixels must be at least twice data.min_pixels: sides are whole pixels, and both must hold"
+            )
+        return self
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Self:

@@ -53,6 +53,6 @@ def measure_accuracy(config: Config) -> dict[str, Any]:
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     model = load_reward_model(backbone, folders)
     answers = map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION)))
-    figures = reward_accuracy(answers, truth, model, coarse, config.run.type_names)
+    figures = reward_accuracy(answers, truth, model, coarse, config.run.type_names, config.data.pixel_budget)
     storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
     return figures

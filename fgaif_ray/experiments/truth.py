@@ -15,6 +15,7 @@ from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.evaluation import AFTER, BEFORE, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.evaluation.rows import EvaluationAnswer
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES, Response
 from fgaif_ray.rewards.kinds import COARSE, response_label
 from fgaif_ray.shapes.scenes import Scene
@@ -55,6 +56,7 @@ def reward_accuracy(
     model: "RewardModel",
     coarse: bool,
     types: Sequence[str] = FACT_TYPES,
+    budget: PixelBudget = UNLIMITED,
 ) -> dict[str, dict[str, Any]]:
     """Compare reward models with the truth on responses that they were not trained on.
 
@@ -64,6 +66,7 @@ def reward_accuracy(
         model: the reward models of all fact types.
         coarse: whether they give one verdict per response.
         types: fact types of the run; those that the truth does not know are left out.
+        budget: of the images.
 
     Returns:
         For the responses ``before`` alignment and those ``after`` it, metrics of ``Agreement.to_dict`` by fact type, or
@@ -75,7 +78,7 @@ def reward_accuracy(
     judged = tuple(kind for kind in types if kind in FACT_TYPES)
     known = [one for one in answers if one.question.task == SAMPLED and one.question.image in truth]
     return {
-        which: _accuracy([one for one in known if one.question.which == which], truth, model, coarse, judged)
+        which: _accuracy([one for one in known if one.question.which == which], truth, model, coarse, judged, budget)
         for which in (BEFORE, AFTER)
     }
 
@@ -86,11 +89,12 @@ def _accuracy(
     model: "RewardModel",
     coarse: bool,
     types: Sequence[str],
+    budget: PixelBudget,
 ) -> dict[str, Any]:
     true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else types)}
     predicted: dict[str, list[int]] = {kind: [] for kind in true_codes}
     for start in range(0, len(answers), BLOCK):
-        _score(answers[start : start + BLOCK], truth, model, true_codes, predicted, types)
+        _score(answers[start : start + BLOCK], truth, model, true_codes, predicted, types, budget)
     return {kind: agreement(codes, predicted[kind]).to_dict() for kind, codes in true_codes.items()}
 
 
@@ -101,6 +105,7 @@ def _score(
     true_codes: dict[str, list[int]],
     predicted: dict[str, list[int]],
     types: Sequence[str],
+    budget: PixelBudget,
 ) -> None:
     """Add the verdicts on a block of responses."""
     from fgaif_ray.images import load_image
@@ -110,7 +115,7 @@ def _score(
     kept = [index for index, of_one in enumerate(verdicts) if of_one]
     items = [
         ScoringItem(
-            load_image(answers[index].question.image),
+            load_image(answers[index].question.image, budget),
             answers[index].question.prompt,
             [answers[index].text[verdict.start : verdict.end] for verdict in verdicts[index]],
         )

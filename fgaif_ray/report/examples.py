@@ -17,6 +17,7 @@ from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
 from fgaif_ray.report.judged import DRAWN, IMPROVED, WORST, JudgedAnswer, JudgedExample, JudgedSegment
 from fgaif_ray.rewards.composition import segment_rewards
@@ -55,6 +56,7 @@ def choose_examples(
     reward: RewardComposition,
     options: ReportConfig,
     seed: int,
+    budget: PixelBudget = UNLIMITED,
 ) -> list[JudgedExample]:
     """Choose and judge the examples of all groups.
 
@@ -67,6 +69,7 @@ def choose_examples(
         reward: ``align.reward``.
         options: how many of each group.
         seed: seed of the draw.
+        budget: of the images.
 
     Returns:
         ``options.examples`` that are drawn, then ``options.extremes`` each of the most improved and of the worst after
@@ -83,14 +86,14 @@ def choose_examples(
         standings = [_standings(truth[pair.image], pair) for pair in others]
     else:
         others = _draw(others, POOL, seed)
-        judged_others = judge_examples(others, None, model, reward)
+        judged_others = judge_examples(others, None, model, reward, budget)
         standings = [_counted(example) for example in judged_others]
     improved, worst = rank_examples(standings, options.extremes)
     if truth is not None:
         chosen = [*drawn, *(others[index] for index in (*improved, *worst))]
-        judged = judge_examples(chosen, truth, model, reward)
+        judged = judge_examples(chosen, truth, model, reward, budget)
     else:
-        judged = judge_examples(drawn, None, model, reward)
+        judged = judge_examples(drawn, None, model, reward, budget)
         judged += [judged_others[index] for index in (*improved, *worst)]
     groups = [DRAWN] * len(drawn) + [IMPROVED] * len(improved) + [WORST] * len(worst)
     return [replace(example, group=group) for group, example in zip(groups, judged, strict=True)]
@@ -162,6 +165,7 @@ def judge_examples(
     truth: Mapping[str, Scene] | None,
     model: Scorer,
     reward: RewardComposition,
+    budget: PixelBudget = UNLIMITED,
 ) -> list[JudgedExample]:
     """Give each segment the truth's verdict and the reward models' probabilities and rewards.
 
@@ -170,6 +174,7 @@ def judge_examples(
         truth: the scene behind each image, or None.
         model: the reward models of all fact types.
         reward: ``align.reward``: what the verdicts were worth in training.
+        budget: of the images, which are shown as the models saw them.
 
     Returns:
         The examples, as if all were drawn.
@@ -179,7 +184,7 @@ def judge_examples(
     """
     if not pairs:
         return []
-    images = [load_image(pair.image) for pair in pairs]
+    images = [load_image(pair.image, budget) for pair in pairs]
     places = [(index, which) for index in range(len(pairs)) for which in POLICIES]
     texts = {(index, which): pairs[index].of(which).text for index, which in places}
     spans = {place: split_segments(text) for place, text in texts.items()}

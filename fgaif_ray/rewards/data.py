@@ -8,6 +8,7 @@ from typing import Final
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import FACT_TYPES, Feedback
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
@@ -118,8 +119,11 @@ def prepare_data(
     validation_fraction: float,
     seed: int,
     on_progress: Callable[[int], None],
+    budget: PixelBudget = UNLIMITED,
 ) -> RewardData:
     """Split responses and encode them; ``on_progress`` gets the number of responses encoded since its last call.
+
+    Images are scaled to the budget, here and in ``ImageFeatures``, which has to be given the same.
 
     Raises:
         UserError: fewer than two images, an image that cannot be read, or no response that fits the
@@ -129,7 +133,7 @@ def prepare_data(
     examples: dict[str, list[Example]] = {}
     counts = {}
     for name, part in parts.items():
-        examples[name] = _encode(backbone, part, on_progress)
+        examples[name] = _encode(backbone, part, on_progress, budget)
         if not examples[name]:
             raise UserError(
                 f"No {name} response fits the {backbone.max_length} tokens that {backbone.path} reads: sample "
@@ -145,11 +149,14 @@ def prepare_data(
 
 
 def _encode(
-    backbone: Backbone, responses: Sequence[TrainingResponse], on_progress: Callable[[int], None]
+    backbone: Backbone,
+    responses: Sequence[TrainingResponse],
+    on_progress: Callable[[int], None],
+    budget: PixelBudget,
 ) -> list[Example]:
     examples = []
     for response in responses:
-        item = ScoringItem(load_image(response.image), response.prompt, response.segments)
+        item = ScoringItem(load_image(response.image, budget), response.prompt, response.segments)
         encoded = encode_item(backbone, item)
         if len(encoded) <= backbone.max_length:
             kept = replace(encoded, prompt=encoded.prompt.without_pixels())  # of many images they would fill the memory
@@ -184,8 +191,11 @@ class FeatureCache:
     ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an image).
     """
 
-    def __init__(self, backbone: Backbone, cache_bytes: int = FEATURE_CACHE_BYTES) -> None:
+    def __init__(
+        self, backbone: Backbone, cache_bytes: int = FEATURE_CACHE_BYTES, budget: PixelBudget = UNLIMITED
+    ) -> None:
         self._backbone = backbone
+        self._budget = budget
         self._room = cache_bytes
         self._kept: dict[str, ImageFeatures] = {}
         self.encoded = 0
@@ -201,7 +211,7 @@ class FeatureCache:
         missing = [path for path in dict.fromkeys(paths) if path not in found]
         if missing:
             front_end = self._backbone.front_end
-            prompts = [front_end.encode_prompt("", [load_image(path)]) for path in missing]
+            prompts = [front_end.encode_prompt("", [load_image(path, self._budget)]) for path in missing]
             self.encoded += len(missing)
             for path, features in zip(missing, self._backbone.image_features(prompts), strict=True):
                 found[path] = features

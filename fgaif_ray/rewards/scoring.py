@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fgaif_ray.errors import ItemError, NonFiniteScoreError
 from fgaif_ray.images import decode_image
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, segment_rewards
 from fgaif_ray.segments import Decoder, Span, segment_token_ends, split_segments, token_offsets
@@ -62,8 +63,8 @@ def image_bytes(field: str) -> bytes:
         raise ItemError("invalid_image", message) from error
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Decode the image of a request to RGB.
+def open_image(data: bytes, budget: PixelBudget = UNLIMITED) -> Image.Image:
+    """Decode the image of a request to RGB, scaled to the budget.
 
     Raises:
         ItemError: `invalid_image`: of another format than IMAGE_FORMATS, damaged, or too many pixels.
@@ -71,7 +72,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS):
             pass
-        return decode_image(data)
+        return decode_image(data, budget)
     except UnidentifiedImageError as error:
         raise ItemError("invalid_image", f"the image is none of {', '.join(IMAGE_FORMATS)}") from error
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -266,7 +267,7 @@ def combined_version(versions: Mapping[str, str]) -> str:
 
 
 def score_batches(
-    model: Scorer, fact_types: Sequence[str], batches: Sequence[ScoringBatch]
+    model: Scorer, fact_types: Sequence[str], batches: Sequence[ScoringBatch], budget: PixelBudget = UNLIMITED
 ) -> list[list[ScoringOutcome]]:
     """Score the batches of several callers in one pass of the model, each image decoded once.
 
@@ -280,7 +281,7 @@ def score_batches(
     opened: dict[bytes, Image.Image | ItemError] = {}
     for data in {data for batch in batches for data in batch.images}:
         try:
-            opened[data] = open_image(data)
+            opened[data] = open_image(data, budget)
         except ItemError as error:
             opened[data] = error
     outcomes: list[list[ScoringOutcome | None]] = [[None] * len(batch) for batch in batches]

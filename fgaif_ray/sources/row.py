@@ -1,6 +1,6 @@
 """One row of image, prompt and response, from any kind of file."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,24 +9,33 @@ import pyarrow as pa
 from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
+from fgaif_ray.images import read_data_url
+from fgaif_ray.prompts import canonical_prompt, is_chat, messages_of, parse_chat, split_response
 
-IMAGE_TOKEN: Final = "<image>"
-"""Placeholder of the image in the prompts of LLaVA's own files."""
+OTHER_NAMES: Final = {"image": "images", "prompt": "messages"}
+"""Columns that data sets of TRL and verl have in place of those of the default names."""
 PROVIDED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
+_DATA_URL: Final = "data:"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An image, a prompt about it, and the response if one is provided.
+    """Images, a prompt about them, and the response if one is provided.
 
-    Example: ``Row("photos/cat.jpg", "What is this?", None)``
+    Example: ``Row(("photos/cat.jpg",), "What is this?", None)``
     """
 
-    image: str | bytes
-    """Path or URI, or the bytes of an image file."""
+    images: tuple[str | bytes, ...]
+    """Path or URI of each, or the bytes of an image file. For now there is one."""
     prompt: str | None
-    """None where the source has no prompts."""
+    """Plain text or chat messages (``fgaif_ray.prompts``); None where the source has no prompts."""
     response: str | None
+
+    @property
+    def image(self) -> str | bytes:
+        """The only image."""
+        (image,) = self.images
+        return image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,17 @@ class RowSource:
     """Read from the start; raises UserError at a row that cannot be used."""
 
 
+def columns_in(present: Collection[str], columns: ColumnNames) -> ColumnNames:
+    """Return the columns to read: a missing one of the default name may have another (``OTHER_NAMES``)."""
+    default = ColumnNames()
+    found = {
+        role: other
+        for role, other in OTHER_NAMES.items()
+        if getattr(columns, role) == getattr(default, role) and role not in present and other in present
+    }
+    return columns.model_copy(update=found)
+
+
 def parse_row(values: Mapping[str, Any], columns: ColumnNames, folder: str, where: str) -> Row:
     """Build a row from the configured columns.
 
@@ -78,32 +98,63 @@ def parse_row(values: Mapping[str, Any], columns: ColumnNames, folder: str, wher
     Raises:
         UserError: a value is missing, of another type, or cannot be used.
     """
+    images = _images(values.get(columns.image), columns.image, folder, where)
     prompt = response = None
     if columns.prompt is not None:
-        prompt = _text(values, columns.prompt, where)
+        prompt, response = _prompt(values.get(columns.prompt), len(images), columns.prompt, where)
         if prompt is None:
             raise UserError(
                 f"{where}: there is no prompt in {columns.prompt!r}; add one, or set data.columns.prompt to the column "
                 "that holds it (null asks data.prompts)."
             )
-        if IMAGE_TOKEN in prompt:
-            raise UserError(
-                f"{where}: the prompt holds {IMAGE_TOKEN}, which stands for the image; take it out, the image is put "
-                "before every prompt."
-            )
-    if columns.response is not None:
-        response = _text(values, columns.response, where)
-        if response is not None and prompt is None:
-            raise UserError(
-                f"{where}: there is a response but no prompt that it answers; set data.columns.prompt, or "
-                "data.columns.response to null to sample this row."
-            )
-    return Row(_image(values.get(columns.image), columns.image, folder, where), prompt, response)
+    if columns.response is None:
+        return Row(images, prompt, None)
+    given = _response(values.get(columns.response), columns.response, where)
+    if given is not None and prompt is None:
+        raise UserError(
+            f"{where}: there is a response but no prompt that it answers; set data.columns.prompt, or "
+            "data.columns.response to null to sample this row."
+        )
+    if given is not None and response is not None:
+        raise UserError(
+            f"{where}: there is a response in {columns.response!r} and one at the end of {columns.prompt!r}; take one "
+            "of them out."
+        )
+    return Row(images, prompt, response if given is None else given)
 
 
-def _text(values: Mapping[str, Any], column: str, where: str) -> str | None:
+def _prompt(value: Any, images: int, column: str, where: str) -> tuple[str | None, str | None]:
+    """Return a prompt, and the response that chat messages end with; None where there is none."""
+    while isinstance(value, list) and len(value) == 1 and not is_chat(value):
+        value = value[0]
+    chat = parse_chat(value) if isinstance(value, str) else value if is_chat(value) else None
+    try:
+        if chat is not None:
+            chat, response = split_response(chat)
+            text = canonical_prompt(chat)
+        else:
+            found, response = _text(value, column, where), None
+            if found is None:
+                return None, None
+            text = found
+        prompt = canonical_prompt(messages_of(text, images))
+    except ValueError as error:
+        raise UserError(f"{where}: {column!r} cannot be asked: {error}.") from error
+    return _text(prompt, column, where), _text(response, column, where)
+
+
+def _response(value: Any, column: str, where: str) -> str | None:
+    """Return a response: a text, or the one message of the assistant."""
+    if is_chat(value) and len(value) == 1 and value[0]["role"] == "assistant":
+        try:
+            _, value = split_response(value)
+        except ValueError as error:
+            raise UserError(f"{where}: {column!r} cannot be used: {error}.") from error
+    return _text(value, column, where)
+
+
+def _text(text: Any, column: str, where: str) -> str | None:
     """Return a text; None where there is none, or only white space."""
-    text = values.get(column)
     if text is None:
         return None
     if not isinstance(text, str):
@@ -113,6 +164,17 @@ def _text(values: Mapping[str, Any], column: str, where: str) -> str | None:
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: {column!r} holds half a surrogate pair, which is not text; repair it.") from error
     return text if text.strip() else None
+
+
+def _images(value: Any, column: str, folder: str, where: str) -> tuple[str | bytes, ...]:
+    if not isinstance(value, list):
+        return (_image(value, column, folder, where),)
+    if len(value) > 1:
+        raise UserError(
+            f"{where}: there are {len(value)} images in {column!r}; a row can have one for now, leave the others or "
+            "the row out."
+        )
+    return (_image(value[0] if value else None, column, folder, where),)
 
 
 def _image(value: Any, column: str, folder: str, where: str) -> str | bytes:
@@ -126,4 +188,9 @@ def _image(value: Any, column: str, folder: str, where: str) -> str | bytes:
         raise UserError(
             f"{where}: {column!r} is not an image but {type(value).__name__}; give a path, a URI or a file's bytes."
         )
+    if value[: len(_DATA_URL)].lower() == _DATA_URL:
+        try:
+            return read_data_url(value)
+        except ValueError as error:
+            raise UserError(f"{where}: {column!r} cannot be used: {error}.") from error
     return storage.resolve_path(value, folder)

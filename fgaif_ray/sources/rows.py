@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ def prepare_rows(config: Config) -> ImageSets:
         UserError: the rows cannot be used, name too few images, or none of their images exists.
     """
     source = _open(config)
-    if not source.embedded:
+    if not _holds_images(source):
         sets = cut_rows(_paths(source), config.data, source.name)
         _require_images(sets, source.name)
         return sets
@@ -57,7 +58,7 @@ def provided_responses(config: Config, sets: ImageSets) -> Iterator[ProvidedResp
     if not sets.provided:
         return
     source = _open(config)
-    if source.embedded:
+    if _holds_images(source):
         source = _stored(stages.images_of_rows(config, source.key))
     sampled = set(sets.sample)
     for row in source.read():
@@ -74,10 +75,23 @@ def _open(config: Config) -> RowSource:
     return open_files(data.path, data.columns)
 
 
+def _holds_images(source: RowSource) -> bool:
+    """Whether images have to be stored: files stand in the rows as the columns say, or a data URL in the first row."""
+    return source.embedded or any(isinstance(row.image, bytes) for row in islice(source.read(), 1))
+
+
 def _paths(source: RowSource) -> Iterator[tuple[str, str | None, str | None]]:
-    """The rows of a source without images in them."""
+    """The rows of a source without images in them.
+
+    Raises:
+        UserError: there is one in a data URL.
+    """
     for row in source.read():
-        assert isinstance(row.image, str)
+        if isinstance(row.image, bytes):
+            raise UserError(
+                f"{source.name} has paths of images and, further down, data URLs: give all as paths or all as data "
+                "URLs."
+            )
         yield row.image, row.prompt, row.response
 
 
@@ -115,7 +129,7 @@ def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: 
                 storage.write_image(storage.join(stage.partial, name), row.image)
                 written.add(name)
                 progress.advance()
-            part.append(Row(name, row.prompt, row.response))
+            part.append(Row((name,), row.prompt, row.response))
             rows += 1
             if len(part) == STORED_ROWS:
                 _write_stored(stage, part, parts)

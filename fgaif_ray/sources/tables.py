@@ -11,7 +11,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import fingerprint
-from fgaif_ray.sources.row import Row, RowSource, parse_row
+from fgaif_ray.sources.row import Row, RowSource, columns_in, parse_row
 
 JSON_LINES: Final = (".jsonl", ".ndjson", ".json")
 PARQUET: Final = (".parquet",)
@@ -58,7 +58,9 @@ def embeds_images(schema: pa.Schema, columns: ColumnNames, name: str) -> bool:
         UserError: a column is missing.
     """
     _require_columns(schema.names, columns, name)
-    kind = schema.field(columns.image).type
+    kind = schema.field(columns_in(schema.names, columns).image).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
     return not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
 
 
@@ -68,10 +70,11 @@ def read_tables(
     """Yield the rows of consecutive tables; ``folder`` is what relative image paths are relative to."""
     number = 0
     for table in tables:
-        used = [column for column in wanted_columns(columns) if column in table.schema.names]
+        found = columns_in(table.schema.names, columns)
+        used = [column for column in wanted_columns(found) if column in table.schema.names]
         for values in table.select(used).to_pylist():
             number += 1
-            yield parse_row(values, columns, folder, f"{name}, row {number}")
+            yield parse_row(values, found, folder, f"{name}, row {number}")
 
 
 def wanted_columns(columns: ColumnNames) -> Sequence[str]:
@@ -94,7 +97,8 @@ def _read_parquet(uri: str, columns: ColumnNames) -> Iterator[Row]:
             storage.open_binary(uri) as binary,
             pq.ParquetFile(binary, buffer_size=READ_BUFFER, pre_buffer=False) as file,
         ):
-            used = [column for column in wanted_columns(columns) if column in file.schema_arrow.names]
+            present = file.schema_arrow.names
+            used = [column for column in wanted_columns(columns_in(present, columns)) if column in present]
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=used, use_threads=False)
             yield from read_tables(batches, columns, storage.parent(uri), uri)
     except (OSError, pa.ArrowException) as error:
@@ -110,10 +114,11 @@ def _read_lines(uri: str, columns: ColumnNames) -> Iterator[Row]:
                 if line.strip():
                     where = f"{uri}, line {number}"
                     values = _object(line, where)
-                    if columns.image not in values:
+                    found = columns_in(values, columns)
+                    if found.image not in values:
                         raise _no_column(where, "image", columns.image, values)
                     seen.update(values)
-                    yield parse_row(values, columns, folder, where)
+                    yield parse_row(values, found, folder, where)
     except OSError as error:
         raise UserError(f"Cannot read {uri}: check that the file exists and may be read.") from error
     if not seen:
@@ -134,7 +139,8 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
 
 def _require_columns(present: Collection[str], columns: ColumnNames, where: str) -> None:
     """Raise UserError where a column is missing; only a response column of the default name may be."""
-    wanted = {"image": columns.image, "prompt": columns.prompt}
+    found = columns_in(present, columns)
+    wanted = {"image": found.image, "prompt": found.prompt}
     if columns.response != ColumnNames().response:
         wanted["response"] = columns.response
     for role, column in wanted.items():

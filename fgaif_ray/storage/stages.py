@@ -164,7 +164,8 @@ def responses(config: Config, images: AskedImages) -> Stage:
     policy = [config.policy.model, config.sample.engine.dtype]
     prompts = images.prompts_of(images.sample, config.data.prompts)
     provided = [images.provided_key] if images.provided else []
-    key = fingerprint("sample-1", config.run.seed, sampling, policy, prompts, images.sample, *provided)
+    seen = [*provided, *pixel_key(config)]
+    key = fingerprint("sample-1", config.run.seed, sampling, policy, prompts, images.sample, *seen)
     return Stage(config.run.dir, RESPONSES, key)
 
 
@@ -211,6 +212,15 @@ def verdicts(config: Config, of_responses: str | None = None) -> str:
     return fingerprint("verdicts-1", source, _asked(config), verdict_key(config.label.verifier), *types)
 
 
+def pixel_key(config: Config) -> list[dict[str, int]]:
+    """What a stage that opens images depends on beside them: the limits of ``data`` that are set, if any is.
+
+    Stages that come after another one of this kind have it from there.
+    """
+    limits = config.data.pixel_limits
+    return [limits] if limits else []
+
+
 def verdict_key(verifier: VerifierConfig) -> str:
     """Equal for verifiers that give equal P(yes)."""
     return fingerprint(verifier.model_dump(include={"model", "prompt"}), verifier.engine.dtype)
@@ -229,7 +239,8 @@ def audit(config: Config, count: int, seed: int) -> Stage:
 def calibration(config: Config, which: str, verifier: VerifierConfig, threshold: Any) -> Stage:
     """Thresholds of a verifier; ``which`` is CALIBRATION or SECOND_CALIBRATION."""
     types = label_key(config.run.types)
-    return Stage(config.run.dir, which, fingerprint("calibration-1", verdict_key(verifier), threshold, *types))
+    key = fingerprint("calibration-1", verdict_key(verifier), threshold, *types, *pixel_key(config))
+    return Stage(config.run.dir, which, key)
 
 
 def rewards(config: Config, of_feedback: str | None = None) -> Stage:
@@ -257,7 +268,15 @@ def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) 
     prompts = images.prompts_of(images.align, config.data.prompts)
     versions = list(reward_versions)
     key = fingerprint(
-        "align-1", config.run.seed, align, rollout, config.policy.model_dump(), prompts, images.align, versions
+        "align-1",
+        config.run.seed,
+        align,
+        rollout,
+        config.policy.model_dump(),
+        prompts,
+        images.align,
+        versions,
+        *pixel_key(config),
     )
     return Stage(config.run.dir, POLICY, key)
 
@@ -291,7 +310,8 @@ def benchmark(config: Config, name: str, questions: Sequence[Any], suffix: str, 
         UserError: the policy has not been aligned.
     """
     models = [config.policy.model, config.evaluate.engine.dtype]
-    key = fingerprint("benchmark-1", questions, suffix, images, models, _fingerprint_of(config, POLICY))
+    of_policy = _fingerprint_of(config, POLICY)
+    key = fingerprint("benchmark-1", questions, suffix, images, models, of_policy, *pixel_key(config))
     return Stage(config.run.dir, f"{BENCHMARKS}/{name}", key)
 
 
@@ -373,4 +393,5 @@ def _evaluated(config: Config, images: AskedImages) -> tuple[Any, ...]:
         config.data.source,
         images.prompts_of(images.evaluate, config.data.prompts),
         images.evaluate,
+        *pixel_key(config),
     )

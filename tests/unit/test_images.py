@@ -1,5 +1,6 @@
 """Images that strangers supply: normalised or refused with a reason, never fatal."""
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 from support.image_files import claimed_png, encoded
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import decode_image, find_images, load_image
+from fgaif_ray.images import decode_image, find_images, load_image, read_data_url
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,36 @@ def test_poison_is_refused_with_a_reason(data: bytes) -> None:
         decode_image(data)
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+AVIF_AS_HEIF = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(40)
+SVG = b'<?xml version="1.0"?>\n<!-- a drawing -->\n<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (HEIC, "HEIC"),
+        (HEIC.replace(b"ftypheic", b"ftypmif1"), "HEIC"),
+        (encoded(Image.new("RGB", (64, 64)), "AVIF"), "AVIF"),
+        (AVIF_AS_HEIF, "AVIF"),
+        (encoded(Image.new("RGB", (64, 64)), "JPEG2000"), "JPEG 2000"),
+        (encoded(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=True), "JPEG 2000"),
+        (encoded(Image.new("RGB", (64, 64)), "PDF"), "PDF"),
+        (SVG, "SVG"),
+        (b"\xef\xbb\xbf  <svg width='3'/>", "SVG"),
+    ],
+    ids=["heic", "heif", "avif", "avif-as-heif", "jp2", "jpeg-2000-codestream", "pdf", "svg-xml", "svg"],
+)
+def test_a_format_that_is_not_read_is_named(data: bytes, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^its format is {name}, .*: convert the image to JPEG or PNG$"):
+        decode_image(data)
+
+
+def test_a_page_with_a_drawing_is_not_taken_for_a_drawing() -> None:
+    with pytest.raises(ValueError, match="no readable image"):
+        decode_image(b"<!doctype html><html><body>not found <svg></svg></body></html>")
+
+
 def test_a_bomb_takes_no_memory() -> None:
     """The first claims its pixels, the second has them: 10,000 x 10,000 in a file of 100 kB."""
     script = """
@@ -91,6 +122,35 @@ def test_text_named_jpg_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("hello")
     with pytest.raises(UserError, match=r"a\.jpg"):
         load_image(str(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize("start", ["data:image/png;base64,", "DATA:image/png;name=a.png;base64,", "data:;base64,"])
+def test_a_data_url_holds_its_file(start: str) -> None:
+    data = encoded(Image.new("RGB", (8, 8)))
+    assert read_data_url(start + base64.b64encode(data).decode()) == data
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("data:image/png;base64,AAA", "not valid base64"),
+        ("data:image/png;base64,A A=", "not valid base64"),
+        ("data:image/png;base64,\u00e4", "not valid base64"),
+        ("data:image/png,%89PNG", "does not begin like"),
+        ("data:text/html;base64,AAAA", "does not begin like"),
+        ("data:image/png;base64", "does not begin like"),
+    ],
+)
+def test_a_malformed_data_url_is_refused(url: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_data_url(url)
+
+
+def test_a_data_url_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgaif_ray.images.MAX_DATA_URL_BYTES", 30)
+    read_data_url("data:image/png;base64," + "A" * 40)
+    with pytest.raises(ValueError, match="holds more than"):
+        read_data_url("data:image/png;base64," + "A" * 48)
 
 
 def test_files_that_are_left_out_are_counted_by_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,27 @@ def test_a_mistake_is_named(override: str, named: str) -> None:
         load_config("configs/shapes.yaml", [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.max_pixels=783", "data.max_pixels"),
+        ("data.min_pixels=783", "data.min_pixels"),
+        ("data.min_pixels=64000001", "data.min_pixels"),
+        ("data.prompts=['<image> or <image>?']", "2 places for an image"),
+    ],
+)
+def test_images_and_prompts_that_no_model_could_be_shown_are_refused(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_config("configs/shapes.yaml", [override])
+
+
+def test_a_budget_of_pixels_is_a_range() -> None:
+    limits = load_config("configs/shapes.yaml", ["data.min_pixels=1000", "data.max_pixels=2000"]).data.pixel_budget
+    assert (limits.min, limits.max) == (1000, 2000)
+    with pytest.raises(UserError, match="at least twice"):
+        load_config("configs/shapes.yaml", ["data.min_pixels=1000", "data.max_pixels=1999"])
+
+
 def test_a_key_that_is_gone_is_told_with_what_holds_instead() -> None:
     with pytest.raises(UserError, match=r"serve\.batch_wait_timeout_s no longer exists: leave it out \(replicas wait"):
         load_config("configs/shapes.yaml", ["serve.batch_wait_timeout_s=0.1"])

@@ -329,8 +329,20 @@ def test_images_are_not_held_while_rows_are_read(tmp_path: Path) -> None:
         ('{"image": "00.png", "prompt": "  "}', "line 3: there is no prompt"),
         ('{"image": "00.png", "prompt": 7}', "line 3: 'prompt' is not text"),
         ('{"image": null, "prompt": "a"}', "line 3: there is no image"),
-        ('{"image": ["00.png"], "prompt": "a"}', "line 3: 'image' is not an image but list"),
-        ('{"image": "00.png", "prompt": "<image>\\na"}', "line 3: the prompt holds <image>"),
+        ('{"image": 7, "prompt": "a"}', "line 3: 'image' is not an image but int"),
+        ('{"image": ["00.png", "01.png"], "prompt": "a"}', "line 3: there are 2 images in 'image'; a row can have one"),
+        ('{"image": [], "prompt": "a"}', "line 3: there is no image in 'image'"),
+        ('{"images": [null], "prompt": "a"}', "line 3: there is no image in 'images'"),
+        (
+            '{"image": "00.png", "prompt": "<image> <image>"}',
+            "line 3: 'prompt' cannot be asked: .* 2 places",
+        ),
+        (
+            '{"image": "00.png", "prompt": [{"role": "tool", "content": ""}]}',
+            "line 3: 'prompt' cannot be .*'tool'",
+        ),
+        ('{"image": "00.png", "prompt": [1, 2]}', "line 3: 'prompt' is not text but list"),
+        ('{"image": "data:image/png;base64,%%", "prompt": "a"}', "line 3: 'image' cannot be used: .* not valid base64"),
         ('{"image": "00.png", "prompt": "\\ud800"}', "line 3: 'prompt' holds half a surrogate"),
     ],
 )

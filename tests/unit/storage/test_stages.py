@@ -129,6 +129,28 @@ def test_runs_made_before_keep_their_fingerprints(
     assert rejected.fingerprint == labelled.fingerprint
 
 
+@pytest.mark.parametrize("limit", ["data.max_pixels=50000", "data.min_pixels=50000"])
+def test_stages_that_open_images_depend_on_their_size(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plain = finished_run(tmp_path, "shapes")
+    limited = load_config(ROOT / "configs" / "shapes.yaml", [f"run.dir={tmp_path}", limit])
+    images = IMAGES["shared"]
+
+    def keys(config: Config) -> list[str]:
+        return [
+            stages.responses(config, images).fingerprint,
+            stages.calibration(config, stages.CALIBRATION, config.label.verifier, None).fingerprint,
+            stages.policy(config, images, []).fingerprint,
+            stages.answers_before(config, images),
+            stages.evaluation(config, images).fingerprint,
+            stages.benchmark(config, "pope", [], "", {}).fingerprint,
+        ]
+
+    assert not set(keys(plain)) & set(keys(limited))
+
+
 def test_a_stage_reads_only_stages_before_it() -> None:
     order = list(stages.STAGES)
     for name, info in stages.STAGES.items():
@@ -143,6 +165,7 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("evaluate.max_tokens=7", set(stages.PLANNED) - {stages.BEFORE, stages.EVALUATION}),
         ("align.num_workers=2", set(stages.PLANNED)),
         ("run.seed=9", set()),
+        ("data.max_pixels=50000", set()),
     ],
 )
 def test_what_runs_have_in_common_is_told_before_anything_is_there(change: str, kept: set[str]) -> None:
