@@ -1,13 +1,13 @@
 """The loops that `benchmarks.gpu` compares with: the same passes over the same batches, in plain torch.
 
-They reuse the model with its adapters, and are given for nothing what a program must work out: token embeddings with
-the image merged in, the places that are read, pixels on the device. They know no rewards, clipping, statistics or
-optimiser.
+They reuse the model with its adapters, and are given for nothing what a program must work out: padded ids with their
+positions, features of images, the places that are read, pixels on the device. They know no rewards, clipping,
+statistics or optimiser.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel, ScoringItem, encode_item
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.inputs import EncodedPrompt
 
 
 def adapted_layers(backbone: Backbone) -> list[Any]:
@@ -27,8 +28,8 @@ def adapted_layers(backbone: Backbone) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    embeddings: Tensor
-    """``[rows, tokens, hidden]``."""
+    arguments: dict[str, Any]
+    """Of the multimodal model: ids, positions, features of the images."""
     row_of: Tensor
     """``[response_tokens_of_all_rows]``."""
     positions: Tensor
@@ -62,7 +63,7 @@ class BareUpdate:
             epochs: times that the micro-batches are gone through.
         """
         backbone = model.backbone
-        self._decoder, self._value_head, self._epochs = backbone.language_model, model.value_head, epochs
+        self._multimodal, self._value_head, self._epochs = backbone.multimodal, model.value_head, epochs
         self._vocabulary_head = backbone.model.get_output_embeddings()
         self._layers = adapted_layers(backbone)
         self._parameters = list(model.parameters())
@@ -87,7 +88,7 @@ class BareUpdate:
             parameter.grad = None
 
     def _states(self, batch: _Batch) -> Tensor:
-        states: Tensor = self._decoder(inputs_embeds=batch.embeddings, use_cache=False).last_hidden_state
+        states: Tensor = self._multimodal(**batch.arguments, use_cache=False).last_hidden_state
         return states[batch.row_of, batch.positions]  # [response_tokens_of_all_rows, hidden]
 
     def _policy(self, batch: _Batch) -> Tensor:
@@ -117,21 +118,18 @@ class BareScoring:
         backbone = model.backbone
         self._backbone, self._heads = backbone, [model.heads[name] for name in FACT_TYPES]
         encoded = [encode_item(backbone, item) for item in items]
-        self.lengths = [len(item.input_ids) for item in encoded]
+        self.lengths = [len(item) for item in encoded]
         """Tokens of each response with its prompt and image."""
         order = sorted(range(len(items)), key=lambda index: self.lengths[index])
         self._batches = []
         for start in range(0, len(order), SCORING_BATCH):
             chosen = order[start : start + SCORING_BATCH]
-            width = max(self.lengths[index] for index in chosen)
-            ids = [
-                encoded[index].input_ids + [backbone.eos_token_id] * (width - self.lengths[index]) for index in chosen
-            ]
+            prompts = [encoded[index].prompt for index in chosen]
             places = [(row, place) for row, index in enumerate(chosen) for place in encoded[index].separators]
             self._batches.append(
                 (
-                    backbone.pixel_values([items[index].image for index in chosen]),
-                    torch.tensor(ids, device=backbone.device),  # [batch, tokens]
+                    [_on_device(prompt, backbone.device) for prompt in prompts],
+                    backbone.rows(prompts, [encoded[index].text_ids for index in chosen]),
                     torch.tensor(places, device=backbone.device).unbind(dim=1),  # [separators] each
                 )
             )
@@ -140,10 +138,10 @@ class BareScoring:
     def run(self) -> list[Tensor]:
         """Vision tower, then three passes of the decoder, with whichever adapter is active; the class logits."""
         found = []
-        for pixels, ids, (rows, columns) in self._batches:
-            embeddings = self._backbone.input_embeddings(ids, self._backbone.image_features(pixels))
+        for prompts, inputs, (rows, columns) in self._batches:
+            features = self._backbone.image_features(prompts)
             for head in self._heads:
-                states = self._backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+                states = self._backbone.states(inputs, features)
                 found.append(head(states[rows, columns].float()))
         return [logits.cpu() for logits in found]
 
@@ -152,5 +150,9 @@ def _batch(backbone: Backbone, rows: EncodedRows) -> _Batch:
     offsets = torch.arange(rows.response_width, device=backbone.device)  # [response_width]
     row_of, place = (offsets < rows.response_lengths[:, None]).nonzero(as_tuple=True)
     positions = rows.prompt_lengths[row_of] - 1 + place
-    embeddings = backbone.input_embeddings(rows.input_ids, rows.image_features[rows.image_index])
-    return _Batch(embeddings.detach(), row_of, positions, rows.input_ids[row_of, positions + 1])
+    arguments = backbone.arguments(rows.inputs, rows.row_features())
+    return _Batch(arguments, row_of, positions, rows.input_ids[row_of, positions + 1])
+
+
+def _on_device(prompt: EncodedPrompt, device: torch.device) -> EncodedPrompt:
+    return replace(prompt, image_inputs={name: tensor.to(device) for name, tensor in prompt.image_inputs.items()})

@@ -2,10 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from tqdm import tqdm
 
@@ -28,20 +28,20 @@ def say_once(message: str) -> None:
         say(message)
 
 
-def say_rejected(job: str, rows: Iterable[Mapping[str, Any]], count: int, folder: str) -> None:
+def say_rejected(job: str, rows: Iterable[tuple[str, str]], count: int, folder: str) -> None:
     """List what a stage has rejected: the first rows with their reasons, then where the rest is.
 
     Args:
         job: name of the job.
-        rows: with ``image`` and ``reason``; no more are read than are shown.
+        rows: image and reason of each; no more are read than are shown.
         count: all of them.
         folder: that holds them.
     """
     if not count:
         return
     say(f"{job}: rejected:")
-    for row in islice(rows, REJECTED_SHOWN):
-        say(f"  {row['image']}: {row['reason']}")
+    for image, reason in islice(rows, REJECTED_SHOWN):
+        say(f"  {image}: {reason}")
     if count > REJECTED_SHOWN:
         say(f"  and {count - REJECTED_SHOWN} more; all are in {folder}.")
 

@@ -15,7 +15,7 @@ import time
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.rows import REJECTED_FOLDER
+from fgaif_ray.evaluation.rows import REJECTED_FOLDER, EvaluationAnswer
 from fgaif_ray.progress import say, say_rejected
 from fgaif_ray.storage import stages
 from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
@@ -52,22 +52,21 @@ def run(config: Config) -> None:
     stage.begin(overwrite=config.run.overwrite)
     keep_before(stage, before)
     answer(config, stage, questions)
-    rows = list(storage.read_rows(stage.partial))
+    answers = [EvaluationAnswer.from_row(row) for row in storage.read_rows(stage.partial)]
     rejected = {row["image"]: row["reason"] for row in storage.read_rows(rejected_folder(stage), ["image", "reason"])}
     kept = [image for image in images if image not in rejected]
-    if len(rows) != sum(question["image"] not in rejected for question in questions):
-        raise RuntimeError(f"{len(questions)} questions gave {len(rows)} answers")
+    if len(answers) != sum(question.image not in rejected for question in questions):
+        raise RuntimeError(f"{len(questions)} questions gave {len(answers)} answers")
     if not kept:
         raise UserError(f"None of the {len(images)} images could be read; the first: {rejected[images[0]]}")
-    metrics = measure(config, rows, truth, splits)
+    metrics = measure(config, answers, truth, splits)
     metrics["rejected_images"] = len(rejected)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
-    counts = {"images": len(kept), "rows": len(rows), "rejected_images": len(rejected)}
+    counts = {"images": len(kept), "rows": len(answers), "rejected_images": len(rejected)}
     stage.publish(counts | {"before": before})
-    lost = ({"image": image, "reason": reason} for image, reason in rejected.items())
-    say_rejected("evaluate", lost, len(rejected), storage.join(stage.folder, REJECTED_FOLDER))
-    say(f"evaluate: {len(rows)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
+    say_rejected("evaluate", rejected.items(), len(rejected), storage.join(stage.folder, REJECTED_FOLDER))
+    say(f"evaluate: {len(answers)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
 
 
 def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:

@@ -12,8 +12,9 @@ Examples:
 import sys
 import time
 from collections import Counter
-from typing import Any, Final
+from typing import Final
 
+from actors.sampling.rows import REJECTED_FOLDER, RejectedImage
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
@@ -47,22 +48,21 @@ def run(config: Config) -> None:
         return
 
     from actors.sampling.run import drop_repeated, fill, rejected_folder
-    from actors.sampling.sampler import REJECTED_FOLDER
 
     stage.begin(overwrite=config.run.overwrite)
     total = sets.provided + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
     fill(config, stage, sets, total)
     kept = drop_repeated(stage)
     rejected = 0
-    named: list[dict[str, Any]] = []
+    named: list[RejectedImage] = []
     for row in storage.read_rows(rejected_folder(stage)):
         rejected += 1
         if len(named) < REJECTED_NAMED:
-            named.append(row)
+            named.append(RejectedImage.from_row(row))
     if kept + rejected != total:
         raise RuntimeError(f"{total} images and prompts gave {kept} responses and {rejected} rejections")
     if not kept:
-        raise UserError(f"None of the {total} images could be used; the first: {named[0]['reason']}.")
+        raise UserError(f"None of the {total} images could be used; the first: {named[0].reason}.")
     reasons: Counter[str] = Counter()
     for row in storage.read_rows(stage.partial, ["finish_reason", "model"]):
         reasons[PROVIDED if row["model"] == PROVIDED else row["finish_reason"]] += 1
@@ -70,14 +70,14 @@ def run(config: Config) -> None:
         {
             "rows": kept,
             "rejected": rejected,
-            "rejected_images": named,
+            "rejected_images": [one.to_row() for one in named],
             "finish_reasons": dict(reasons),
             "seconds": round(time.monotonic() - started, 1),
         }
     )
     given = f" ({reasons[PROVIDED]} of them given)" if sets.provided else ""
     folder = storage.join(stage.folder, REJECTED_FOLDER)
-    say_rejected("sample", named, rejected, folder)
+    say_rejected("sample", ((one.image, one.reason) for one in named), rejected, folder)
     say(f"sample: {kept} responses{given}, {rejected} images rejected, in {stage.folder}.")
 
 

@@ -4,7 +4,9 @@ A block travels as one row that holds its table. Ray Data (2.60) takes ``batch_s
 from workers that ask for no GPU; with a row per block, ``batch_size=1`` says the same on any node.
 """
 
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
@@ -14,9 +16,22 @@ ONE_BLOCK: Final[dict[str, Any]] = {"batch_size": 1, "batch_format": "pyarrow"}
 """Keywords of ``Dataset.map_batches`` for workers that take a block at a time."""
 
 
-def blocks_of(rows: list[dict[str, Any]], size: int, schema: pa.Schema) -> list[pa.Table]:
-    """Cut rows into tables of at most ``size`` rows."""
-    return [pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)]
+class TableRow(Protocol):
+    """A row that knows its plain values, as the dataclasses beside the schemas do."""
+
+    def to_row(self) -> dict[str, Any]: ...
+
+
+def table_of(rows: Iterable[TableRow], schema: pa.Schema) -> pa.Table:
+    """Put rows into a table."""
+    return pa.Table.from_pylist([row.to_row() for row in rows], schema=schema)
+
+
+def blocks_of(rows: Iterable[TableRow], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Cut rows into tables of at most ``size`` rows; no more rows are taken than the tables so far need."""
+    iterator = iter(rows)
+    while block := list(islice(iterator, size)):
+        yield table_of(block, schema)
 
 
 def seal(block: pa.Table) -> pa.Table:

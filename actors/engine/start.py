@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
 
 GIB = 1 << 30
+CPU_BATCH_TOKENS = 4096
+"""Tokens of a step on CPU; longer prompts get as many as they need."""
 BAN = -100.0
 """Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
 
@@ -42,7 +44,13 @@ def announce_engines(job: str, count: int = 1) -> None:
 
 
 def start_engine(
-    model: str, config: EngineConfig, *, lora_rank: int | None = None, seed: int = 0, log_probs: int = 20
+    model: str,
+    config: EngineConfig,
+    *,
+    lora_rank: int | None = None,
+    seed: int = 0,
+    log_probs: int = 20,
+    images: int = 1,
 ) -> "LLM":
     """Start an engine in this process.
 
@@ -52,6 +60,7 @@ def start_engine(
         lora_rank: largest rank of the adapters it will serve; None serves none.
         seed: seed of requests that carry none.
         log_probs: most log-probabilities per token that a request may ask for.
+        images: most images of a prompt.
 
     Raises:
         UserError: the model is not downloaded, not supported or broken, or the rank is more than vLLM serves.
@@ -60,10 +69,11 @@ def start_engine(
     set_environment(config)
     import torch
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = _options_on_cpu(config.max_model_len) if current_platform.is_cpu() else {}
     if config.kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
     if config.block_size is not None:
@@ -84,7 +94,7 @@ def start_engine(
         gpu_memory_utilization=config.gpu_memory_utilization,
         enforce_eager=config.enforce_eager,
         enable_prefix_caching=True,
-        limit_mm_per_prompt={"image": 1},
+        limit_mm_per_prompt={"image": images, "video": 0},  # no memory for videos, where the family has them
         logprobs_mode="processed_logprobs",
         max_logprobs=log_probs,
         disable_log_stats=True,
@@ -94,6 +104,14 @@ def start_engine(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return engine
+
+
+def _options_on_cpu(max_model_len: int) -> dict[str, Any]:
+    """Have prompts computed whole on CPU.
+
+    After a part of a prompt vLLM takes back what it drew from the request's own seed, and generators on CPU cannot.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, max_model_len)}
 
 
 def reload_weights(engine: "LLM", weights: Iterable[tuple[str, "Tensor"]] | None = None) -> None:

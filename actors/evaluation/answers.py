@@ -1,13 +1,20 @@
 """The answers of an evaluation: those of an earlier one that can be kept, and the others by the engine."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from actors.cluster.connect import connect
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.evaluation import BEFORE, POLICIES
-from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, QUESTIONS_SCHEMA, REJECTED_FOLDER
+from fgaif_ray.evaluation.rows import (
+    ANSWERS_SCHEMA,
+    QUESTIONS_SCHEMA,
+    REJECTED_FOLDER,
+    EvaluationAnswer,
+    EvaluationQuestion,
+)
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.checkpoint import check_adapter
@@ -28,10 +35,10 @@ def keep_before(stage: storage.Stage, key: str) -> None:
     if published is None or published.get("before") != key:
         return
     done = _done(stage)
-    rows = storage.read_rows(stage.folder)
-    kept = [row for row in rows if row["which"] == BEFORE and row["id"] not in done]
+    answers = map(EvaluationAnswer.from_row, storage.read_rows(stage.folder))
+    kept = [one for one in answers if one.question.which == BEFORE and one.question.id not in done]
     if kept:
-        storage.write_part(stage.partial, kept, ANSWERS_SCHEMA, KEPT_PART)
+        storage.write_part(stage.partial, [one.to_row() for one in kept], ANSWERS_SCHEMA, KEPT_PART)
         say(f"evaluate: {len(kept)} answers of the policy before alignment are taken from {stage.folder}.")
 
 
@@ -42,18 +49,18 @@ def _done(stage: storage.Stage) -> set[str]:
     }
 
 
-def answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]]) -> None:
-    """Answer the questions that have no answer yet; rows of ``QUESTIONS_SCHEMA``.
+def answer(config: Config, stage: storage.Stage, questions: Sequence[EvaluationQuestion]) -> None:
+    """Answer the questions that have no answer yet.
 
     Raises:
         UserError: the policy, its adapter or a prompt cannot be used.
     """
     done = _done(stage)
-    pending = [row for row in questions if row["id"] not in done]
+    pending = [question for question in questions if question.id not in done]
     if not pending:
         return
     # A wrong model or prompt is better found before Ray and an engine are started for it.
-    prompts = (row["prompt"] for row in pending)
+    prompts = (question.prompt for question in pending)
     load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, stages.POLICY)
     rank = check_adapter(adapter)
@@ -61,10 +68,12 @@ def answer(config: Config, stage: storage.Stage, questions: list[dict[str, Any]]
         from actors.engine.blocks import blocks_of
         from actors.evaluation.generator import answer_questions
 
-        blocks = []
-        for which in POLICIES:
-            of_one = [row for row in pending if row["which"] == which]
-            blocks += blocks_of(of_one, config.evaluate.batch_size, QUESTIONS_SCHEMA)
+        size = config.evaluate.batch_size
+        blocks = [
+            block
+            for which in POLICIES
+            for block in blocks_of((one for one in pending if one.which == which), size, QUESTIONS_SCHEMA)
+        ]
         try:
             for counts in answer_questions(config, blocks, adapter, rank, stage.partial):
                 progress.advance(counts["answered"] + counts["rejected"])

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import BenchmarkConfig, Config
@@ -10,7 +10,7 @@ from fgaif_ray.errors import find_user_error
 from fgaif_ray.evaluation import AFTER, POLICIES
 from fgaif_ray.evaluation.benchmarks.answers import answer_lines
 from fgaif_ray.evaluation.benchmarks.base import Benchmark, BenchmarkQuestion
-from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER
+from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA, REJECTED_FOLDER, EvaluationQuestion
 from fgaif_ray.progress import Progress
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
@@ -48,28 +48,28 @@ def done(task: Task) -> set[str]:
     return {row["id"] for each in folders for row in storage.read_rows(each, ["id"])}
 
 
-def questions_of(config: Config, task: Task, which: str) -> list[dict[str, Any]]:
-    """Rows of ``QUESTIONS_SCHEMA``, each once."""
-    rows = {}
+def questions_of(config: Config, task: Task, which: str) -> list[EvaluationQuestion]:
+    """The questions to one policy, each once."""
+    found = {}
     for question in task.benchmark.questions:
         id_ = task.row_id(which, question)
-        rows[id_] = {
-            "id": id_,
-            "which": which,
-            "task": task.benchmark.name,
-            "image": task.images[question.image],
-            "prompt": question.prompt + task.config.suffix,
-            "temperature": 0.0,
-            "max_tokens": question.max_tokens,
-            "seed": config.run.seed,
-        }
-    return list(rows.values())
+        found[id_] = EvaluationQuestion(
+            id=id_,
+            which=which,
+            task=task.benchmark.name,
+            image=task.images[question.image],
+            prompt=question.prompt + task.config.suffix,
+            temperature=0.0,
+            max_tokens=question.max_tokens,
+            seed=config.run.seed,
+        )
+    return list(found.values())
 
 
 @storage.writes_run("benchmark")
 def answer(config: Config, tasks: list[Task]) -> None:
     """Answer what is not answered yet with one engine, and publish each benchmark's answers."""
-    pending: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    pending: dict[tuple[str, str], list[EvaluationQuestion]] = {}
     total = 0
     for task in tasks:
         if task.stage.is_complete():
@@ -77,14 +77,14 @@ def answer(config: Config, tasks: list[Task]) -> None:
         task.stage.begin(overwrite=config.run.overwrite)
         known = done(task)
         for which in POLICIES:
-            rows = questions_of(config, task, which)
-            total += len(rows)
-            pending[which, task.benchmark.name] = [row for row in rows if row["id"] not in known]
-    left = sum(len(rows) for rows in pending.values())
+            questions = questions_of(config, task, which)
+            total += len(questions)
+            pending[which, task.benchmark.name] = [question for question in questions if question.id not in known]
+    left = sum(len(questions) for questions in pending.values())
     if left:
         from actors.cluster.connect import connect
 
-        prompts = (row["prompt"] for rows in pending.values() for row in rows)
+        prompts = (question.prompt for questions in pending.values() for question in questions)
         load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, stages.POLICY)
         rank = check_adapter(adapter)
@@ -96,7 +96,7 @@ def answer(config: Config, tasks: list[Task]) -> None:
             size = config.evaluate.batch_size
             # All of one policy before the other: the engine changes its weights once.
             ordered = sorted(pending.items(), key=lambda entry: entry[0][0] == AFTER)
-            blocks = [block for _, rows in ordered for block in blocks_of(rows, size, QUESTIONS_SCHEMA)]
+            blocks = [block for _, some in ordered for block in blocks_of(some, size, QUESTIONS_SCHEMA)]
             try:
                 for counts in answer_questions(config, blocks, adapter, rank, partials):
                     progress.advance(counts["answered"] + counts["rejected"])
@@ -108,7 +108,7 @@ def answer(config: Config, tasks: list[Task]) -> None:
 
 
 def _publish_answers(config: Config, task: Task) -> None:
-    wanted = {row["id"] for which in POLICIES for row in questions_of(config, task, which)}
+    wanted = {question.id for which in POLICIES for question in questions_of(config, task, which)}
     if missing := wanted - done(task):
         raise RuntimeError(f"{len(missing)} questions of {task.benchmark.title} came back without an answer")
     answers = read_answers(task, task.stage.partial)

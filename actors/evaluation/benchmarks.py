@@ -142,7 +142,7 @@ def _publish(config: Config, results: Mapping[str, Any]) -> None:
 def _show_cost(config: Config, benchmarks: Sequence[Benchmark], tasks: Sequence[Task], given: Answers) -> None:
     """Print how many answers and reviews are to be made, and what the judge would cost."""
     for task in tasks:
-        wanted = {row["id"] for which in POLICIES for row in questions_of(config, task, which)}
+        wanted = {question.id for which in POLICIES for question in questions_of(config, task, which)}
         answered = done(task)
         say(f"benchmark: {task.benchmark.title}: {len(wanted - answered)} of {len(wanted)} answers are to be made.")
         if task.benchmark.judged:

@@ -5,7 +5,7 @@ One engine serves both. The aligned policy reaches it the way it reached the rol
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from actors import metrics
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
+from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
@@ -22,7 +23,14 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import AFTER, BEFORE
-from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, REJECTED_FOLDER, REJECTED_SCHEMA
+from fgaif_ray.evaluation.rows import (
+    ANSWERS_SCHEMA,
+    REJECTED_FOLDER,
+    REJECTED_SCHEMA,
+    EvaluationAnswer,
+    EvaluationQuestion,
+    RejectedQuestion,
+)
 from fgaif_ray.images import load_image
 from fgaif_ray.records import fingerprint
 from fgaif_ray.vlm.front_end import load_front_end
@@ -32,7 +40,7 @@ class Generator:
     """A worker that answers the questions of a block and writes the block as a part of the stage.
 
     It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
-    ``rejected`` (the image cannot be read), ``tokens``.
+    ``rejected`` (the image cannot be read, or does not fit the engine), ``tokens``.
 
     Args:
         config: ``policy``, ``evaluate.engine``, ``align.rollout.sync`` and ``run.seed``.
@@ -53,53 +61,64 @@ class Generator:
         self._loaded = BEFORE
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
-        questions = unseal(sealed)
-        rows: list[dict[str, Any]] = []
-        rejected: list[dict[str, Any]] = []
+        questions = [EvaluationQuestion.from_row(row) for row in unseal(sealed).to_pylist()]
+        asked: list[EvaluationQuestion] = []
+        rejected: list[RejectedQuestion] = []
         opened: dict[str, Image | UserError] = {}
-        for row in questions.to_pylist():
-            path = row["image"]
+        for question in questions:
+            path = question.image
             if path not in opened:
                 opened[path] = _open(path)
             if isinstance(found := opened[path], UserError):
-                rejected.append(row | {"reason": str(found)})
+                rejected.append(RejectedQuestion(question=question, reason=str(found)))
             else:
-                rows.append(row)
-        name = fingerprint(questions.column("id").to_pylist())
-        partial = self._partial if isinstance(self._partial, str) else self._partial[questions["task"][0].as_py()]
+                asked.append(question)
+        name = fingerprint([question.id for question in questions])
+        partial = self._partial if isinstance(self._partial, str) else self._partial[questions[0].task]
+        answers: list[EvaluationAnswer] = []
+        for question, result in zip(asked, self._answer(asked, opened) if asked else (), strict=True):
+            if isinstance(result, PromptRefusedError):
+                rejected.append(RejectedQuestion(question=question, reason=str(result)))
+            else:
+                answers.append(self._read(question, result.outputs[0]))
+        if answers:
+            storage.write_part(partial, [answer.to_row() for answer in answers], ANSWERS_SCHEMA, name)
         if rejected:
-            storage.write_part(storage.join(partial, REJECTED_FOLDER), rejected, REJECTED_SCHEMA, name)
-        if rows:
-            self._answer(rows, opened)
-            storage.write_part(partial, rows, ANSWERS_SCHEMA, name)
-        counts = {"answered": len(rows), "rejected": len(rejected), "tokens": sum(row["tokens"] for row in rows)}
-        _record(rows, "answered")
-        _record(rejected, "rejected")
-        return pa.Table.from_pylist([counts])
+            rows = [one.to_row() for one in rejected]
+            storage.write_part(storage.join(partial, REJECTED_FOLDER), rows, REJECTED_SCHEMA, name)
+        tokens = sum(answer.tokens for answer in answers)
+        _record((answer.question for answer in answers), "answered")
+        _record((one.question for one in rejected), "rejected")
+        for answer in answers:
+            metrics.EVALUATION_TOKENS.inc(answer.tokens, policy=answer.question.which)
+        return pa.Table.from_pylist([{"answered": len(answers), "rejected": len(rejected), "tokens": tokens}])
 
-    def _answer(self, rows: list[dict[str, Any]], images: Mapping[str, Any]) -> None:
-        """Add ``response``, ``tokens`` and ``finish_reason`` to rows of one policy."""
+    def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[Any]:
+        """Answer questions to one policy; see ``generate``."""
         from vllm import SamplingParams
 
-        adapter = self._use(rows[0]["which"])
-        prompts = [image_prompt(self._front_end.prompt_ids(row["prompt"]), images[row["image"]]) for row in rows]
+        adapter = self._use(questions[0].which)
+        prompts = [image_prompt(self._front_end.prompt_ids(one.prompt), images[one.image]) for one in questions]
         ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
         parameters = [
             SamplingParams(
-                temperature=row["temperature"],
-                max_tokens=row["max_tokens"],
-                seed=row["seed"],
+                temperature=question.temperature,
+                max_tokens=question.max_tokens,
+                seed=question.seed,
                 logit_bias=ban,
                 detokenize=False,
             )
-            for row in rows
+            for question in questions
         ]
-        results = self._engine.generate(prompts, parameters, lora_request=adapter, use_tqdm=False)
-        for row, result in zip(rows, results, strict=True):
-            completion = result.outputs[0]
-            row["response"] = self._front_end.decode(completion.token_ids)
-            row["tokens"] = len(completion.token_ids)
-            row["finish_reason"] = completion.finish_reason
+        return generate(self._engine, prompts, parameters, adapter=adapter)
+
+    def _read(self, question: EvaluationQuestion, completion: Any) -> EvaluationAnswer:
+        return EvaluationAnswer(
+            question=question,
+            text=self._front_end.decode(completion.token_ids),
+            tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+        )
 
     def _use(self, which: str) -> Any:
         """Switch the engine to this policy; returns the adapter that requests have to name, or None."""
@@ -115,11 +134,9 @@ class Generator:
         return None
 
 
-def _record(rows: list[dict[str, Any]], outcome: str) -> None:
-    for (which, task), count in Counter((row["which"], row["task"]) for row in rows).items():
+def _record(questions: Iterable[EvaluationQuestion], outcome: str) -> None:
+    for (which, task), count in Counter((question.which, question.task) for question in questions).items():
         metrics.EVALUATION_ANSWERS.inc(count, policy=which, task=task, outcome=outcome)
-    for row in rows:
-        metrics.EVALUATION_TOKENS.inc(row.get("tokens", 0), policy=row["which"])
 
 
 def _open(path: str) -> Image | UserError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
+from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import image_prompt, start_engine
 from fgaif_ray.config import VerifierConfig
 from fgaif_ray.feedback.labels import yes_probability
@@ -62,7 +63,6 @@ class FactChecker:
     """
 
     def __init__(self, config: VerifierConfig) -> None:
-        self._max_model_len = config.engine.max_model_len
         self._prompt = load_prompt(config.prompt)
         self._front_end = load_front_end(config.model)
         self._engine = start_engine(config.model, config.engine)
@@ -85,20 +85,18 @@ class FactChecker:
             for text in texts:
                 prompt = self._prompt.render(statement=text)
                 try:
-                    length = self._front_end.prompt_length(prompt)
+                    prompts[image, text] = image_prompt(self._front_end.prompt_ids(prompt), images[image])
                 except ValueError as error:
                     found.refused[image, text] = f"fact: {error}"
-                    continue
-                if length >= self._max_model_len:  # the answer is one token
-                    found.refused[image, text] = "fact: it is longer than the verifier's engine.max_model_len allows"
-                else:
-                    prompts[image, text] = image_prompt(self._front_end.prompt_ids(prompt), images[image])
         # Greedy: verdicts that are sampled cannot be reproduced.
         parameters = SamplingParams(
             temperature=0.0, max_tokens=1, logprob_token_ids=list(self._words), detokenize=False
         )
-        results: list[Any] = self._engine.generate(list(prompts.values()), parameters, use_tqdm=False)
+        results: list[Any] = generate(self._engine, list(prompts.values()), [parameters] * len(prompts))
         for question, result in zip(prompts, results, strict=True):
+            if isinstance(result, PromptRefusedError):
+                found.refused[question] = f"fact: {result}"
+                continue
             found.answers[question] = self._read(result.outputs[0].logprobs[0])
             found.prompt_tokens += len(result.prompt_token_ids)
             found.cached_tokens += result.num_cached_tokens or 0

@@ -8,12 +8,12 @@ import pyarrow as pa
 import ray
 
 from actors import metrics
-from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA
+from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage
 from fgaif_ray import storage
 from fgaif_ray.images import decode_image
-from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, sample_identity
+from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, Response, sample_identity
+from fgaif_ray.sources import ProvidedResponse
 
-PROVIDED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 BLOCKS_PER_CPU: Final = 2
 """Blocks under way at a time; more would only wait in memory."""
 
@@ -24,32 +24,47 @@ def write_provided(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
     The part comes last, and comes even where all rows are rejected: a block is done when its part is there.
 
     Args:
-        rows: a table of ``PROVIDED_SCHEMA``.
+        rows: a table of ``sources.PROVIDED_SCHEMA``.
         partial: folder that gets the parts.
         name: of the part.
 
     Returns:
         The numbers of rows ``kept`` and ``rejected``.
     """
-    kept: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    for row in rows.to_pylist():
+    kept: list[Response] = []
+    rejected: list[RejectedImage] = []
+    for given in map(ProvidedResponse.from_row, rows.to_pylist()):
         try:
-            data = storage.read_bytes(row["image"])
-            decode_image(data)
+            kept.append(_response(given))
         except (OSError, ValueError) as error:
-            rejected.append({"image": row["image"], "prompt": row["prompt"], "reason": str(error)})
-            continue
-        digest = hashlib.sha256(data).hexdigest()
-        answer = {"response": row["response"]}  # takes the place of the sampling settings, which are unknown
-        identity = sample_identity(digest, row["prompt"], PROVIDED, answer)
-        kept.append(row | {"sample_id": identity, "image_sha256": digest, "model": PROVIDED})
+            rejected.append(RejectedImage(image=given.image, prompt=given.prompt, reason=str(error)))
     if rejected:
-        storage.write_part(storage.join(partial, REJECTED_FOLDER), rejected, REJECTED_IMAGES_SCHEMA, name)
-    storage.write_part(partial, kept, RESPONSES_SCHEMA, name)
+        folder = storage.join(partial, REJECTED_FOLDER)
+        storage.write_part(folder, [one.to_row() for one in rejected], REJECTED_IMAGES_SCHEMA, name)
+    storage.write_part(partial, [response.to_row() for response in kept], RESPONSES_SCHEMA, name)
     metrics.SAMPLED_RESPONSES.inc(len(kept), outcome="given")
     metrics.SAMPLED_RESPONSES.inc(len(rejected), outcome="rejected")
     return {"kept": len(kept), "rejected": len(rejected)}
+
+
+def _response(given: ProvidedResponse) -> Response:
+    """The row of a provided response.
+
+    Raises:
+        OSError or ValueError: the image cannot be read.
+    """
+    data = storage.read_bytes(given.image)
+    decode_image(data)
+    digest = hashlib.sha256(data).hexdigest()
+    answer = {"response": given.text}  # takes the place of the sampling settings, which are unknown
+    return Response(
+        sample_id=sample_identity(digest, given.prompt, PROVIDED, answer),
+        image=given.image,
+        image_sha256=digest,
+        prompt=given.prompt,
+        text=given.text,
+        model=PROVIDED,
+    )
 
 
 def write_provided_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) -> Iterator[dict[str, int]]:

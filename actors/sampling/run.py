@@ -1,20 +1,20 @@
 """Sampling into a begun stage: provided responses as they are, the others by the policy, and repeated rows rejected."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 import pyarrow as pa
 
 from actors.cluster.connect import connect
-from actors.sampling.provided import PROVIDED_SCHEMA, write_provided_blocks
-from actors.sampling.sampler import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TASK_SCHEMA
+from actors.engine.blocks import blocks_of
+from actors.sampling.provided import write_provided_blocks
+from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, TASK_SCHEMA, RejectedImage, SamplingTask
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
-from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA
-from fgaif_ray.sources import ImageSets, provided_responses
+from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, Response
+from fgaif_ray.sources import PROVIDED_SCHEMA, ImageSets, provided_responses
 from fgaif_ray.vlm.front_end import load_front_end
 
 GIVEN_PART: Final = "given-"
@@ -28,19 +28,13 @@ def rejected_folder(stage: storage.Stage) -> str:
     return storage.join(stage.partial, REJECTED_FOLDER)
 
 
-def _blocks(rows: Iterable[dict[str, Any]], size: int, schema: pa.Schema) -> Iterator[pa.Table]:
-    iterator = iter(rows)
-    while block := list(islice(iterator, size)):
-        yield pa.Table.from_pylist(block, schema=schema)
-
-
-def _sampled(stage: storage.Stage) -> set[tuple[str, str]]:
-    """Images and prompts that have been sampled, or rejected."""
-    done: set[tuple[str, str]] = set()
+def _sampled(stage: storage.Stage) -> set[SamplingTask]:
+    """Tasks whose response has been sampled, or whose image was rejected."""
+    done: set[SamplingTask] = set()
     for folder in (stage.partial, rejected_folder(stage)):
         for part in storage.list_parts(folder):
             if not _name_of(part).startswith(GIVEN_PART):
-                done.update((row["image"], row["prompt"]) for row in storage.read_part(part, ["image", "prompt"]))
+                done.update(map(SamplingTask.from_row, storage.read_part(part, ["image", "prompt"])))
     return done
 
 
@@ -61,13 +55,10 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
         UserError: the policy cannot be used.
     """
     done = _sampled(stage)
-    asked = sets.questions(sets.sample, config.data.prompts)
-    tasks = _blocks(
-        ({"image": image, "prompt": prompt} for image, prompt in asked if (image, prompt) not in done),
-        config.sample.batch_size,
-        TASK_SCHEMA,
+    asked = (
+        SamplingTask(image=image, prompt=prompt) for image, prompt in sets.questions(sets.sample, config.data.prompts)
     )
-    blocks = list(tasks)
+    blocks = list(blocks_of((task for task in asked if task not in done), config.sample.batch_size, TASK_SCHEMA))
     copied = {_name_of(part) for part in storage.list_parts(stage.partial)}
     given_blocks = -(-sets.provided // GIVEN_BLOCK)
     missing = {name for name in map(_given_name, range(given_blocks)) if name not in copied}
@@ -96,7 +87,7 @@ def _given_name(index: int) -> str:
 
 def _given_blocks(config: Config, sets: ImageSets, missing: set[str]) -> Iterator[tuple[str, pa.Table]]:
     """The named blocks of given responses that are not in the stage yet."""
-    for index, block in enumerate(_blocks(provided_responses(config, sets), GIVEN_BLOCK, PROVIDED_SCHEMA)):
+    for index, block in enumerate(blocks_of(provided_responses(config, sets), GIVEN_BLOCK, PROVIDED_SCHEMA)):
         name = _given_name(index)
         if name in missing:
             yield name, block
@@ -117,17 +108,16 @@ def drop_repeated(stage: storage.Stage) -> int:
                 first[identity] = row["image"]
         if not repeated:
             continue
-        rows = storage.read_part(part)
-        rejected = [
-            {
-                "image": rows[index]["image"],
-                "prompt": rows[index]["prompt"],
-                "reason": f"the same image and prompt{' and response' * (rows[index]['model'] == PROVIDED)} as {image}",
-            }
-            for index, image in repeated.items()
-        ]
-        kept = [row for index, row in enumerate(rows) if index not in repeated]
+        responses = [Response.from_row(row) for row in storage.read_part(part)]
+        rejected = [_repeated(responses[index], image).to_row() for index, image in repeated.items()]
+        kept = [response.to_row() for index, response in enumerate(responses) if index not in repeated]
         name = _name_of(part)
         storage.write_part(rejected_folder(stage), rejected, REJECTED_IMAGES_SCHEMA, f"{name}-repeated")
         storage.write_part(stage.partial, kept, RESPONSES_SCHEMA, name)
     return len(first)
+
+
+def _repeated(response: Response, image: str) -> RejectedImage:
+    """The rejection of a response that there is already, to an image of another name."""
+    equal = "image and prompt and response" if response.model == PROVIDED else "image and prompt"
+    return RejectedImage(image=response.image, prompt=response.prompt, reason=f"the same {equal} as {image}")

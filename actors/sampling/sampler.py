@@ -1,25 +1,23 @@
 """Sampling of responses: a Ray Data stage around a vLLM engine."""
 
 import hashlib
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+from PIL.Image import Image
 
 from actors import metrics
 from actors.engine.blocks import unseal
+from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import BAN, image_prompt, start_engine
+from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage, SamplingTask
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
-from fgaif_ray.records import RESPONSES_SCHEMA, fingerprint, sample_identity
+from fgaif_ray.records import RESPONSES_SCHEMA, Response, fingerprint, sample_identity
 from fgaif_ray.vlm.front_end import load_front_end
-
-TASK_SCHEMA: Final = pa.schema([pa.field("image", pa.string()), pa.field("prompt", pa.string())])
-REJECTED_IMAGES_SCHEMA: Final = pa.schema(
-    [pa.field(name, pa.string(), nullable=False) for name in ("image", "prompt", "reason")]
-)
-REJECTED_FOLDER: Final = "rejected"
-"""Folder inside the stage that holds the parts of rejected images."""
 
 
 def sampling_settings(config: Config) -> dict[str, Any]:
@@ -38,6 +36,16 @@ def request_seed(run_seed: int, sample_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{sample_id}".encode()).digest()[:4])
 
 
+@dataclass(frozen=True, slots=True)
+class _Readable:
+    """A task whose image could be read."""
+
+    task: SamplingTask
+    image: Image
+    image_sha256: str
+    sample_id: str
+
+
 class Sampler:
     """A worker that samples a response to every image of a block and writes the block as a part of the stage.
 
@@ -51,70 +59,84 @@ class Sampler:
         self._engine = start_engine(config.policy.model, config.sample.engine, seed=config.run.seed)
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
-        tasks = unseal(sealed)
-        rows: list[dict[str, Any]] = []
-        images = []
-        rejected: list[dict[str, Any]] = []
-        for task in tasks.to_pylist():
+        tasks = [SamplingTask.from_row(row) for row in unseal(sealed).to_pylist()]
+        readable: list[_Readable] = []
+        rejected: list[RejectedImage] = []
+        for task in tasks:
             try:
-                self._front_end.check_prompt(task["prompt"], self._config.sample.engine.max_model_len)
-                data = storage.read_bytes(task["image"])
-                images.append(decode_image(data))
+                readable.append(self._read(task))
             except (OSError, ValueError) as error:
-                rejected.append({"image": task["image"], "prompt": task["prompt"], "reason": str(error)})
-                continue
-            rows.append(self._row(task, hashlib.sha256(data).hexdigest()))
-        self._sample(rows, images)
-        name = fingerprint(tasks.column("image").to_pylist(), tasks.column("prompt").to_pylist())
+                rejected.append(_rejected(task, error))
+        responses: list[Response] = []
+        for asked, answer in zip(readable, self._sample(readable), strict=True):
+            if isinstance(answer, PromptRefusedError):
+                rejected.append(_rejected(asked.task, answer))
+            else:
+                responses.append(self._response(asked, answer.outputs[0]))
+        name = fingerprint([task.image for task in tasks], [task.prompt for task in tasks])
         if rejected:
-            folder = storage.join(self._partial, REJECTED_FOLDER)
-            storage.write_part(folder, rejected, REJECTED_IMAGES_SCHEMA, name)
-        if rows:
+            rows = [one.to_row() for one in rejected]
+            storage.write_part(storage.join(self._partial, REJECTED_FOLDER), rows, REJECTED_IMAGES_SCHEMA, name)
+        if responses:
+            rows = [response.to_row() for response in responses]
             storage.write_part(self._partial, rows, RESPONSES_SCHEMA, name)
         counts = {
-            "sampled": len(rows),
+            "sampled": len(responses),
             "rejected": len(rejected),
-            "tokens": sum(len(row["token_ids"]) for row in rows),
+            "tokens": sum(len(response.token_ids or ()) for response in responses),
         }
         metrics.SAMPLED_RESPONSES.inc(counts["sampled"], outcome="sampled")
         metrics.SAMPLED_RESPONSES.inc(counts["rejected"], outcome="rejected")
         metrics.SAMPLED_TOKENS.inc(counts["tokens"])
         return pa.Table.from_pylist([counts])
 
-    def _row(self, task: dict[str, Any], image_sha256: str) -> dict[str, Any]:
-        model = self._config.policy.model
-        settings = sampling_settings(self._config)
-        return {
-            "sample_id": sample_identity(image_sha256, task["prompt"], model, settings),
-            "image": task["image"],
-            "image_sha256": image_sha256,
-            "prompt": task["prompt"],
-            "model": model,
-        }
+    def _read(self, task: SamplingTask) -> _Readable:
+        """Read the image of a task.
 
-    def _sample(self, rows: list[dict[str, Any]], images: list[Any]) -> None:
-        """Add ``response``, ``token_ids`` and ``finish_reason`` to rows."""
+        Raises:
+            OSError or ValueError: the prompt cannot be asked, or the image cannot be read.
+        """
+        self._front_end.prompt_ids(task.prompt)
+        data = storage.read_bytes(task.image)
+        image = decode_image(data)
+        digest = hashlib.sha256(data).hexdigest()
+        settings = sampling_settings(self._config)
+        identity = sample_identity(digest, task.prompt, self._config.policy.model, settings)
+        return _Readable(task, image, digest, identity)
+
+    def _sample(self, readable: Sequence[_Readable]) -> list[Any]:
+        """Sample a response to each task; see ``generate``."""
         from vllm import SamplingParams
 
         sample = self._config.sample
-        prompts = [
-            image_prompt(self._front_end.prompt_ids(row["prompt"]), image)
-            for row, image in zip(rows, images, strict=True)
-        ]
+        prompts = [image_prompt(self._front_end.prompt_ids(one.task.prompt), one.image) for one in readable]
         ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
         parameters = [
             SamplingParams(
                 temperature=sample.temperature,
                 top_p=sample.top_p,
                 max_tokens=sample.max_tokens,
-                seed=request_seed(self._config.run.seed, row["sample_id"]),
+                seed=request_seed(self._config.run.seed, one.sample_id),
                 logit_bias=ban,
                 detokenize=False,
             )
-            for row in rows
+            for one in readable
         ]
-        for row, result in zip(rows, self._engine.generate(prompts, parameters, use_tqdm=False), strict=True):
-            completion = result.outputs[0]
-            row["token_ids"] = list(completion.token_ids)
-            row["response"] = self._front_end.decode(row["token_ids"])
-            row["finish_reason"] = completion.finish_reason
+        return generate(self._engine, prompts, parameters)
+
+    def _response(self, asked: _Readable, completion: Any) -> Response:
+        token_ids = tuple(completion.token_ids)
+        return Response(
+            sample_id=asked.sample_id,
+            image=asked.task.image,
+            image_sha256=asked.image_sha256,
+            prompt=asked.task.prompt,
+            text=self._front_end.decode(token_ids),
+            token_ids=token_ids,
+            finish_reason=completion.finish_reason,
+            model=self._config.policy.model,
+        )
+
+
+def _rejected(task: SamplingTask, error: Exception) -> RejectedImage:
+    return RejectedImage(image=task.image, prompt=task.prompt, reason=str(error))

@@ -9,7 +9,6 @@ import functools
 import inspect
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +16,16 @@ from typing import Any, Final
 
 import torch
 import torch.fx.experimental._config
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from fgaif_ray.cluster.allocations import FUSED_ATTENTION, Allocations, kept_for_backward
 from fgaif_ray.config import LoRAOptions
+from fgaif_ray.errors import UserError
 from fgaif_ray.rl.policy import checkpoint_layers
-from fgaif_ray.vlm.lora import with_own_layers
+from fgaif_ray.vlm.lora import decoder_lora, with_own_layers
 
 NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits: half a byte, a byte for each block of 64, and a float32 for each 256 of those blocks (QLoRA,
@@ -215,11 +215,9 @@ class DryRun:
             raise UncountableModelError(f"a pass through {self.name} cannot be counted: {_reason(error)}") from error
 
     def _with_adapters(self, adapters: Mapping[str, LoRAOptions]) -> Any:
-        inside = next(name for name, module in self.model.named_modules() if module is self.decoder)
         peft: Any = None
         for name, lora in adapters.items():
-            targets = rf"{re.escape(inside)}\..*\.(?:{'|'.join(map(re.escape, lora.target_modules))})"
-            config = with_own_layers(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+            config = with_own_layers(decoder_lora(self.model, lora, self.name))
             if peft is None:
                 peft = PeftModel(self.model, config, adapter_name=name)
             else:
@@ -249,7 +247,7 @@ def dry_run(name: str, dtype: str, *adapters: tuple[str, LoRAOptions], engine: b
         dtype = "bfloat16" if engine and dtype == "float32" else dtype
     try:
         return DryRun(name, config, dtype, dict(adapters))
-    except FAILURES as error:
+    except (*FAILURES, UserError) as error:
         raise UncountableModelError(f"{name} cannot be built from its config.json: {_reason(error)}") from error
 
 

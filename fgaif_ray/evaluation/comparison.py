@@ -1,13 +1,14 @@
 """The evaluation of a run: what both policies are asked, and what their answers measure."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from fgaif_ray.config import Config
 from fgaif_ray.evaluation import GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.hallucination import Description, measure_descriptions, measure_lengths
 from fgaif_ray.evaluation.pope import STRATEGIES, PopeQuestion, build_questions, score_splits
+from fgaif_ray.evaluation.rows import EvaluationAnswer, EvaluationQuestion
 from fgaif_ray.records import fingerprint
 from fgaif_ray.shapes.scenes import Scene
 from fgaif_ray.sources import ImageSets
@@ -33,66 +34,68 @@ def pope_splits(config: Config, images: Sequence[str], truth: Truth) -> dict[str
     }
 
 
-def questions_of(config: Config, sets: ImageSets, splits: dict[str, list[PopeQuestion]]) -> list[dict[str, Any]]:
-    """Rows of ``QUESTIONS_SCHEMA``, before the aligned policy's first; a question of several splits is asked once."""
+def questions_of(config: Config, sets: ImageSets, splits: dict[str, list[PopeQuestion]]) -> list[EvaluationQuestion]:
+    """The questions to both policies, before the aligned one's first; a question of several splits is asked once."""
+    return [question for which in POLICIES for question in _questions_to(which, config, sets, splits)]
+
+
+def _questions_to(
+    which: str, config: Config, sets: ImageSets, splits: dict[str, list[PopeQuestion]]
+) -> Iterator[EvaluationQuestion]:
     asked: list[tuple[str, str, str, float, int]] = []  # task, image, prompt, temperature, max_tokens
     for task, temperature in ((SAMPLED, 1.0), (GREEDY, 0.0)):
         for image, prompt in sets.questions(sets.evaluate, config.data.prompts):
             asked.append((task, image, prompt, temperature, config.evaluate.max_tokens))
     about = dict.fromkeys((question.image, question.text) for split in splits.values() for question in split)
     asked += [(POPE, image, text, 0.0, POPE_MAX_TOKENS) for image, text in about]
-    rows = []
-    for which in POLICIES:
-        for index, (task, image, prompt, temperature, max_tokens) in enumerate(asked):
-            seed = int(fingerprint(config.run.seed, task, index)[:8], 16)
-            rows.append(
-                {
-                    "id": fingerprint(which, task, image, prompt),
-                    "which": which,
-                    "task": task,
-                    "image": image,
-                    "prompt": prompt,
-                    "temperature": temperature,
-                    "max_tokens": max_tokens,
-                    "seed": seed,
-                }
-            )
-    return rows
+    for index, (task, image, prompt, temperature, max_tokens) in enumerate(asked):
+        yield EvaluationQuestion(
+            id=fingerprint(which, task, image, prompt),
+            which=which,
+            task=task,
+            image=image,
+            prompt=prompt,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=int(fingerprint(config.run.seed, task, index)[:8], 16),
+        )
 
 
 def measure(
-    config: Config, rows: list[dict[str, Any]], truth: Truth | None, splits: dict[str, list[PopeQuestion]]
+    config: Config, answers: Sequence[EvaluationAnswer], truth: Truth | None, splits: dict[str, list[PopeQuestion]]
 ) -> dict[str, Any]:
     """What the answers of both policies say, JSON-serialisable.
 
     Args:
         config: the configuration.
-        rows: answers, rows of ``ANSWERS_SCHEMA``.
+        answers: of both policies.
         truth: scene by image, or None where it is not known.
         splits: what ``pope_splits`` returned; empty without truth.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row["which"], row["task"]].append(row)
-    metrics: dict[str, Any] = {"images": len({row["image"] for row in rows}), "confidence": CONFIDENCE}
+    groups: dict[tuple[str, str], list[EvaluationAnswer]] = defaultdict(list)
+    for answer in answers:
+        groups[answer.question.which, answer.question.task].append(answer)
+    images = {answer.question.image for answer in answers}
+    metrics: dict[str, Any] = {"images": len(images), "confidence": CONFIDENCE}
     if truth is None:
         metrics["note"] = NO_TRUTH_NOTE
     for which in POLICIES:
         figures = _figures(groups[which, SAMPLED], truth, config.run.seed)
         figures[GREEDY] = _figures(groups[which, GREEDY], truth, config.run.seed)
         if splits:
-            answers = {(row["image"], row["prompt"]): row["response"] for row in groups[which, POPE]}
-            figures[POPE] = score_splits(splits, answers)
+            said = {(one.question.image, one.question.prompt): one.text for one in groups[which, POPE]}
+            figures[POPE] = score_splits(splits, said)
         metrics[which] = figures
     return metrics
 
 
-def _figures(rows: Sequence[dict[str, Any]], truth: Truth | None, seed: int) -> dict[str, Any]:
-    finished = [row["finish_reason"] == "stop" for row in rows]
+def _figures(answers: Sequence[EvaluationAnswer], truth: Truth | None, seed: int) -> dict[str, Any]:
+    finished = [answer.finish_reason == "stop" for answer in answers]
+    images = [answer.question.image for answer in answers]
     if truth is None:
-        return measure_lengths([row["response"] for row in rows], [row["image"] for row in rows], finished)
+        return measure_lengths([answer.text for answer in answers], images, finished)
     descriptions = [
-        Description(row["image"], truth[row["image"]], row["response"], done)
-        for row, done in zip(rows, finished, strict=True)
+        Description(image, truth[image], answer.text, done)
+        for image, answer, done in zip(images, answers, finished, strict=True)
     ]
     return measure_descriptions(descriptions, seed)

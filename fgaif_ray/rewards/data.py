@@ -3,18 +3,16 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import Final
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import FACT_TYPES, Feedback
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.image_features import ImageFeatures
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
 BUCKET_BATCHES: Final = 16
@@ -48,7 +46,7 @@ class Example:
     @property
     def length(self) -> int:
         """Tokens, image tokens included."""
-        return len(self.encoded.input_ids)
+        return len(self.encoded)
 
 
 @dataclass(frozen=True)
@@ -61,26 +59,26 @@ class RewardData:
     """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``"""
 
 
-def from_feedback(rows: Iterable[Mapping[str, Any]], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
-    """Read the rows of ``feedback/`` by sample id, without rows that have no segments.
+def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
+    """Take what is learnt from the rows of ``feedback/``, by sample id, without rows that have no segments.
 
     Args:
-        rows: of the folder.
+        rows: of the folder; sampled ids are not needed.
         types: the fact types to learn.
 
     Raises:
         UserError: the rows have no labels of one of the types.
     """
-    known = [row for row in sorted(rows, key=lambda row: str(row["sample_id"])) if row["segments"]]
-    if known and (missing := [name for name in types if name not in known[0]["segments"][0]["labels"]]):
+    known = [row for row in sorted(rows, key=lambda row: row.response.sample_id) if row.segments]
+    if known and (missing := [name for name in types if name not in known[0].segments[0].labels]):
         raise UserError(f"feedback/ has no labels of the fact type {missing[0]}: run label with these run.fact_types.")
     return [
         TrainingResponse(
-            image=row["image"],
-            image_sha256=row["image_sha256"],
-            prompt=row["prompt"],
-            segments=tuple(segment["text"] for segment in row["segments"]),
-            labels={name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in types},
+            image=row.response.image,
+            image_sha256=row.response.image_sha256,
+            prompt=row.response.prompt,
+            segments=tuple(segment.text for segment in row.segments),
+            labels={name: tuple(_code(segment.labels[name]) for segment in row.segments) for name in types},
         )
         for row in known
     ]
@@ -153,8 +151,9 @@ def _encode(
     for response in responses:
         item = ScoringItem(load_image(response.image), response.prompt, response.segments)
         encoded = encode_item(backbone, item)
-        if len(encoded.input_ids) <= backbone.max_length:
-            examples.append(Example(response.image, encoded, response.labels, response.image_sha256))
+        if len(encoded) <= backbone.max_length:
+            kept = replace(encoded, prompt=encoded.prompt.without_pixels())  # of many images they would fill the memory
+            examples.append(Example(response.image, kept, response.labels, response.image_sha256))
         on_progress(1)
     return examples
 
@@ -178,23 +177,22 @@ def make_batches(lengths: Sequence[int], batch_size: int, generator: random.Rand
     return batches
 
 
-class ImageFeatures:
-    """Projected vision features by image path.
+class FeatureCache:
+    """Features of images by path.
 
-    The vision tower is frozen, so an image is encoded once and its features kept in host memory, as far as
-    ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an
-    image).
+    What makes them is frozen, so an image is encoded once and its features kept in host memory, as far as
+    ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an image).
     """
 
     def __init__(self, backbone: Backbone, cache_bytes: int = FEATURE_CACHE_BYTES) -> None:
         self._backbone = backbone
         self._room = cache_bytes
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, ImageFeatures] = {}
         self.encoded = 0
         """Images that went through the vision tower so far."""
 
-    def __call__(self, paths: Sequence[str]) -> Tensor:
-        """Return the features of images, ``[images, image_tokens, hidden]``, on the model's device.
+    def __call__(self, paths: Sequence[str]) -> list[ImageFeatures]:
+        """Return the features of images, in order.
 
         Raises:
             UserError: an image cannot be read.
@@ -202,12 +200,12 @@ class ImageFeatures:
         found = {path: self._kept[path] for path in paths if path in self._kept}
         missing = [path for path in dict.fromkeys(paths) if path not in found]
         if missing:
-            pixels = self._backbone.pixel_values([load_image(path) for path in missing])
+            front_end = self._backbone.front_end
+            prompts = [front_end.encode_prompt("", [load_image(path)]) for path in missing]
             self.encoded += len(missing)
-            for path, features in zip(missing, self._backbone.image_features(pixels), strict=True):
+            for path, features in zip(missing, self._backbone.image_features(prompts), strict=True):
                 found[path] = features
-                size = features.numel() * features.element_size()
-                if size <= self._room:
-                    self._room -= size
-                    self._kept[path] = features.cpu().clone()
-        return torch.stack([found[path].to(self._backbone.device) for path in paths])
+                if features.planes.nbytes <= self._room:
+                    self._room -= features.planes.nbytes
+                    self._kept[path] = features.copy_to_host()
+        return [found[path] for path in paths]

@@ -7,7 +7,6 @@ the prompt and all the text up to there. Types may share an adapter, whose forwa
 them, and a head may read one class per response, at its last separator.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,9 @@ from fgaif_ray.records import ABSENT, CLASS_NAMES
 from fgaif_ray.rewards.files import ADAPTER_FILES, HEAD_FILE, RewardModelFiles, read_folder, save_tensors
 from fgaif_ray.rewards.kinds import Granularity
 from fgaif_ray.vlm.backbone import Backbone
-from fgaif_ray.vlm.lora import with_own_layers
+from fgaif_ray.vlm.image_features import ImageFeatures
+from fgaif_ray.vlm.inputs import EncodedPrompt
+from fgaif_ray.vlm.lora import decoder_lora, with_own_layers
 
 SCORING_BATCH: Final = 32
 """Responses of one forward pass when scoring."""
@@ -51,10 +52,14 @@ class ScoringItem:
 class EncodedItem:
     """What the backbone reads of one response."""
 
-    input_ids: list[int]
-    """``[tokens]``, image tokens repeated."""
+    prompt: EncodedPrompt
+    text_ids: list[int]
+    """``[text_tokens]`` of the segments and their separators, after the prompt."""
     separators: list[int]
-    """``[segments]`` positions in ``input_ids`` where the classes are read."""
+    """``[segments]`` positions, counted from the prompt's first token, where the classes are read."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.text_ids)
 
 
 def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
@@ -65,25 +70,26 @@ def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
     here, not tokens.
 
     Raises:
-        ValueError: the prompt holds the image token.
+        ValueError: the prompt holds a special token.
     """
     texts = [segment.strip() for segment in item.segments]
     encoded = backbone.front_end.tokenizer(
         " ".join(texts), add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )
     tokens = list(zip(encoded["input_ids"], (end for _, end in encoded["offset_mapping"]), strict=True))
-    input_ids = backbone.front_end.expanded_prompt_ids(item.prompt, item.image)
+    prompt = backbone.front_end.encode_prompt(item.prompt, [item.image])
+    text_ids: list[int] = []
     separators = []
     position = 0
     segment_end = -1
     for text in texts:
         segment_end += 1 + len(text)
         while position < len(tokens) and tokens[position][1] <= segment_end:
-            input_ids.append(tokens[position][0])
+            text_ids.append(tokens[position][0])
             position += 1
-        separators.append(len(input_ids))
-        input_ids.append(backbone.eos_token_id)
-    return EncodedItem(input_ids, separators)
+        separators.append(len(prompt) + len(text_ids))
+        text_ids.append(backbone.eos_token_id)
+    return EncodedItem(prompt, text_ids, separators)
 
 
 class RewardModel(nn.Module):
@@ -135,20 +141,10 @@ class RewardModel(nn.Module):
             seed: of the initial weights.
             granularity: ``response`` reads one class per response, at its last separator.
         """
-        modules = "|".join(re.escape(name) for name in lora.target_modules)
         device = self.backbone.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self._inject(
-                name,
-                LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,
-                    lora_dropout=0.0,
-                    target_modules=rf".*language_model\..*\.(?:{modules})",
-                    base_model_name_or_path=self.backbone.path,
-                ),
-            )
+            self._inject(name, decoder_lora(self.backbone.model, lora, self.backbone.path))
             for head in heads:
                 self._add_head(head, name, granularity)
 
@@ -225,12 +221,12 @@ class RewardModel(nn.Module):
         """Return the unit of a head's verdicts."""
         return self._granularity[head]
 
-    def logits(self, fact_type: str, items: Sequence[EncodedItem], image_features: Tensor) -> Tensor:
+    def logits(self, fact_type: str, items: Sequence[EncodedItem], features: Sequence[ImageFeatures]) -> Tensor:
         """Compute the class logits of one head; see ``logits_of``."""
-        return self.logits_of([fact_type], items, image_features)[fact_type]
+        return self.logits_of([fact_type], items, features)[fact_type]
 
     def logits_of(
-        self, heads: Sequence[str], items: Sequence[EncodedItem], image_features: Tensor
+        self, heads: Sequence[str], items: Sequence[EncodedItem], features: Sequence[ImageFeatures]
     ) -> dict[str, Tensor]:
         """Compute class logits at the separators of a batch, in one forward pass per adapter.
 
@@ -239,7 +235,7 @@ class RewardModel(nn.Module):
         Args:
             heads: whose classes.
             items: the responses of the batch.
-            image_features: ``[batch, image_tokens, hidden]``, see ``Backbone.image_features``.
+            features: of the image of each response, see ``Backbone.image_features``.
 
         Returns:
             Per head ``[separators, 3]`` float32; the separators of the first response, then those of the second, and
@@ -249,7 +245,7 @@ class RewardModel(nn.Module):
         places = {head: self._places(head, items) for head in heads}  # before the passes: a copy waits for the device
         found: dict[str, Tensor] = {}
         for adapter in adapters:
-            hidden = self._hidden(adapter, items, image_features)  # [batch, tokens, hidden]
+            hidden = self._hidden(adapter, items, features)  # [batch, tokens, hidden]
             for head in heads:
                 if self._adapter_of[head] == adapter:
                     rows, columns = places[head].unbind(dim=1)  # [separators] each
@@ -262,17 +258,10 @@ class RewardModel(nn.Module):
         places = [(row, column) for row, item in enumerate(items) for column in item.separators[first:]]
         return torch.tensor(places, device=self.backbone.device)
 
-    def _hidden(self, adapter: str, items: Sequence[EncodedItem], image_features: Tensor) -> Tensor:
+    def _hidden(self, adapter: str, items: Sequence[EncodedItem], features: Sequence[ImageFeatures]) -> Tensor:
         self._activate(adapter, trainable=torch.is_grad_enabled())
-        device = self.backbone.device
-        longest = max(len(item.input_ids) for item in items)
-        filler = self.backbone.eos_token_id
-        input_ids = torch.tensor(
-            [item.input_ids + [filler] * (longest - len(item.input_ids)) for item in items], device=device
-        )  # [batch, tokens]
-        embeddings = self.backbone.input_embeddings(input_ids, image_features)  # [batch, tokens, hidden]
-        hidden: Tensor = self.backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        return hidden
+        rows = self.backbone.rows([item.prompt for item in items], [item.text_ids for item in items])
+        return self.backbone.states(rows, features)  # [batch, tokens, hidden]
 
     def score(self, fact_type: str, items: Sequence[ScoringItem]) -> list[NDArray[np.float32]]:
         """Compute the class probabilities of every segment for one fact type; see ``score_types``."""
@@ -297,20 +286,19 @@ class RewardModel(nn.Module):
             of ``items``; a response is scored the same alone and in any batch.
 
         Raises:
-            ValueError: a prompt holds the image token, or a response is longer than the backbone's context.
+            ValueError: a prompt holds a special token, or a response is longer than the backbone's context.
             ArithmeticError: a score is not finite.
         """
         scores = {name: [np.zeros((0, len(CLASS_NAMES)), np.float32) for _ in items] for name in fact_types}
         encoded = {index: encode_item(self.backbone, item) for index, item in enumerate(items) if item.segments}
-        order = sorted(encoded, key=lambda index: len(encoded[index].input_ids))
-        longest = len(encoded[order[-1]].input_ids) if order else 0
+        order = sorted(encoded, key=lambda index: len(encoded[index]))
+        longest = len(encoded[order[-1]]) if order else 0
         if longest > self.backbone.max_length:
             raise ValueError(f"a response takes {longest} tokens, but the backbone reads {self.backbone.max_length}")
         found: list[tuple[list[int], dict[str, Tensor]]] = []  # on the device: the next images are read meanwhile
         for start in range(0, len(order), SCORING_BATCH):
             batch = order[start : start + SCORING_BATCH]
-            pixels = self.backbone.pixel_values([items[index].image for index in batch])
-            features = self.backbone.image_features(pixels)  # [batch, image_tokens, hidden]
+            features = self.backbone.image_features([encoded[index].prompt for index in batch])
             logits = self.logits_of(fact_types, [encoded[index] for index in batch], features)
             found.append((batch, {name: self._probabilities(name, values) for name, values in logits.items()}))
         for batch, by_type in found:

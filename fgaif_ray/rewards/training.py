@@ -22,7 +22,7 @@ from fgaif_ray.config import RewardsConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
-from fgaif_ray.rewards.data import Example, ImageFeatures, RewardData, make_batches
+from fgaif_ray.rewards.data import Example, FeatureCache, RewardData, make_batches
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, RewardTask
 from fgaif_ray.rewards.metrics import held_out_figures
 from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel
@@ -74,7 +74,7 @@ def train_reward_model(
     model: RewardModel,
     task: RewardTask,
     data: RewardData,
-    features: ImageFeatures,
+    features: FeatureCache,
     options: RewardsConfig,
     seed: int,
     on_progress: OnProgress,
@@ -168,7 +168,7 @@ def train_reward_model(
 
 
 def predict_heads(
-    model: RewardModel, heads: Sequence[str], examples: Sequence[Example], features: ImageFeatures
+    model: RewardModel, heads: Sequence[str], examples: Sequence[Example], features: FeatureCache
 ) -> dict[str, NDArray[np.float32]]:
     """Compute class probabilities of all verdicts on ``examples`` in order, without temperature, on all workers.
 
@@ -235,7 +235,7 @@ def _step(
     model: RewardModel,
     task: RewardTask,
     examples: Sequence[Example],
-    features: ImageFeatures,
+    features: FeatureCache,
     weights: Mapping[str, NDArray[np.float64]],
     parameters: Sequence[nn.Parameter],
     options: RewardsConfig,

@@ -21,19 +21,18 @@ from torch import Tensor, nn
 
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
-from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.backbone import IMAGES_PER_PASS, PIXELS_PER_PASS, Backbone
 from fgaif_ray.vlm.checkpoint import check_adapter
 from fgaif_ray.vlm.group import LearnerGroup
-from fgaif_ray.vlm.lora import with_own_layers
+from fgaif_ray.vlm.image_features import ImageFeatures
+from fgaif_ray.vlm.inputs import EncodedPrompt, RowInputs, image_batches
+from fgaif_ray.vlm.lora import decoder_lora, with_own_layers
 from fgaif_ray.vlm.passes import DecoderPass, ImagePass, VocabularyScores
 from fgaif_ray.vlm.sharding import shard_backbone
 
 POLICY: Final = "policy"
 CRITIC: Final = "critic"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
-
-IMAGES_PER_PASS: Final = 64
-"""Images that go through the vision tower together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +43,34 @@ class EncodedRows:
     ``prompt_lengths`` 30 and ``response_lengths`` 3.
     """
 
-    input_ids: Tensor
-    """``[rows, tokens]`` int64, padded on the right."""
+    inputs: RowInputs
     prompt_lengths: Tensor
     """``[rows]`` int64, image tokens included."""
     response_lengths: Tensor
     """``[rows]`` int64, at least 1."""
-    image_features: Tensor
-    """``[images, image_tokens, hidden]``; rows of the same image share an entry."""
+    features: tuple[ImageFeatures, ...]
+    """``[images]``; rows of the same image share an entry."""
     image_index: Tensor
-    """``[rows]`` int64 into ``image_features``."""
+    """``[rows]`` int64 into ``features``, on the CPU."""
     response_width: int
     """Length that results are padded to."""
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.prompt_lengths)
+
+    @property
+    def input_ids(self) -> Tensor:
+        """``[rows, tokens]`` int64, padded on the right."""
+        return self.inputs.input_ids
 
     @property
     def lengths(self) -> Tensor:
         """Number of real tokens of each row, ``[rows]``."""
-        return self.prompt_lengths + self.response_lengths
+        return self.inputs.lengths
+
+    def row_features(self) -> list[ImageFeatures]:
+        """The features of the images of each row."""
+        return [self.features[index] for index in self.image_index.tolist()]
 
     def select(self, indices: Tensor) -> "EncodedRows":
         """Select rows, in the given order, without the padding that none of them needs.
@@ -71,13 +78,12 @@ class EncodedRows:
         Args:
             indices: ``[rows]`` int64.
         """
-        width = int(self.lengths[indices].max()) if len(indices) else 0
         return EncodedRows(
-            input_ids=self.input_ids[indices, :width],
+            inputs=self.inputs.select(indices),
             prompt_lengths=self.prompt_lengths[indices],
             response_lengths=self.response_lengths[indices],
-            image_features=self.image_features,
-            image_index=self.image_index[indices],
+            features=self.features,
+            image_index=self.image_index[indices.cpu()],
             response_width=self.response_width,
         )
 
@@ -147,7 +153,10 @@ class PolicyModel(nn.Module):
         self._images = ImagePass(backbone)
         self._decoder = DecoderPass(backbone)
         self._vocabulary = VocabularyScores(
-            backbone.model.get_output_embeddings(), backbone.front_end.banned_token_ids, temperature
+            backbone.model.get_output_embeddings(),
+            backbone.front_end.banned_token_ids,
+            temperature,
+            getattr(backbone.model.config.get_text_config(), "final_logit_softcapping", None),
         )
         self._sharded_over = sharded_over if sharded_over is not None and sharded_over.size > 1 else None
         if self._sharded_over is not None:
@@ -158,7 +167,7 @@ class PolicyModel(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self.eval()  # no dropout anywhere: rollouts and updates see the same network
         if activation_checkpointing:
-            checkpoint_layers(backbone.language_model)
+            checkpoint_layers(backbone.decoder)
 
     @property
     def device(self) -> torch.device:
@@ -196,25 +205,22 @@ class PolicyModel(nn.Module):
         """
         if not (len(prompts) == len(images) == len(responses) > 0 and all(len(ids) for ids in responses)):
             raise ValueError("prompts, images and responses must be as many, at least one, and no response empty")
-        distinct = {id(image): image for image in images}
-        place = {key: index for index, key in enumerate(distinct)}
         front_end = self.backbone.front_end
-        prompt_ids = [front_end.expanded_prompt_ids(*pair) for pair in zip(prompts, images, strict=True)]
-        prompt_lengths = torch.tensor([len(ids) for ids in prompt_ids])  # [rows]
-        response_lengths = torch.tensor([len(ids) for ids in responses])  # [rows]
-        width = int((prompt_lengths + response_lengths).max())
-        pad = self.backbone.eos_token_id  # never the image token: its count is checked
-        input_ids = torch.full((len(prompts), width), pad, dtype=torch.int64)  # [rows, tokens]
-        for row, (prompt, response) in enumerate(zip(prompt_ids, responses, strict=True)):
-            ids = torch.tensor([*prompt, *response])
-            input_ids[row, : len(ids)] = ids
+        encoded: dict[tuple[str, int], EncodedPrompt] = {}
+        of_image: dict[int, EncodedPrompt] = {}
+        for prompt, image in zip(prompts, images, strict=True):
+            if (prompt, id(image)) not in encoded:
+                encoded[prompt, id(image)] = one = front_end.encode_prompt(prompt, [image])
+                of_image.setdefault(id(image), one)
+        own = [encoded[prompt, id(image)] for prompt, image in zip(prompts, images, strict=True)]
+        place = {key: index for index, key in enumerate(of_image)}
         return EncodedRows(
-            input_ids=input_ids.to(self.device),
-            prompt_lengths=prompt_lengths.to(self.device),
-            response_lengths=response_lengths.to(self.device),
-            image_features=self._image_features(list(distinct.values())),
-            image_index=torch.tensor([place[id(image)] for image in images], device=self.device),
-            response_width=int(response_lengths.max()),
+            inputs=self.backbone.rows(own, responses),
+            prompt_lengths=torch.tensor([len(one) for one in own], device=self.device),
+            response_lengths=torch.tensor([len(ids) for ids in responses], device=self.device),
+            features=tuple(self._image_features(list(of_image.values()))),
+            image_index=torch.tensor([place[id(image)] for image in images]),
+            response_width=max(len(ids) for ids in responses),
         )
 
     def log_probs(
@@ -274,18 +280,17 @@ class PolicyModel(nn.Module):
     def _adapter_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self._peft.named_parameters() if f".{adapter}." in name}
 
-    def _image_features(self, images: Sequence[Image], batch: int = IMAGES_PER_PASS) -> Tensor:
-        parts = []
-        for index in range(self.passes_of_all(-(-len(images) // batch))):
-            own = images[index * batch : (index + 1) * batch]
-            features = self._images(self.backbone.pixel_values(own or images[:1]))
-            if own:
-                parts.append(features)
-        return torch.cat(parts)  # [images, image_tokens, hidden]
+    def _image_features(self, prompts: Sequence[EncodedPrompt]) -> list[ImageFeatures]:
+        batches = image_batches(prompts, IMAGES_PER_PASS, PIXELS_PER_PASS)
+        found: dict[int, ImageFeatures] = {}
+        for index in range(self.passes_of_all(len(batches))):
+            batch = batches[min(index, len(batches) - 1)]  # the last one again where other processes have more
+            found |= dict(zip(batch, self._images([prompts[one] for one in batch]), strict=True))
+        return [found[index] for index in range(len(prompts))]
 
     def _states(self, rows: EncodedRows) -> Tensor:
         """The decoder's last states, ``[rows, tokens, hidden]``."""
-        states: Tensor = self._decoder(rows.input_ids, rows.image_features[rows.image_index])
+        states: Tensor = self._decoder(rows.inputs, rows.row_features())
         return states
 
 
@@ -297,16 +302,7 @@ def checkpoint_layers(decoder: Any) -> None:
 
 
 def _lora_config(backbone: Backbone, lora: LoRAOptions) -> LoraConfig:
-    # A pattern instead of names: the vision tower has layers of the same names, and it stays frozen.
-    targets = rf".*language_model.*\.({'|'.join(lora.target_modules)})"
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=targets,
-        lora_dropout=0.0,
-        base_model_name_or_path=backbone.path,
-    )
-    return with_own_layers(config)
+    return with_own_layers(decoder_lora(backbone.model, lora, backbone.path))
 
 
 def _load_critic(model: PeftModel, folder: str) -> None:

@@ -3,11 +3,19 @@
 from fgaif_ray.config import Config
 from fgaif_ray.images import find_images
 from fgaif_ray.sources.coco import find_coco_images
+from fgaif_ray.sources.row import PROVIDED_SCHEMA, ProvidedResponse
 from fgaif_ray.sources.rows import prepare_rows, provided_responses
 from fgaif_ray.sources.sets import ImageSets, cut
 from fgaif_ray.sources.shapes import load_truth, prepare_shapes
 
-__all__ = ["ImageSets", "load_truth", "prepare_images", "provided_responses"]
+__all__ = [
+    "PROVIDED_SCHEMA",
+    "ImageSets",
+    "ProvidedResponse",
+    "load_truth",
+    "prepare_images",
+    "provided_responses",
+]
 
 
 def prepare_images(config: Config) -> ImageSets:

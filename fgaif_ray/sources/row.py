@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pyarrow as pa
+
 from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
 
 IMAGE_TOKEN: Final = "<image>"
 """Placeholder of the image in the prompts of LLaVA's own files."""
+PROVIDED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,29 @@ class Row:
     prompt: str | None
     """None where the source has no prompts."""
     response: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvidedResponse:
+    """A response that came with the data.
+
+    Example: ``ProvidedResponse(image="photos/cat.jpg", prompt="What is this?", text="A cat.")``
+    """
+
+    image: str
+    """Path or URI."""
+    prompt: str
+    text: str
+    """The column ``response``."""
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "ProvidedResponse":
+        """Build it from plain values."""
+        return cls(image=row["image"], prompt=row["prompt"], text=row["response"])
+
+    def to_row(self) -> dict[str, str]:
+        """Return the plain values of ``PROVIDED_SCHEMA``."""
+        return {"image": self.image, "prompt": self.prompt, "response": self.text}
 
 
 @dataclass(frozen=True, slots=True)

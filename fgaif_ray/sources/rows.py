@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import pyarrow as pa
 
@@ -12,7 +12,7 @@ from fgaif_ray.config import ColumnNames, Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress
 from fgaif_ray.sources.dataset import open_dataset
-from fgaif_ray.sources.row import Row, RowSource, parse_row
+from fgaif_ray.sources.row import ProvidedResponse, Row, RowSource, parse_row
 from fgaif_ray.sources.sets import ImageSets, cut_rows, may_replace_images
 from fgaif_ray.sources.tables import open_files
 from fgaif_ray.storage import stages
@@ -52,8 +52,8 @@ def prepare_rows(config: Config) -> ImageSets:
     return sets
 
 
-def provided_responses(config: Config, sets: ImageSets) -> Iterator[dict[str, Any]]:
-    """Yield ``image``, ``prompt`` and ``response`` of every row of the sample set that has a response, in order."""
+def provided_responses(config: Config, sets: ImageSets) -> Iterator[ProvidedResponse]:
+    """Yield the response of every row of the sample set that has one, in order."""
     if not sets.provided:
         return
     source = _open(config)
@@ -62,7 +62,8 @@ def provided_responses(config: Config, sets: ImageSets) -> Iterator[dict[str, An
     sampled = set(sets.sample)
     for row in source.read():
         if row.response is not None and row.image in sampled:
-            yield {"image": row.image, "prompt": row.prompt, "response": row.response}
+            assert isinstance(row.image, str) and row.prompt is not None  # stored by now, and parse_row wants a prompt
+            yield ProvidedResponse(image=row.image, prompt=row.prompt, text=row.response)
 
 
 def _open(config: Config) -> RowSource:
@@ -103,7 +104,7 @@ def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: 
     """Publish the images of the sets, and all rows with names in place of images."""
     wanted = {image for part in (sets.sample, sets.align, sets.evaluate) for image in part}
     written: set[str] = set()
-    part: list[dict[str, Any]] = []
+    part: list[Row] = []
     parts = rows = 0
     stage.begin(overwrite=overwrite)
     with Progress("images", None, "images") as progress:
@@ -114,13 +115,18 @@ def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: 
                 storage.write_image(storage.join(stage.partial, name), row.image)
                 written.add(name)
                 progress.advance()
-            part.append({"image": name, "prompt": row.prompt, "response": row.response})
+            part.append(Row(name, row.prompt, row.response))
             rows += 1
             if len(part) == STORED_ROWS:
-                storage.write_part(stage.partial, part, STORED_SCHEMA, f"{parts:06d}")
+                _write_stored(stage, part, parts)
                 part, parts = [], parts + 1
-    storage.write_part(stage.partial, part, STORED_SCHEMA, f"{parts:06d}")
+    _write_stored(stage, part, parts)
     stage.publish({"images": len(written), "rows": rows})
+
+
+def _write_stored(stage: storage.Stage, part: Sequence[Row], number: int) -> None:
+    rows = [{"image": row.image, "prompt": row.prompt, "response": row.response} for row in part]
+    storage.write_part(stage.partial, rows, STORED_SCHEMA, f"{number:06d}")
 
 
 def _stored(stage: storage.Stage) -> RowSource:

@@ -15,19 +15,26 @@ from typing import Any, Final
 from fgaif_ray import storage
 from fgaif_ray.errors import BrokenFileError, UserError
 
-SUPPORTED_MODEL_TYPES: Final = ("llava",)
+TESTED_MODEL_TYPES: Final = (
+    *("gemma3", "idefics3", "internvl", "llava", "llava_next", "llava_onevision"),
+    *("qwen2_5_vl", "qwen3_vl", "smolvlm"),
+)
+"""Families that the tests take through engine, learner and rewards; see ``docs/models.md``."""
 EXAMPLE: Final = "llava-hf/llava-1.5-7b-hf"
 CONFIG_FILE: Final = "config.json"
+GENERATION_FILE: Final = "generation_config.json"
 INDEX_FILE: Final = "model.safetensors.index.json"
 ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 """One of them is enough."""
 PROCESSOR_FILES: Final = ("processor_config.json", "preprocessor_config.json")
 READ_JSON: Final = (
-    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *(GENERATION_FILE, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "chat_template.json", *PROCESSOR_FILES),
 )
 """Files that transformers and vLLM read where they are there; people keep others beside them."""
+VISION_SECTIONS: Final = ("vision", "visual")
+"""Sections of ``config.json`` that describe how a model sees begin so."""
 WEIGHTS_FILE: Final = "model.safetensors"
 _HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -43,7 +50,7 @@ def not_downloaded(model: str) -> UserError:
 
 def not_supported(model: str, why: str) -> UserError:
     """The model is whole, and none that the program can use."""
-    return UserError(f"{model} is not supported ({why}): give a LLaVA checkpoint such as {EXAMPLE}.")
+    return UserError(f"{model} is not supported ({why}): give a vision-language model such as {EXAMPLE}.")
 
 
 def broken(file: str | Path, reason: str, advice: str = "download or write the model again") -> BrokenFileError:
@@ -84,8 +91,8 @@ def check_checkpoint(model: str, *, sees_images: bool = True) -> Path:
     """
     folder = find_checkpoint(model)
     settings = _read_settings(folder / CONFIG_FILE)
-    if sees_images and settings.get("model_type") not in SUPPORTED_MODEL_TYPES:
-        raise not_supported(model, f"it is of the type {settings.get('model_type')!r} and not a LLaVA that sees images")
+    if sees_images and not any(name.startswith(VISION_SECTIONS) for name in settings):
+        raise not_supported(model, f"it is of the type {settings.get('model_type')!r}, which does not see images")
     for file in (folder / name for name in READ_JSON):
         if file.exists():
             _read_settings(file)
@@ -187,14 +194,39 @@ def load_config_and_processor(model: str) -> tuple[Any, Any]:
     """
     folder = check_checkpoint(model)
     from transformers import AutoConfig, AutoProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     with naming_broken_file(lambda: folder / CONFIG_FILE):
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise not_supported(model, f"transformers knows no model of the type {config.model_type!r} that sees images")
     with naming_broken_file(lambda: _broken_processor_file(folder)):
-        processor = AutoProcessor.from_pretrained(model, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "image_token", None) is None:
+        raise not_supported(model, "its processor writes no image into a prompt")
     if getattr(processor, "chat_template", None) is None:
         raise not_supported(model, "it has no chat template; a chat_template.jinja would be one")
     return config, processor
+
+
+def end_token_ids(model: str) -> tuple[int, ...]:
+    """The ids that end a response by a checkpoint's ``generation_config.json``; none where it has none.
+
+    Raises:
+        UserError: it is not downloaded, or the file is broken.
+    """
+    file = find_checkpoint(model) / GENERATION_FILE
+    named = _read_settings(file).get("eos_token_id") if file.exists() else None
+    return () if named is None else (named,) if isinstance(named, int) else tuple(named)
+
+
+def model_type(model: str) -> str:
+    """The family of a checkpoint, by its ``config.json``.
+
+    Raises:
+        UserError: it is not downloaded, or the file is broken.
+    """
+    return str(_read_settings(find_checkpoint(model) / CONFIG_FILE).get("model_type"))
 
 
 def _broken_processor_file(folder: Path) -> Path:

@@ -2,24 +2,29 @@
 
 Whoever sends prompts to an engine (sampling, labelling, evaluation, rollouts) and whoever runs the model itself
 (``fgaif_ray.vlm.backbone.Backbone``, which holds a front end) make them here, so that both read the same tokens.
-How a model family writes an image into its prompt is known in this file alone.
+How a model family writes an image into its prompt is known to its processor alone.
 """
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.vlm.checkpoint import load_config_and_processor
+from fgaif_ray.vlm.checkpoint import end_token_ids, load_config_and_processor
+from fgaif_ray.vlm.inputs import EncodedPrompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 PROMPT_CACHE: Final = 4096
 """Prompts whose token ids are remembered: a service meets any number of them."""
 SHOWN_PROMPT: Final = 60
 """Characters of a prompt in a message."""
+SMALLEST_SIDE: Final = 56
+"""Pixels; every family's processor takes an image of that size."""
+TOKEN_TYPES: Final = "token_type_ids"
+"""Names of token types end so."""
 WORD_MARKERS: Final = " \t\n\u2581\u0120"
 """White space, and the space marks of sentencepiece and byte-level BPE."""
 
@@ -29,97 +34,108 @@ class FrontEnd:
 
     A tokenizer is not safe in two threads at once, and neither is this.
 
-    Example: ``load_front_end("llava-hf/llava-1.5-7b-hf").prompt_ids("Describe this image.")``
+    Example: ``load_front_end("Qwen/Qwen2.5-VL-7B-Instruct").prompt_ids("Describe this image.")``
     """
 
-    def __init__(self, path: str, config: Any, processor: Any) -> None:
+    def __init__(self, path: str, config: Any, processor: Any, eos_token_ids: Sequence[int] = ()) -> None:
         """Takes over what has been loaded.
 
         Args:
             path: checkpoint folder, or the name of a model that has been downloaded.
-            config: the checkpoint's ``LlavaConfig``.
-            processor: its ``LlavaProcessor``, with a chat template.
+            config: the checkpoint's configuration.
+            processor: its processor, with a chat template.
+            eos_token_ids: of its ``generation_config``; the tokenizer's own where there are none.
         """
         self.path = path
         self.config = config
         self.processor = processor
         self.tokenizer: Any = processor.tokenizer
-        self._image_token_id = int(config.image_token_id)
-        self._image_tokens: dict[tuple[int, int], int] = {}
+        own = self.tokenizer.eos_token_id
+        self.eos_token_ids = tuple(dict.fromkeys([*([] if own is None else [int(own)]), *eos_token_ids]))
+        """Tokens that end a response, the tokenizer's own first."""
+        self._image_token_id = int(getattr(config, "image_token_id", None) or processor.image_token_id)
         self._prompt_ids = functools.lru_cache(maxsize=PROMPT_CACHE)(self._tokenise_prompt)
 
     @property
     def eos_token_id(self) -> int:
-        """The token that ends a response."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends a response, and closes a segment for the reward models."""
+        return self.eos_token_ids[0]
 
     @functools.cached_property
     def banned_token_ids(self) -> list[int]:
         """Ids that must never be sampled: they would break the image merge, or stand for no text.
 
-        The image, padding and unknown tokens, and rows of the vocabulary head that no token uses (checkpoints pad
-        it); never the EOS token, even where a tokenizer pads with it.
+        All special tokens, the images' among them, and rows of the vocabulary head that no token uses (checkpoints pad
+        it); never a token that ends a response.
         """
-        tokenizer = self.tokenizer
-        unused = range(len(tokenizer), int(self.config.text_config.vocab_size))
-        banned = {self._image_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, *unused}
-        return sorted(banned - {None, tokenizer.eos_token_id})
+        unused = range(len(self.tokenizer), int(self.config.get_text_config().vocab_size))
+        banned = {self._image_token_id, *self._special_ids, *unused}
+        return sorted(banned - set(self.eos_token_ids))
 
-    def prompt_text(self, prompt: str) -> str:
-        """The chat template with one image, the prompt, and the opening of the answer."""
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    def prompt_text(self, prompt: str, images: int = 1) -> str:
+        """The chat template with the images, the prompt, and the opening of the answer."""
+        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": prompt}]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
         return text
 
-    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of ``prompt_text`` as a vLLM engine takes them beside the image, which it expands itself.
+    def prompt_ids(self, prompt: str, images: int = 1) -> tuple[int, ...]:
+        """Token ids of ``prompt_text`` as a vLLM engine takes them beside the images, which it expands itself.
 
         Raises:
-            ValueError: the prompt holds the image token.
+            ValueError: the prompt holds a special token.
         """
-        return self._prompt_ids(prompt)
+        return self._prompt_ids(prompt, images)
 
-    def expanded_prompt_ids(self, prompt: str, image: "Image") -> list[int]:
-        """Token ids of ``prompt_text`` with the image expanded, ``[prompt_tokens]``: what the model reads.
+    def encode_prompt(self, prompt: str, images: "Sequence[Image]") -> EncodedPrompt:
+        """The prompt and its images as the model reads them, made by the checkpoint's own processor.
+
+        Args:
+            prompt: without the chat template.
+            images: RGB, at least one.
 
         Raises:
-            ValueError: the prompt holds the image token.
+            ValueError: the prompt holds a special token.
         """
-        ids = list(self.prompt_ids(prompt))
-        place = ids.index(self._image_token_id)
-        return ids[:place] + [self._image_token_id] * self._image_token_count(image) + ids[place + 1 :]
-
-    def prompt_length(self, prompt: str) -> int:
-        """Tokens that the model reads of a prompt and its image, before the first token of the answer.
-
-        Raises:
-            ValueError: the prompt holds the image token.
-        """
-        return len(self.prompt_ids(prompt)) - 1 + int(self.config.image_seq_length)
-
-    def check_prompt(self, prompt: str, max_model_len: int) -> None:
-        """Raises ValueError where an engine of that length cannot answer the prompt."""
-        tokens = self.prompt_length(prompt)
-        if tokens >= max_model_len:
-            raise ValueError(
-                f"the prompt takes {tokens} tokens with its image, which leaves none of the engine's {max_model_len} "
-                "(max_model_len) for an answer"
+        self._prompt_ids(prompt, len(images))  # refuses what would not fit together
+        text = self.prompt_text(prompt, len(images))
+        encoded = dict(
+            self.processor(
+                text=[text],
+                images=[list(images)],
+                add_special_tokens=not self._begins_with_bos(text),
+                return_tensors="pt",
             )
+        )
+        ids = encoded.pop("input_ids")[0].tolist()
+        encoded.pop("attention_mask", None)
+        token_types = {name: encoded.pop(name)[0].tolist() for name in list(encoded) if name.endswith(TOKEN_TYPES)}
+        return EncodedPrompt(
+            input_ids=tuple(ids),
+            token_types={name: tuple(types) for name, types in token_types.items()},
+            image_inputs=encoded,
+            image_tokens=ids.count(self._image_token_id),
+        )
 
     def check_prompts(self, prompts: Iterable[str], max_model_len: int) -> None:
-        """Raises UserError at the first prompt that an engine of that length cannot answer."""
+        """Raises UserError at the first prompt that an engine of that length cannot answer about the smallest image.
+
+        What larger images take is known when they are read: a row that does not fit then is rejected by itself.
+        """
+        from PIL import Image
+
+        smallest = Image.new("RGB", (SMALLEST_SIDE, SMALLEST_SIDE))
         for prompt in dict.fromkeys(prompts):
             try:
-                self.check_prompt(prompt, max_model_len)
+                tokens = len(self.encode_prompt(prompt, [smallest]))
+                if tokens >= max_model_len:
+                    raise ValueError(
+                        f"the prompt takes {tokens} tokens with its image, which leaves none of the engine's "
+                        f"{max_model_len} (max_model_len) for an answer"
+                    )
             except ValueError as error:
                 raise UserError(f"{prompt[:SHOWN_PROMPT]!r}... cannot be asked: {error}.") from error
-
-    def pixel_values(self, images: "Sequence[Image]") -> "Tensor":
-        """RGB images as the vision tower wants them, ``[images, channels, height, width]``, float32 on the CPU."""
-        values: Tensor = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return values
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text that ``fgaif_ray.segments.token_offsets`` refers to."""
@@ -138,25 +154,25 @@ class FrontEnd:
             raise UserError(f"The vocabulary of label.verifier.model has no token for {word!r}: choose another model.")
         return found
 
-    def _tokenise_prompt(self, prompt: str) -> tuple[int, ...]:
-        text = self.prompt_text(prompt)
-        # The tokenizer adds its special tokens only where the template has not written the BOS token itself.
-        begins = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
-        ids = tuple(self.tokenizer(text, add_special_tokens=not begins)["input_ids"])
-        if ids.count(self._image_token_id) != 1:
-            token = self.tokenizer.convert_ids_to_tokens(self._image_token_id)
-            raise ValueError(f"the prompt holds the image token {token!r}, which would stand for a second image")
-        return ids
+    def _tokenise_prompt(self, prompt: str, images: int) -> tuple[int, ...]:
+        if spelled := self._special_tokens.search(prompt):
+            raise ValueError(f"the prompt holds the special token {spelled.group()!r}, which would not be read as text")
+        text = self.prompt_text(prompt, images)
+        return tuple(self.tokenizer(text, add_special_tokens=not self._begins_with_bos(text))["input_ids"])
 
-    def _image_token_count(self, image: "Image") -> int:
-        """Image tokens that the processor makes of an image of this size."""
-        if image.size not in self._image_tokens:
-            from PIL import Image
+    @functools.cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        tokens = {self.processor.image_token, *(self.tokenizer.convert_ids_to_tokens(one) for one in self._special_ids)}
+        return re.compile("|".join(re.escape(token) for token in sorted(tokens)))
 
-            blank = Image.new("RGB", image.size)
-            encoded = self.processor(images=blank, text=self.processor.image_token)
-            self._image_tokens[image.size] = list(encoded["input_ids"][0]).count(self._image_token_id)
-        return self._image_tokens[image.size]
+    @functools.cached_property
+    def _special_ids(self) -> set[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {*self.tokenizer.all_special_ids, *(index for index, token in added if token.special)}
+
+    def _begins_with_bos(self, text: str) -> bool:
+        """Whether the template has written the BOS token, so that the tokenizer must not."""
+        return self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
 
 
 def load_front_end(path: str) -> FrontEnd:
@@ -169,4 +185,4 @@ def load_front_end(path: str) -> FrontEnd:
         UserError: the checkpoint is not downloaded, not supported or broken.
     """
     config, processor = load_config_and_processor(path)
-    return FrontEnd(path, config, processor)
+    return FrontEnd(path, config, processor, end_token_ids(path))

@@ -4,9 +4,8 @@ It needs memory for one tensor at a time, or for one file of the checkpoint when
 """
 
 import json
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,17 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
+from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint, check_safetensors, weight_files
 
 # Files of a checkpoint beside its weights: configuration, tokenizer, processor, chat template.
 _COMPANIONS: Final = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
-
-# Published checkpoints and transformers' own files name the language model differently.
-_LANGUAGE_MODEL = re.compile(r"^(?:model\.language_model|language_model\.model)\.")
+EMBEDDINGS: Final = "embed_tokens.weight"
+"""Stands in every checkpoint beside the layers of its decoder, and of nothing else."""
 
 
 def merged_weights(checkpoint: str, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight of a LLaVA checkpoint: W + alpha / rank * B A where the adapter has an A and a B for it.
+    """Yield every weight of a checkpoint: W + alpha / rank * B A where the adapter has an A and a B for it.
 
     Args:
         checkpoint: folder, or the name of a model that has been downloaded.
@@ -36,10 +34,11 @@ def merged_weights(checkpoint: str, adapter: str) -> Iterator[tuple[str, Tensor]
     Raises:
         ValueError: the adapter has tensors that fit no weight of the checkpoint.
     """
-    merger = _Merger(adapter)
-    for path in _weight_files(check_checkpoint(checkpoint)):
-        yield from merger.tensors(path)
+    files = weight_files(checkpoint, check_checkpoint(checkpoint))
+    merger = _Merger(adapter, files)
     merger.check(checkpoint)
+    for path in files:
+        yield from merger.tensors(path)
 
 
 def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
@@ -54,53 +53,63 @@ def write_merged(checkpoint: str, adapter: str, folder: str | Path) -> None:
         ValueError: the folder is not empty, or the adapter has tensors that fit no weight of the checkpoint.
         UserError: the checkpoint or the adapter is not downloaded, not supported or broken.
     """
-    target, source, merger = Path(folder), check_checkpoint(checkpoint), _Merger(adapter)
+    target, source = Path(folder), check_checkpoint(checkpoint)
+    files = weight_files(checkpoint, source)
+    merger = _Merger(adapter, files)
+    merger.check(checkpoint)
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise ValueError(f"{folder} is not empty")
-    files = _weight_files(source)
     for path in files:
         save_file(dict(merger.tensors(path)), target / path.name, metadata={"format": "pt"})
         (target / path.name).chmod(0o644)  # safetensors makes files that only the owner may read
-    merger.check(checkpoint)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COMPANIONS:
             shutil.copyfile(path, target / path.name)
 
 
 class _Merger:
-    """An adapter to merge; it keeps track of which of its factors have been used."""
+    """An adapter to merge; it keeps track of which of its factors have been used.
 
-    def __init__(self, adapter: str) -> None:
+    Checkpoints and transformers' modules name a decoder differently, and families differ in it. Below the decoder the
+    names are the same, so a module of the adapter is found by the end of its name.
+    """
+
+    def __init__(self, adapter: str, files: Sequence[Path]) -> None:
         check_adapter(adapter)
         settings = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))
         self._adapter, self._scale = adapter, settings["lora_alpha"] / settings["r"]
-        weights = load_file(Path(adapter, "adapter_model.safetensors"))
-        self._factors = {_module(name): tensor for name, tensor in weights.items()}
-        self._used: set[str] = set()
+        self._factors = load_file(Path(adapter, "adapter_model.safetensors"))
+        modules = {name.rpartition(".lora_")[0] for name in self._factors}
+        names = {name for path in files for name in check_safetensors(str(path)) if name != "__metadata__"}
+        decoders = [name.removesuffix(EMBEDDINGS) for name in names if name.endswith(EMBEDDINGS)]
+        self._module_of = {
+            f"{decoder}{below}.weight": module
+            for decoder in decoders
+            for module in modules
+            for below in _ends(module)
+            if f"{decoder}{below}.weight" in names
+        }
+        self._unused = modules - set(self._module_of.values())
 
     def tensors(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         """Yield the merged tensors of one file of the checkpoint."""
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 -- a file, not a dict
                 weight: Tensor = file.get_tensor(name)
-                module = _LANGUAGE_MODEL.sub("model.language_model.", name).removesuffix(".weight")
-                down, up = self._factors.get(f"{module}.lora_A"), self._factors.get(f"{module}.lora_B")
-                if down is not None and up is not None:
-                    self._used |= {f"{module}.lora_A", f"{module}.lora_B"}
-                    weight = (weight.float() + self._scale * (up.float() @ down.float())).to(weight.dtype)
+                if (module := self._module_of.get(name)) is not None:
+                    down, up = (self._factors[f"{module}.lora_{part}.weight"].float() for part in ("A", "B"))
+                    weight = (weight.float() + self._scale * (up @ down)).to(weight.dtype)
                 yield name, weight
 
     def check(self, checkpoint: str) -> None:
-        """Raise ValueError if a factor of the adapter has not been used."""
-        if self._used != set(self._factors):
-            unused = sorted(set(self._factors) - self._used)[0]
-            raise ValueError(f"{self._adapter} fits another model than {checkpoint}: {unused}")
+        """Raise ValueError if a factor of the adapter fits no weight."""
+        if self._unused:
+            raise ValueError(f"{self._adapter} fits another model than {checkpoint}: {min(self._unused)}")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
-def _module(name: str) -> str:
-    return name.removeprefix("base_model.model.").removesuffix(".weight")
+def _ends(module: str) -> Iterator[str]:
+    """What a dotted name ends with, from all of it to its last two parts."""
+    parts = module.split(".")
+    for start in range(len(parts) - 1):
+        yield ".".join(parts[start:])

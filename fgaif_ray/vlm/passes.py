@@ -14,45 +14,40 @@ from torch.utils.checkpoint import checkpoint
 
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.entropy import entropy_from_logits
+from fgaif_ray.vlm.image_features import ImageFeatures
+from fgaif_ray.vlm.inputs import EncodedPrompt, RowInputs
 
 # Logits in memory at once: with 32,000 tokens of vocabulary, float32 logits of 1,048 positions (134 MB).
 LOGITS_PER_CHUNK: Final = 1 << 25
 
 
 class ImagePass(nn.Module):
-    """Images through vision tower and projector."""
+    """Images through all that makes their features."""
 
     def __init__(self, backbone: Backbone) -> None:
         """Share the backbone's modules."""
         super().__init__()
         self.backbone = backbone
-        self.vision_tower: nn.Module = backbone.model.model.vision_tower
-        self.projector: nn.Module = backbone.model.model.multi_modal_projector
+        children = backbone.multimodal.children()
+        self.parts = nn.ModuleList(part for part in children if backbone.decoder not in set(part.modules()))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return ``[images, image_tokens, hidden]``, without gradients; see ``Backbone.image_features``."""
-        return self.backbone.image_features(pixel_values)
+    def forward(self, prompts: Sequence[EncodedPrompt]) -> list[ImageFeatures]:
+        """Return the features of the images of each prompt, see ``Backbone.features_of_batch``."""
+        return self.backbone.features_of_batch(prompts)
 
 
 class DecoderPass(nn.Module):
-    """Token embeddings with the image's features, through the decoder."""
+    """Token ids with the images' features, through the decoder."""
 
     def __init__(self, backbone: Backbone) -> None:
         """Share the backbone's modules."""
         super().__init__()
         self.backbone = backbone
-        self.language_model = backbone.language_model
+        self.decoder = backbone.decoder
 
-    def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
-        """Return the last states, ``[rows, tokens, hidden]``.
-
-        Args:
-            input_ids: ``[rows, tokens]``.
-            image_features: ``[rows, image_tokens, hidden]``.
-        """
-        embeddings = self.backbone.input_embeddings(input_ids, image_features)
-        states: Tensor = self.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        return states
+    def forward(self, rows: RowInputs, features: Sequence[ImageFeatures]) -> Tensor:
+        """Return the last states, ``[rows, tokens, hidden]``, see ``Backbone.states``."""
+        return self.backbone.states(rows, features)
 
 
 class VocabularyScores(nn.Module):
@@ -61,17 +56,25 @@ class VocabularyScores(nn.Module):
     It works on ``LOGITS_PER_CHUNK`` logits at a time and computes them again for the backward pass.
     """
 
-    def __init__(self, head: nn.Module, banned_token_ids: Sequence[int], temperature: float) -> None:
+    def __init__(
+        self,
+        head: nn.Module,
+        banned_token_ids: Sequence[int],
+        temperature: float,
+        soft_cap: float | None = None,
+    ) -> None:
         """Share a model's vocabulary head.
 
         Args:
             head: hidden states to logits, with a ``weight`` of ``[vocabulary, hidden]``.
             banned_token_ids: tokens that are never sampled.
             temperature: of the sampling.
+            soft_cap: bounds logits by its hyperbolic tangent (Gemma 2, section 2), where the family does.
         """
         super().__init__()
         self.head = head
         self.temperature = temperature
+        self.soft_cap = soft_cap
         weight: Tensor = self.head.get_parameter("weight")
         self._vocabulary = int(weight.shape[0])
         banned = torch.tensor(list(banned_token_ids), dtype=torch.int64, device=weight.device)
@@ -97,7 +100,9 @@ class VocabularyScores(nn.Module):
         return log_probs, torch.cat([part[1] for part in parts]) if with_entropy else None
 
     def _chunk(self, states: Tensor, ids: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        logits = self.head(states).float() / self.temperature  # [chunk, vocabulary]
-        logits = logits.index_fill(1, self._banned, float("-inf"))
+        logits = self.head(states).float()  # [chunk, vocabulary]
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        logits = (logits / self.temperature).index_fill(1, self._banned, float("-inf"))
         log_probs = -nn.functional.cross_entropy(logits, ids, reduction="none")  # [chunk]
         return log_probs, entropy_from_logits(logits) if with_entropy else None

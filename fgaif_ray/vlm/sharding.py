@@ -47,7 +47,7 @@ def shard_backbone(
     options: dict[str, Any] = {
         "mesh": init_device_mesh(group.device.type, (group.size,)),
         "reshard_after_forward": True,  # also of the outermost modules, which FSDP by itself would keep together
-        "ignored_params": trained,
+        "ignored_params": trained | set(model.base_model.parameters(recurse=False)),  # such as an end of image rows
     }
     for layer in [*images.modules(), *decoder.modules()]:
         if isinstance(layer, GradientCheckpointingLayer):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fgaif_ray.config import Config, LoRAOptions
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.data import Example, ImageFeatures
+from fgaif_ray.rewards.data import Example, FeatureCache
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import RewardModel, load_reward_model
 from fgaif_ray.rewards.training import predict_heads
@@ -69,6 +69,6 @@ def picture(shade: int = 0, mode: str = "RGB", file_format: str = "PNG") -> byte
     return buffer.getvalue()
 
 
-def predict(model: RewardModel, head: str, examples: Sequence[Example], features: ImageFeatures) -> NDArray[np.float32]:
+def predict(model: RewardModel, head: str, examples: Sequence[Example], features: FeatureCache) -> NDArray[np.float32]:
     """Class probabilities of one head; see ``predict_heads``."""
     return predict_heads(model, [head], examples, features)[head]

@@ -7,8 +7,8 @@ import pytest
 from fgaif_ray.progress import say_once, say_rejected
 
 
-def rejected(count: int) -> list[dict[str, str]]:
-    return [{"image": f"{number}.png", "reason": f"reason {number}"} for number in range(count)]
+def rejected(count: int) -> list[tuple[str, str]]:
+    return [(f"{number}.png", f"reason {number}") for number in range(count)]
 
 
 def test_rejected_rows_are_listed_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,16 +18,17 @@ from support.reward_helpers import PROMPT, RESPONSE, picture
 
 from actors import metrics
 from actors.alignment.metrics import record_guards, record_step, record_stop
-from actors.engine.blocks import unseal
+from actors.engine.blocks import table_of, unseal
 from actors.labelling.coordinator import start_coordinator
 from actors.labelling.extraction import Endpoint, FactExtraction
 from actors.metrics.count_down import count_down
-from actors.sampling.provided import PROVIDED_SCHEMA, write_provided_blocks
+from actors.sampling.provided import write_provided_blocks
 from fgaif_ray.calls.ledger import read_ledger
 from fgaif_ray.feedback.pending import digests, find_pending
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.serving.client import RewardClient, RewardServiceError, reward_item
+from fgaif_ray.sources import PROVIDED_SCHEMA, ProvidedResponse
 
 pytestmark = pytest.mark.ray
 IMAGES = 4
@@ -46,8 +47,8 @@ def take_given_responses(folder: Path) -> None:
     image.write_bytes(picture())
     broken = folder / "broken.png"
     broken.write_text("no image")
-    rows = [{"image": str(path), "prompt": PROMPT, "response": RESPONSE} for path in (image, image, broken)]
-    blocks = [("given-000000", pa.Table.from_pylist(rows, schema=PROVIDED_SCHEMA))]
+    given = [ProvidedResponse(image=str(path), prompt=PROMPT, text=RESPONSE) for path in (image, image, broken)]
+    blocks = [("given-000000", table_of(given, PROVIDED_SCHEMA))]
     assert list(count_down("sample", 5, write_provided_blocks(blocks, str(folder / "given"))))  # one is rejected
 
 

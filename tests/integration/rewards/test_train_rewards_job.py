@@ -19,7 +19,7 @@ from support.reward_training import (
 from fgaif_ray import storage
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.data import ImageFeatures, from_feedback, prepare_data
+from fgaif_ray.rewards.data import FeatureCache, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import load_reward_model
 from fgaif_ray.storage import stages
@@ -75,7 +75,7 @@ def test_the_job_trains_what_is_missing_under_ray_train(
     alone, _ = train(data, epochs=3)
     together = load_reward_model(backbone, {"existence": str(published / "existence")})
     expected, found = (
-        predict(model, "existence", data.validation, ImageFeatures(model.backbone)) for model in (alone, together)
+        predict(model, "existence", data.validation, FeatureCache(model.backbone)) for model in (alone, together)
     )
     np.testing.assert_allclose(found, expected, atol=1e-3)
 

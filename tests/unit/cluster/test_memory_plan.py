@@ -21,7 +21,7 @@ from fgaif_ray.cluster.resources import generator, learner, reward_replica, rewa
 from fgaif_ray.config import Config, LoRAOptions, PPOConfig, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.data import ImageFeatures, TrainingResponse, prepare_data
+from fgaif_ray.rewards.data import FeatureCache, TrainingResponse, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.training import train_reward_model
@@ -122,7 +122,7 @@ def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers
         labels = dict.fromkeys(FACT_TYPES, (index % 3,))
         responses.append(TrainingResponse(str(path), digest, "What is shown?", ("A circle.",), labels))
     data = prepare_data(backbone, responses, 0.25, 0, lambda _count: None)
-    model, features = RewardModel(backbone), ImageFeatures(backbone)
+    model, features = RewardModel(backbone), FeatureCache(backbone)
     for task in reward_tasks("separate"):
         train_reward_model(model, task, data, features, config.rewards, 0, lambda _count, _note: None)
     trained = [value for name, value in model.named_parameters() if "lora_" in name]

@@ -8,7 +8,7 @@ from support.reward_training import OPTIONS, feedback_rows, silent
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT
-from fgaif_ray.rewards.data import IGNORED, Example, ImageFeatures, RewardData, from_feedback, prepare_data
+from fgaif_ray.rewards.data import IGNORED, Example, FeatureCache, RewardData, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import RewardTask
 from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.training import train_reward_model
@@ -41,7 +41,7 @@ def masked(examples: list[Example], only: int | None = None) -> list[Example]:
 def train(data: RewardData) -> dict[str, object]:
     model = RewardModel(load_backbone(OPTIONS.backbone, "float32"))
     task = RewardTask("existence", ("existence",), ("existence",))
-    return train_reward_model(model, task, data, ImageFeatures(model.backbone), FAST, 0, silent)["existence"]
+    return train_reward_model(model, task, data, FeatureCache(model.backbone), FAST, 0, silent)["existence"]
 
 
 def test_masked_labels_are_neither_learnt_nor_measured(data: RewardData) -> None:
@@ -64,6 +64,7 @@ def test_nothing_to_measure_with_is_said_in_a_sentence(data: RewardData) -> None
 
 
 def test_masked_rows_come_in_as_masked(tmp_path: Path) -> None:
-    rows = feedback_rows(tmp_path, 2)
-    rows[0]["segments"][0]["labels"]["existence"] = None
-    assert from_feedback(rows)[0].labels["existence"][0] == IGNORED
+    row = feedback_rows(tmp_path, 2)[0]
+    first, *others = row.segments
+    first = dataclasses.replace(first, labels={**first.labels, "existence": None})
+    assert from_feedback([dataclasses.replace(row, segments=(first, *others))])[0].labels["existence"][0] == IGNORED

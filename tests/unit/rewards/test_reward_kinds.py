@@ -18,7 +18,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.images import load_image
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
-from fgaif_ray.rewards.data import ImageFeatures, RewardData, from_feedback, prepare_data
+from fgaif_ray.rewards.data import FeatureCache, RewardData, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import IGNORED, RewardTask, response_label
 from fgaif_ray.rewards.model import RewardModel, ScoringItem, load_reward_model
 from fgaif_ray.rewards.training import train_reward_model
@@ -40,7 +40,7 @@ def test_an_interrupted_training_goes_on_after_its_last_epoch_as_if_nothing_had_
     task = RewardTask("existence", ("existence",), ("existence",))
     interrupted_training(data, tmp_path, task, after_epoch=2, seed=0)
     model = RewardModel(load_backbone(CHECKPOINT, "float32"))
-    features, options = ImageFeatures(model.backbone), OPTIONS.model_copy(update={"epochs": 3})
+    features, options = FeatureCache(model.backbone), OPTIONS.model_copy(update={"epochs": 3})
     notes: list[str] = []
     checkpoint = TrainingCheckpoint(str(tmp_path), "existence")
     metrics = train_reward_model(
@@ -116,7 +116,7 @@ def train_kind(data: RewardData, folder: Path, kind: str, **rewards: Any) -> dic
 
 def calls_of_the_language_model(model: RewardModel, examples: list[Any]) -> int:
     calls: list[None] = []
-    hook = model.backbone.language_model.register_forward_hook(lambda *_: calls.append(None))
+    hook = model.backbone.decoder.register_forward_hook(lambda *_: calls.append(None))
     items = [ScoringItem(load_image(one.image), "Describe this image.", ["A red circle."]) for one in examples]
     model.score_types(FACT_TYPES, items)
     hook.remove()
@@ -132,7 +132,7 @@ def test_one_adapter_learns_the_three_types_and_one_pass_answers_for_them(data: 
     model = load_reward_model(load_backbone(CHECKPOINT, "float32"), folders)
     assert calls_of_the_language_model(model, data.validation) == 1
     for fact_type in FACT_TYPES:
-        predicted = predict(model, fact_type, data.train, ImageFeatures(model.backbone)).argmax(axis=1)
+        predicted = predict(model, fact_type, data.train, FeatureCache(model.backbone)).argmax(axis=1)
         confusion = np.zeros((3, 3), int)
         np.add.at(confusion, ([label for one in data.train for label in one.labels[fact_type]], predicted), 1)
         assert metrics[fact_type]["confusion"] == confusion.tolist()

@@ -19,7 +19,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.files import kind_of, read_folder
 from fgaif_ray.rewards.kinds import RewardKind
-from fgaif_ray.rewards.model import RewardModel, ScoringItem, encode_item, load_reward_model
+from fgaif_ray.rewards.model import EncodedItem, RewardModel, ScoringItem, encode_item, load_reward_model
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 
 CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/annotator")
@@ -71,35 +71,36 @@ def items(count: int = 5) -> list[ScoringItem]:
 # What the model reads
 
 
+def ids_of(encoded: EncodedItem) -> list[int]:
+    return [*encoded.prompt.input_ids, *encoded.text_ids]
+
+
 def test_each_separator_follows_the_last_token_of_its_sub_sentence(backbone: Backbone) -> None:
     encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, SEGMENTS))
-    start = len(backbone.front_end.expanded_prompt_ids(PROMPT, picture()))
+    start = len(encoded.prompt)
     pieces = []
     for position in encoded.separators:
-        pieces.append(backbone.front_end.tokenizer.decode(encoded.input_ids[start:position]).strip())
+        pieces.append(backbone.front_end.tokenizer.decode(ids_of(encoded)[start:position]).strip())
         start = position + 1
     assert pieces == [segment.strip() for segment in SEGMENTS]
 
 
 def test_separators_are_the_eos_token(backbone: Backbone) -> None:
     encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, SEGMENTS))
-    assert {encoded.input_ids[position] for position in encoded.separators} == {backbone.eos_token_id}
+    assert {ids_of(encoded)[position] for position in encoded.separators} == {backbone.eos_token_id}
 
 
 def test_the_real_prompt_is_read(backbone: Backbone) -> None:
     prompts = ("What is here?", PROMPT)
-    ids = [encode_item(backbone, ScoringItem(picture(), prompt, SEGMENTS)).input_ids for prompt in prompts]
-    for prompt, found in zip(prompts, ids, strict=True):
-        expected = backbone.front_end.expanded_prompt_ids(prompt, picture())
-        assert found[: len(expected)] == expected
+    for prompt in prompts:
+        found = encode_item(backbone, ScoringItem(picture(), prompt, SEGMENTS)).prompt
+        assert found.input_ids == backbone.front_end.encode_prompt(prompt, [picture()]).input_ids
 
 
 def test_special_tokens_spelled_out_in_a_response_stay_text(backbone: Backbone) -> None:
     encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, ["An <image> and </s> and <s>."]))
-    image_token = backbone.model.config.image_token_id
-    prompt = backbone.front_end.expanded_prompt_ids(PROMPT, picture())
-    assert encoded.input_ids.count(image_token) == prompt.count(image_token)
-    assert encoded.input_ids.count(backbone.eos_token_id) == 1
+    assert backbone.model.config.image_token_id not in encoded.text_ids
+    assert encoded.text_ids.count(backbone.eos_token_id) == 1
 
 
 @settings(deadline=None, max_examples=50)
@@ -108,7 +109,7 @@ def test_any_text_gives_one_separator_for_each_sub_sentence(segments: list[str],
     encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, segments))
     assert len(set(encoded.separators)) == len(segments)
     assert encoded.separators == sorted(encoded.separators)
-    assert encoded.input_ids.count(backbone.eos_token_id) == len(segments)
+    assert encoded.text_ids.count(backbone.eos_token_id) == len(segments)
 
 
 # Scores
@@ -288,7 +289,7 @@ def test_the_kind_is_told_from_the_files(kind: RewardKind, tmp_path: Path) -> No
 def test_folders_with_the_same_adapter_share_it_in_memory_and_in_the_forward_pass(tmp_path: Path) -> None:
     model = offline_model(save_reward_models(tmp_path, kind="multitask"))
     passes: list[None] = []
-    hook = model.backbone.language_model.register_forward_hook(lambda *_: passes.append(None))
+    hook = model.backbone.decoder.register_forward_hook(lambda *_: passes.append(None))
     scores = model.score_types(FACT_TYPES, items())
     hook.remove()
     assert len(passes) == 1

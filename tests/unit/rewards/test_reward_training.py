@@ -1,5 +1,6 @@
 """Reward models trained in this process: data, loss, figures and training."""
 
+import dataclasses
 import math
 import random
 from collections import Counter
@@ -18,7 +19,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards import training as reward_training
 from fgaif_ray.rewards.card import model_card
 from fgaif_ray.rewards.data import (
-    ImageFeatures,
+    FeatureCache,
     RewardData,
     TrainingResponse,
     from_feedback,
@@ -58,7 +59,7 @@ def data(backbone: Backbone, responses: list[TrainingResponse]) -> RewardData:
 
 def test_rows_without_sub_sentences_are_left_out(tmp_path: Path) -> None:
     rows = feedback_rows(tmp_path, 3)
-    rows[1]["segments"] = []
+    rows[1] = dataclasses.replace(rows[1], segments=())
     assert len(from_feedback(rows)) == 2
 
 
@@ -109,18 +110,19 @@ def test_a_batch_holds_similar_lengths() -> None:
 
 
 def test_each_image_goes_through_the_vision_tower_once(backbone: Backbone, data: RewardData) -> None:
-    features = ImageFeatures(backbone)
+    features = FeatureCache(backbone)
     paths = [example.image for example in data.train]
-    first = features(paths + paths)
-    torch.testing.assert_close(features(paths), first[: len(paths)], rtol=0, atol=0)
+    first = [one.planes for one in features(paths + paths)]
+    torch.testing.assert_close([one.planes for one in features(paths)], first[: len(paths)], rtol=0, atol=0)
     assert features.encoded == len(set(paths))
 
 
 def test_images_beyond_the_cache_are_encoded_again_with_the_same_features(backbone: Backbone, data: RewardData) -> None:
     paths = [example.image for example in data.train]
-    torch.testing.assert_close(
-        ImageFeatures(backbone, cache_bytes=0)(paths), ImageFeatures(backbone)(paths), rtol=0, atol=0
+    again, kept = (
+        [one.planes for one in cache(paths)] for cache in (FeatureCache(backbone, 0), FeatureCache(backbone))
     )
+    torch.testing.assert_close(again, kept, rtol=0, atol=0)
 
 
 # Loss and figures
@@ -150,13 +152,13 @@ def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_nothing() -> None:
 def test_a_tiny_training_set_is_learnt(data: RewardData) -> None:
     data = RewardData(data.train, data.train, data.counts)
     model, _ = train(data, learning_rate=5e-3, batch_size=4, epochs=8, patience=8)
-    predicted = predict(model, "existence", data.train, ImageFeatures(model.backbone)).argmax(axis=1)
+    predicted = predict(model, "existence", data.train, FeatureCache(model.backbone)).argmax(axis=1)
     assert predicted.tolist() == [label for example in data.train for label in example.labels["existence"]]
 
 
 def test_the_best_epoch_is_restored(data: RewardData) -> None:
     model, metrics = train(data)
-    probabilities = predict(model, "existence", data.validation, ImageFeatures(model.backbone))
+    probabilities = predict(model, "existence", data.validation, FeatureCache(model.backbone))
     truth = [label for example in data.validation for label in example.labels["existence"]]
     confusion = np.zeros((3, 3), int)
     np.add.at(confusion, (truth, probabilities.argmax(axis=1)), 1)
@@ -177,7 +179,7 @@ def test_equal_seeds_train_equal_models(data: RewardData) -> None:
 
 def test_models_of_different_types_learn_their_own_labels(backbone: Backbone, data: RewardData) -> None:
     model = RewardModel(load_backbone(CHECKPOINT, "float32"))
-    features = ImageFeatures(model.backbone)
+    features = FeatureCache(model.backbone)
     options = OPTIONS.model_copy(update={"epochs": 2})
     before = {}
     for fact_type in FACT_TYPES:
@@ -202,7 +204,7 @@ def test_progress_counts_every_training_response_of_every_epoch(data: RewardData
     options = OPTIONS.model_copy(update={"epochs": 2})
     task = RewardTask("existence", ("existence",), ("existence",))
     train_reward_model(
-        model, task, data, ImageFeatures(model.backbone), options, 0, lambda count, note: counts.append(count)
+        model, task, data, FeatureCache(model.backbone), options, 0, lambda count, note: counts.append(count)
     )
     assert sum(counts) == 2 * len(data.train)
 
@@ -225,7 +227,7 @@ def test_the_card_shows_the_measured_figures(data: RewardData) -> None:
 
 def test_smoothed_labels_keep_the_model_from_being_sure(data: RewardData) -> None:
     both = [train(data, epochs=3, label_smoothing=smoothing)[0] for smoothing in (0.0, 0.5)]
-    sure, unsure = (predict(one, "existence", data.train, ImageFeatures(one.backbone)).max(axis=1) for one in both)
+    sure, unsure = (predict(one, "existence", data.train, FeatureCache(one.backbone)).max(axis=1) for one in both)
     assert unsure.mean() < sure.mean()
 
 

@@ -58,9 +58,9 @@ def images() -> list[Image.Image]:
 
 def naive_log_probs(network: Any, base: Backbone, row: int, image: Image.Image) -> torch.Tensor:
     """Log-probabilities of one response by a whole forward pass of `network` on pixels, unpadded."""
-    prompt = base.front_end.expanded_prompt_ids(PROMPTS[row], image)
-    ids = torch.tensor([prompt + RESPONSES[row]])
-    logits = network(input_ids=ids, pixel_values=base.pixel_values([image])).logits[0]
+    prompt = base.front_end.encode_prompt(PROMPTS[row], [image])
+    ids = torch.tensor([[*prompt.input_ids, *RESPONSES[row]]])
+    logits = network(input_ids=ids, **prompt.image_inputs).logits[0]
     logits[:, base.front_end.banned_token_ids] = float("-inf")
     log_probs = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
     return log_probs.gather(1, torch.tensor(RESPONSES[row])[:, None]).squeeze(1)
@@ -152,10 +152,10 @@ def test_the_temperature_divides_the_logits(images: list[Image.Image]) -> None:
     base = backbone()
     model = PolicyModel(base, LORA, temperature=2.0)
     log_probs = model.log_probs(model.encode(PROMPTS, images, RESPONSES), "reference").log_probs
-    prompt = base.front_end.expanded_prompt_ids(PROMPTS[1], images[1])
-    ids = torch.tensor([[*prompt, 100]])
+    prompt = base.front_end.encode_prompt(PROMPTS[1], images[1:2])
+    ids = torch.tensor([[*prompt.input_ids, 100]])
     with torch.no_grad():
-        logits = backbone().model(input_ids=ids, pixel_values=base.pixel_values(images[1:2])).logits[0, -2] / 2.0
+        logits = backbone().model(input_ids=ids, **prompt.image_inputs).logits[0, -2] / 2.0
     logits[base.front_end.banned_token_ids] = float("-inf")
     assert log_probs[1, 0] == pytest.approx(float(logits.log_softmax(dim=-1)[100]), abs=1e-5)
 
@@ -169,7 +169,7 @@ def test_nothing_but_the_language_model_is_adapted(model: PolicyModel) -> None:
 def test_an_image_in_several_rows_is_read_once(model: PolicyModel) -> None:
     image = noise(0)
     rows = model.encode(PROMPTS, [image, noise(1), image], RESPONSES)
-    assert len(rows.image_features) == 2
+    assert len(rows.features) == 2
     assert rows.image_index.tolist() == [0, 1, 0]
 
 
@@ -284,7 +284,7 @@ def test_checkpointed_activations_give_the_same_gradients(images: list[Image.Ima
     for checkpointing in (False, True):
         model = disturbed(PolicyModel(backbone(), LORA, activation_checkpointing=checkpointing))
         passes: list[int] = []
-        decoder: Any = model.backbone.language_model
+        decoder: Any = model.backbone.decoder
         decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=passes: seen.append(1))
         rows = model.encode(PROMPTS, images, RESPONSES)
         model.log_probs(rows).log_probs.sum().backward()

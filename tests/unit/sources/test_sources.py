@@ -161,7 +161,7 @@ def test_given_responses_of_the_sample_set_come_back_as_they_are(tmp_path: Path)
     sets = prepare_images(config)
     rows = list(provided_responses(config, sets))
     assert sets.provided == 2
-    assert [(row["prompt"], row["response"]) for row in rows] == [
+    assert [(given.prompt, given.text) for given in rows] == [
         ("Prompt 0?", "Answer 0."),
         ("Prompt 3?", "Answer 3."),
     ]
@@ -273,7 +273,7 @@ def test_images_in_parquet_are_stored_by_their_content(tmp_path: Path, struct: b
     assert storage.read_bytes(sets.sample[1]) == picture(1, "PNG")
     assert storage.read_bytes(sets.evaluate[1]) == picture(11, "PNG")
     assert {Path(image).suffix for image in sets.sample} == {".jpg", ".png"}
-    assert [row["response"] for row in provided_responses(config, sets)] == ["Answer 0.", "Answer 3.", "Answer 6."]
+    assert [given.text for given in provided_responses(config, sets)] == ["Answer 0.", "Answer 3.", "Answer 6."]
     stored = [entry for entry in (tmp_path / "run" / "images").iterdir() if entry.suffix in (".jpg", ".png")]
     assert len(stored) == 9  # three of the twelve are in no set
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,17 @@ def test_no_progress_bar_or_warning_reaches_the_terminal(capfd: pytest.CaptureFi
 
 
 def test_merged_features_give_the_hidden_states_of_the_whole_model(backbone: Backbone, image: Image.Image) -> None:
-    ids = torch.tensor([backbone.front_end.expanded_prompt_ids(PROMPT, image)])
-    pixels = backbone.pixel_values([image])
+    prompt = backbone.front_end.encode_prompt(PROMPT, [image])
     with torch.no_grad():
-        expected = backbone.model.model(input_ids=ids, pixel_values=pixels).last_hidden_state
-        embeddings = backbone.input_embeddings(ids, backbone.image_features(pixels))
-        hidden = backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-6)
+        expected = backbone.model.model(input_ids=torch.tensor([prompt.input_ids]), **prompt.image_inputs)
+        hidden = backbone.states(backbone.rows([prompt], [[]]), backbone.image_features([prompt]))
+    torch.testing.assert_close(hidden, expected.last_hidden_state, rtol=0, atol=1e-6)
 
 
 def test_features_for_another_number_of_image_tokens_are_refused(backbone: Backbone, image: Image.Image) -> None:
-    features = backbone.image_features(backbone.pixel_values([image]))
-    with pytest.raises(ValueError, match="image tokens"):
-        backbone.input_embeddings(torch.tensor([backbone.front_end.prompt_ids(PROMPT)]), features)
+    prompt = replace(backbone.front_end.encode_prompt(PROMPT, [image]), image_tokens=8)
+    with pytest.raises(ValueError, match="8 image tokens cannot take 9 image features"):
+        backbone.image_features([prompt])
 
 
 def test_a_missing_path_is_one_clear_sentence(tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_a_text_only_model_is_refused(tmp_path: Path) -> None:
         vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"is not supported \(it is of the type 'llama'"):
+    with pytest.raises(UserError, match=r"is not supported \(it is of the type 'llama', which does not see images"):
         load_backbone(str(tmp_path))
 
 

@@ -1,5 +1,7 @@
 """What is known of a model without its weights, compared with the model with them."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -39,36 +41,45 @@ def test_special_tokens_are_added_where_the_template_has_no_bos(front_end: Front
 
     tokenise.bos_token = "<other>"  # type: ignore[attr-defined]
     template = front_end.processor.apply_chat_template
-    processor = SimpleNamespace(tokenizer=tokenise, apply_chat_template=template)
+    tokenise.eos_token_id = 2  # type: ignore[attr-defined]
+    tokenise.all_special_ids, tokenise.added_tokens_decoder = [], {}  # type: ignore[attr-defined]
+    processor = SimpleNamespace(tokenizer=tokenise, apply_chat_template=template, image_token="<image>")
     FrontEnd(CHECKPOINT, front_end.config, processor).prompt_ids(PROMPT)
     assert calls == [True]
 
 
 def test_expanded_ids_equal_what_the_processor_makes(front_end: FrontEnd, image: Image.Image) -> None:
     encoded = front_end.processor(images=image, text=front_end.prompt_text(PROMPT), add_special_tokens=False)
-    assert front_end.expanded_prompt_ids(PROMPT, image) == list(encoded["input_ids"][0])
+    assert list(front_end.encode_prompt(PROMPT, [image]).input_ids) == list(encoded["input_ids"][0])
 
 
-def test_the_length_of_a_prompt_is_what_the_model_reads(front_end: FrontEnd, image: Image.Image) -> None:
-    assert front_end.prompt_length(PROMPT) == len(front_end.expanded_prompt_ids(PROMPT, image))
-
-
-def test_a_prompt_fits_an_engine_with_one_more_position(front_end: FrontEnd) -> None:
-    length = front_end.prompt_length(PROMPT)
+def test_a_prompt_fits_an_engine_with_one_more_position(front_end: FrontEnd, image: Image.Image) -> None:
+    length = len(front_end.encode_prompt(PROMPT, [image]))
     front_end.check_prompts([PROMPT], length + 1)
     with pytest.raises(UserError, match=rf"cannot be asked: the prompt takes {length} tokens"):
         front_end.check_prompts([PROMPT], length)
 
 
 def test_a_prompt_with_the_image_token_is_refused(front_end: FrontEnd) -> None:
-    with pytest.raises(ValueError, match="image token '<image>'"):
+    with pytest.raises(ValueError, match="special token '<image>'"):
         front_end.prompt_ids("Compare with <image> please.")
 
 
-def test_image_pad_and_unknown_tokens_are_banned_but_not_the_end(front_end: FrontEnd) -> None:
-    tokenizer, image_token = front_end.tokenizer, front_end.config.image_token_id
-    assert {image_token, tokenizer.pad_token_id, tokenizer.unk_token_id} <= set(front_end.banned_token_ids)
-    assert tokenizer.eos_token_id not in front_end.banned_token_ids
+def test_all_special_tokens_are_banned_but_those_that_end_a_response(front_end: FrontEnd) -> None:
+    special = {token for token in front_end.tokenizer.all_special_ids if token != front_end.tokenizer.eos_token_id}
+    assert len(special) == 4
+    assert special <= set(front_end.banned_token_ids)
+    assert front_end.tokenizer.eos_token_id not in front_end.banned_token_ids
+
+
+def test_every_end_that_the_generation_config_names_may_be_sampled(tmp_path: Path) -> None:
+    for file in Path(CHECKPOINT).iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+    front_end = load_front_end(str(tmp_path))
+    assert set(front_end.eos_token_ids) == {1, 2}
+    assert not {1, 2} & set(front_end.banned_token_ids)
 
 
 def test_every_row_of_the_vocabulary_head_is_a_token_or_banned(front_end: FrontEnd) -> None:

@@ -54,9 +54,9 @@ def backbone(folder: Path) -> Backbone:
 def test_the_sizes_that_code_depends_on_are_the_published_ones(backbone: Backbone) -> None:
     photograph = Image.new("RGB", (640, 480))
     front_end = backbone.front_end
-    expanded = front_end.expanded_prompt_ids("Describe it.", photograph)
-    assert expanded.count(32000) == 576 == len(expanded) - len(front_end.prompt_ids("Describe it.")) + 1
-    assert backbone.pixel_values([photograph]).shape == (1, 3, 336, 336)
+    encoded = front_end.encode_prompt("Describe it.", [photograph])
+    assert encoded.image_tokens == 576 == len(encoded) - len(front_end.prompt_ids("Describe it.")) + 1
+    assert encoded.image_inputs["pixel_values"].shape == (1, 3, 336, 336)
     assert (backbone.eos_token_id, backbone.max_length) == (2, 4096)
     assert backbone.model.get_output_embeddings().weight.shape[0] == 32064
 
@@ -77,7 +77,7 @@ def test_policy_critic_and_reference_learn_on_it(backbone: Backbone) -> None:
     model = PolicyModel(backbone, LORA, activation_checkpointing=True)
     images = [Image.new("RGB", (640, 480), (200, 30, 30)), Image.new("RGB", (300, 500), (30, 30, 200))]
     rows = model.encode([PROMPT] * 2, images, [[10, 11, 2], [12, 2]])
-    assert rows.image_features.shape == (2, 576, 64)
+    assert [one.planes.shape for one in rows.features] == [(1, 576, 64)] * 2
     before, reference = model.log_probs(rows).log_probs, model.log_probs(rows, "reference").log_probs
     torch.testing.assert_close(before, reference)  # an untrained adapter changes nothing
     (-before.sum()).backward()

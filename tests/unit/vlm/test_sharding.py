@@ -99,7 +99,7 @@ class Peak:
     def __init__(self, model: PolicyModel) -> None:
         self.bytes = 0
         self._model = model
-        layers: Any = model.backbone.language_model.layers
+        layers: Any = model.backbone.decoder.layers
         for layer in layers:
             layer.mlp.register_forward_hook(self._look)
 
@@ -193,7 +193,7 @@ def test_uneven_shares_of_a_step_give_what_they_give_unsharded(learnt: Path) -> 
 @pytest.mark.slow
 def test_a_process_holds_half_of_the_backbone_and_a_layer_more_while_it_computes(learnt: Path) -> None:
     model = new_model()
-    layers: Any = model.backbone.language_model.layers
+    layers: Any = model.backbone.decoder.layers
     layer = sum(held_bytes(one) for one in layers[0].parameters())
     for rank in range(2):
         whole, sharded = (figures(learnt, rank)[name] for name in ("whole", "sharded"))
