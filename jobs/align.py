@@ -33,14 +33,14 @@ def run(config: Config) -> None:
     """
     from actors.cluster.connect import cluster_address, connect
     from fgaif_ray.sources import prepare_images
-    from fgaif_ray.vlm.checkpoint import check_checkpoint
+    from fgaif_ray.vlm.checkpoint import check_vision_model
 
     started = time.monotonic()
     published_reward_folders(config)  # what is missing is told before images are prepared
     if storage.read_manifest(config.run.dir, stages.POLICY) is None:
-        check_checkpoint(config.policy.model)
+        check_vision_model(config.policy.model, config.policy.allow_untested)
         if cluster_address(config) is None:
-            check_checkpoint(config.rewards.backbone)
+            check_vision_model(config.rewards.backbone, config.policy.allow_untested)
     sets = prepare_images(config)
     if not sets.align:
         raise UserError("No images are left for PPO: give more images, or lower data.sample_images.")

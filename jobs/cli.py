@@ -59,6 +59,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Cluster": {
         "plan": "what a run asks of nodes and their GPUs; runs nothing",
+        "check-model": "whether a model reads the same in engine, learner and rewards",
     },
     "": {  # not shown
         "reward-accuracy": "compare reward models with the truth of the embedded world",

@@ -29,12 +29,12 @@ def run(config: Config) -> None:
         UserError: the policy has not been aligned yet, or images or models cannot be used.
     """
     from fgaif_ray.sources import load_truth, prepare_images
-    from fgaif_ray.vlm.checkpoint import check_checkpoint
+    from fgaif_ray.vlm.checkpoint import check_vision_model
 
     started = time.monotonic()
     stages.require(config.run.dir, stages.POLICY)
     if storage.read_manifest(config.run.dir, stages.EVALUATION) is None:
-        check_checkpoint(config.policy.model)
+        check_vision_model(config.policy.model, config.policy.allow_untested)
     sets = prepare_images(config)
     images = sets.evaluate
     stage = stages.evaluation(config, sets)

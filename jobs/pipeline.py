@@ -63,7 +63,7 @@ class _Stages:
 def _check_models(config: Config, stage: _Stages) -> None:
     """Find out what is wrong with a model before Ray starts and any stage is done."""
     from actors.cluster.connect import cluster_address
-    from fgaif_ray.vlm.checkpoint import check_checkpoint
+    from fgaif_ray.vlm.checkpoint import check_checkpoint, check_vision_model
 
     label = config.label
     verifiers = [label.verifier, *([] if label.second_verifier is None else [label.second_verifier])]
@@ -71,7 +71,7 @@ def _check_models(config: Config, stage: _Stages) -> None:
     if cluster_address(config) is None:  # the nodes of a cluster may have it where this one has not
         models[stages.REWARDS] = [config.rewards.backbone]
     for model in dict.fromkeys(model for folder, used in models.items() if stage.missing(folder) for model in used):
-        check_checkpoint(model)
+        check_vision_model(model, config.policy.allow_untested)
     if label.extractor.serve_model is not None and stage.missing(stages.FEEDBACK):
         check_checkpoint(label.extractor.serve_model, sees_images=False)
 

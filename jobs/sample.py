@@ -35,12 +35,14 @@ def run(config: Config) -> None:
         UserError: the images or the policy cannot be used, or no image could be read.
     """
     from fgaif_ray.sources import prepare_images
-    from fgaif_ray.vlm.checkpoint import check_checkpoint
+    from fgaif_ray.vlm.checkpoint import check_vision_model
 
     started = time.monotonic()
     published = storage.read_manifest(config.run.dir, stages.RESPONSES) is not None
     if not published and config.data.source not in ("rows", "dataset"):
-        check_checkpoint(config.policy.model)  # told before images are prepared; rows may bring their responses
+        check_vision_model(
+            config.policy.model, config.policy.allow_untested
+        )  # told before images are prepared; rows may bring their responses
     sets = prepare_images(config)
     stage = stages.responses(config, sets)
     if stage.is_complete():

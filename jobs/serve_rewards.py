@@ -28,11 +28,11 @@ def run(config: Config) -> None:
     """
     from actors.cluster.connect import cluster_address, connect
     from actors.rewards import service as reward_service
-    from fgaif_ray.vlm.checkpoint import check_checkpoint
+    from fgaif_ray.vlm.checkpoint import check_vision_model
 
     folders = published_reward_folders(config)
     if cluster_address(config) is None:
-        check_checkpoint(config.rewards.backbone)
+        check_vision_model(config.rewards.backbone, config.policy.allow_untested)
     with connect(config):
         # Ray has taken SIGTERM for itself; here it means what Ctrl-C means.
         before = {

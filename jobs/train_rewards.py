@@ -34,10 +34,10 @@ def run(config: Config) -> None:
     from actors.cluster.lost_nodes import is_loss
     from actors.rewards.trainer import MAX_FAILURES, train_reward_models
     from fgaif_ray.rewards.files import METRICS_FILE
-    from fgaif_ray.vlm.checkpoint import check_checkpoint
+    from fgaif_ray.vlm.checkpoint import check_vision_model
 
     if cluster_address(config) is None:
-        check_checkpoint(config.rewards.backbone)
+        check_vision_model(config.rewards.backbone, config.policy.allow_untested)
     stage.begin(overwrite=config.run.overwrite)
     with connect(config):
         try:

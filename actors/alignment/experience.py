@@ -18,6 +18,7 @@ from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, Rol
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image
+from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rl.plan import Draw
 from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
@@ -71,15 +72,18 @@ class Sampled:
 class ExperienceSource:
     """Sampling and scoring in the background, one batch after the other."""
 
-    def __init__(self, front_end: FrontEnd, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder) -> None:
+    def __init__(
+        self, front_end: FrontEnd, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder, budget: PixelBudget
+    ) -> None:
         """Start two threads: one for sampling, one for rewards.
 
         Args:
             front_end: tokenizes prompts, in the caller's thread.
             workers: rollout workers.
             rewarder: asks the reward service.
+            budget: of pixels of an image.
         """
-        self._front_end, self._workers, self._rewarder = front_end, workers, rewarder
+        self._front_end, self._workers, self._rewarder, self._budget = front_end, workers, rewarder, budget
         self._sampling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
@@ -109,7 +113,7 @@ class ExperienceSource:
         Raises:
             UserError: none of the images can be read, or none suits the engine.
         """
-        wanted, opened = _readable(draws)
+        wanted, opened = _readable(draws, self._budget)
         requests = [
             RolloutRequest(self._front_end.prompt_ids(one.prompt), opened[one.image][0], one.seed) for one in wanted
         ]
@@ -124,7 +128,7 @@ class ExperienceSource:
     def _sample(
         self, wanted: tuple[Draw, ...], prompt_ids: dict[str, tuple[int, ...]], version: PolicyVersion, sync: bool
     ) -> Sampled:
-        draws, opened = _readable(wanted)
+        draws, opened = _readable(wanted, self._budget)
         sync_began = time.monotonic()
         if sync:
             ray.get([worker.serve.remote(version) for worker in self._workers])
@@ -180,13 +184,13 @@ def _answered(
     return tuple(draws), tuple(rollouts)
 
 
-def _readable(wanted: Sequence[Draw]) -> tuple[tuple[Draw, ...], dict[str, tuple[bytes, Image]]]:
+def _readable(wanted: Sequence[Draw], budget: PixelBudget) -> tuple[tuple[Draw, ...], dict[str, tuple[bytes, Image]]]:
     """The draws whose images can be read, and file and picture of each image.
 
     Raises:
         UserError: there are none.
     """
-    opened = _open_images(wanted)
+    opened = _open_images(wanted, budget)
     draws = tuple(draw for draw in wanted if draw.image in opened)
     if not draws:
         step = int(wanted[0].sample_id.split("-")[0]) + 1
@@ -194,13 +198,13 @@ def _readable(wanted: Sequence[Draw]) -> tuple[tuple[Draw, ...], dict[str, tuple
     return draws, opened
 
 
-def _open_images(draws: Sequence[Draw]) -> dict[str, tuple[bytes, Image]]:
+def _open_images(draws: Sequence[Draw], budget: PixelBudget) -> dict[str, tuple[bytes, Image]]:
     """Load the readable images, file and picture, by path; the others are named in the log."""
     opened: dict[str, tuple[bytes, Image]] = {}
     for path in {draw.image: None for draw in draws}:
         try:
             data = storage.read_bytes(path)
-            opened[path] = data, decode_image(data)
+            opened[path] = data, decode_image(data, budget)
         except (OSError, ValueError) as error:
             logger.warning("left out %s: %s", path, error)
     return opened

@@ -146,7 +146,7 @@ class Learner:
         rewarder = Rewarder(
             task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
         )
-        self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder)
+        self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder, config.data.pixel_budget)
         self._timings: dict[str, float] = {}
         self._busy: list[tuple[float, float]] = []
         # Versions of an interrupted run may still be in the engines: a new process uses names of its own.

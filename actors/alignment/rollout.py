@@ -102,6 +102,7 @@ class RolloutWorker:
         rollout = config.align.rollout
         self._merged = rollout.sync == "merged"
         self._model = config.policy.model
+        self._budget = config.data.pixel_budget
         self._options = sampling_options(rollout, banned)
         rank = None if self._merged else config.align.lora.rank
         self._engine = start_engine(self._model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1)
@@ -119,7 +120,9 @@ class RolloutWorker:
         """Sample one response per request, in order, from the given version."""
         from vllm import SamplingParams
 
-        prompts = [image_prompt(request.prompt_token_ids, decode_image(request.image)) for request in requests]
+        prompts = [
+            image_prompt(request.prompt_token_ids, decode_image(request.image, self._budget)) for request in requests
+        ]
         parameters = [SamplingParams(seed=request.seed, **self._options) for request in requests]
         began = time.monotonic()
         results = answer_each(lambda some, own: self._shared.generate(some, own, version), prompts, parameters)

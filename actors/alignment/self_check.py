@@ -10,7 +10,7 @@ from actors.alignment.rollout import Rollout
 from fgaif_ray.rl.guards import TrainingStopped
 from fgaif_ray.rl.plan import Draw
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
-from fgaif_ray.rl.self_check import Agreement, compare, disturbed
+from fgaif_ray.rl.self_check import EngineAgreement, compare, disturbed
 from fgaif_ray.vlm.group import LearnerGroup
 from fgaif_ray.vlm.probes import SelfCheckError
 
@@ -44,7 +44,7 @@ def self_check(
         check_prompts(rollouts, model.encode(prompts, images, responses), group)
         found = compare(model, images, responses, [one.log_probs for one in rollouts], prompts)
         metrics = torch.tensor([found.difference, found.largest, found.effect, found.without_adapter])
-        everywhere = Agreement(*(group.sum(metrics).cpu() / group.size).tolist())
+        everywhere = EngineAgreement(*(group.sum(metrics).cpu() / group.size).tolist())
     try:
         everywhere.check(tolerance, adapted=True)
     except SelfCheckError as error:

@@ -98,6 +98,7 @@ def start_engine(
         logprobs_mode="processed_logprobs",
         max_logprobs=log_probs,
         disable_log_stats=True,
+        use_tqdm_on_load=False,
         seed=seed % (1 << 32),  # vLLM seeds numpy, which takes no more bits
         **options,
     )

@@ -26,10 +26,11 @@ def check_verifiers(config: Config) -> None:
         UserError: a checkpoint or a prompt cannot.
     """
     from actors.labelling.fact_checker import check_verifier
+    from fgaif_ray.vlm.checkpoint import check_vision_model
 
-    check_verifier(config.label.verifier)
-    if config.label.second_verifier is not None:
-        check_verifier(config.label.second_verifier)
+    for verifier in filter(None, (config.label.verifier, config.label.second_verifier)):
+        check_vision_model(verifier.model, config.policy.allow_untested)
+        check_verifier(verifier)
 
 
 def prepare(config: Config, partial: str, rejected_partial: str) -> "Verification":

@@ -130,8 +130,11 @@ class PolicyConfig(Section):
     """The vision-language model that is aligned."""
 
     model: str
-    """A LLaVA-family checkpoint: local folder, or a name that transformers can load."""
+    """A vision-language checkpoint: local folder, or a name that transformers can load."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    allow_untested: bool = False
+    """Whether the models of a run (policy, verifiers, backbone of the rewards) may be of families that the tests do not
+    cover (see ``docs/models.md``); the self-check at the start then decides."""
 
 
 class LoRAOptions(Section):

@@ -23,7 +23,7 @@ STRENGTH: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class EngineAgreement:
     """How far an engine's log-probabilities are from a learner's, and from those without adapter."""
 
     difference: float
@@ -70,7 +70,7 @@ def compare(
     responses: Sequence[Sequence[int]],
     engine_log_probs: Sequence[Sequence[float]],
     prompts: Sequence[str] | None = None,
-) -> Agreement:
+) -> EngineAgreement:
     """Compare an engine with a learner on responses that the engine sampled.
 
     Args:
@@ -89,7 +89,7 @@ def compare(
     for row, log_probs in enumerate(engine_log_probs):
         theirs[row, : len(log_probs)] = torch.tensor(log_probs)
     apart = (theirs - own).abs()[mask]
-    return Agreement(
+    return EngineAgreement(
         difference=float(apart.mean()),
         largest=float(apart.max()),
         effect=float((own - plain).abs()[mask].mean()),

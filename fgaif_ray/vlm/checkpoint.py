@@ -105,6 +105,22 @@ def check_checkpoint(model: str, *, sees_images: bool = True) -> Path:
     return folder
 
 
+def check_vision_model(model: str, allow_untested: bool) -> Path:
+    """Look at a checkpoint's files and at its family; see ``check_checkpoint``.
+
+    Raises:
+        UserError: as there, or the family is not tested and untested ones are not allowed.
+    """
+    folder = check_checkpoint(model)
+    family = model_type(model)
+    if family not in TESTED_MODEL_TYPES and not allow_untested:
+        raise UserError(
+            f"{model} is of the family {family!r}, which is not tested here: try `fgaif check-model {model}`, and if "
+            "it passes set policy.allow_untested=true."
+        )
+    return folder
+
+
 def weight_files(model: str, folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint that is in a folder, sorted; they need not be there.
 
