@@ -64,7 +64,7 @@ format: setup ## format the code and fix what ruff can fix
 lock: ## write requirements/cpu.lock from what is installed in .venv
 	$(VENV_PYTHON) scripts/lock.py
 
-check-pythons: setup ## check that the lock resolves for Python 3.11, 3.12 and 3.13 (reads the package index)
+check-pythons: setup ## check that both locks resolve, cpu.lock for Python 3.11, 3.12 and 3.13 (reads the package index)
 	$(VENV_PYTHON) -m scripts.check_pythons
 
 pretrain-shapes: setup ## train the three small models of the embedded world from nothing

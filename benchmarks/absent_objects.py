@@ -10,17 +10,18 @@ false ones they are. An ablation without the reward for existence still has thes
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
+from fgaif_ray.records import FEEDBACK_COLUMNS, Feedback
 from fgaif_ray.shapes.oracle import read_claims
 
 TYPES: Final = ("attribute", "relation")
 
 
-def count_facts(rows: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, bool, bool]]:
+def count_facts(rows: Iterable[Feedback]) -> Counter[tuple[str, bool, bool]]:
     """Facts by ``(type, names an absent object, called true)``.
 
     Args:
@@ -29,15 +30,15 @@ def count_facts(rows: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, bool, b
     """
     counts: Counter[tuple[str, bool, bool]] = Counter()
     for row in rows:
-        facts = [fact for segment in row["segments"] for fact in segment["facts"]]
+        facts = [fact for segment in row.segments for fact in segment.facts]
         verdicts: dict[str, list[bool]] = {}
         for fact in facts:
-            for shape in _shapes(fact["text"]) if fact["type"] == "existence" else ():
-                verdicts.setdefault(shape, []).append(fact["consistent"])
+            for shape in _shapes(fact.text) if fact.type == "existence" else ():
+                verdicts.setdefault(shape, []).append(fact.consistent)
         absent = {shape for shape, found in verdicts.items() if not any(found)}
         for fact in facts:
-            if fact["type"] in TYPES:
-                counts[fact["type"], not absent.isdisjoint(_shapes(fact["text"])), fact["consistent"]] += 1
+            if fact.type in TYPES:
+                counts[fact.type, not absent.isdisjoint(_shapes(fact.text)), fact.consistent] += 1
     return counts
 
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in parser.parse_args(arguments).folder:
         if not storage.list_parts(folder):
             raise UserError(f"{folder} holds no feedback: give the feedback/ of a run.")
-        counts = count_facts(storage.read_rows(folder, ["segments"]))
+        counts = count_facts(map(Feedback.from_row, storage.read_rows(folder, FEEDBACK_COLUMNS)))
         print(folder)
         for kind in TYPES:
             false = {absent: counts[kind, absent, False] for absent in (True, False)}

@@ -13,7 +13,7 @@ it is in a cache. Loading the policy is in neither side.
 import tempfile
 from typing import Any
 
-from actors.alignment.rollout import PolicyVersion, RolloutRequest, RolloutWorker, sampling_options
+from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, RolloutWorker, sampling_options
 from actors.engine.start import image_prompt, reload_weights, start_engine
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, change_config
@@ -45,7 +45,8 @@ def measure(config: Config, rounds: int) -> Rounds:
         parameters = [bare.parameters(batch) for batch in questions]
 
         def ours(number: int) -> int:
-            return sum(len(rollout.token_ids) for rollout in worker.generate(requests[number], version))
+            found = worker.generate(requests[number], version)
+            return sum(len(rollout.token_ids) for rollout in found if isinstance(rollout, Rollout))
 
         def theirs(number: int) -> int:
             return bare.generate(prompts[number], parameters[number])

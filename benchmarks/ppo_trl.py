@@ -95,7 +95,8 @@ class OwnStep:
             for sample in range(SAMPLES):
                 requests.append(RolloutRequest(ids, question.image, question.seed * SAMPLES + sample))
                 images.append(image)
-        return self._worker.generate(requests, version), images
+        found = self._worker.generate(requests, version)
+        return [rollout for rollout in found if isinstance(rollout, Rollout)], images
 
     def _rewarded(self, questions: Sequence[Question], rollouts: Sequence[Rollout]) -> list[Trajectory]:
         """The reward is the last token's."""

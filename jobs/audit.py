@@ -6,7 +6,7 @@ Examples:
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -14,11 +14,12 @@ import typer
 from fgaif_ray import storage
 from fgaif_ray.audit.human import read_answers
 from fgaif_ray.audit.items import Audit, AuditSampler
-from fgaif_ray.audit.labelled_facts import facts_of_audit, write_lines
+from fgaif_ray.audit.labelled_facts import facts_of_audit, write_labelled_facts
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import FactType, choose
 from fgaif_ray.progress import say
+from fgaif_ray.records import FEEDBACK_COLUMNS, Feedback
 from fgaif_ray.storage import stages
 from fgaif_ray.tables import estimate_cell, table_lines
 from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
@@ -51,14 +52,18 @@ def draw_audit(config: Config, count: int) -> None:
     page = storage.join(stage.folder, PAGE_FILE)
     if not stage.is_complete():
         folder = storage.join(run_dir, stages.FEEDBACK)
-        for row in storage.read_rows(folder, ["sample_id", "image_sha256", "segments"]):
-            sampler.offer(row)
-        audit = sampler.collect(storage.read_rows(folder))
+        for feedback in _read_feedback(folder):
+            sampler.offer(feedback)
+        audit = sampler.collect(_read_feedback(folder))
         fact_types = choose(audit.types, config.run.types, folder)
         _write(stage, audit, config.report.title, fact_types, config.run.overwrite)
         if len(audit.items) < count:
             say(f"audit: the run has only {len(audit.items)} segments; all are in the audit.")
     say(f"audit: open {page} in a browser, label, export, then `fgaif audit import FILE` with this configuration.")
+
+
+def _read_feedback(folder: str) -> Iterator[Feedback]:
+    return map(Feedback.from_row, storage.read_rows(folder, FEEDBACK_COLUMNS))
 
 
 def _write(stage: storage.Stage, audit: Audit, title: str, fact_types: Sequence[FactType], overwrite: bool) -> None:
@@ -106,7 +111,7 @@ def import_answers(config: Config, paths: Sequence[str]) -> None:
     judged = facts_of_audit(audit, answers)
     if judged:
         facts = storage.join(folder, FACTS_FILE)
-        write_lines(facts, judged)
+        write_labelled_facts(facts, judged)
         say(f"audit: the judged facts are in {facts}; `fgaif calibrate {facts}` finds thresholds that agree with them.")
 
 

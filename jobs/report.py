@@ -45,6 +45,7 @@ def _judge(config: Config, stage: "Stage") -> None:
     """Write and publish the files that only the report needs."""
     from fgaif_ray import storage
     from fgaif_ray.config import recorded_config
+    from fgaif_ray.evaluation.rows import EvaluationAnswer
     from fgaif_ray.progress import say
     from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
     from fgaif_ray.report.examples import choose_examples
@@ -59,9 +60,9 @@ def _judge(config: Config, stage: "Stage") -> None:
     folders = stages.reward_folders(config)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")
-    rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
+    answers = map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION)))
     judged = choose_examples(
-        rows, truth, model, config.align.reward, config.report, config.run.seed, config.data.pixel_budget
+        answers, truth, model, config.align.reward, config.report, config.run.seed, config.data.pixel_budget
     )
     settings = {
         "title": config.report.title,
@@ -72,7 +73,7 @@ def _judge(config: Config, stage: "Stage") -> None:
         "config": recorded_config(config),
         **config.run.model_dump(mode="json", include={"fact_types"}),
     }
-    storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), judged)
+    storage.write_json(storage.join(stage.partial, EXAMPLES_FILE), [example.to_json() for example in judged])
     storage.write_json(storage.join(stage.partial, SETTINGS_FILE), settings)
     stage.publish({"examples": len(judged)})
 

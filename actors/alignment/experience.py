@@ -14,7 +14,7 @@ from PIL.Image import Image
 from ray.actor import ActorHandle
 
 from actors.alignment.rewarder import Rewarder, TypeVerdicts
-from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, sample
+from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest, sample
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image
@@ -37,7 +37,7 @@ class Sampled:
     verdicts: "Future[tuple[list[TypeVerdicts], float]]"
     """``[responses]``, and the seconds that the reward service took."""
     unreadable: int
-    """Draws left out because their image cannot be read."""
+    """Draws left out because their image cannot be read, or does not fit the engine."""
     version: PolicyVersion
     began: float
     ended: float
@@ -116,8 +116,9 @@ class ExperienceSource:
             ray.get([worker.serve.remote(version) for worker in self._workers])
         began = time.monotonic()
         requests = [RolloutRequest(prompt_ids[draw.prompt], opened[draw.image][0], draw.seed) for draw in draws]
-        rollouts = sample(self._workers, requests, version)
+        answers = sample(self._workers, requests, version)
         ended = time.monotonic()
+        draws, rollouts = _answered(draws, answers)
         items = [
             {
                 "image": opened[draw.image][0],
@@ -130,7 +131,7 @@ class ExperienceSource:
         return Sampled(
             draws=draws,
             images=tuple(opened[draw.image][1] for draw in draws),
-            rollouts=tuple(rollouts),
+            rollouts=rollouts,
             verdicts=self._asking.submit(self._score, items),
             unreadable=len(wanted) - len(draws),
             version=version,
@@ -142,6 +143,27 @@ class ExperienceSource:
     def _score(self, items: list[dict[str, Any]]) -> tuple[list[TypeVerdicts], float]:
         began = time.monotonic()
         return self._rewarder.score(items), time.monotonic() - began
+
+
+def _answered(
+    asked: Sequence[Draw], answers: "Sequence[Rollout | RefusedRollout]"
+) -> tuple[tuple[Draw, ...], tuple[Rollout, ...]]:
+    """Leave out what the engine did not take; it is named in the log.
+
+    Raises:
+        UserError: there is nothing else.
+    """
+    draws, rollouts = [], []
+    for draw, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, RefusedRollout):
+            logger.warning("left out %s: %s", draw.image, answer.reason)
+            refused = answer
+        else:
+            draws.append(draw)
+            rollouts.append(answer)
+    if not rollouts:
+        raise UserError(f"The rollout engine takes none of the prompts of a PPO step: {refused.reason}.")
+    return tuple(draws), tuple(rollouts)
 
 
 def _open_images(draws: Sequence[Draw]) -> dict[str, tuple[bytes, Image]]:

@@ -40,7 +40,7 @@ from actors.alignment import metrics as ppo_metrics
 from actors.alignment.experience import ExperienceSource, Sampled
 from actors.alignment.policy_versions import PolicyVersions
 from actors.alignment.rewarder import Rewarder
-from actors.alignment.rollout import PolicyVersion
+from actors.alignment.rollout import PolicyVersion, Rollout
 from actors.cluster.device import worker_device
 from fgaif_ray import storage
 from fgaif_ray.config import Config
@@ -240,6 +240,7 @@ class Learner:
             rows = self._model.encode(
                 [draw.prompt for draw in draws], sampled.images, [one.token_ids for one in sampled.rollouts]
             )
+            self._check_prompts(sampled.rollouts, rows)
             size, tokens = self._estimate_size
             estimates = estimate(self._model, rows, size, batch_tokens=tokens)
         verdicts, self._timings["reward"] = sampled.verdicts.result()
@@ -292,6 +293,24 @@ class Learner:
                 f"missing rewards: {lost} of {asked} responses of step {self.step + 1} have none: {reason}"
             )
         return collate(trajectories, self._model.backbone.eos_token_id).to(self._model.device)
+
+    def _check_prompts(self, rollouts: Sequence[Rollout], rows: EncodedRows) -> None:
+        """Stops where engine and learner read different prompts: nothing learnt from such responses would be right.
+
+        Raises:
+            TrainingStopped: on every rank, where it is so on any.
+        """
+        ids, lengths = rows.input_ids.tolist(), rows.prompt_lengths.tolist()
+        differ = [
+            row
+            for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=True))
+            if tuple(ids[row][:length]) != rollout.prompt_token_ids
+        ]
+        if int(self._group.sum(torch.tensor(len(differ)))):
+            raise TrainingStopped(
+                "prompt mismatch: the rollout engine and the learner make different token ids of the same prompt and "
+                "image; `fgaif check-model` of policy.model shows where"
+            )
 
     def _check_engine(
         self, rows: EncodedRows, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion

@@ -10,19 +10,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from ray.actor import ActorHandle
 
 from actors import metrics
 from actors.cluster.placement import spread
+from actors.engine.generate import PromptRefusedError, answer_each
 from actors.engine.shared import SharedEngine
 from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config, RolloutConfig
 from fgaif_ray.images import decode_image
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 MAX_RESTARTS: Final = 5
 
@@ -63,6 +67,15 @@ class Rollout:
     finish_reason: str
     """``stop`` or ``length``."""
     policy_version: int
+    prompt_token_ids: tuple[int, ...]
+    """``[prompt_tokens]`` with the image expanded, as the engine read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRollout:
+    """There is no response, since the engine does not take the prompt with its image."""
+
+    reason: str
 
 
 def sampling_options(rollout: RolloutConfig, banned: Sequence[int]) -> dict[str, Any]:
@@ -102,19 +115,20 @@ class RolloutWorker:
         self._shared.serve(version)
         return time.monotonic() - started
 
-    def generate(self, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout]:
+    def generate(self, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout | RefusedRollout]:
         """Sample one response per request, in order, from the given version."""
         from vllm import SamplingParams
 
         prompts = [image_prompt(request.prompt_token_ids, decode_image(request.image)) for request in requests]
         parameters = [SamplingParams(seed=request.seed, **self._options) for request in requests]
         began = time.monotonic()
-        results = self._shared.generate(prompts, parameters, version)
-        rollouts = [_rollout(result.outputs[0], version.number) for result in results]
+        results = answer_each(lambda some, own: self._shared.generate(some, own, version), prompts, parameters)
+        found = [_rollout(result, version.number) for result in results]
+        rollouts = [one for one in found if isinstance(one, Rollout)]
         metrics.ROLLOUT_DURATION.observe(time.monotonic() - began)
         metrics.ROLLOUT_RESPONSES.inc(len(rollouts))
         metrics.ROLLOUT_TOKENS.inc(sum(len(rollout.token_ids) for rollout in rollouts))
-        return rollouts
+        return found
 
     def _load(self, version: PolicyVersion) -> Any:
         """Load a version; returns its LoRA request, or None where weights are merged."""
@@ -168,16 +182,19 @@ def rollout_workers(config: Config, banned: Sequence[int]) -> Iterator[list[Acto
 
 def sample(
     workers: Sequence[ActorHandle[Any]], requests: Sequence[RolloutRequest], version: PolicyVersion
-) -> list[Rollout]:
+) -> list[Rollout | RefusedRollout]:
     """Spread requests over the workers and wait for all responses, in order."""
     share = -(-len(requests) // len(workers))
     parts = [list(requests[start : start + share]) for start in range(0, len(requests), share)]
     calls: list[Any] = [worker.generate.remote(part, version) for worker, part in zip(workers, parts, strict=False)]
-    answers: list[list[Rollout]] = ray.get(calls)
+    answers: list[list[Rollout | RefusedRollout]] = ray.get(calls)
     return [rollout for answer in answers for rollout in answer]
 
 
-def _rollout(completion: Any, version: int) -> Rollout:
+def _rollout(result: "RequestOutput | PromptRefusedError", version: int) -> Rollout | RefusedRollout:
+    if isinstance(result, PromptRefusedError):
+        return RefusedRollout(str(result))
+    completion: Any = result.outputs[0]
     ids = tuple(completion.token_ids)
     log_probs = tuple(entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True))
-    return Rollout(ids, log_probs, completion.finish_reason, version)
+    return Rollout(ids, log_probs, completion.finish_reason, version, tuple(result.prompt_token_ids or ()))

@@ -15,6 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from actors import metrics
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
+from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
@@ -40,7 +41,7 @@ class Generator:
     """A worker that answers the questions of a block and writes the block as a part of the stage.
 
     It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
-    ``rejected`` (the image cannot be read), ``tokens``.
+    ``rejected`` (the image cannot be read, or does not fit the engine), ``tokens``.
 
     Args:
         config: ``policy``, ``evaluate.engine``, ``align.rollout.sync``, ``run.seed`` and the pixel budget of ``data``.
@@ -76,21 +77,26 @@ class Generator:
                 asked.append(question)
         name = fingerprint([question.id for question in questions])
         partial = self._partial if isinstance(self._partial, str) else self._partial[questions[0].task]
+        answers: list[EvaluationAnswer] = []
+        for question, result in zip(asked, self._answer(asked, opened) if asked else (), strict=True):
+            if isinstance(result, PromptRefusedError):
+                rejected.append(RejectedQuestion(question=question, reason=str(result)))
+            else:
+                answers.append(self._read(question, result.outputs[0]))
+        if answers:
+            storage.write_part(partial, [answer.to_row() for answer in answers], ANSWERS_SCHEMA, name)
         if rejected:
             rows = [one.to_row() for one in rejected]
             storage.write_part(storage.join(partial, REJECTED_FOLDER), rows, REJECTED_SCHEMA, name)
-        answers = self._answer(asked, opened) if asked else []
-        if answers:
-            storage.write_part(partial, [answer.to_row() for answer in answers], ANSWERS_SCHEMA, name)
         tokens = sum(answer.tokens for answer in answers)
-        _record(asked, "answered")
+        _record((answer.question for answer in answers), "answered")
         _record((one.question for one in rejected), "rejected")
         for answer in answers:
             metrics.EVALUATION_TOKENS.inc(answer.tokens, policy=answer.question.which)
         return pa.Table.from_pylist([{"answered": len(answers), "rejected": len(rejected), "tokens": tokens}])
 
-    def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[EvaluationAnswer]:
-        """Answer questions to one policy."""
+    def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[Any]:
+        """Answer questions to one policy; see ``generate``."""
         from vllm import SamplingParams
 
         adapter = self._use(questions[0].which)
@@ -106,16 +112,15 @@ class Generator:
             )
             for question in questions
         ]
-        results: list[Any] = self._engine.generate(prompts, parameters, lora_request=adapter, use_tqdm=False)
-        return [
-            EvaluationAnswer(
-                question=question,
-                text=self._front_end.decode(result.outputs[0].token_ids),
-                tokens=len(result.outputs[0].token_ids),
-                finish_reason=result.outputs[0].finish_reason,
-            )
-            for question, result in zip(questions, results, strict=True)
-        ]
+        return generate(self._engine, prompts, parameters, adapter=adapter)
+
+    def _read(self, question: EvaluationQuestion, completion: Any) -> EvaluationAnswer:
+        return EvaluationAnswer(
+            question=question,
+            text=self._front_end.decode(completion.token_ids),
+            tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+        )
 
     def _use(self, which: str) -> Any:
         """Switch the engine to this policy; returns the adapter that requests have to name, or None."""

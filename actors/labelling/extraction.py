@@ -4,15 +4,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
 
 import pyarrow as pa
 import ray
 from pydantic import SecretStr
 
-from actors.engine.blocks import seal
 from actors.labelling.call_metrics import MeteredCalls
 from actors.labelling.coordinator import CoordinatorAddress, RemoteCoordinator
+from actors.labelling.extracted import ExtractedResponse, seal_extracted, seal_fatal
 from fgaif_ray.calls.answers import AnswerIndex, CallAnswer, cache_folder, model_identity
 from fgaif_ray.calls.calls import Calls, KnownCalls, UnansweredError
 from fgaif_ray.calls.chat_caller import check_address
@@ -24,21 +23,10 @@ from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import DEFAULT, FactType, extracted
 from fgaif_ray.feedback.extractor import FactExtractor
-from fgaif_ray.feedback.pending import Pending, PlaceReader, first_row, places_of
+from fgaif_ray.feedback.pending import Pending, PlaceReader, first_text, places_of
 from fgaif_ray.feedback.prompts import load_prompt
-from fgaif_ray.records import RESPONSES_SCHEMA
+from fgaif_ray.records import RESPONSES_SCHEMA, Response
 from fgaif_ray.segments import split_segments
-
-EXTRACTED_SCHEMA: Final = pa.schema(
-    [
-        *RESPONSES_SCHEMA,
-        pa.field("spans", pa.list_(pa.list_(pa.int32())), nullable=False),  # [segments] pairs (start, end)
-        pa.field("facts", pa.string()),  # JSON, [segments] lists of {"type", "text"}; null where rejected
-        pa.field("reason", pa.string()),  # of a rejection
-        pa.field("unavailable", pa.string()),  # why the endpoint has no answer: the row stays pending
-        pa.field("fatal", pa.string()),  # why the job has to stop
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +90,10 @@ def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequ
 class FactExtraction:
     """A worker that adds the facts of its segments to every response of a block.
 
-    It takes block ids, in a column ``id``, and returns sealed tables of ``EXTRACTED_SCHEMA``.
+    It takes block ids, in a column ``id``, and returns what ``seal_extracted`` does.
     Several blocks are worked on at a time, in one event loop and with one limit of calls in flight. When the endpoint
-    cannot be used or the budget is spent, this block and the following ones of every worker come back as a single row
-    with ``fatal`` set: calls that were under way are waited for, and their answers are kept.
+    cannot be used or the budget is spent, ``seal_fatal`` stands for this block and the following ones of every worker:
+    calls that were under way are waited for, and their answers are kept.
     """
 
     def __init__(
@@ -128,41 +116,38 @@ class FactExtraction:
 
     async def __call__(self, blocks: pa.Table) -> pa.Table:
         if self._calls.stopped is not None:
-            return _stopped_block(self._calls.stopped)
+            return seal_fatal(self._calls.stopped)
         places = pa.concat_tables(places_of(self._places, block) for block in blocks.column("id").to_pylist())
         async with self._reading:
-            rows = await asyncio.to_thread(self._reader.read, places)
-        results = await asyncio.gather(*(self._extract(row) for row in rows), return_exceptions=True)
+            responses = [Response.from_row(row) for row in await asyncio.to_thread(self._reader.read, places)]
+        results = await asyncio.gather(*map(self._extract, responses), return_exceptions=True)
         # Ray repeats a task whose reply was lost, so what was paid is kept before the reply.
         await self._calls.flush()
-        for row, result in zip(rows, results, strict=True):
+        extracted_rows: list[ExtractedResponse] = []
+        for result in results:
             if isinstance(result, UserError):
-                return _stopped_block(str(result))
+                return seal_fatal(str(result))
             if isinstance(result, BaseException):
                 raise result
-            row |= result
-        return seal(pa.Table.from_pylist(rows, schema=EXTRACTED_SCHEMA))
+            extracted_rows.append(result)
+        return seal_extracted(extracted_rows)
 
-    async def _extract(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the columns ``spans``, ``facts``, ``reason`` and ``unavailable`` of one response."""
-        spans = [(span.start, span.end) for span in split_segments(row["response"])]
-        facts, reason, unavailable = None, None, None
+    async def _extract(self, response: Response) -> ExtractedResponse:
+        spans = tuple(split_segments(response.text))
         try:
             answer = await self._extractor.extract(
-                row["response"], [row["response"][start:end] for start, end in spans]
+                response.text, [response.text[span.start : span.end] for span in spans]
             )
-            facts = json.dumps([[{"type": fact.type, "text": fact.text} for fact in segment] for segment in answer])
         except UnusableAnswer as error:
-            if error.is_of_endpoint and not self._reject_failed:
-                unavailable = str(error)
-            else:
-                reason = str(error)
-        return {"spans": spans, "facts": facts, "reason": reason, "unavailable": unavailable}
-
-
-def _stopped_block(reason: str) -> pa.Table:
-    row: dict[str, Any] = {field.name: "" for field in EXTRACTED_SCHEMA if not field.nullable}
-    return seal(pa.Table.from_pylist([row | {"spans": [], "fatal": reason}], schema=EXTRACTED_SCHEMA))
+            stays_pending = error.is_of_endpoint and not self._reject_failed
+            return ExtractedResponse(
+                response=response,
+                spans=spans,
+                facts=None,
+                reason=None if stays_pending else str(error),
+                unavailable=str(error) if stays_pending else None,
+            )
+        return ExtractedResponse(response=response, spans=spans, facts=tuple(map(tuple, answer)))
 
 
 def first_unanswered(
@@ -188,8 +173,7 @@ def first_unanswered(
             return False
 
         with asyncio.Runner() as runner:
-            row = first_row(pending, ["response"], lambda row: runner.run(is_unanswered(row["response"])))
-        return None if row is None else str(row["response"])
+            return first_text(pending, "response", lambda response: runner.run(is_unanswered(response)))
     finally:
         index.close()
 

@@ -92,7 +92,7 @@ class FactChecker:
         parameters = SamplingParams(
             temperature=0.0, max_tokens=1, logprob_token_ids=list(self._words), detokenize=False
         )
-        results = generate(self._engine, list(prompts.values()), parameters)
+        results: list[Any] = generate(self._engine, list(prompts.values()), [parameters] * len(prompts))
         for question, result in zip(prompts, results, strict=True):
             if isinstance(result, PromptRefusedError):
                 found.refused[question] = f"fact: {result}"

@@ -1,14 +1,14 @@
 """Metrics of labelling about its rows."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from actors import metrics
 from actors.labelling.fact_checker import FactQuestion, Findings
 from fgaif_ray.audit.control_items import ControlItem
 from fgaif_ray.feedback.labels import is_consistent
 from fgaif_ray.feedback.verdicts import Thresholds
+from fgaif_ray.records import Feedback, JudgedFact, RejectedResponse
 
 
 def record_prompt_tokens(verifier: str, found: Findings) -> None:
@@ -28,31 +28,29 @@ def record_control_items(
             metrics.CONTROL_ITEMS.inc(truth=truth, verdict=_verdict(is_consistent(answer.p_yes, threshold)))
 
 
-def record_labelled(rows: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> None:
-    """Export the counts of a block from the first verifier: rows of ``feedback_schema`` and rejected ones."""
-    metrics.LABELLED_RESPONSES.inc(len(rows))
-    for reason, count in Counter(row["reason"].partition(":")[0] for row in rejected).items():
+def record_labelled(labelled: Sequence[Feedback], rejected: Iterable[RejectedResponse]) -> None:
+    """Export the counts of a block from the first verifier."""
+    metrics.LABELLED_RESPONSES.inc(len(labelled))
+    for reason, count in Counter(one.reason.partition(":")[0] for one in rejected).items():
         metrics.REJECTED_RESPONSES.inc(count, reason=reason)
-    _record_facts("first", "consistent", rows)
+    _record_verdicts("first", ((fact.type, fact.consistent) for fact in _facts(labelled)))
 
 
-def record_verified_again(rows: Sequence[Mapping[str, Any]]) -> None:
+def record_verified_again(labelled: Sequence[Feedback]) -> None:
     """Export the counts of a part from the second verifier."""
-    _record_facts("second", "second_consistent", rows)
-    facts = [fact for row in rows for segment in row["segments"] for fact in segment["facts"]]
-    differing = Counter(
-        fact["type"]
-        for fact in facts
-        if fact["second_consistent"] is not None and fact["second_consistent"] != fact["consistent"]
-    )
+    judged = [fact for fact in _facts(labelled) if fact.second_consistent is not None]
+    _record_verdicts("second", ((fact.type, bool(fact.second_consistent)) for fact in judged))
+    differing = Counter(fact.type for fact in judged if fact.second_consistent != fact.consistent)
     for fact_type, count in differing.items():
         metrics.VERIFIER_DISAGREEMENTS.inc(count, fact_type=fact_type)
 
 
-def _record_facts(verifier: str, column: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    facts = (fact for row in rows for segment in row["segments"] for fact in segment["facts"])
-    counts = Counter((fact["type"], fact[column]) for fact in facts if fact[column] is not None)
-    for (fact_type, consistent), count in counts.items():
+def _facts(labelled: Sequence[Feedback]) -> list[JudgedFact]:
+    return [fact for feedback in labelled for segment in feedback.segments for fact in segment.facts]
+
+
+def _record_verdicts(verifier: str, verdicts: Iterable[tuple[str, bool]]) -> None:
+    for (fact_type, consistent), count in Counter(verdicts).items():
         metrics.VERIFIED_FACTS.inc(count, verifier=verifier, fact_type=fact_type, verdict=_verdict(consistent))
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import fsspec
 
@@ -19,7 +19,7 @@ from fgaif_ray.feedback.metrics import FeedbackMetrics, TrueLabels
 from fgaif_ray.feedback.pending import distinct, identities_of
 from fgaif_ray.feedback.verdicts import Disagreements
 from fgaif_ray.progress import say, say_rejected
-from fgaif_ray.records import ABSENT
+from fgaif_ray.records import ABSENT, Feedback
 from fgaif_ray.shapes.oracle import label_claims, read_claims
 from fgaif_ray.sources import load_truth
 
@@ -68,10 +68,10 @@ def publish(
     ledger, types = read_ledger(config.run.dir), config.run.type_names
     figures, disagreements = FeedbackMetrics(_true_labels(config), types), Disagreements(types)
     with fsspec.open(storage.join(stage.partial, OFFICIAL_FILE), "w", encoding="utf-8") as official:
-        for row in storage.read_rows(stage.partial):
-            figures.add(row)
-            disagreements.add(row)
-            write_official(official, [_official(row, types)])
+        for feedback in map(Feedback.from_row, storage.read_rows(stage.partial)):
+            figures.add(feedback)
+            disagreements.add(feedback)
+            write_official(official, [_official(feedback, types)])
     metrics = figures.to_dict() | {
         "rejected": {"total": rejected, "by_reason": dict(reasons)},
         "extraction": ledger.figures(),
@@ -93,12 +93,12 @@ def publish(
     say(f"label: {labelled} responses labelled, {rejected} rejected, in {stage.folder}.")
 
 
-def _official(row: Mapping[str, Any], types: Sequence[str]) -> LabelledResponse:
+def _official(feedback: Feedback, types: Sequence[str]) -> LabelledResponse:
     return LabelledResponse(
-        image=row["image"],
-        segments=tuple(segment["text"] for segment in row["segments"]),
+        image=feedback.response.image,
+        segments=tuple(segment.text for segment in feedback.segments),
         # The official form has no word for a label that is not to be used.
-        labels=tuple(tuple(segment["labels"][name] or ABSENT for name in types) for segment in row["segments"]),
+        labels=tuple(tuple(segment.labels[name] or ABSENT for name in types) for segment in feedback.segments),
     )
 
 
@@ -108,11 +108,11 @@ def _true_labels(config: Config) -> TrueLabels | None:
     if truth is None:
         return None
 
-    def labels(row: Mapping[str, Any]) -> Sequence[Mapping[str, int]] | None:
-        scene = truth.get(row["image"])
+    def labels(feedback: Feedback) -> Sequence[Mapping[str, int]] | None:
+        scene = truth.get(feedback.response.image)
         if scene is None:
             return None
-        spans = [(segment["start"], segment["end"]) for segment in row["segments"]]
-        return [label_claims(scene, claims) for claims in read_claims(row["response"], spans)]
+        spans = [(segment.start, segment.end) for segment in feedback.segments]
+        return [label_claims(scene, claims) for claims in read_claims(feedback.response.text, spans)]
 
     return labels

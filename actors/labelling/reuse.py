@@ -8,12 +8,12 @@ rows are labelled again and only what is missing (a second verification) is aske
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from actors.labelling.checks import CHECKS_FOLDER, CHECKS_SCHEMA, VerificationCheck
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA
-from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_FOLDER, CONTROL_ITEMS_SCHEMA
 from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress, say
-from fgaif_ray.records import REJECTED_SCHEMA, feedback_schema
+from fgaif_ray.records import REJECTED_SCHEMA, Feedback, feedback_schema
 from fgaif_ray.storage import stages
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
         rejected_stage: begun, or complete.
         verification: labels the rows.
     """
-    from actors.labelling.verifier import CHECKS_FOLDER, CHECKS_SCHEMA
-
     published = storage.read_manifest(stage.run, stage.name)
     if published is None or not can_reuse(config, stage):
         return
@@ -62,8 +60,10 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
     labeller, schema = verification.labeller(both), feedback_schema(verification.types)
     with Progress("label again", published.get("rows"), "responses") as progress:
         for name, rows in _parts(stage.folder, stage.partial):
-            storage.write_part(stage.partial, [labeller.label(row) for row in rows], schema, name)
-            progress.advance(len(rows))
+            given = [Feedback.from_row(row) for row in rows]
+            labelled = [labeller.label(feedback.response, feedback.segments) for feedback in given]
+            storage.write_part(stage.partial, [feedback.to_row() for feedback in labelled], schema, name)
+            progress.advance(len(labelled))
     if not rejected_stage.is_complete():
         for name, rows in _parts(rejected_stage.folder, rejected_stage.partial):
             storage.write_part(rejected_stage.partial, rows, REJECTED_SCHEMA, name)
@@ -72,16 +72,16 @@ def reuse(config: Config, stage: storage.Stage, rejected_stage: storage.Stage, v
         for folder in (CHECKS_FOLDER, CONTROL_ITEMS_FOLDER)
     )
     for name, rows in _parts(*checks):
-        kept = [row for row in rows if both or not row["second"]]
+        kept = [check for check in map(VerificationCheck.from_row, rows) if both or not check.second]
         if kept:
-            storage.write_part(checks[1], kept, CHECKS_SCHEMA, name)
+            storage.write_part(checks[1], [check.to_row() for check in kept], CHECKS_SCHEMA, name)
     for name, rows in _parts(*control_items):
         storage.write_part(control_items[1], rows, CONTROL_ITEMS_SCHEMA, name)
     say(f"label: the verdicts of {stage.folder} are labelled again, nothing is asked again.")
 
 
 def _parts(source: str, target: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Names and rows of the parts of one folder that another lacks."""
+    """Names of the parts of one folder that another lacks, and their rows as plain values."""
     there = {part.rsplit("/", 1)[-1] for part in storage.list_parts(target)}
     for part in storage.list_parts(source):
         file = part.rsplit("/", 1)[-1]

@@ -6,20 +6,22 @@ there.
 """
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import ray
 from PIL.Image import Image
 
-from actors.labelling.fact_checker import FactChecker, FactQuestion
+from actors.labelling.checks import CHECKS_FOLDER, CHECKS_SCHEMA, VerificationCheck
+from actors.labelling.fact_checker import FactChecker, FactQuestion, Findings, YesProbability
 from actors.labelling.metrics import record_prompt_tokens, record_verified_again
-from actors.labelling.verifier import CHECKS_FOLDER, CHECKS_SCHEMA, COUNTS_SCHEMA, Verification, checks_of
+from actors.labelling.verifier import COUNTS_SCHEMA, Verification
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
 from fgaif_ray.pixel_budget import PixelBudget
-from fgaif_ray.records import feedback_schema
+from fgaif_ray.records import Feedback, JudgedFact, Response, feedback_schema
 
 ANNOTATOR_KEY = "second_verifier"
 
@@ -55,38 +57,46 @@ class SecondVerifier:
     def __call__(self, numbers: pa.Table) -> pa.Table:
         (number,) = numbers.column("id").to_pylist()
         part = self._parts[number]
-        rows = storage.read_part(part)
-        images = _readable_images(rows, self._budget)
+        given = [Feedback.from_row(row) for row in storage.read_part(part)]
+        images = _readable_images([feedback.response for feedback in given], self._budget)
         questions: list[FactQuestion] = [
-            (row["image_sha256"], fact["text"])
-            for row in rows
-            if row["image_sha256"] in images
-            for segment in row["segments"]
-            for fact in segment["facts"]
+            (feedback.response.image_sha256, fact.text)
+            for feedback in given
+            if feedback.response.image_sha256 in images
+            for segment in feedback.segments
+            for fact in segment.facts
         ]
         found = self._checker.ask(questions, images)
-        for row in rows:
-            for segment in row["segments"]:
-                for fact in segment["facts"]:
-                    answer = found.answers.get((row["image_sha256"], fact["text"]))
-                    fact["second_p_consistent"] = None if answer is None else answer.p_yes
         record_prompt_tokens("second", found)
         name = part.rsplit("/", 1)[-1].removeprefix("part-").removesuffix(".parquet")
-        checks = [checks_of(True, found, questions)]
+        checks = [VerificationCheck.of(True, found, questions).to_row()]
         storage.write_part(storage.join(self._partial, CHECKS_FOLDER), checks, CHECKS_SCHEMA, f"second-{name}")
-        labelled = [self._labeller.label(row) for row in rows]
+        labelled = [self._label(feedback, found) for feedback in given]
         record_verified_again(labelled)
-        storage.write_part(self._partial, labelled, self._schema, name)
-        counts = {"labelled": len(rows), "rejected": 0}
+        storage.write_part(self._partial, [feedback.to_row() for feedback in labelled], self._schema, name)
+        counts = {"labelled": len(labelled), "rejected": 0}
         return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
 
+    def _label(self, feedback: Feedback, found: Findings) -> Feedback:
+        """Label a response again, with the second verifier's answers."""
+        image = feedback.response.image_sha256
+        segments = []
+        for segment in feedback.segments:
+            facts = (_with_second(fact, found.answers.get((image, fact.text))) for fact in segment.facts)
+            segments.append(replace(segment, facts=tuple(facts)))
+        return self._labeller.label(feedback.response, segments)
 
-def _readable_images(rows: list[dict[str, Any]], budget: PixelBudget) -> dict[str, Image]:
+
+def _with_second(fact: JudgedFact, answer: YesProbability | None) -> JudgedFact:
+    return replace(fact, second_p_consistent=None if answer is None else answer.p_yes)
+
+
+def _readable_images(responses: Sequence[Response], budget: PixelBudget) -> dict[str, Image]:
     images: dict[str, Image] = {}
-    for row in rows:
-        if row["image_sha256"] not in images:
+    for response in responses:
+        if response.image_sha256 not in images:
             try:
-                images[row["image_sha256"]] = load_image(row["image"], budget)
+                images[response.image_sha256] = load_image(response.image, budget)
             except UserError:
                 continue  # it was there for the first verifier; its facts are counted as unanswered
     return images

@@ -1,13 +1,13 @@
 """What `jobs.label` does about verification beside its plan: what workers are given, the second pass, the metrics."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from actors.labelling.checks import CHECKS_FOLDER, VerificationCheck
 from actors.labelling.thresholds import find_thresholds
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import FOLDER as CONTROL_ITEMS_FOLDER
 from fgaif_ray.audit.control_items import load_control_items, measure
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_FOLDER, AskedControlItem
 from fgaif_ray.config import Config
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
@@ -90,23 +90,22 @@ def verification_figures(folder: str, thresholds: Mapping[str, float]) -> dict[s
         folder: of the stage.
         thresholds: of the first verifier.
     """
-    from actors.labelling.verifier import CHECKS_FOLDER
-
-    sums: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
-    for row in storage.read_rows(storage.join(folder, CHECKS_FOLDER)):
-        sums[row.pop("second")].update(row)
+    sums = {second: VerificationCheck(second=second) for second in (False, True)}
+    for check in map(VerificationCheck.from_row, storage.read_rows(storage.join(folder, CHECKS_FOLDER))):
+        sums[check.second] = sums[check.second].merge(check)
     first, second = sums[False], sums[True]
-    control_items = measure(storage.read_rows(storage.join(folder, CONTROL_ITEMS_FOLDER)), thresholds)
+    asked = map(AskedControlItem.from_row, storage.read_rows(storage.join(folder, CONTROL_ITEMS_FOLDER)))
+    control_items = measure(asked, thresholds)
     return {
-        "verifier_answer_mass": first["answer_mass"] / first["questions"] if first["questions"] else None,
+        "verifier_answer_mass": first.answer_mass / first.questions if first.questions else None,
         "prefix_cache": _prefix_cache(first),
         "canaries": control_items if control_items["false_asked"] or control_items["true_asked"] else None,
         "thresholds": dict(thresholds),
-    } | ({"second_prefix_cache": _prefix_cache(second)} if second["questions"] else {})
+    } | ({"second_prefix_cache": _prefix_cache(second)} if second.questions else {})
 
 
-def _prefix_cache(sums: Mapping[str, float]) -> dict[str, Any]:
-    asked, cached = int(sums["prompt_tokens"]), int(sums["cached_tokens"])
+def _prefix_cache(check: VerificationCheck) -> dict[str, Any]:
+    asked, cached = check.prompt_tokens, check.cached_tokens
     return {"prompt_tokens": asked, "cached_tokens": cached, "hit_rate": cached / asked if asked else None}
 
 

@@ -29,6 +29,7 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
+from fgaif_ray.records import FEEDBACK_COLUMNS, Feedback
 from fgaif_ray.rewards.files import METRICS_FILE
 from fgaif_ray.rewards.kinds import RewardTask, reward_tasks
 
@@ -204,8 +205,8 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     rewards = config.rewards
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     backbone.move_to(worker_device())
-    columns = ["sample_id", "image", "image_sha256", "prompt", "segments"]
-    responses = from_feedback(storage.read_rows(feedback, columns=columns), config.run.type_names)
+    rows = map(Feedback.from_row, storage.read_rows(feedback, FEEDBACK_COLUMNS))
+    responses = from_feedback(rows, config.run.type_names)
     reporter.send("begin", "read feedback", len(responses), "responses")
     data = prepare_data(
         backbone,

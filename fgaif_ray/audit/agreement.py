@@ -126,7 +126,7 @@ def _fact_units(audit: Audit, by_place: Mapping[SegmentPlace, Sequence[HumanAnsw
         for index, (fact, verdict) in enumerate(zip(item.facts, item.verdicts, strict=True)):
             judged = {answer.annotator: answer.facts[index] for answer in given if answer.facts is not None}
             votes = {who: _fact_class(right) for who, right in judged.items() if right is not None}
-            if fact["type"] == name:
+            if fact.type == name:
                 units.append(_Unit(item, _fact_class(verdict), votes))
     return units
 
@@ -195,9 +195,9 @@ def _disagreement(unit: _Unit, name: str) -> dict[str, Any]:
         "ai": CLASS_NAMES[unit.ai],
         "text": item.text,
         "facts": [
-            {"text": fact["text"], "consistent": verdict}
+            {"text": fact.text, "consistent": verdict}
             for fact, verdict in zip(item.facts, item.verdicts, strict=True)
-            if fact["type"] == name
+            if fact.type == name
         ],
         "image": item.image,
         "sample_id": item.sample_id,

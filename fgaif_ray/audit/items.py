@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES, ai_labels, fingerprint
+from fgaif_ray.records import CLASS_NAMES, FACT_TYPES, Fact, Feedback, fingerprint
 
 SAMPLE_FORMAT: Final = "fgaif-audit"
 SAMPLE_VERSION: Final = 1
@@ -38,8 +38,7 @@ class AuditItem:
     response: str
     start: int
     end: int
-    facts: tuple[Mapping[str, str], ...]
-    """``{"type", "text"}`` each."""
+    facts: tuple[Fact, ...]
     verdicts: tuple[bool, ...]
     """The AI's verdicts by fact, hidden from people who label."""
     labels: Mapping[str, int]
@@ -111,7 +110,7 @@ class Audit:
             AuditItem(
                 **item
                 | {
-                    "facts": tuple(item["facts"]),
+                    "facts": tuple(map(Fact.from_row, item["facts"])),
                     "verdicts": tuple(item["verdicts"]),
                     "labels": {name: item["labels"][name] for name in types},
                 }
@@ -139,7 +138,7 @@ class AuditSampler:
     Example::
 
         sampler = AuditSampler(count=200, seed=0)
-        for row in read(): sampler.offer(row)
+        for feedback in read(): sampler.offer(feedback)
         audit = sampler.collect(read())
     """
 
@@ -156,24 +155,24 @@ class AuditSampler:
         self._population: Counter[Cell] = Counter()
         self._kept: dict[Cell, list[tuple[int, _Candidate]]] = {}
 
-    def offer(self, row: Mapping[str, Any]) -> None:
-        """Count the segments of a feedback row; needs ``sample_id``, ``image_sha256`` and ``segments``."""
-        for index, segment in enumerate(row["segments"]):
-            labels = ai_labels(segment)
-            self._types = self._types or tuple(labels)  # all rows of a folder have the same
-            cell = tuple(labels[name] for name in self._types)
+    def offer(self, feedback: Feedback) -> None:
+        """Count the segments of a feedback row."""
+        response = feedback.response
+        for index, segment in enumerate(feedback.segments):
+            self._types = self._types or tuple(segment.ai_labels)  # all rows of a folder have the same
+            cell = tuple(segment.ai_labels[name] for name in self._types)
             self._population[cell] += 1
-            place = f"{self._seed}\n{row['sample_id']}\n{index}".encode()
+            place = f"{self._seed}\n{response.sample_id}\n{index}".encode()
             priority = int.from_bytes(hashlib.sha256(place).digest()[:8])
-            entry = -priority, _Candidate(priority, row["sample_id"], index, row["image_sha256"])
+            entry = -priority, _Candidate(priority, response.sample_id, index, response.image_sha256)
             heap = self._kept.setdefault(cell, [])
             if len(heap) < self._count + _LOOK_AHEAD:
                 heapq.heappush(heap, entry)
             else:
                 heapq.heappushpop(heap, entry)  # drops the highest priority number
 
-    def collect(self, rows: Iterable[Mapping[str, Any]]) -> Audit:
-        """Collect the sample in a second pass over whole feedback rows.
+    def collect(self, rows: Iterable[Feedback]) -> Audit:
+        """Collect the sample in a second pass over the same feedback rows.
 
         Raises:
             UserError: no segment was offered.
@@ -185,9 +184,9 @@ class AuditSampler:
         for candidate in chosen:
             wanted.setdefault(candidate.sample_id, []).append(candidate.segment)
         found = {
-            (row["sample_id"], index): _item(row, index, self._types)
-            for row in rows
-            for index in wanted.get(row["sample_id"], ())
+            (feedback.response.sample_id, index): _item(feedback, index, self._types)
+            for feedback in rows
+            for index in wanted.get(feedback.response.sample_id, ())
         }
         # The order of priorities says nothing about labels.
         items = tuple(found[candidate.sample_id, candidate.segment] for candidate in sorted(chosen))
@@ -231,19 +230,18 @@ def cell_weights(cells: Sequence[Cell], population: Mapping[Cell, int]) -> list[
     return [population[cell] / drawn[cell] * len(cells) / covered for cell in cells]
 
 
-def _item(row: Mapping[str, Any], index: int, types: Sequence[str]) -> AuditItem:
-    segment = row["segments"][index]
-    labels = ai_labels(segment)
+def _item(feedback: Feedback, index: int, types: Sequence[str]) -> AuditItem:
+    response, segment = feedback.response, feedback.segments[index]
     return AuditItem(
-        sample_id=row["sample_id"],
+        sample_id=response.sample_id,
         segment=index,
-        image=row["image"],
-        image_sha256=row["image_sha256"],
-        prompt=row["prompt"],
-        response=row["response"],
-        start=segment["start"],
-        end=segment["end"],
-        facts=tuple({"type": fact["type"], "text": fact["text"]} for fact in segment["facts"]),
-        verdicts=tuple(fact["consistent"] for fact in segment["facts"]),
-        labels={name: labels[name] for name in types},
+        image=response.image,
+        image_sha256=response.image_sha256,
+        prompt=response.prompt,
+        response=response.text,
+        start=segment.start,
+        end=segment.end,
+        facts=tuple(Fact(fact.type, fact.text) for fact in segment.facts),
+        verdicts=tuple(fact.consistent for fact in segment.facts),
+        labels={name: segment.ai_labels[name] for name in types},
     )

@@ -89,7 +89,7 @@ def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]
     """
     tasks = []
     for item in audit.items:
-        facts = {name: [fact["text"] for fact in item.facts if fact["type"] == name] for name in audit.types}
+        facts = {name: [fact.text for fact in item.facts if fact.type == name] for name in audit.types}
         marked = f"{item.response[: item.start]}\u27e6{item.text}\u27e7{item.response[item.end :]}"
         data = {
             "audit": audit.id,

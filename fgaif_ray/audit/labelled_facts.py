@@ -8,7 +8,7 @@ many facts it stands for, 1 where it is left out. Blank lines are skipped, furth
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,16 @@ class LabelledFact:
     """None where the type is unknown."""
     consistent: bool
     weight: float = 1.0
+
+    def to_line(self) -> dict[str, Any]:
+        """Return it as a line's object."""
+        return {
+            "image": self.image,
+            "fact": self.text,
+            "type": self.type,
+            "consistent": self.consistent,
+            "weight": self.weight,
+        }
 
 
 def read_labelled_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[LabelledFact]:
@@ -64,8 +74,8 @@ def read_control_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[Lab
     return facts
 
 
-def facts_of_audit(audit: Audit, answers: Sequence[HumanAnswer]) -> list[dict[str, Any]]:
-    """Yield the facts that most people call right or wrong, as lines to write; ties are left out.
+def facts_of_audit(audit: Audit, answers: Sequence[HumanAnswer]) -> list[LabelledFact]:
+    """Return the facts that most people call right or wrong; ties are left out.
 
     Weights stand for the whole labelled set, as an audit's sample is not as evenly spread as that.
     """
@@ -79,22 +89,23 @@ def facts_of_audit(audit: Audit, answers: Sequence[HumanAnswer]) -> list[dict[st
     items = [item for item in audit.items if (item.sample_id, item.segment) in judged]
     weights = cell_weights([item.cell for item in items], audit.population)
     return [
-        {
-            "image": os.path.abspath(item.image) if storage.is_local(item.image) else item.image,
-            "fact": fact["text"],
-            "type": fact["type"],
-            "consistent": bool(truth),
-            "weight": round(weight, 6),
-        }
+        LabelledFact(
+            image=os.path.abspath(item.image) if storage.is_local(item.image) else item.image,
+            text=fact.text,
+            type=fact.type,
+            consistent=bool(truth),
+            weight=round(weight, 6),
+        )
         for item, weight in zip(items, weights, strict=True)
         for index, fact in enumerate(item.facts)
         if (truth := truths.get(((item.sample_id, item.segment), index))) is not None
     ]
 
 
-def write_lines(uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all."""
-    storage.write_bytes(uri, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+def write_labelled_facts(uri: str, facts: Sequence[LabelledFact]) -> None:
+    """Write JSON lines, whole or not at all; ``read_labelled_facts`` reads them back."""
+    lines = (json.dumps(fact.to_line(), ensure_ascii=False) + "\n" for fact in facts)
+    storage.write_bytes(uri, "".join(lines).encode())
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:

@@ -85,7 +85,7 @@ def _data(audit: Audit, pictures: dict[str, tuple[str, bool]], fact_types: Seque
                 "before": item.response[: item.start],
                 "text": item.text,
                 "after": item.response[item.end :],
-                "facts": list(item.facts),
+                "facts": [fact.to_row() for fact in item.facts],
             }
             for item in audit.items
         ],

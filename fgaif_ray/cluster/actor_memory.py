@@ -22,7 +22,8 @@ from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import SCORING_BATCH
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
-from fgaif_ray.rl.policy import CRITIC, IMAGES_PER_PASS, POLICY
+from fgaif_ray.rl.policy import CRITIC, POLICY
+from fgaif_ray.vlm.backbone import IMAGES_PER_PASS
 from fgaif_ray.vlm.passes import VocabularyScores
 
 GIB: Final = 1 << 30

@@ -5,6 +5,7 @@ from typing import Any
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.records import fingerprint
 from fgaif_ray.storage import stages
@@ -51,7 +52,7 @@ def measure_accuracy(config: Config) -> dict[str, Any]:
     coarse = read_folder(folders[config.run.type_names[0]]).granularity == "response"
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
     model = load_reward_model(backbone, folders)
-    rows = storage.read_rows(storage.join(run_dir, stages.EVALUATION))
-    figures = reward_accuracy(rows, truth, model, coarse, config.run.type_names, config.data.pixel_budget)
+    answers = map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION)))
+    figures = reward_accuracy(answers, truth, model, coarse, config.run.type_names, config.data.pixel_budget)
     storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
     return figures

@@ -13,6 +13,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.variants import NAMES, TRUTH_ANSWERS_FILE, Run
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.progress import say
+from fgaif_ray.records import RESPONSE_COLUMNS, Response
 from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
 from fgaif_ray.rewards.files import published_versions
 from fgaif_ray.storage import stages
@@ -188,5 +189,5 @@ def _write_truth_answers(run: Run, responses: str) -> None:
     truth = load_truth(run.config)
     if truth is None:
         raise UserError("The truth cannot label these images: leave the variant out with --variants.")
-    rows = storage.read_rows(storage.join(run.folder, RESPONSES), ["sample_id", "image", "response"])
+    rows = map(Response.from_row, storage.read_rows(storage.join(run.folder, RESPONSES), RESPONSE_COLUMNS))
     storage.write_bytes(uri, truth_answers(rows, truth, audit))

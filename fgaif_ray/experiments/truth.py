@@ -14,8 +14,9 @@ import numpy as np
 from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.evaluation import AFTER, BEFORE, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
+from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import CLASS_NAMES, FACT_TYPES, Response
 from fgaif_ray.rewards.kinds import COARSE, response_label
 from fgaif_ray.shapes.scenes import Scene
 from fgaif_ray.statistics.agreement import agreement
@@ -27,7 +28,7 @@ BLOCK: Final = 64
 """Responses scored at once."""
 
 
-def truth_answers(responses: Iterable[Mapping[str, Any]], truth: Mapping[str, Scene], audit: str) -> bytes:
+def truth_answers(responses: Iterable[Response], truth: Mapping[str, Scene], audit: str) -> bytes:
     """Write the truth's labels of all segments in the form of an audit's answers (see ``feedback.human``), as JSON.
 
     Args:
@@ -36,21 +37,21 @@ def truth_answers(responses: Iterable[Mapping[str, Any]], truth: Mapping[str, Sc
         audit: identity of the answers.
     """
     answers = []
-    for row in responses:
-        if row["image"] not in truth:
+    for response in responses:
+        if response.image not in truth:
             continue
-        for index, verdict in enumerate(judge_segments(truth[row["image"]], row["response"])):
+        for index, verdict in enumerate(judge_segments(truth[response.image], response.text)):
             labels = {kind: CLASS_NAMES[code] for kind, code in verdict.labels.items()}
-            text = row["response"][verdict.start : verdict.end]
+            text = response.text[verdict.start : verdict.end]
             answers.append(
-                {"sample_id": row["sample_id"], "segment": index, "text": text, "facts": [], "labels": labels}
+                {"sample_id": response.sample_id, "segment": index, "text": text, "facts": [], "labels": labels}
             )
     content = {"format": ANSWERS_FORMAT, "version": ANSWERS_VERSION, "audit": audit, "annotator": "truth"}
     return json.dumps(content | {"answers": answers}, ensure_ascii=False).encode()
 
 
 def reward_accuracy(
-    rows: Iterable[Mapping[str, Any]],
+    answers: Iterable[EvaluationAnswer],
     truth: Mapping[str, Scene],
     model: "RewardModel",
     coarse: bool,
@@ -60,7 +61,7 @@ def reward_accuracy(
     """Compare reward models with the truth on responses that they were not trained on.
 
     Args:
-        rows: of ``evaluation/``; the sampled responses are taken.
+        answers: the rows of ``evaluation/``; the sampled ones are taken.
         truth: the scene behind each image.
         model: the reward models of all fact types.
         coarse: whether they give one verdict per response.
@@ -75,15 +76,15 @@ def reward_accuracy(
         UserError: an image cannot be read.
     """
     judged = tuple(kind for kind in types if kind in FACT_TYPES)
-    known = [row for row in rows if row["task"] == SAMPLED and row["image"] in truth]
+    known = [one for one in answers if one.question.task == SAMPLED and one.question.image in truth]
     return {
-        which: _accuracy([row for row in known if row["which"] == which], truth, model, coarse, judged, budget)
+        which: _accuracy([one for one in known if one.question.which == which], truth, model, coarse, judged, budget)
         for which in (BEFORE, AFTER)
     }
 
 
 def _accuracy(
-    rows: Sequence[Mapping[str, Any]],
+    answers: Sequence[EvaluationAnswer],
     truth: Mapping[str, Scene],
     model: "RewardModel",
     coarse: bool,
@@ -92,13 +93,13 @@ def _accuracy(
 ) -> dict[str, Any]:
     true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else types)}
     predicted: dict[str, list[int]] = {kind: [] for kind in true_codes}
-    for start in range(0, len(rows), BLOCK):
-        _score(rows[start : start + BLOCK], truth, model, true_codes, predicted, types, budget)
+    for start in range(0, len(answers), BLOCK):
+        _score(answers[start : start + BLOCK], truth, model, true_codes, predicted, types, budget)
     return {kind: agreement(codes, predicted[kind]).to_dict() for kind, codes in true_codes.items()}
 
 
 def _score(
-    rows: Sequence[Mapping[str, Any]],
+    answers: Sequence[EvaluationAnswer],
     truth: Mapping[str, Scene],
     model: "RewardModel",
     true_codes: dict[str, list[int]],
@@ -110,13 +111,13 @@ def _score(
     from fgaif_ray.images import load_image
     from fgaif_ray.rewards.model import ScoringItem
 
-    verdicts = [judge_segments(truth[row["image"]], row["response"]) for row in rows]
+    verdicts = [judge_segments(truth[answer.question.image], answer.text) for answer in answers]
     kept = [index for index, of_one in enumerate(verdicts) if of_one]
     items = [
         ScoringItem(
-            load_image(rows[index]["image"], budget),
-            rows[index]["prompt"],
-            [rows[index]["response"][verdict.start : verdict.end] for verdict in verdicts[index]],
+            load_image(answers[index].question.image, budget),
+            answers[index].question.prompt,
+            [answers[index].text[verdict.start : verdict.end] for verdict in verdicts[index]],
         )
         for index in kept
     ]

@@ -1,9 +1,11 @@
 """What a fact type is: its name, how it is explained and shown, and where its labels come from."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
+
+from fgaif_ray.records import Segment
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 COLOUR_PATTERN: Final = re.compile(r"#[0-9a-f]{6}", re.IGNORECASE)
@@ -14,8 +16,8 @@ RESERVED_NAMES: Final = frozenset((*_SEGMENT_FIELDS, *_KEYS_BESIDE_TYPES, *_MODE
 """Names that mean something else wherever types are keys."""
 
 LabelSource = Literal["facts", "derived"]
-Derive = Callable[[Sequence[Mapping[str, Any]]], Sequence[int]]
-"""From the labelled segments of one response (``text``, ``facts``, ``labels``) to one label code for each."""
+Derive = Callable[[Sequence[Segment]], Sequence[int]]
+"""From the segments of one response, labelled as to the types that are extracted, to one label code for each."""
 
 
 @dataclass(frozen=True, slots=True)

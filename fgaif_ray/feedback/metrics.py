@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fgaif_ray.records import AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, ai_labels
+from fgaif_ray.records import AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, Feedback
 from fgaif_ray.statistics.agreement import agreement, balanced_accuracy_present
 
-TrueLabels = Callable[[Mapping[str, Any]], Sequence[Mapping[str, int]] | None]
+TrueLabels = Callable[[Feedback], Sequence[Mapping[str, int]] | None]
 """True label codes per fact type for each segment of a feedback row, or None where they are not known."""
 
 
@@ -28,23 +28,23 @@ class FeedbackMetrics:
         self._masked: Counter[str] = Counter()
         self._pairs: dict[str, Counter[tuple[int, int]]] = {name: Counter() for name in types}
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, feedback: Feedback) -> None:
         """Count one row of ``feedback/``."""
         self._rows += 1
-        truths = self._true_labels(row) if self._true_labels is not None else None
-        for index, segment in enumerate(row["segments"]):
+        truths = self._true_labels(feedback) if self._true_labels is not None else None
+        for index, segment in enumerate(feedback.segments):
             self._segments += 1
-            for fact in segment["facts"]:
-                self._facts[fact["type"]] += 1
-                self._wrong_facts[fact["type"]] += not fact["consistent"]
+            for fact in segment.facts:
+                self._facts[fact.type] += 1
+                self._wrong_facts[fact.type] += not fact.consistent
             for name in self._types:
-                label = segment["labels"][name]
+                label = segment.labels[name]
                 if label is None:
                     self._masked[name] += 1
                     continue
                 self._labels[name][label] += 1
-                self._sources[name][(segment.get("label_sources") or {}).get(name) or AI] += 1
-                self._replaced[name] += label != ai_labels(segment)[name]
+                self._sources[name][segment.label_sources[name] or AI] += 1
+                self._replaced[name] += label != segment.ai_labels[name]
                 if truths is not None and name not in truths[index]:
                     self._without_truth.add(name)
                 elif truths is not None:
@@ -55,16 +55,10 @@ class FeedbackMetrics:
 
         ``label_sources`` says where the labels come from, ``labels_replaced`` how many differ from the AI's, and
         ``labels_masked`` how many are not to be used because two verifiers disagree; those are counted nowhere else.
-        <<<<<<< HEAD
-        ``agreement`` is None where no truth is known, else per type the metrics of ``Agreement.to_dict`` over the three
-        classes (``balanced_accuracy`` is the mean recall) and ``balanced_accuracy_present``: consistent against
-        hallucinated, among the segments that hold a fact of the type by the truth and by the label.
-        =======
         ``agreement`` is None where no truth is known, else per type whose truth is known the metrics of
         ``Agreement.to_dict`` over the three classes (``balanced_accuracy`` is the mean recall) and
         ``balanced_accuracy_present``: consistent against hallucinated, among the segments that hold a fact of the
         type by the truth and by the label.
-        >>>>>>> h-types
         """
         return {
             "rows": self._rows,

@@ -5,14 +5,14 @@ labels come first; noise acts on the result.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Final
 
 from fgaif_ray.audit.human import majority_labels, read_answers
 from fgaif_ray.config import HumanLabelsConfig, LabelConfig, NoiseConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import AI, CONSISTENT, FACT_TYPES, HALLUCINATED, HUMAN, NOISE, fingerprint
+from fgaif_ray.records import AI, CONSISTENT, FACT_TYPES, HALLUCINATED, HUMAN, NOISE, Segment, fingerprint
 from fgaif_ray.segments import split_segments
 
 _DRAW_BYTES: Final = 8
@@ -49,11 +49,11 @@ class Overrides:
             parts.append(fingerprint(NOISE, self.noise.seed, rates))
         return tuple(parts)
 
-    def check(self, responses: Iterable[Mapping[str, Any]]) -> None:
+    def check(self, responses: Iterable[tuple[str, str]]) -> None:
         """Check that the human labels belong to a run, before anything is paid for.
 
         Args:
-            responses: rows with ``sample_id`` and ``response``.
+            responses: sample id and text of each.
 
         Raises:
             UserError: they are about none of these responses, or about other segments than these have.
@@ -62,48 +62,50 @@ class Overrides:
             return
         labelled = {sample_id for sample_id, _ in self.human}
         known = False
-        for row in responses:
-            if row["sample_id"] in labelled:
+        for sample_id, text in responses:
+            if sample_id in labelled:
                 known = True
-                for index, span in enumerate(split_segments(row["response"])):
-                    self._find(row["sample_id"], index, row["response"][span.start : span.end])
+                for index, span in enumerate(split_segments(text)):
+                    self._find(sample_id, index, text[span.start : span.end])
         if not known:
             raise UserError(
                 "The human labels are about none of this run's responses: give label.human.path answers to an audit of "
                 "this run."
             )
 
-    def apply(self, sample_id: str, segments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def apply(
+        self, sample_id: str, segments: Sequence[Segment], masked: Sequence[Set[str]] | None = None
+    ) -> tuple[Segment, ...]:
         """Replace labels and say where each comes from.
 
         Args:
             sample_id: of the response.
-            segments: its segments with ``text``, the AI's ``labels`` and, under ``masked``, the fact types whose
-                label is not to be used.
+            segments: its segments; what they have for ``labels`` and ``label_sources`` does not count.
+            masked: ``[segments]`` fact types whose label is not to be used; None masks nothing.
 
         Returns:
-            The segments with the ``labels`` to train on, ``ai_labels`` and ``label_sources``; label and source of
-            a masked type are None unless a person gave a label.
+            The segments with the ``labels`` to train on and their ``label_sources``; label and source of a masked type
+            are None unless a person gave a label.
 
         Raises:
             UserError: a human label was given for another text than the segment it belongs to.
         """
-        replaced = []
-        for index, segment in enumerate(segments):
-            given = dict(segment["labels"])
-            masked = segment.get("masked", ())
-            labels = {name: None if name in masked else label for name, label in given.items()}
-            sources = {name: None if name in masked else AI for name in given}
-            found = self._find(sample_id, index, segment["text"])
-            labels |= found
-            sources |= dict.fromkeys(found, HUMAN)
-            for name, label in labels.items():
-                if label is not None and is_flipped(self.noise, sample_id, index, name, label):
-                    labels[name] = HALLUCINATED if label == CONSISTENT else CONSISTENT
-                    sources[name] = NOISE
-            kept = {key: value for key, value in segment.items() if key != "masked"}
-            replaced.append(kept | {"labels": labels, "ai_labels": given, "label_sources": sources})
-        return replaced
+        return tuple(
+            self._apply(sample_id, index, segment, frozenset() if masked is None else masked[index])
+            for index, segment in enumerate(segments)
+        )
+
+    def _apply(self, sample_id: str, index: int, segment: Segment, masked: Set[str]) -> Segment:
+        labels = {name: None if name in masked else label for name, label in segment.ai_labels.items()}
+        sources = {name: None if name in masked else AI for name in segment.ai_labels}
+        found = self._find(sample_id, index, segment.text)
+        labels |= found
+        sources |= dict.fromkeys(found, HUMAN)
+        for name, label in labels.items():
+            if label is not None and is_flipped(self.noise, sample_id, index, name, label):
+                labels[name] = HALLUCINATED if label == CONSISTENT else CONSISTENT
+                sources[name] = NOISE
+        return replace(segment, labels=labels, label_sources=sources)
 
     def _find(self, sample_id: str, index: int, text: str) -> Mapping[str, int]:
         """Return the human labels of a segment."""

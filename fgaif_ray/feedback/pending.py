@@ -85,7 +85,7 @@ def places_of(places: pa.Table, block: int) -> pa.Table:
 
 
 class PlaceReader:
-    """Reader of the rows of places; row groups that follow each other in places are read once."""
+    """Reader of the rows of places, as plain values; row groups that follow each other in places are read once."""
 
     def __init__(self, columns: list[str]) -> None:
         self._columns = columns
@@ -114,9 +114,10 @@ class PlaceReader:
         return self._row_groups[key]
 
 
-def first_row(pending: Pending, columns: list[str], holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-    """Find the first pending row that fulfils a condition, or None."""
-    return next((row for row in PlaceReader(columns).read_all(pending.places) if holds(row)), None)
+def first_text(pending: Pending, column: str, holds: Callable[[str], bool]) -> str | None:
+    """Find the first pending row whose text in a column fulfils a condition, and return the text, or None."""
+    texts = (row[column] for row in PlaceReader([column]).read_all(pending.places))
+    return next((text for text in texts if holds(text)), None)
 
 
 def _identity_columns(folder: str) -> Iterator[tuple[str, int, list[str]]]:

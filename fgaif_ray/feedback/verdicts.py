@@ -9,7 +9,7 @@ import numpy as np
 from fgaif_ray.fact_types import DEFAULT, FactType, extracted, type_names
 from fgaif_ray.feedback.labels import is_consistent, segment_labels
 from fgaif_ray.feedback.overrides import Overrides
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import AI, FACT_TYPES, Feedback, JudgedFact, Response, Segment, VerifiedFact, VerifiedSegment
 from fgaif_ray.statistics.agreement import accuracy, cohens_kappa
 
 Thresholds = Mapping[str, float]
@@ -46,61 +46,70 @@ class Labeller:
         self._extracted = type_names(extracted(fact_types))
         self._derived = {one.name: one.derive for one in fact_types if one.derive is not None}
 
-    def label(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Build a row of ``feedback_schema``.
+    def label(self, response: Response, segments: Sequence[VerifiedSegment]) -> Feedback:
+        """Label the segments of a response by what verifiers said of their facts; labelled ones are labelled again."""
+        judged = [self._judge_segment(segment) for segment in segments]
+        derived = {name: derive(judged) for name, derive in self._derived.items()}
+        labelled = []
+        for index, segment in enumerate(judged):
+            labels = {**segment.ai_labels, **{name: codes[index] for name, codes in derived.items()}}
+            labelled.append(_by_ai(segment, segment.facts, {name: labels[name] for name in self._names}))
+        masked = [masked_types(segment.facts) if self._mask else set() for segment in labelled]
+        return Feedback(
+            response=response,
+            segments=self._overrides.apply(response.sample_id, labelled, masked),
+            annotator=self._annotator,
+        )
 
-        Args:
-            row: a response with ``segments`` of ``start``, ``end``, ``text`` and ``facts``; a fact has ``type``,
-                ``text``, ``p_consistent`` and, from a second verifier, ``second_p_consistent``.
-        """
-        segments = []
-        for segment in row["segments"]:
-            facts = [self._judge(fact) for fact in segment["facts"]]
-            masked = masked_types(facts) if self._mask else set()
-            labels = segment_labels(((fact["type"], fact["consistent"]) for fact in facts), self._extracted)
-            place = {key: segment[key] for key in ("start", "end", "text")}
-            segments.append(place | {"facts": facts, "labels": labels, "masked": masked})
-        derived = {name: derive(segments) for name, derive in self._derived.items()}
-        for index, segment in enumerate(segments):
-            labels = segment["labels"] | {name: codes[index] for name, codes in derived.items()}
-            segment["labels"] = {name: labels[name] for name in self._names}
-        return {
-            **row,
-            "segments": self._overrides.apply(row["sample_id"], segments),
-            "annotator": self._annotator,
-        }
+    def _judge_segment(self, segment: VerifiedSegment) -> Segment:
+        """Judge the facts of a segment, and label it as to the types that are extracted."""
+        facts = tuple(self._judge(fact) for fact in segment.facts)
+        labels = segment_labels(((fact.type, fact.consistent) for fact in facts), self._extracted)
+        return _by_ai(segment, facts, labels)
 
-    def _judge(self, fact: Mapping[str, Any]) -> dict[str, Any]:
-        second = fact.get("second_p_consistent") if self._second is not None else None
-        return {
-            "type": fact["type"],
-            "text": fact["text"],
-            "p_consistent": fact["p_consistent"],
-            "consistent": is_consistent(fact["p_consistent"], self._thresholds[fact["type"]]),
-            "second_p_consistent": second,
-            "second_consistent": None
+    def _judge(self, fact: VerifiedFact) -> JudgedFact:
+        second = fact.second_p_consistent if self._second is not None else None
+        return JudgedFact(
+            type=fact.type,
+            text=fact.text,
+            p_consistent=fact.p_consistent,
+            consistent=is_consistent(fact.p_consistent, self._thresholds[fact.type]),
+            second_p_consistent=second,
+            second_consistent=None
             if second is None or self._second is None
-            else is_consistent(second, self._second[fact["type"]]),
-        }
+            else is_consistent(second, self._second[fact.type]),
+        )
 
 
-def masked_types(facts: Sequence[Mapping[str, Any]]) -> set[str]:
+def _by_ai(place: VerifiedSegment, facts: tuple[JudgedFact, ...], labels: Mapping[str, int]) -> Segment:
+    """Build a segment whose labels are all the AI's."""
+    return Segment(
+        start=place.start,
+        end=place.end,
+        text=place.text,
+        facts=facts,
+        labels=labels,
+        ai_labels=labels,
+        label_sources=dict.fromkeys(labels, AI),
+    )
+
+
+def masked_types(facts: Sequence[JudgedFact]) -> set[str]:
     """Find the fact types of a segment whose label depends on a fact that two verifiers judge differently.
 
     A fact that both call wrong makes the segment hallucinated whatever the others are. A fact that the second
     could not be asked about counts as the first judges it.
     """
     masked: set[str] = set()
-    for name in {fact["type"] for fact in facts}:
-        pairs = [_pair(fact) for fact in facts if fact["type"] == name]
+    for name in {fact.type for fact in facts}:
+        pairs = [_pair(fact) for fact in facts if fact.type == name]
         if (False, False) not in pairs and any(first != second for first, second in pairs):
             masked.add(name)
     return masked
 
 
-def _pair(fact: Mapping[str, Any]) -> tuple[bool, bool]:
-    second = fact.get("second_consistent")
-    return fact["consistent"], fact["consistent"] if second is None else second
+def _pair(fact: JudgedFact) -> tuple[bool, bool]:
+    return fact.consistent, fact.consistent if fact.second_consistent is None else fact.second_consistent
 
 
 class Disagreements:
@@ -110,15 +119,14 @@ class Disagreements:
         self._pairs: dict[str, Counter[tuple[bool, bool]]] = {name: Counter() for name in types}
         self._unanswered: Counter[str] = Counter()
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, feedback: Feedback) -> None:
         """Count one row of ``feedback/``."""
-        for segment in row["segments"]:
-            for fact in segment["facts"]:
-                second = fact.get("second_consistent")
-                if second is None:
-                    self._unanswered[fact["type"]] += 1
+        for segment in feedback.segments:
+            for fact in segment.facts:
+                if fact.second_consistent is None:
+                    self._unanswered[fact.type] += 1
                 else:
-                    self._pairs[fact["type"]][fact["consistent"], second] += 1
+                    self._pairs[fact.type][fact.consistent, fact.second_consistent] += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serialisable metrics by fact type, and for ``all``.

@@ -22,11 +22,10 @@ from fgaif_ray.records.feedback import (
     Feedback,
     Segment,
     VerifiedSegment,
-    ai_labels,
     feedback_schema,
 )
 from fgaif_ray.records.identity import fingerprint, sample_identity
-from fgaif_ray.records.response import REJECTED_SCHEMA, RESPONSES_SCHEMA, RejectedResponse, Response
+from fgaif_ray.records.response import REJECTED_SCHEMA, RESPONSE_COLUMNS, RESPONSES_SCHEMA, RejectedResponse, Response
 
 __all__ = [
     "ABSENT",
@@ -42,6 +41,7 @@ __all__ = [
     "PROVIDED",
     "REJECTED_SCHEMA",
     "RESPONSES_SCHEMA",
+    "RESPONSE_COLUMNS",
     "Fact",
     "Feedback",
     "JudgedFact",
@@ -50,7 +50,6 @@ __all__ = [
     "Segment",
     "VerifiedFact",
     "VerifiedSegment",
-    "ai_labels",
     "feedback_schema",
     "fingerprint",
     "sample_identity",

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from fgaif_ray.records.codes import AI
 from fgaif_ray.records.facts import FACT_STRUCT, JudgedFact, VerifiedFact
-from fgaif_ray.records.response import RESPONSES_SCHEMA, Response
+from fgaif_ray.records.response import RESPONSE_COLUMNS, RESPONSES_SCHEMA, Response
 
 
 def feedback_schema(types: Sequence[str]) -> pa.Schema:
@@ -35,7 +35,7 @@ def feedback_schema(types: Sequence[str]) -> pa.Schema:
     )
 
 
-FEEDBACK_COLUMNS: Final = [name for name in feedback_schema(()).names if name != "token_ids"]
+FEEDBACK_COLUMNS: Final = [*RESPONSE_COLUMNS, "segments", "annotator"]
 """The columns to read where nobody needs the sampled ids."""
 
 
@@ -135,9 +135,3 @@ class Feedback:
         """Return the plain values of ``feedback_schema``."""
         segments = [segment.to_row() for segment in self.segments]
         return self.response.to_row() | {"segments": segments, "annotator": self.annotator}
-
-
-def ai_labels(segment: Mapping[str, Any]) -> Mapping[str, int]:
-    """Return the labels that the AI gave a segment of a feedback row, even if they have been replaced."""
-    labels: Mapping[str, int] = segment.get("ai_labels") or segment["labels"]
-    return labels

@@ -18,6 +18,8 @@ RESPONSES_SCHEMA: Final = pa.schema(
         pa.field("model", pa.string(), nullable=False),
     ]
 )
+RESPONSE_COLUMNS: Final = [name for name in RESPONSES_SCHEMA.names if name != "token_ids"]
+"""The columns to read where nobody needs the sampled ids."""
 REJECTED_SCHEMA: Final = pa.schema([*RESPONSES_SCHEMA, pa.field("reason", pa.string(), nullable=False)])
 
 

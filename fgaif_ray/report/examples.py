@@ -6,7 +6,8 @@ the worst that are left. Images are embedded as data URLs, so that the report is
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 
@@ -14,37 +15,55 @@ from fgaif_ray.config import ReportConfig, RewardComposition
 from fgaif_ray.errors import ItemError
 from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
+from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
+from fgaif_ray.report.judged import DRAWN, IMPROVED, WORST, JudgedAnswer, JudgedExample, JudgedSegment
 from fgaif_ray.rewards.composition import segment_rewards
-from fgaif_ray.rewards.scoring import Scorer, TypeProbabilities, make_batch, score_batches
-from fgaif_ray.segments import split_segments
+from fgaif_ray.rewards.scoring import Scorer, ScoringOutcome, TypeProbabilities, make_batch, score_batches
+from fgaif_ray.segments import Span, split_segments
 from fgaif_ray.shapes.scenes import GRID, Scene
 
 LARGEST_SIDE: Final = 480
 """Pixels; larger images are reduced."""
-DRAWN, IMPROVED, WORST = "drawn", "mended", "worst"
-GROUPS: Final = (DRAWN, IMPROVED, WORST)
 POOL: Final = 48
 """Images among which the most improved and the worst are sought if only the reward models can judge them."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerPair:
+    """What was sampled about one image and prompt before and after alignment.
+
+    Example: ``AnswerPair("images/heldout-000007.png", "Describe this image.", before, after)``
+    """
+
+    image: str
+    """Path or URI."""
+    prompt: str
+    before: EvaluationAnswer
+    after: EvaluationAnswer
+
+    def of(self, which: str) -> EvaluationAnswer:
+        """Return the answer of one policy, ``BEFORE`` or ``AFTER`` alignment."""
+        return self.before if which == BEFORE else self.after
+
+
 def choose_examples(
-    rows: Iterable[Mapping[str, Any]],
+    answers: Iterable[EvaluationAnswer],
     truth: Mapping[str, Scene] | None,
     model: Scorer,
     reward: RewardComposition,
     options: ReportConfig,
     seed: int,
     budget: PixelBudget = UNLIMITED,
-) -> list[dict[str, Any]]:
+) -> list[JudgedExample]:
     """Choose and judge the examples of all groups.
 
     Verdicts are the truth's if it is known, over all images; else the reward models' over ``POOL`` images.
 
     Args:
-        rows: the rows of ``evaluation/``.
+        answers: the rows of ``evaluation/``.
         truth: the scene behind each image, or None.
         model: the reward models of all fact types.
         reward: ``align.reward``.
@@ -53,18 +72,18 @@ def choose_examples(
         budget: of the images.
 
     Returns:
-        What ``judge_examples`` returns, with ``group``: ``options.examples`` that are drawn, then ``options.extremes``
-        each of the most improved and of the worst after alignment, none of them twice.
+        ``options.examples`` that are drawn, then ``options.extremes`` each of the most improved and of the worst after
+        alignment, none of them twice.
 
     Raises:
         UserError: an image cannot be read.
     """
-    pairs = pair_responses(rows)
+    pairs = pair_answers(answers)
     drawn = _draw(pairs, options.examples, seed)
-    taken = {(example["image"], example["prompt"]) for example in drawn}
-    others = [example for example in pairs if (example["image"], example["prompt"]) not in taken]
+    taken = {(pair.image, pair.prompt) for pair in drawn}
+    others = [pair for pair in pairs if (pair.image, pair.prompt) not in taken]
     if truth is not None:
-        standings = [_standings(truth[example["image"]], example) for example in others]
+        standings = [_standings(truth[pair.image], pair) for pair in others]
     else:
         others = _draw(others, POOL, seed)
         judged_others = judge_examples(others, None, model, reward, budget)
@@ -77,7 +96,7 @@ def choose_examples(
         judged = judge_examples(drawn, None, model, reward, budget)
         judged += [judged_others[index] for index in (*improved, *worst)]
     groups = [DRAWN] * len(drawn) + [IMPROVED] * len(improved) + [WORST] * len(worst)
-    return [{"group": group, **example} for group, example in zip(groups, judged, strict=True)]
+    return [replace(example, group=group) for group, example in zip(groups, judged, strict=True)]
 
 
 Standing = tuple[int, int]
@@ -105,22 +124,19 @@ def rank_examples(standings: Sequence[Mapping[str, Standing]], count: int) -> tu
     return sorted(left, key=gain, reverse=True)[:count], worst
 
 
-def _standings(scene: Scene, example: Mapping[str, Any]) -> dict[str, Standing]:
+def _standings(scene: Scene, pair: AnswerPair) -> dict[str, Standing]:
     found = {}
     for which in POLICIES:
-        response = example[which]["response"]
-        verdicts = [(response[v.start : v.end], v.labels) for v in judge_segments(scene, response)]
-        found[which] = _standing(verdicts)
+        text = pair.of(which).text
+        found[which] = _standing((text[one.start : one.end], one.labels) for one in judge_segments(scene, text))
     return found
 
 
-def _counted(example: Mapping[str, Any]) -> dict[str, Standing]:
+def _counted(example: JudgedExample) -> dict[str, Standing]:
     found = {}
     for which in POLICIES:
-        side = example[which]
-        found[which] = _standing(
-            [(side["response"][one["start"] : one["end"]], verdict_codes(one)) for one in side["segments"]]
-        )
+        answer = example.of(which)
+        found[which] = _standing((answer.text[one.start : one.end], one.verdicts) for one in answer.segments)
     return found
 
 
@@ -129,109 +145,99 @@ def _standing(verdicts: Iterable[tuple[str, Mapping[str, int]]]) -> Standing:
     return sum(code == CONSISTENT for code in codes.values()), sum(code == HALLUCINATED for code in codes.values())
 
 
-def verdict_codes(segment: Mapping[str, Any]) -> dict[str, int]:
-    """Return the verdict on a judged segment by fact type: the truth's where it is known, else the reward models'."""
-    return (predicted_codes(segment) or {}) | (segment["labels"] or {})
+def pair_answers(answers: Iterable[EvaluationAnswer]) -> list[AnswerPair]:
+    """Pair the answers sampled about each image before and after, in the order of the images' names."""
+    said: dict[tuple[str, str], dict[str, EvaluationAnswer]] = {}
+    for answer in answers:
+        question = answer.question
+        if question.task == SAMPLED:
+            said.setdefault((question.image, question.prompt), {})[question.which] = answer
+    complete = sorted(key for key, sides in said.items() if all(which in sides for which in POLICIES))
+    return [AnswerPair(*key, said[key][BEFORE], said[key][AFTER]) for key in complete]
 
 
-def predicted_codes(segment: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return the reward models' most probable class by fact type; None if they have not scored the segment."""
-    probabilities = segment["probabilities"]
-    if probabilities is None:
-        return None
-    return {kind: max(range(len(shares)), key=shares.__getitem__) for kind, shares in probabilities.items()}
-
-
-def pair_responses(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Pair the responses sampled about each image before and after, in the order of the images' names.
-
-    Returns:
-        ``{"image", "prompt", "before": {"response", "finish_reason"}, "after": {...}}``.
-    """
-    said: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        if row["task"] == SAMPLED:
-            answer = {"response": row["response"], "finish_reason": row["finish_reason"]}
-            said.setdefault((row["image"], row["prompt"]), {})[row["which"]] = answer
-    pairs = sorted(key for key, sides in said.items() if all(which in sides for which in POLICIES))
-    return [{"image": image, "prompt": prompt, **said[image, prompt]} for image, prompt in pairs]
-
-
-def _draw(pairs: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+def _draw(pairs: Sequence[AnswerPair], count: int, seed: int) -> list[AnswerPair]:
     return random.Random(seed).sample(pairs, min(count, len(pairs)))
 
 
 def judge_examples(
-    examples: Sequence[Mapping[str, Any]],
+    pairs: Sequence[AnswerPair],
     truth: Mapping[str, Scene] | None,
     model: Scorer,
     reward: RewardComposition,
     budget: PixelBudget = UNLIMITED,
-) -> list[dict[str, Any]]:
+) -> list[JudgedExample]:
     """Give each segment the truth's verdict and the reward models' probabilities and rewards.
 
     Args:
-        examples: some of what ``pair_responses`` returned.
+        pairs: some of what ``pair_answers`` returned.
         truth: the scene behind each image, or None.
         model: the reward models of all fact types.
         reward: ``align.reward``: what the verdicts were worth in training.
         budget: of the images, which are shown as the models saw them.
 
     Returns:
-        The examples, JSON-serialisable: ``picture`` (a data URL), ``name``, ``truth`` (objects in words, or None), and
-        per side ``segments``: ``{start, end, labels, probabilities, rewards}``, the latter three by fact type; None
-        where the truth is not known, or the reward models cannot read the response (longer than their context).
+        The examples, as if all were drawn.
 
     Raises:
         UserError: an image cannot be read.
     """
-    if not examples:
+    if not pairs:
         return []
-    images = [load_image(example["image"], budget) for example in examples]
-    places = [(index, which) for index in range(len(examples)) for which in POLICIES]
-    spans = {place: split_segments(examples[place[0]][place[1]]["response"]) for place in places}
+    images = [load_image(pair.image, budget) for pair in pairs]
+    places = [(index, which) for index in range(len(pairs)) for which in POLICIES]
+    texts = {(index, which): pairs[index].of(which).text for index, which in places}
+    spans = {place: split_segments(text) for place, text in texts.items()}
     files = [encode_image(image, "PNG") for image in images]
     items = [
         (
             files[index],
-            examples[index]["prompt"],
-            [examples[index][which]["response"][span.start : span.end] for span in spans[index, which]],
+            pairs[index].prompt,
+            [texts[index, which][span.start : span.end] for span in spans[index, which]],
         )
         for index, which in places
     ]
     (outcomes,) = score_batches(model, tuple(reward.weights), [make_batch(items)])
-    judged: list[dict[str, Any]] = []
-    for example, image in zip(examples, images, strict=True):
-        scene = truth.get(example["image"]) if truth is not None else None
-        judged.append(
-            {
-                "name": example["image"].rsplit("/", 1)[-1],
-                "picture": picture_url(image, LARGEST_SIDE),
-                "enlarged": max(image.size) < SMALLEST_PHOTO,
-                "prompt": example["prompt"],
-                "truth": None if scene is None else describe_scene(scene),
-            }
+    scenes = [None if truth is None else truth.get(pair.image) for pair in pairs]
+    judged = {
+        (index, which): _judge(pairs[index].of(which), spans[index, which], scenes[index], outcome, reward)
+        for (index, which), outcome in zip(places, outcomes, strict=True)
+    }
+    return [
+        JudgedExample(
+            group=DRAWN,
+            name=pair.image.rsplit("/", 1)[-1],
+            picture=picture_url(image, LARGEST_SIDE),
+            enlarged=max(image.size) < SMALLEST_PHOTO,
+            prompt=pair.prompt,
+            truth=None if scene is None else tuple(describe_scene(scene)),
+            before=judged[index, BEFORE],
+            after=judged[index, AFTER],
         )
-    for (index, which), outcome in zip(places, outcomes, strict=True):
-        example, segments = examples[index], spans[index, which]
-        scene = truth.get(example["image"]) if truth is not None else None
-        verdicts = None if scene is None else judge_segments(scene, example[which]["response"])
-        scores = None if isinstance(outcome, ItemError) else _scores(outcome, reward)
-        judged[index][which] = {
-            "response": example[which]["response"],
-            "finish_reason": example[which]["finish_reason"],
-            "segments": [
-                {
-                    "start": span.start,
-                    "end": span.end,
-                    "labels": None if verdicts is None else verdicts[row].labels,
-                    "probabilities": None if scores is None else scores[row][0],
-                    "rewards": None if scores is None else scores[row][1],
-                }
-                for row, span in enumerate(segments)
-            ],
-        }
-    return judged
+        for index, (pair, image, scene) in enumerate(zip(pairs, images, scenes, strict=True))
+    ]
+
+
+def _judge(
+    answer: EvaluationAnswer,
+    spans: Sequence[Span],
+    scene: Scene | None,
+    outcome: ScoringOutcome,
+    reward: RewardComposition,
+) -> JudgedAnswer:
+    verdicts = None if scene is None else judge_segments(scene, answer.text)
+    scores = None if isinstance(outcome, ItemError) else _scores(outcome, reward)
+    segments = tuple(
+        JudgedSegment(
+            start=span.start,
+            end=span.end,
+            labels=None if verdicts is None else verdicts[row].labels,
+            probabilities=None if scores is None else scores[row][0],
+            rewards=None if scores is None else scores[row][1],
+        )
+        for row, span in enumerate(spans)
+    )
+    return JudgedAnswer(text=answer.text, finish_reason=answer.finish_reason, segments=segments)
 
 
 def _scores(

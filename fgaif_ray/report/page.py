@@ -1,6 +1,6 @@
 """The report page: metrics of a run's folder, put into one HTML file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from jinja2 import Environment
@@ -13,7 +13,7 @@ from fgaif_ray.fact_types import style_variables, type_names
 from fgaif_ray.pages import page_environment, page_style
 from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, HALLUCINATED
 from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE, cost, formats, result
-from fgaif_ray.report.examples import DRAWN, GROUPS, predicted_codes, verdict_codes
+from fgaif_ray.report.judged import GROUPS, JudgedAnswer, JudgedExample, JudgedSegment
 from fgaif_ray.report.summary import SUMMARY_FILE, package_versions
 from fgaif_ray.report.training import read_metrics, training_charts
 from fgaif_ray.report.verdicts import CLASS_SHORT, cards
@@ -37,7 +37,7 @@ def build_report(run_dir: str) -> str:
     """
     evaluation = storage.read_json(storage.join(run_dir, EVALUATION, "metrics.json"))
     settings = storage.read_json(storage.join(run_dir, REPORT, SETTINGS_FILE))
-    examples = storage.read_json(storage.join(run_dir, REPORT, EXAMPLES_FILE))
+    examples = [JudgedExample.from_json(one) for one in storage.read_json(storage.join(run_dir, REPORT, EXAMPLES_FILE))]
     labels = cost.read_optional(run_dir, FEEDBACK, "metrics.json")
     types = RunConfig(dir=run_dir, fact_types=settings.get("fact_types", FACT_TYPES)).types
     names = type_names(types)
@@ -91,34 +91,41 @@ def _environment() -> Environment:
     return environment
 
 
-def _groups(examples: list[dict[str, Any]], types: Sequence[str]) -> list[dict[str, Any]]:
+def _groups(examples: Sequence[JudgedExample], types: Sequence[str]) -> list[dict[str, Any]]:
     """Group the examples, in the order of ``GROUPS``."""
     found = []
     for group in GROUPS:
-        members = [_example(one, types) for one in examples if one.get("group", DRAWN) == group]
+        members = [_example(one, types) for one in examples if one.group == group]
         if members:
             found.append({"name": group, "examples": members})
     return found
 
 
-def _example(example: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
-    return dict(example) | {which: _side(example[which], types) for which in (BEFORE, AFTER)}
+def _example(example: JudgedExample, types: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": example.name,
+        "picture": example.picture,
+        "enlarged": example.enlarged,
+        "prompt": example.prompt,
+        "truth": example.truth,
+        **{which: _side(example.of(which), types) for which in (BEFORE, AFTER)},
+    }
 
 
-def _side(side: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
-    segments = [_segment(segment, side["response"], types) for segment in side["segments"]]
+def _side(answer: JudgedAnswer, types: Sequence[str]) -> dict[str, Any]:
+    segments = [_segment(segment, answer.text, types) for segment in answer.segments]
     totals = [segment["reward"] for segment in segments if segment["reward"] is not None]
     return {
         "segments": segments,
-        "cut": side["finish_reason"] != "stop",
+        "cut": answer.finish_reason != "stop",
         "reward": sum(totals) if totals else None,
         "wrong": sum(segment["verdict"] == CLASS_NAMES[HALLUCINATED] for segment in segments),
     }
 
 
-def _segment(segment: Mapping[str, Any], response: str, names: Sequence[str]) -> dict[str, Any]:
-    labels, probabilities, rewards = segment["labels"], segment["probabilities"], segment["rewards"]
-    predicted, verdicts = predicted_codes(segment), verdict_codes(segment)
+def _segment(segment: JudgedSegment, response: str, names: Sequence[str]) -> dict[str, Any]:
+    labels, probabilities, rewards = segment.labels, segment.probabilities, segment.rewards
+    predicted, verdicts = segment.predicted, segment.verdicts
     types = [
         {
             "name": kind,
@@ -132,7 +139,7 @@ def _segment(segment: Mapping[str, Any], response: str, names: Sequence[str]) ->
         for kind in names
     ]
     return {
-        "text": response[segment["start"] : segment["end"]].strip(),
+        "text": response[segment.start : segment.end].strip(),
         "verdict": CLASS_NAMES[max(verdicts.values(), default=ABSENT)],
         "types": types,
         "known": labels is not None,

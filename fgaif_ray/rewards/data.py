@@ -4,12 +4,12 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import FACT_TYPES, Feedback
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
@@ -60,26 +60,26 @@ class RewardData:
     """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``"""
 
 
-def from_feedback(rows: Iterable[Mapping[str, Any]], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
-    """Read the rows of ``feedback/`` by sample id, without rows that have no segments.
+def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
+    """Take what is learnt from the rows of ``feedback/``, by sample id, without rows that have no segments.
 
     Args:
-        rows: of the folder.
+        rows: of the folder; sampled ids are not needed.
         types: the fact types to learn.
 
     Raises:
         UserError: the rows have no labels of one of the types.
     """
-    known = [row for row in sorted(rows, key=lambda row: str(row["sample_id"])) if row["segments"]]
-    if known and (missing := [name for name in types if name not in known[0]["segments"][0]["labels"]]):
+    known = [row for row in sorted(rows, key=lambda row: row.response.sample_id) if row.segments]
+    if known and (missing := [name for name in types if name not in known[0].segments[0].labels]):
         raise UserError(f"feedback/ has no labels of the fact type {missing[0]}: run label with these run.fact_types.")
     return [
         TrainingResponse(
-            image=row["image"],
-            image_sha256=row["image_sha256"],
-            prompt=row["prompt"],
-            segments=tuple(segment["text"] for segment in row["segments"]),
-            labels={name: tuple(_code(segment["labels"][name]) for segment in row["segments"]) for name in types},
+            image=row.response.image,
+            image_sha256=row.response.image_sha256,
+            prompt=row.response.prompt,
+            segments=tuple(segment.text for segment in row.segments),
+            labels={name: tuple(_code(segment.labels[name]) for segment in row.segments) for name in types},
         )
         for row in known
     ]
@@ -123,7 +123,7 @@ def prepare_data(
 ) -> RewardData:
     """Split responses and encode them; ``on_progress`` gets the number of responses encoded since its last call.
 
-    Images are scaled to the budget, here and in ``ImageFeatures``, which has to be given the same.
+    Images are scaled to the budget, here and in ``FeatureCache``, which has to be given the same.
 
     Raises:
         UserError: fewer than two images, an image that cannot be read, or no response that fits the

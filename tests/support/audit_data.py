@@ -9,41 +9,48 @@ from typing import Any
 from fgaif_ray import storage
 from fgaif_ray.audit.items import Audit, AuditSampler
 from fgaif_ray.config import Config
-from fgaif_ray.records import CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED, feedback_schema
+from fgaif_ray.records import (
+    CLASS_NAMES,
+    CONSISTENT,
+    FACT_TYPES,
+    HALLUCINATED,
+    Feedback,
+    JudgedFact,
+    Response,
+    feedback_schema,
+)
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
 from jobs import audit as audit_job
+from support.labelled import segment_by_ai
 
 HOSTILE = "</script><script>document.title = 'taken'</script><!--<img src=x onerror=alert(1)> \u2028 😀 "
 
 
-def feedback_row(number: int, image: str, segments: list[tuple[str, tuple[int, int, int]]]) -> dict[str, Any]:
+def feedback_row(number: int, image: str, segments: list[tuple[str, tuple[int, int, int]]]) -> Feedback:
     """A labelled response; each label has a fact of its type that the AI judged so."""
     parts, start = [], 0
     for text, labels in segments:
-        named = dict(zip(FACT_TYPES, labels, strict=True))
-        facts = [
-            {"type": name, "text": f"{name} of {text.strip()}", "p_consistent": 0.5, "consistent": code == CONSISTENT}
-            for name, code in named.items()
+        facts = (
+            JudgedFact(type=name, text=f"{name} of {text.strip()}", p_consistent=0.5, consistent=code == CONSISTENT)
+            for name, code in zip(FACT_TYPES, labels, strict=True)
             if code
-        ]
-        parts.append({"start": start, "end": start + len(text), "text": text, "facts": facts, "labels": named})
+        )
+        parts.append(segment_by_ai(text, labels, start, tuple(facts)))
         start += len(text)
-    return {
-        "sample_id": hashlib.sha256(str(number).encode()).hexdigest(),
-        "image": image,
-        "image_sha256": hashlib.sha256(image.encode()).hexdigest(),
-        "prompt": "What is there?",
-        "response": "".join(text for text, _ in segments),
-        "token_ids": None,
-        "finish_reason": "stop",
-        "model": "policy",
-        "segments": parts,
-        "annotator": "{}",
-    }
+    response = Response(
+        sample_id=hashlib.sha256(str(number).encode()).hexdigest(),
+        image=image,
+        image_sha256=hashlib.sha256(image.encode()).hexdigest(),
+        prompt="What is there?",
+        text="".join(text for text, _ in segments),
+        finish_reason="stop",
+        model="policy",
+    )
+    return Feedback(response=response, segments=tuple(parts), annotator="{}")
 
 
-def many_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+def many_rows(count: int, seed: int = 0) -> list[Feedback]:
     generator = random.Random(seed)
     rows = []
     for number in range(count):
@@ -55,7 +62,7 @@ def many_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(rows: list[dict[str, Any]], count: int, seed: int = 0) -> Audit:
+def draw(rows: list[Feedback], count: int, seed: int = 0) -> Audit:
     sampler = AuditSampler(count, seed)
     for row in rows:
         sampler.offer(row)
@@ -85,7 +92,7 @@ def labelled_run(folder: Path) -> Config:
     )
     stage = storage.Stage(str(folder), "feedback", "f")
     stage.begin()
-    storage.write_part(stage.partial, rows, feedback_schema(FACT_TYPES))
+    storage.write_part(stage.partial, [row.to_row() for row in rows], feedback_schema(FACT_TYPES))
     stage.publish({"rows": len(rows)})
     audit_job.draw_audit(config, 16)
     return config

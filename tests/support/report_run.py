@@ -14,7 +14,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import ReportConfig, RewardComposition
 from fgaif_ray.evaluation.hallucination import Description, measure_descriptions
 from fgaif_ray.evaluation.pope import STRATEGIES, build_questions, score_splits
-from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA
+from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, EvaluationAnswer, EvaluationQuestion
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.examples import choose_examples
 from fgaif_ray.rewards.metrics import held_out_figures, scale_probabilities
@@ -55,7 +55,7 @@ class NoisyTruth:
 
 
 def publish(
-    run_dir: Path, name: str, files: Mapping[str, Any], answers: Sequence[dict[str, Any]] = (), **details: Any
+    run_dir: Path, name: str, files: Mapping[str, Any], answers: Sequence[EvaluationAnswer] = (), **details: Any
 ) -> None:
     stage = storage.Stage(str(run_dir), name, f"{name}-of-the-test")
     stage.begin()
@@ -63,7 +63,7 @@ def publish(
         data = value if isinstance(value, str) else json.dumps(value)
         storage.write_bytes(storage.join(stage.partial, path), data.encode())
     if answers:
-        storage.write_part(stage.partial, list(answers), ANSWERS_SCHEMA)
+        storage.write_part(stage.partial, [answer.to_row() for answer in answers], ANSWERS_SCHEMA)
     stage.publish(details)
 
 
@@ -109,25 +109,23 @@ def training_line(step: int, generator: random.Random) -> dict[str, Any]:
     }
 
 
-def answer_row(which: str, task: str, image: str, prompt: str, response: str) -> dict[str, Any]:
-    return {
-        "id": f"{which}/{task}/{image}/{prompt}",
-        "which": which,
-        "task": task,
-        "image": image,
-        "prompt": prompt,
-        "temperature": 1.0,
-        "max_tokens": 64,
-        "seed": 0,
-        "response": response,
-        "tokens": len(response.split()),
-        "finish_reason": "stop",
-    }
+def answer_row(which: str, task: str, image: str, prompt: str, response: str) -> EvaluationAnswer:
+    question = EvaluationQuestion(
+        id=f"{which}/{task}/{image}/{prompt}",
+        which=which,
+        task=task,
+        image=image,
+        prompt=prompt,
+        temperature=1.0,
+        max_tokens=64,
+        seed=0,
+    )
+    return EvaluationAnswer(question=question, text=response, tokens=len(response.split()), finish_reason="stop")
 
 
 def evaluate_captions(
     run_dir: Path, images: int, before: str | None
-) -> tuple[list[dict[str, Any]], dict[str, Scene], Any]:
+) -> tuple[list[EvaluationAnswer], dict[str, Scene], Any]:
     """Rows, truth and metrics of captions with many errors before and few after."""
     generator = random.Random(1)
     truth: dict[str, Scene] = {}
@@ -150,9 +148,9 @@ def evaluate_captions(
     for which, accuracy in (("before", 0.8), ("after", 0.86)):
         for task in ("greedy", "sampled"):
             found = [
-                Description(row["image"], truth[row["image"]], row["response"], True)
+                Description(row.question.image, truth[row.question.image], row.text, True)
                 for row in rows
-                if (row["which"], row["task"]) == (which, task)
+                if (row.question.which, row.question.task) == (which, task)
             ]
             figures = measure_descriptions(found)
             metrics[which] = figures | metrics.get(which, {}) if task == "sampled" else {"greedy": figures}
@@ -203,7 +201,7 @@ def write_examples(
     truth = {str(run_dir / "images" / f"heldout-{i:06d}.png"): draw_scene("heldout", i) for i in range(images)}
     scorer = NoisyTruth({render(scene).tobytes(): scene for scene in truth.values()})
     options = ReportConfig(examples=count, extremes=extremes)
-    rows = storage.read_rows(f"{run_dir}/evaluation")
+    rows = map(EvaluationAnswer.from_row, storage.read_rows(f"{run_dir}/evaluation"))
     judged = choose_examples(rows, truth if known else None, scorer, RewardComposition(), options, 0)
     shown = {
         "title": title,
@@ -213,4 +211,4 @@ def write_examples(
         "temperature_scaling": False,
         "config": f"run:\n  dir: {run_dir}\n  note: {title}\n",
     }
-    publish(run_dir, "report", {"examples.json": judged, "settings.json": shown})
+    publish(run_dir, "report", {"examples.json": [example.to_json() for example in judged], "settings.json": shown})

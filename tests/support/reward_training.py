@@ -9,13 +9,14 @@ from PIL import Image
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config, LoRAOptions, RewardsConfig
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, feedback_schema
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, Feedback, Response, feedback_schema
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
 from fgaif_ray.rewards.data import FeatureCache, RewardData
 from fgaif_ray.rewards.kinds import RewardTask
 from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.training import train_reward_model
 from fgaif_ray.vlm.backbone import load_backbone
+from support.labelled import segment_by_ai
 from support.paths import ROOT
 
 CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/annotator")
@@ -32,7 +33,7 @@ OPTIONS = RewardsConfig(
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 
 
-def feedback_rows(folder: Path, images: int = 16) -> list[dict[str, Any]]:
+def feedback_rows(folder: Path, images: int = 16) -> list[Feedback]:
     """Rows whose labels follow from the image and the place in the text: pictures of one colour, all called red.
 
     The three types have different labels, so a model of one type is wrong as to the others.
@@ -51,29 +52,19 @@ def feedback_rows(folder: Path, images: int = 16) -> list[dict[str, Any]]:
         ]
         text = "".join(part for part, _ in segments)
         starts = [0, len(segments[0][0])]
-        rows.append(
-            {
-                "sample_id": f"{index:04d}",
-                "image": str(path),
-                "image_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "prompt": "Describe this image in detail.",
-                "response": text,
-                "token_ids": None,
-                "finish_reason": "stop",
-                "model": "policy",
-                "segments": [
-                    {
-                        "start": start,
-                        "end": start + len(part),
-                        "text": part,
-                        "facts": [],
-                        "labels": dict(zip(FACT_TYPES, labels, strict=True)),
-                    }
-                    for start, (part, labels) in zip(starts, segments, strict=True)
-                ],
-                "annotator": "{}",
-            }
+        response = Response(
+            sample_id=f"{index:04d}",
+            image=str(path),
+            image_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            prompt="Describe this image in detail.",
+            text=text,
+            finish_reason="stop",
+            model="policy",
         )
+        labelled = tuple(
+            segment_by_ai(part, labels, start=start) for start, (part, labels) in zip(starts, segments, strict=True)
+        )
+        rows.append(Feedback(response=response, segments=labelled, annotator="{}"))
     return rows
 
 
@@ -128,9 +119,9 @@ def job_config(run_dir: Path, **rewards: Any) -> Config:
     )
 
 
-def publish_feedback(run_dir: Path, rows: list[dict[str, Any]]) -> storage.Stage:
+def publish_feedback(run_dir: Path, rows: list[Feedback]) -> storage.Stage:
     stage = storage.Stage(str(run_dir), "feedback", "f" * 16)
     stage.begin()
-    storage.write_part(stage.partial, rows, feedback_schema(FACT_TYPES))
+    storage.write_part(stage.partial, [row.to_row() for row in rows], feedback_schema(FACT_TYPES))
     stage.publish({"rows": len(rows)})
     return stage

@@ -12,8 +12,8 @@ from packaging.utils import canonicalize_name
 from support.paths import ROOT
 
 PACKAGES = ("fgaif_ray", "actors", "jobs")
-INDIRECT = {"tensorboard"}
-"""Needed by a module of another distribution: ``torch.utils.tensorboard``."""
+INDIRECT = {"tensorboard", "num2words"}
+"""Needed by a module of another distribution: ``torch.utils.tensorboard``, transformers' processor of SmolVLM."""
 
 
 def imported_distributions() -> set[str]:

@@ -15,30 +15,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, Literal
 
-import pyarrow as pa
-
 from fgaif_ray import storage
+from fgaif_ray.audit.control_items.asked import AskedControlItem
 from fgaif_ray.audit.labelled_facts import read_control_facts
 from fgaif_ray.config import ControlItemConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.statistics.intervals import wilson_interval
 
-FOLDER: Final = "canaries"
-"""Folder inside the stage that holds the parts of answered control items; they never enter the rows."""
 TEXTS: Final = "texts-v1.txt"
-
-CONTROL_ITEMS_SCHEMA: Final = pa.schema(
-    [
-        pa.field("image", pa.string(), nullable=False),
-        pa.field("fact", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("type", pa.string()),
-        pa.field("consistent", pa.bool_(), nullable=False),  # the truth
-        pa.field("injected", pa.bool_(), nullable=False),
-        pa.field("p_consistent", pa.float32()),  # null where the fact cannot be asked
-    ]
-)
 
 ControlItemKind = Literal["text", "scene", "given"]
 _PART = re.compile(r"^\[(false|true|orders)\]$", re.MULTILINE)
@@ -60,6 +45,19 @@ class ControlItem:
     """Path or URI; None where the truth holds for every image."""
     injected: bool = False
     """Whether an order to say yes comes with it."""
+
+    def asked(self, p_consistent: float | None) -> AskedControlItem:
+        """Return its row with the verifier's answer, P(yes), or None where it cannot be asked about."""
+        assert self.image is not None  # drawn for a block, it has one
+        return AskedControlItem(
+            image=self.image,
+            text=self.text,
+            kind=self.kind,
+            type=self.type,
+            consistent=self.consistent,
+            injected=self.injected,
+            p_consistent=p_consistent,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +121,11 @@ def load_control_items(
     return ControlItemPool(tuple(control_items), tuple(orders), config.per_block)
 
 
-def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) -> dict[str, Any]:
+def measure(asked: Iterable[AskedControlItem], thresholds: Mapping[str, float]) -> dict[str, Any]:
     """Measure the verifier's false-accept rate.
 
     Args:
-        rows: of ``CONTROL_ITEMS_SCHEMA``.
+        asked: the answered control items.
         thresholds: by fact type; a fact of no type, or of one that is not labelled, is a yes at the lowest of them.
 
     Returns:
@@ -138,17 +136,18 @@ def measure(rows: Iterable[Mapping[str, Any]], thresholds: Mapping[str, float]) 
     groups: dict[str, _Group] = {name: _Group() for name in ("false", "true")}
     by_kind: dict[str, _Group] = {}
     unasked = 0
-    for row in rows:
-        if row["p_consistent"] is None:
+    for item in asked:
+        if item.p_consistent is None:
             unasked += 1
             continue
-        threshold = thresholds.get(row["type"], min(thresholds.values()))
-        said_yes = row["p_consistent"] >= threshold
-        chosen = [groups["true" if row["consistent"] else "false"]]
-        if not row["consistent"]:
-            chosen.append(by_kind.setdefault(f"{row['kind']}{' with order' if row['injected'] else ''}", _Group()))
+        lowest = min(thresholds.values())
+        threshold = lowest if item.type is None else thresholds.get(item.type, lowest)
+        said_yes = item.p_consistent >= threshold
+        chosen = [groups["true" if item.consistent else "false"]]
+        if not item.consistent:
+            chosen.append(by_kind.setdefault(f"{item.kind}{' with order' if item.injected else ''}", _Group()))
         for group in chosen:
-            group.add(row["image"], said_yes)
+            group.add(item.image, said_yes)
     return {
         "false_asked": groups["false"].asked,
         "gullibility": groups["false"].share(),

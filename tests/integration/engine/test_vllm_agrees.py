@@ -28,7 +28,7 @@ checkpoint, picture, ids, words = sys.argv[1], sys.argv[2], json.loads(sys.argv[
 options = {"max_model_len": 128, "max_num_seqs": 2, "kv_cache_gib": 0.1, "enforce_eager": True, "threads": 1}
 engine = start_engine(checkpoint, EngineConfig(dtype="float32", **options))
 from vllm import SamplingParams
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.cli.serve import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 prompt = image_prompt(ids, Image.open(picture).convert("RGB"))
 [output] = engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)

@@ -4,16 +4,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from support.fake_openai import FakeOpenAI
 from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, KEY_VARIABLE, Rules, make_config, write_responses
 
-from actors.engine.blocks import seal
-from actors.labelling.extraction import EXTRACTED_SCHEMA
+from actors.labelling.extracted import ExtractedResponse, seal_extracted
 from actors.labelling.thresholds import find_thresholds
 from actors.labelling.verifier import Verification, Verifier
 from fgaif_ray import storage
@@ -21,7 +20,8 @@ from fgaif_ray.audit.control_items import load_control_items
 from fgaif_ray.config import CalibrationConfig, Config, ControlItemConfig, EngineConfig, VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.label_sources import feedback_stages
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import FACT_TYPES, Fact, Response
+from fgaif_ray.segments import Span
 from fgaif_ray.shapes import tiny_llava
 from fgaif_ray.shapes.control_items import scene_control_items
 from fgaif_ray.sources import load_truth
@@ -199,13 +199,15 @@ class TestRepeatedBlock:
         import ray
 
         config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
-        responses = write_responses(config)[:2]
-        fact = [{"type": "existence", "text": "There is a circle."}]
         rows = [
-            row | {"spans": [(0, len(row["response"]))], "facts": json.dumps([fact]), "reason": None, "fatal": None}
-            for row in responses
+            ExtractedResponse(
+                response=response,
+                spans=(Span(0, len(response.text)),),
+                facts=((Fact("existence", "There is a circle."),),),
+            )
+            for response in map(Response.from_row, write_responses(config)[:2])
         ]
-        rejected = [rows[0], rows[1] | {"facts": None, "reason": "timeout: no answer"}]
+        rejected = [rows[0], replace(rows[1], facts=None, reason="timeout: no answer")]
         stage, rejected_stage = feedback_stages(config)
         half = dict.fromkeys(FACT_TYPES, 0.5)
         verification = Verification(
@@ -217,10 +219,8 @@ class TestRepeatedBlock:
             load_control_items(ControlItemConfig(per_block=0)),
         )
         worker = ray.remote(Verifier).remote(verification)
-        failed = [rows[0], rows[1] | {"facts": None, "unavailable": "server: the endpoint failed"}]
-        tables = [
-            seal(pa.Table.from_pylist(given, schema=EXTRACTED_SCHEMA)) for given in (rows, rejected, failed, rows)
-        ]
+        failed = [rows[0], replace(rows[1], facts=None, unavailable="server: the endpoint failed")]
+        tables = [seal_extracted(given) for given in (rows, rejected, failed, rows)]
         counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["labelled"] for table in tables]
         ray.kill(worker)
         assert counts == [2, 2, 2, 2]
@@ -233,7 +233,8 @@ class TestRepeatedBlock:
         import ray
 
         config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
-        row = write_responses(config)[0] | {"spans": [], "facts": None, "unavailable": "server: down"}
+        response = Response.from_row(write_responses(config)[0])
+        row = ExtractedResponse(response=response, spans=(), facts=None, unavailable="server: down")
         stage, rejected_stage = feedback_stages(config)
         half = dict.fromkeys(FACT_TYPES, 0.5)
         verification = Verification(
@@ -245,9 +246,7 @@ class TestRepeatedBlock:
             load_control_items(ControlItemConfig(per_block=0)),
         )
         worker = ray.remote(Verifier).remote(verification)
-        [counts] = ray.get(
-            worker.__call__.remote(seal(pa.Table.from_pylist([row], schema=EXTRACTED_SCHEMA)))
-        ).to_pylist()
+        [counts] = ray.get(worker.__call__.remote(seal_extracted([row]))).to_pylist()
         ray.kill(worker)
         assert (counts["labelled"], counts["rejected"], counts["unavailable"]) == (0, 0, ["server: down"])
         assert [list(storage.read_rows(place.partial)) for place in (stage, rejected_stage)] == [[], []]

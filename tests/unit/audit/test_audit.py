@@ -1,11 +1,11 @@
 """The audit: its sample, its page in a real browser, and the options of the job."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,46 +19,47 @@ from fgaif_ray.audit.page import build_page, load_pictures
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
-from fgaif_ray.records import HALLUCINATED
+from fgaif_ray.records import HALLUCINATED, Feedback
 from jobs import audit as audit_job
 from jobs.cli import main
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Feedback]:
     return many_rows(300)
 
 
 class TestSample:
-    def test_rare_labels_are_drawn_as_often_as_there_are_enough(self, rows: list[dict[str, Any]]) -> None:
+    def test_rare_labels_are_drawn_as_often_as_there_are_enough(self, rows: list[Feedback]) -> None:
         for labels in draw(rows, 90).strata().values():
             assert labels["hallucinated"]["drawn"] >= 25
 
-    def test_the_order_of_rows_makes_no_difference(self, rows: list[dict[str, Any]]) -> None:
+    def test_the_order_of_rows_makes_no_difference(self, rows: list[Feedback]) -> None:
         shuffled = random.Random(1).sample(rows, len(rows))
         assert draw(rows, 40) == draw(shuffled, 40)
 
-    def test_another_seed_draws_others(self, rows: list[dict[str, Any]]) -> None:
+    def test_another_seed_draws_others(self, rows: list[Feedback]) -> None:
         assert draw(rows, 40, seed=0).id != draw(rows, 40, seed=1).id
 
-    def test_images_are_spread(self, rows: list[dict[str, Any]]) -> None:
+    def test_images_are_spread(self, rows: list[Feedback]) -> None:
         assert max(Counter(item.image for item in draw(rows, 60).items).values()) <= 2
 
-    def test_nothing_is_drawn_twice(self, rows: list[dict[str, Any]]) -> None:
+    def test_nothing_is_drawn_twice(self, rows: list[Feedback]) -> None:
         items = draw(rows, 200).items
         assert len({(item.sample_id, item.segment) for item in items}) == len(items) == 200
 
     def test_a_small_set_is_drawn_whole(self) -> None:
         assert len(draw(many_rows(3), 50).items) == 12
 
-    def test_the_sample_survives_json(self, rows: list[dict[str, Any]]) -> None:
+    def test_the_sample_survives_json(self, rows: list[Feedback]) -> None:
         audit = draw(rows, 20)
         assert Audit.from_dict(json.loads(json.dumps(audit.to_dict()))) == audit
 
     def test_labels_that_noise_turned_are_drawn_as_the_ai_gave_them(self) -> None:
         row = feedback_row(0, "a.png", [("A dog.", (1, 0, 0))])
-        row["segments"][0] |= {"ai_labels": {"existence": 2, "attribute": 0, "relation": 0}}
-        assert draw([row], 1).items[0].labels["existence"] == HALLUCINATED
+        ais = {"existence": HALLUCINATED, "attribute": 0, "relation": 0}
+        flipped = dataclasses.replace(row.segments[0], ai_labels=ais)
+        assert draw([dataclasses.replace(row, segments=(flipped,))], 1).items[0].labels["existence"] == HALLUCINATED
 
     @pytest.mark.parametrize("count", [0, -3])
     def test_a_sample_of_nothing_is_refused(self, count: int) -> None:
@@ -162,7 +163,7 @@ class TestBrowser:
         for answer in answers:
             item = items[answer.place]
             assert (answer.annotator, answer.text) == ("Ann B.", item.text)
-            assert answer.facts == tuple(fact["type"] != "attribute" for fact in item.facts)
+            assert answer.facts == tuple(fact.type != "attribute" for fact in item.facts)
             assert answer.labels == item.labels  # this person agrees with the AI
 
     def test_the_export_can_be_imported(self, run: Config, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Control items: which a block gets, and what their answers say about a verifier."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from fgaif_ray.audit.control_items import ControlItemPool, load_control_items, measure
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_SCHEMA, AskedControlItem
 from fgaif_ray.config import ControlItemConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
@@ -25,9 +27,9 @@ def texts(tmp_path: Path, content: str) -> str:
     return str(path)
 
 
-def answer(p: float | None, **changes: Any) -> dict[str, Any]:
-    row = {"image": "a", "fact": "f", "kind": "text", "type": None, "consistent": False, "injected": False}
-    return row | {"p_consistent": p} | changes
+def answer(p: float | None, **changes: Any) -> AskedControlItem:
+    item = AskedControlItem(image="a", text="f", kind="text", consistent=False, injected=False, p_consistent=p)
+    return dataclasses.replace(item, **changes)
 
 
 def test_a_block_gets_as_many_true_ones_as_false_ones() -> None:
@@ -132,6 +134,12 @@ def test_images_are_the_trials_of_the_interval() -> None:
     many = measure([answer(0.1, image=str(index)) for index in range(50)], HALF)["gullibility"]["interval"]
     assert one == pytest.approx(wilson_interval(0, 1))
     assert many[1] < 0.08 < one[1]
+
+
+def test_an_answered_item_survives_as_plain_values() -> None:
+    for item in (answer(0.5, type="relation", injected=True), answer(None)):
+        assert list(item.to_row()) == CONTROL_ITEMS_SCHEMA.names
+        assert AskedControlItem.from_row(item.to_row()) == item
 
 
 def test_nothing_asked_is_no_figure() -> None:

@@ -3,17 +3,20 @@
 from pathlib import Path
 
 import pytest
+from support.labelled import feedback, segment_by_ai
 
 from benchmarks.absent_objects import count_facts, main
 from fgaif_ray.errors import UserError
+from fgaif_ray.records import ABSENT, Feedback, JudgedFact
 
 
-def fact(kind: str, text: str, consistent: bool) -> dict[str, object]:
-    return {"type": kind, "text": text, "consistent": consistent}
+def fact(kind: str, text: str, consistent: bool) -> JudgedFact:
+    return JudgedFact(type=kind, text=text, p_consistent=0.5, consistent=consistent)
 
 
-def row(*segments: list[dict[str, object]]) -> dict[str, object]:
-    return {"segments": [{"facts": facts} for facts in segments]}
+def row(*segments: list[JudgedFact]) -> Feedback:
+    absent = (ABSENT, ABSENT, ABSENT)
+    return feedback("a", *(segment_by_ai("A ring. ", absent, facts=tuple(facts)) for facts in segments))
 
 
 def test_facts_that_name_an_absent_object_are_counted_apart() -> None:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.labelled import response
+from support.report_run import answer_row
 
 from fgaif_ray.audit.human import majority_labels, read_answers
 from fgaif_ray.config import Config, load_config
@@ -306,10 +308,13 @@ def test_reward_models_are_held_against_the_truth_before_and_after(tmp_path: Pat
     image = str(tmp_path / "one.png")
     Image.new("RGB", (60, 60)).save(image)
     scene = Scene((SceneObject("circle", "red", "large", 0, 0),), fog=0.0, seed=1)
-    row = {"image": image, "prompt": "Describe this image.", "task": "sampled"}
-    before = row | {"which": "before", "response": "There is a red circle."}
-    after = row | {"which": "after", "response": "There is a red circle. There is a blue star."}
-    others = [before | {"task": "greedy", "response": "There is a star."}, before | {"image": "unknown.png"}]
+    prompt = "Describe this image."
+    before = answer_row("before", "sampled", image, prompt, "There is a red circle.")
+    after = answer_row("after", "sampled", image, prompt, "There is a red circle. There is a blue star.")
+    others = [
+        answer_row("before", "greedy", image, prompt, "There is a star."),
+        answer_row("before", "sampled", "unknown.png", prompt, "There is a red circle."),
+    ]
     found = reward_accuracy([before, after, *others], {image: scene}, Credulous(), coarse=False)  # type: ignore[arg-type]
     shares = {which: found[which]["attribute"]["accuracy"] for which in found}
     assert shares == {"before": 1.0, "after": 0.5}
@@ -317,9 +322,10 @@ def test_reward_models_are_held_against_the_truth_before_and_after(tmp_path: Pat
 
 def test_the_truth_answers_like_a_person(tmp_path: Path) -> None:
     scene = Scene((SceneObject("circle", "red", "large", 0, 0),), fog=0.0, seed=1)
-    row = {"sample_id": "a", "image": "one.png", "response": "There is a blue circle. There is a large star."}
+    text = "There is a blue circle. There is a large star."
+    responses = [response("a", text, image) for image in ("one.png", "unknown.png")]
     path = tmp_path / "answers.json"
-    path.write_bytes(truth_answers([row, row | {"image": "unknown.png"}], {"one.png": scene}, "audit"))
+    path.write_bytes(truth_answers(responses, {"one.png": scene}, "audit"))
     labels = [labels for _, labels in majority_labels(read_answers([str(path)])).values()]
     assert labels == [
         {"existence": 1, "attribute": 2, "relation": 0},

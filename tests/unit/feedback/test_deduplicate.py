@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgaif_ray import storage
-from fgaif_ray.audit.control_items import CONTROL_ITEMS_SCHEMA
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_SCHEMA
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.deduplicate import deduplicate

@@ -64,6 +64,7 @@ def test_nothing_to_measure_with_is_said_in_a_sentence(data: RewardData) -> None
 
 
 def test_masked_rows_come_in_as_masked(tmp_path: Path) -> None:
-    rows = feedback_rows(tmp_path, 2)
-    rows[0]["segments"][0]["labels"]["existence"] = None
-    assert from_feedback(rows)[0].labels["existence"][0] == IGNORED
+    row = feedback_rows(tmp_path, 2)[0]
+    first, *others = row.segments
+    first = dataclasses.replace(first, labels={**first.labels, "existence": None})
+    assert from_feedback([dataclasses.replace(row, segments=(first, *others))])[0].labels["existence"][0] == IGNORED

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.labelled import feedback, segment_by_ai
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config, NoiseConfig
@@ -15,7 +16,16 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.feedback.overrides import Overrides, is_flipped
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, ai_labels, feedback_schema
+from fgaif_ray.records import (
+    ABSENT,
+    CONSISTENT,
+    FACT_TYPES,
+    HALLUCINATED,
+    Feedback,
+    JudgedFact,
+    Segment,
+    feedback_schema,
+)
 from fgaif_ray.rewards.data import from_feedback
 
 MANY = 4000
@@ -37,25 +47,11 @@ def make_config(run: Path, **label_settings: Any) -> Config:
     )
 
 
-def segment(text: str = "A red dog.", labels: tuple[int, int, int] = (1, 1, 0)) -> dict[str, Any]:
-    facts = [{"type": "existence", "text": "There is a dog.", "p_consistent": 0.75, "consistent": True}]
-    named = dict(zip(FACT_TYPES, labels, strict=True))
-    return {"start": 0, "end": len(text), "text": text, "facts": facts, "labels": named}
+FACT = JudgedFact(type="existence", text="There is a dog.", p_consistent=0.75, consistent=True)
 
 
-def row(sample_id: str, segments: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "sample_id": sample_id,
-        "image": "dog.png",
-        "image_sha256": "0",
-        "prompt": "What is there?",
-        "response": "".join(part["text"] for part in segments),
-        "token_ids": None,
-        "finish_reason": "stop",
-        "model": "policy",
-        "segments": segments,
-        "annotator": "{}",
-    }
+def segment(text: str = "A red dog.") -> Segment:
+    return segment_by_ai(text, (CONSISTENT, CONSISTENT, ABSENT), facts=(FACT,))
 
 
 def write_answers(path: Path, labels: dict[str, str | None], text: str = "A red dog.") -> str:
@@ -114,10 +110,10 @@ def test_flips_do_not_depend_on_the_order() -> None:
 
 def test_a_flipped_label_says_so_and_keeps_the_ais() -> None:
     (found,) = Overrides({}, noise_of(1)).apply("a", [segment()])
-    assert found["labels"] == {"existence": HALLUCINATED, "attribute": CONSISTENT, "relation": ABSENT}
-    assert found["ai_labels"] == {"existence": CONSISTENT, "attribute": CONSISTENT, "relation": ABSENT}
-    assert found["label_sources"] == {"existence": "noise", "attribute": "ai", "relation": "ai"}
-    assert found["facts"] == segment()["facts"]
+    assert found.labels == {"existence": HALLUCINATED, "attribute": CONSISTENT, "relation": ABSENT}
+    assert found.ai_labels == {"existence": CONSISTENT, "attribute": CONSISTENT, "relation": ABSENT}
+    assert found.label_sources == {"existence": "noise", "attribute": "ai", "relation": "ai"}
+    assert found.facts == (FACT,)
 
 
 def test_human_labels_replace_those_of_the_configured_types(tmp_path: Path) -> None:
@@ -127,16 +123,16 @@ def test_human_labels_replace_those_of_the_configured_types(tmp_path: Path) -> N
     human = {"path": path, "types": ["existence", "relation"]}
     overrides = Overrides.load(make_config(tmp_path, human=human).label)
     found, other = overrides.apply("a", [segment(), segment("A cat.")])
-    assert found["labels"] == {"existence": HALLUCINATED, "attribute": CONSISTENT, "relation": ABSENT}
-    assert found["label_sources"] == {"existence": "human", "attribute": "ai", "relation": "ai"}
-    assert other["label_sources"] == dict.fromkeys(FACT_TYPES, "ai")
+    assert found.labels == {"existence": HALLUCINATED, "attribute": CONSISTENT, "relation": ABSENT}
+    assert found.label_sources == {"existence": "human", "attribute": "ai", "relation": "ai"}
+    assert other.label_sources == dict.fromkeys(FACT_TYPES, "ai")
 
 
 def test_noise_acts_on_human_labels(tmp_path: Path) -> None:
     path = write_answers(tmp_path / "a.json", {"existence": "hallucinated"})
     config = make_config(tmp_path, human={"path": path}, noise={"existence": {"to_consistent": 1}})
     (found,) = Overrides.load(config.label).apply("a", [segment()])
-    assert (found["labels"]["existence"], found["label_sources"]["existence"]) == (CONSISTENT, "noise")
+    assert (found.labels["existence"], found.label_sources["existence"]) == (CONSISTENT, "noise")
 
 
 def test_human_labels_of_another_text_are_refused(tmp_path: Path) -> None:
@@ -155,9 +151,9 @@ def test_human_labels_of_another_run_are_found_before_labelling(
 ) -> None:
     path = write_answers(tmp_path / "a.json", {"existence": "consistent"})
     overrides = Overrides.load(make_config(tmp_path, human={"path": path}).label)
-    overrides.check([{"sample_id": "a", "response": "A red dog."}])
+    overrides.check([("a", "A red dog.")])
     with pytest.raises(UserError, match=message):
-        overrides.check([{"sample_id": sample_id, "response": response}])
+        overrides.check([(sample_id, response)])
 
 
 def test_human_labels_of_no_configured_type_are_refused(tmp_path: Path) -> None:
@@ -196,21 +192,24 @@ def test_wrong_noise_is_refused(tmp_path: Path, noise: dict[str, Any]) -> None:
 
 class TestRows:
     @pytest.fixture
-    def rows(self, tmp_path: Path) -> list[dict[str, Any]]:
+    def rows(self, tmp_path: Path) -> list[Feedback]:
         """A row with noise and one without the columns about it, both read back from Parquet."""
-        noisy = Overrides({}, noise_of(1)).apply("a", [segment(), segment()])
-        storage.write_part(str(tmp_path), [row("a", noisy), row("b", [segment()])], feedback_schema(FACT_TYPES))
-        return list(storage.read_rows(str(tmp_path)))
+        noisy = feedback("a", *Overrides({}, noise_of(1)).apply("a", [segment(), segment()]))
+        plain = feedback("b", segment()).to_row()
+        for part in plain["segments"]:
+            del part["ai_labels"], part["label_sources"]
+        storage.write_part(str(tmp_path), [noisy.to_row(), plain], feedback_schema(FACT_TYPES))
+        return [Feedback.from_row(row) for row in storage.read_rows(str(tmp_path))]
 
-    def test_sources_and_ai_labels_survive_parquet(self, rows: list[dict[str, Any]]) -> None:
-        part = rows[0]["segments"][0]
-        assert (part["label_sources"]["existence"], part["ai_labels"]["existence"]) == ("noise", CONSISTENT)
+    def test_sources_and_ai_labels_survive_parquet(self, rows: list[Feedback]) -> None:
+        part = rows[0].segments[0]
+        assert (part.label_sources["existence"], part.ai_labels["existence"]) == ("noise", CONSISTENT)
 
-    def test_rows_without_them_are_the_ais(self, rows: list[dict[str, Any]]) -> None:
-        part = rows[1]["segments"][0]
-        assert ai_labels(part) == part["labels"]
+    def test_rows_without_them_are_the_ais(self, rows: list[Feedback]) -> None:
+        part = rows[1].segments[0]
+        assert part.ai_labels == part.labels
 
-    def test_figures_count_the_sources(self, rows: list[dict[str, Any]]) -> None:
+    def test_figures_count_the_sources(self, rows: list[Feedback]) -> None:
         figures = FeedbackMetrics()
         for found in rows:
             figures.add(found)
@@ -218,7 +217,7 @@ class TestRows:
         assert counted["label_sources"]["existence"] == {"ai": 1, "human": 0, "noise": 2}
         assert counted["labels_replaced"] == {"existence": 2, "attribute": 0, "relation": 0}
 
-    def test_reward_models_learn_the_replaced_labels(self, rows: list[dict[str, Any]]) -> None:
+    def test_reward_models_learn_the_replaced_labels(self, rows: list[Feedback]) -> None:
         noisy, plain = from_feedback(rows)
         assert noisy.labels["existence"] == (HALLUCINATED, HALLUCINATED)
         assert plain.labels["existence"] == (CONSISTENT,)

@@ -10,7 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fgaif_ray import storage
-from fgaif_ray.feedback.pending import PlaceReader, digests, distinct, find_pending, first_row, identities_of, places_of
+from fgaif_ray.feedback.pending import (
+    PlaceReader,
+    digests,
+    distinct,
+    find_pending,
+    first_text,
+    identities_of,
+    places_of,
+)
 from fgaif_ray.storage import parts
 
 
@@ -61,11 +69,11 @@ def test_rows_are_read_only_until_one_answers(tmp_path: Path) -> None:
     pending = find_pending(str(tmp_path), distinct(), 2)
     seen: list[str] = []
 
-    def holds(row: dict[str, str]) -> bool:
-        seen.append(row["sample_id"])
+    def holds(name: str) -> bool:
+        seen.append(name)
         return len(seen) == 3
 
-    assert first_row(pending, ["sample_id"], holds) == {"sample_id": names[2]}
+    assert first_text(pending, "sample_id", holds) == names[2]
     assert seen == names[:3]
 
 

@@ -5,38 +5,39 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.labelled import response
 
 from fgaif_ray.config import LabelConfig, NoiseConfig
 from fgaif_ray.feedback.labels import segment_labels
 from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Disagreements, Labeller, masked_types
-from fgaif_ray.records import CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.records import (
+    CONSISTENT,
+    FACT_TYPES,
+    HALLUCINATED,
+    Feedback,
+    JudgedFact,
+    VerifiedFact,
+    VerifiedSegment,
+)
 from fgaif_ray.rewards.data import IGNORED, from_feedback
 
 HALF = dict.fromkeys(FACT_TYPES, 0.5)
 NONE = Overrides({}, NoiseConfig())
 
 
-def row(*facts: tuple[str, float, float | None]) -> dict[str, Any]:
-    """A response of one segment; facts are type, P(yes), and the second's."""
-    given = [
-        {"type": kind, "text": f"fact {place}", "p_consistent": first, "second_p_consistent": second}
+def label(labeller: Labeller, *facts: tuple[str, float, float | None]) -> Feedback:
+    """A labelled response of one segment; facts are type, P(yes), and the second's."""
+    given = tuple(
+        VerifiedFact(type=kind, text=f"fact {place}", p_consistent=first, second_p_consistent=second)
         for place, (kind, first, second) in enumerate(facts)
-    ]
-    segment = {"start": 0, "end": 2, "text": "A.", "facts": given}
-    return {
-        "sample_id": "a",
-        "image": "a.png",
-        "image_sha256": "0",
-        "prompt": "?",
-        "response": "A.",
-        "segments": [segment],
-    }
+    )
+    return labeller.label(response("a", "A."), [VerifiedSegment(start=0, end=2, text="A.", facts=given)])
 
 
-def labels_of(found: dict[str, Any]) -> dict[str, Any]:
-    return found["segments"][0]["labels"]
+def labels_of(found: Feedback) -> Any:
+    return found.segments[0].labels
 
 
 def masking(overrides: Overrides = NONE) -> Labeller:
@@ -46,25 +47,25 @@ def masking(overrides: Overrides = NONE) -> Labeller:
 def test_each_type_has_its_threshold() -> None:
     thresholds = {"existence": 0.2, "attribute": 0.5, "relation": 0.9}
     facts = [("existence", 0.3, None), ("attribute", 0.3, None), ("relation", 0.8, None)]
-    found = Labeller(thresholds, None, False, NONE, "{}").label(row(*facts))
+    found = label(Labeller(thresholds, None, False, NONE, "{}"), *facts)
     assert labels_of(found) == {"existence": CONSISTENT, "attribute": HALLUCINATED, "relation": HALLUCINATED}
 
 
 def test_a_second_verdict_is_kept_and_changes_no_label_unless_masked() -> None:
-    found = Labeller(HALF, {**HALF, "existence": 0.1}, False, NONE, "{}").label(row(("existence", 0.8, 0.2)))
-    (fact,) = found["segments"][0]["facts"]
-    assert (fact["consistent"], fact["second_p_consistent"], fact["second_consistent"]) == (True, 0.2, True)
-    found = Labeller(HALF, HALF, False, NONE, "{}").label(row(("existence", 0.8, 0.2)))
+    found = label(Labeller(HALF, {**HALF, "existence": 0.1}, False, NONE, "{}"), ("existence", 0.8, 0.2))
+    (fact,) = found.segments[0].facts
+    assert (fact.consistent, fact.second_p_consistent, fact.second_consistent) == (True, 0.2, True)
+    found = label(Labeller(HALF, HALF, False, NONE, "{}"), ("existence", 0.8, 0.2))
     assert labels_of(found)["existence"] == CONSISTENT
 
 
 def test_without_a_second_verifier_its_fields_are_empty() -> None:
-    (fact,) = Labeller(HALF, None, False, NONE, "{}").label(row(("existence", 0.8, 0.2)))["segments"][0]["facts"]
-    assert fact["second_p_consistent"] is None and fact["second_consistent"] is None
+    (fact,) = label(Labeller(HALF, None, False, NONE, "{}"), ("existence", 0.8, 0.2)).segments[0].facts
+    assert fact.second_p_consistent is None and fact.second_consistent is None
 
 
 @pytest.mark.parametrize(
-    ("facts", "label"),
+    ("facts", "code"),
     [
         ([("existence", 0.8, 0.2)], None),
         ([("existence", 0.2, 0.8)], None),
@@ -74,14 +75,18 @@ def test_without_a_second_verifier_its_fields_are_empty() -> None:
         ([("existence", 0.8, None)], CONSISTENT),
     ],
 )
-def test_a_label_that_hangs_on_a_disagreement_is_masked(facts: list[Any], label: int | None) -> None:
-    assert labels_of(masking().label(row(*facts)))["existence"] == label
+def test_a_label_that_hangs_on_a_disagreement_is_masked(facts: list[Any], code: int | None) -> None:
+    assert labels_of(label(masking(), *facts))["existence"] == code
 
 
 @given(st.lists(st.tuples(st.sampled_from(FACT_TYPES), st.booleans(), st.booleans()), max_size=6))
 def test_a_label_that_is_not_masked_is_that_of_either_verifier(facts: list[tuple[str, bool, bool]]) -> None:
-    judged = [{"type": kind, "consistent": first, "second_consistent": second} for kind, first, second in facts]
-    masked = masked_types(judged)
+    masked = masked_types(
+        [
+            JudgedFact(type=kind, text="", p_consistent=0.5, consistent=first, second_consistent=second)
+            for kind, first, second in facts
+        ]
+    )
     by_first = segment_labels((kind, first) for kind, first, _ in facts)
     by_second = segment_labels((kind, second) for kind, _, second in facts)
     for name in FACT_TYPES:
@@ -90,36 +95,35 @@ def test_a_label_that_is_not_masked_is_that_of_either_verifier(facts: list[tuple
 
 
 def test_a_masked_label_keeps_the_ais_and_has_no_source() -> None:
-    (segment,) = masking().label(row(("existence", 0.8, 0.2)))["segments"]
-    assert segment["ai_labels"]["existence"] == CONSISTENT
-    assert segment["label_sources"]["existence"] is None
-    assert "masked" not in segment
+    (segment,) = label(masking(), ("existence", 0.8, 0.2)).segments
+    assert segment.ai_labels["existence"] == CONSISTENT
+    assert segment.label_sources["existence"] is None
 
 
 def test_people_decide_what_verifiers_cannot() -> None:
     human = Overrides({("a", 0): ("A.", {"existence": HALLUCINATED})}, NoiseConfig())
-    assert labels_of(masking(human).label(row(("existence", 0.8, 0.2))))["existence"] == HALLUCINATED
+    assert labels_of(label(masking(human), ("existence", 0.8, 0.2)))["existence"] == HALLUCINATED
 
 
 def test_noise_leaves_masked_labels_alone() -> None:
     noise = Overrides({}, NoiseConfig.model_validate({"existence": {"to_hallucinated": 1, "to_consistent": 1}}))
-    assert labels_of(masking(noise).label(row(("existence", 0.8, 0.2))))["existence"] is None
+    assert labels_of(label(masking(noise), ("existence", 0.8, 0.2)))["existence"] is None
 
 
 def test_labelling_again_gives_the_same_row() -> None:
     labeller = masking()
-    once = labeller.label(row(("existence", 0.8, 0.2), ("relation", 0.3, 0.4)))
-    assert labeller.label(once) == once
+    once = label(labeller, ("existence", 0.8, 0.2), ("relation", 0.3, 0.4))
+    assert labeller.label(once.response, once.segments) == once
 
 
 def test_reward_models_do_not_learn_masked_labels() -> None:
-    (response,) = from_feedback([masking().label(row(("existence", 0.8, 0.2), ("relation", 0.9, 0.9)))])
-    assert (response.labels["existence"], response.labels["relation"]) == ((IGNORED,), (CONSISTENT,))
+    (learnt,) = from_feedback([label(masking(), ("existence", 0.8, 0.2), ("relation", 0.9, 0.9))])
+    assert (learnt.labels["existence"], learnt.labels["relation"]) == ((IGNORED,), (CONSISTENT,))
 
 
 def test_masked_labels_are_counted_by_themselves() -> None:
-    figures = FeedbackMetrics(lambda row: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
-    figures.add(masking().label(row(("existence", 0.8, 0.2))))
+    figures = FeedbackMetrics(lambda _: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
+    figures.add(label(masking(), ("existence", 0.8, 0.2)))
     found = figures.to_dict()
     assert found["labels_masked"] == {"existence": 1, "attribute": 0, "relation": 0}
     assert sum(found["labels"]["existence"].values()) == found["agreement"]["existence"]["count"] == 0
@@ -129,9 +133,8 @@ def test_masked_labels_are_counted_by_themselves() -> None:
 def test_disagreements_are_counted_by_type() -> None:
     counted = Disagreements()
     facts = [("existence", 0.9, 0.9), ("existence", 0.9, 0.1), ("existence", 0.1, 0.1), ("existence", 0.2, 0.1)]
-    counted.add(
-        Labeller(HALF, HALF, False, NONE, "{}").label(row(*facts, ("relation", 0.1, 0.9), ("relation", 0.5, None)))
-    )
+    labeller = Labeller(HALF, HALF, False, NONE, "{}")
+    counted.add(label(labeller, *facts, ("relation", 0.1, 0.9), ("relation", 0.5, None)))
     found = counted.to_dict()
     assert (found["existence"]["facts"], found["existence"]["disagreements"]) == (4, 1)
     assert found["existence"]["share"] == pytest.approx(0.25)

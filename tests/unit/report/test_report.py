@@ -14,10 +14,11 @@ from support.report_run import publish, reward_figures, write_examples, write_ru
 from fgaif_ray import storage
 from fgaif_ray.config import Config, ReportConfig, RewardComposition, load_config
 from fgaif_ray.errors import UserError
+from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report import cost, result
 from fgaif_ray.report.charts import Series, line_chart, nice_ticks, smooth
-from fgaif_ray.report.examples import choose_examples, judge_examples, pair_responses, rank_examples
+from fgaif_ray.report.examples import choose_examples, judge_examples, pair_answers, rank_examples
 from fgaif_ray.report.page import build_report
 from fgaif_ray.report.training import training_charts
 from fgaif_ray.report.verdicts import cards, reliability_chart
@@ -175,10 +176,10 @@ def test_a_response_that_cannot_be_scored_keeps_the_verdicts_of_the_truth(tmp_pa
         def score_types(self, fact_types, items):
             raise ValueError("the response takes 5000 tokens, the backbone reads 1024")
 
-    drawn = pair_responses(storage.read_rows(f"{tmp_path}/evaluation"))
+    drawn = pair_answers(map(EvaluationAnswer.from_row, storage.read_rows(f"{tmp_path}/evaluation")))
     truth = {str(tmp_path / "images" / f"heldout-{i:06d}.png"): draw_scene("heldout", i) for i in range(2)}
-    segments = judge_examples(drawn, truth, Refuses(), RewardComposition())[0]["before"]["segments"]
-    assert all(segment["probabilities"] is None and segment["labels"] is not None for segment in segments)
+    segments = judge_examples(drawn, truth, Refuses(), RewardComposition())[0].before.segments
+    assert all(segment.probabilities is None and segment.labels is not None for segment in segments)
 
 
 class Unread:
@@ -189,11 +190,11 @@ class Unread:
 
 
 def chosen(run_dir: Path, seed: int, reverse: bool = False) -> list[tuple[str, str]]:
-    rows = list(storage.read_rows(f"{run_dir}/evaluation"))
+    rows = [EvaluationAnswer.from_row(row) for row in storage.read_rows(f"{run_dir}/evaluation")]
     truth = {str(run_dir / "images" / f"heldout-{i:06d}.png"): draw_scene("heldout", i) for i in range(40)}
     options = ReportConfig(examples=5, extremes=2)
     judged = choose_examples(rows[:: -1 if reverse else 1], truth, Unread(), RewardComposition(), options, seed)
-    return [(one["group"], one["name"]) for one in judged]
+    return [(one.group, one.name) for one in judged]
 
 
 def test_examples_are_drawn_by_the_seed_and_none_is_shown_twice(finished_run):

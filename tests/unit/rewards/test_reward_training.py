@@ -1,5 +1,6 @@
 """Reward models trained in this process: data, loss, figures and training."""
 
+import dataclasses
 import math
 import random
 from collections import Counter
@@ -58,7 +59,7 @@ def data(backbone: Backbone, responses: list[TrainingResponse]) -> RewardData:
 
 def test_rows_without_sub_sentences_are_left_out(tmp_path: Path) -> None:
     rows = feedback_rows(tmp_path, 3)
-    rows[1]["segments"] = []
+    rows[1] = dataclasses.replace(rows[1], segments=())
     assert len(from_feedback(rows)) == 2
 
 

@@ -44,6 +44,8 @@ class Engine:
         self.model = PolicyModel(load_backbone(CHECKPOINT, "float32"), LoRAOptions(rank=2, alpha=4))
         self.sampled: list[tuple[int, str]] = []
         self.error = 0.0
+        self.skipped = 0
+        """Tokens of the prompt that it leaves out."""
 
     def sample(self, _workers: Any, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout]:
         weights = load_file(Path(version.folder, "adapter_model.safetensors"))
@@ -60,9 +62,10 @@ class Engine:
         with torch.no_grad():
             rows = self.model.encode([PROMPT] * len(answers), images, answers)
             log_probs = self.model.log_probs(rows).log_probs + self.error
+        prompts = [tuple(ids[: rows.prompt_lengths[row]]) for row, ids in enumerate(rows.input_ids.tolist())]
         return [
-            Rollout(tuple(ids), tuple(scores[: len(ids)].tolist()), "stop", version.number)
-            for ids, scores in zip(answers, log_probs, strict=True)
+            Rollout(tuple(ids), tuple(scores[: len(ids)].tolist()), "stop", version.number, prompt[self.skipped :])
+            for ids, scores, prompt in zip(answers, log_probs, prompts, strict=True)
         ]
 
 
@@ -226,6 +229,12 @@ def test_a_sampler_that_differs_from_its_version_stops_a_run_that_samples_ahead(
     runs.engine.error = 0.01
     with pytest.raises(TrainingStopped, match="log-probability mismatch: on the tokens of policy version 0"):
         runs.run("differs", 1)
+
+
+def test_an_engine_that_reads_another_prompt_stops_a_run(runs: Runs) -> None:
+    runs.engine.skipped = 1
+    with pytest.raises(TrainingStopped, match="prompt mismatch: the rollout engine and the learner"):
+        runs.run("differs", 0)
 
 
 def test_a_guard_fires_at_the_threshold_of_the_configuration(runs: Runs) -> None:
