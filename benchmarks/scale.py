@@ -269,8 +269,8 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
             with patch.object(annotators, "Verifier", ConstantVerifier):
                 asked = ExtractionEndpoint(url, SecretStr("key"))
                 for counts in annotators.label_responses(config, label.pending_responses(config), asked, verification):
-                    assert counts["fatal"] is None and not counts["rejected"], counts
-                    came += counts["labelled"]
+                    assert counts.fatal is None and not counts.rejected, counts
+                    came += counts.done
                     marks.append((came, times.seconds()))
                     peak = max(peak, psutil.Process().memory_info().rss)
         finally:

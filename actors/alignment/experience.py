@@ -98,6 +98,24 @@ class ExperienceSource:
         prompt_ids = {prompt: self._front_end.prompt_ids(prompt) for prompt in {draw.prompt for draw in draws}}
         return self._sampling.submit(self._sample, tuple(draws), prompt_ids, version, sync)
 
+    def probe(
+        self, draws: Sequence[Draw], version: PolicyVersion
+    ) -> tuple[tuple[Draw, ...], list[Image], tuple[Rollout, ...]]:
+        """Sample a few responses at once, without rewards, from every rollout worker in turn.
+
+        Returns:
+            What was drawn of it, the images, and the responses, ``[responses]`` each.
+
+        Raises:
+            UserError: none of the images can be read, or none suits the engine.
+        """
+        wanted, opened = _readable(draws)
+        requests = [
+            RolloutRequest(self._front_end.prompt_ids(one.prompt), opened[one.image][0], one.seed) for one in wanted
+        ]
+        kept, rollouts = _answered(wanted, sample(self._workers, requests, version))
+        return kept, [opened[draw.image][1] for draw in kept], rollouts
+
     def close(self) -> None:
         """Release the threads without waiting for what is under way."""
         for pool in (self._sampling, self._asking):
@@ -106,11 +124,7 @@ class ExperienceSource:
     def _sample(
         self, wanted: tuple[Draw, ...], prompt_ids: dict[str, tuple[int, ...]], version: PolicyVersion, sync: bool
     ) -> Sampled:
-        opened = _open_images(wanted)
-        draws = tuple(draw for draw in wanted if draw.image in opened)
-        if not draws:
-            step = int(wanted[0].sample_id.split("-")[0]) + 1
-            raise UserError(f"None of the images of PPO step {step} can be read, {wanted[0].image} for one.")
+        draws, opened = _readable(wanted)
         sync_began = time.monotonic()
         if sync:
             ray.get([worker.serve.remote(version) for worker in self._workers])
@@ -164,6 +178,20 @@ def _answered(
     if not rollouts:
         raise UserError(f"The rollout engine takes none of the prompts of a PPO step: {refused.reason}.")
     return tuple(draws), tuple(rollouts)
+
+
+def _readable(wanted: Sequence[Draw]) -> tuple[tuple[Draw, ...], dict[str, tuple[bytes, Image]]]:
+    """The draws whose images can be read, and file and picture of each image.
+
+    Raises:
+        UserError: there are none.
+    """
+    opened = _open_images(wanted)
+    draws = tuple(draw for draw in wanted if draw.image in opened)
+    if not draws:
+        step = int(wanted[0].sample_id.split("-")[0]) + 1
+        raise UserError(f"None of the images of PPO step {step} can be read, {wanted[0].image} for one.")
+    return draws, opened
 
 
 def _open_images(draws: Sequence[Draw]) -> dict[str, tuple[bytes, Image]]:

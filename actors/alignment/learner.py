@@ -40,7 +40,8 @@ from actors.alignment import metrics as ppo_metrics
 from actors.alignment.experience import ExperienceSource, Sampled
 from actors.alignment.policy_versions import PolicyVersions
 from actors.alignment.rewarder import Rewarder
-from actors.alignment.rollout import PolicyVersion, Rollout
+from actors.alignment.rollout import PolicyVersion
+from actors.alignment.self_check import check_prompts, self_check
 from actors.cluster.device import worker_device
 from fgaif_ray import storage
 from fgaif_ray.config import Config
@@ -50,7 +51,7 @@ from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.guards import TrainingGuards, TrainingStopped
 from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLController
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
-from fgaif_ray.rl.plan import PromptPlan, share_of
+from fgaif_ray.rl.plan import Draw, PromptPlan, share_of
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.run_log import RunLog
 from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs
@@ -66,6 +67,8 @@ logger = logging.getLogger(__name__)
 LOGGED_SAMPLES: Final = 4
 SAMPLES_LOGGED_EVERY: Final = 10
 """Steps; those of the last one are always logged."""
+PROBES: Final = 2
+"""Responses of each worker that the self-check looks at."""
 PROBE_ROWS: Final = 16
 """Responses of each worker that a stale batch is checked with; a fresh one is checked as a whole, for nothing."""
 
@@ -160,6 +163,10 @@ class Learner:
         """
         if self._group.rank == 0:
             self._versions.clear()
+        if self.step < self._align.steps:
+            tolerance = self._align.rollout.log_prob_tolerance
+            some = self._draws(self.step)[:: self._align.samples_per_prompt][:PROBES]
+            self_check(self._model, self._source, self._versions, some, tolerance, self._group)
         pending, pending_since = self._resumed_batch(), time.monotonic()
         newest = self._publish()
         while self.step < self._align.steps:
@@ -213,11 +220,15 @@ class Learner:
 
     def _start(self, step: int, version: PolicyVersion) -> "Future[Sampled]":
         """Begin to sample this rank's share of a step."""
-        align = self._align
-        draws = self._plan.draw(step, align.rollout_batch_size, align.samples_per_prompt)
-        own = share_of(draws, self._group.rank, self._group.size, align.samples_per_prompt)
+        own = self._draws(step)
         # Ahead, loading a version waits for the sampling before it: in the background, by one rank for all.
         return self._source.start(own, version, sync=self._previous is not None and self._group.rank == 0)
+
+    def _draws(self, step: int) -> list[Draw]:
+        """This rank's share of the images and prompts of a step."""
+        align = self._align
+        draws = self._plan.draw(step, align.rollout_batch_size, align.samples_per_prompt)
+        return share_of(draws, self._group.rank, self._group.size, align.samples_per_prompt)
 
     def _resumed_batch(self) -> "Future[Sampled] | None":
         """Begin again the batch that was being sampled ahead when the checkpoint was written."""
@@ -240,7 +251,7 @@ class Learner:
             rows = self._model.encode(
                 [draw.prompt for draw in draws], sampled.images, [one.token_ids for one in sampled.rollouts]
             )
-            self._check_prompts(sampled.rollouts, rows)
+            check_prompts(sampled.rollouts, rows, self._group)
             size, tokens = self._estimate_size
             estimates = estimate(self._model, rows, size, batch_tokens=tokens)
         verdicts, self._timings["reward"] = sampled.verdicts.result()
@@ -293,24 +304,6 @@ class Learner:
                 f"missing rewards: {lost} of {asked} responses of step {self.step + 1} have none: {reason}"
             )
         return collate(trajectories, self._model.backbone.eos_token_id).to(self._model.device)
-
-    def _check_prompts(self, rollouts: Sequence[Rollout], rows: EncodedRows) -> None:
-        """Stops where engine and learner read different prompts: nothing learnt from such responses would be right.
-
-        Raises:
-            TrainingStopped: on every rank, where it is so on any.
-        """
-        ids, lengths = rows.input_ids.tolist(), rows.prompt_lengths.tolist()
-        differ = [
-            row
-            for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=True))
-            if tuple(ids[row][:length]) != rollout.prompt_token_ids
-        ]
-        if int(self._group.sum(torch.tensor(len(differ)))):
-            raise TrainingStopped(
-                "prompt mismatch: the rollout engine and the learner make different token ids of the same prompt and "
-                "image; `fgaif check-model` of policy.model shows where"
-            )
 
     def _check_engine(
         self, rows: EncodedRows, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion

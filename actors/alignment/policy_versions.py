@@ -12,6 +12,8 @@ from fgaif_ray.rl.policy import PolicyModel
 
 ADAPTERS_FOLDER: Final = "adapters"
 KEPT_VERSIONS: Final = 2
+PROBE: Final = -1
+"""Number of a version that is of no step."""
 
 
 class PolicyVersions:
@@ -39,6 +41,22 @@ class PolicyVersions:
         with _written_whole(self.version(number).folder) as local:
             model.save_policy(local)
         storage.remove_folder(self.version(number - KEPT_VERSIONS).folder)
+
+    @contextmanager
+    def probe(self, model: PolicyModel, write: bool) -> Iterator[PolicyVersion]:
+        """A version for the time of the block, to compare engine and learner with; it is of no step.
+
+        Args:
+            model: whose current policy it is.
+            write: whether this process writes and removes it.
+        """
+        version = PolicyVersion(PROBE, storage.join(self._folder, ADAPTERS_FOLDER, f"probe-{self._attempt:08x}"))
+        if write:
+            with _written_whole(version.folder) as local:
+                model.save_policy(local)
+        yield version
+        if write:
+            storage.remove_folder(version.folder)
 
     def clear(self) -> None:
         """Remove the versions of all attempts."""

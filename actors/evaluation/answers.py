@@ -76,6 +76,6 @@ def answer(config: Config, stage: storage.Stage, questions: Sequence[EvaluationQ
         ]
         try:
             for counts in answer_questions(config, blocks, adapter, rank, stage.partial):
-                progress.advance(counts["answered"] + counts["rejected"])
+                progress.advance(counts.done + counts.rejected)
         except Exception as error:
             raise (find_user_error(error) or error) from error

@@ -99,7 +99,7 @@ def answer(config: Config, tasks: list[Task]) -> None:
             blocks = [block for _, some in ordered for block in blocks_of(some, size, QUESTIONS_SCHEMA)]
             try:
                 for counts in answer_questions(config, blocks, adapter, rank, partials):
-                    progress.advance(counts["answered"] + counts["rejected"])
+                    progress.advance(counts.done + counts.rejected)
             except Exception as error:
                 raise (find_user_error(error) or error) from error
     for task in tasks:

@@ -16,10 +16,11 @@ from fgaif_ray.config import Config
 from fgaif_ray.evaluation import POLICIES
 from fgaif_ray.evaluation.benchmarks import NAMES, load_benchmark, parse_names, settings_of
 from fgaif_ray.evaluation.benchmarks.answers import (
+    AnswerLine,
     Answers,
     images_of,
     join_answers,
-    read_rows,
+    read_answer_lines,
 )
 from fgaif_ray.evaluation.benchmarks.base import Benchmark, Reviews
 from fgaif_ray.progress import say
@@ -44,7 +45,7 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
     chosen = parse_names(names)
     tasks: list[Task] = []
     if answers:
-        benchmarks, given = _given(config, chosen, read_rows(answers))
+        benchmarks, given = _given(config, chosen, read_answer_lines(answers))
     else:
         tasks = _tasks(config, chosen)
         benchmarks, given = [task.benchmark for task in tasks], {}
@@ -71,17 +72,17 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
     say(f"benchmark: figures in {storage.join(config.run.dir, RESULTS_FILE)}, {time.monotonic() - started:.0f} s.")
 
 
-def _given(config: Config, names: list[str], rows: list[dict[str, Any]]) -> tuple[list[Benchmark], Answers]:
+def _given(config: Config, names: list[str], lines: Sequence[AnswerLine]) -> tuple[list[Benchmark], Answers]:
     """The benchmarks and the answers that files have for them."""
     benchmarks = []
     found: Answers = {}
     for name in names:
         settings = settings_of(config.evaluate.benchmarks, name)
         alone = len(names) == 1
-        images = images_of(rows, name, alone=alone)
+        images = images_of(lines, name, alone=alone)
         benchmark = load_benchmark(config.evaluate.benchmarks, name, images, draw=False)
         benchmarks.append(benchmark)
-        found[name] = join_answers(rows, benchmark, alone=alone, limited=settings.limit is not None)
+        found[name] = join_answers(lines, benchmark, alone=alone, limited=settings.limit is not None)
     return benchmarks, found
 
 

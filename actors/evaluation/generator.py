@@ -14,6 +14,7 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors import metrics
+from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
 from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
@@ -40,8 +41,8 @@ from fgaif_ray.vlm.front_end import load_front_end
 class Generator:
     """A worker that answers the questions of a block and writes the block as a part of the stage.
 
-    It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns one row of counts: ``answered``,
-    ``rejected`` (the image cannot be read, or does not fit the engine), ``tokens``.
+    It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns the table of ``BlockCounts``;
+    questions are rejected whose image cannot be read, or does not fit the engine.
 
     Args:
         config: ``policy``, ``evaluate.engine``, ``align.rollout.sync``, ``run.seed`` and the pixel budget of ``data``.
@@ -88,12 +89,11 @@ class Generator:
         if rejected:
             rows = [one.to_row() for one in rejected]
             storage.write_part(storage.join(partial, REJECTED_FOLDER), rows, REJECTED_SCHEMA, name)
-        tokens = sum(answer.tokens for answer in answers)
         _record((answer.question for answer in answers), "answered")
         _record((one.question for one in rejected), "rejected")
         for answer in answers:
             metrics.EVALUATION_TOKENS.inc(answer.tokens, policy=answer.question.which)
-        return pa.Table.from_pylist([{"answered": len(answers), "rejected": len(rejected), "tokens": tokens}])
+        return BlockCounts(done=len(answers), rejected=len(rejected)).to_table()
 
     def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[Any]:
         """Answer questions to one policy; see ``generate``."""
@@ -150,7 +150,7 @@ def _open(path: str, budget: PixelBudget) -> Image | UserError:
 
 def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[BlockCounts]:
     """Answer every question; yields the counts of each finished block (see ``Generator``)."""
     announce_engines("evaluate")
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
@@ -160,4 +160,5 @@ def answer_questions(
         compute=ActorPoolStrategy(size=1),
         **resources.generator(config).options(),
     )
-    yield from count_down("evaluate", sum(len(block) for block in blocks), dataset.iter_rows())
+    counts = map(BlockCounts.from_row, dataset.iter_rows())
+    yield from count_down("evaluate", sum(len(block) for block in blocks), counts)

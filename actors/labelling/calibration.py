@@ -1,6 +1,7 @@
 """Verification of facts whose truth is known: a Ray Data stage that finds P(yes) with a verifier's engine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import ray
 from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
-from actors.engine.blocks import ONE_BLOCK, seal, unseal
+from actors.engine.blocks import ONE_BLOCK, seal, table_of, unseal
 from actors.engine.start import announce_engines
 from actors.labelling.fact_checker import FactChecker
 from fgaif_ray.audit.labelled_facts import LabelledFact
@@ -20,7 +21,7 @@ from fgaif_ray.pixel_budget import PixelBudget
 
 FACTS_SCHEMA: Final = pa.schema(
     [
-        pa.field("number", pa.int64(), nullable=False),  # of the fact in the labelled set
+        pa.field("number", pa.int64(), nullable=False),
         pa.field("image", pa.string(), nullable=False),
         pa.field("fact", pa.string(), nullable=False),
     ]
@@ -36,6 +37,30 @@ IMAGES_AT_ONCE: Final = 64
 """Images of a block, which are decoded together."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationFact:
+    """A fact of the labelled set on its way to a verifier.
+
+    Example: ``CalibrationFact(number=0, image="photos/dog.jpg", text="There is a dog.")``
+    """
+
+    number: int
+    """Of the fact in the labelled set, from 0."""
+    image: str
+    """Path or URI."""
+    text: str
+    """The column ``fact``."""
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "CalibrationFact":
+        """Build it from plain values."""
+        return cls(number=row["number"], image=row["image"], text=row["fact"])
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the plain values of ``FACTS_SCHEMA``."""
+        return {"number": self.number, "image": self.image, "fact": self.text}
+
+
 class CalibrationVerifier:
     """A worker that takes sealed tables of ``FACTS_SCHEMA`` and returns tables of ``VERIFIED_SCHEMA``.
 
@@ -47,15 +72,15 @@ class CalibrationVerifier:
         self._budget = budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
-        rows = unseal(sealed).to_pylist()
+        facts = [CalibrationFact.from_row(row) for row in unseal(sealed).to_pylist()]
         images: dict[str, Image] = {}
-        for row in rows:
-            if row["image"] not in images:
+        for fact in facts:
+            if fact.image not in images:
                 try:
-                    images[row["image"]] = load_image(row["image"], self._budget)
+                    images[fact.image] = load_image(fact.image, self._budget)
                 except UserError as error:
                     return _fatal(str(error))
-        found = self._checker.ask([(row["image"], row["fact"]) for row in rows], images)
+        found = self._checker.ask([(fact.image, fact.text) for fact in facts], images)
         if found.refused:
             (image, text), reason = next(iter(found.refused.items()))
             return _fatal(
@@ -63,7 +88,7 @@ class CalibrationVerifier:
                 "labelled set."
             )
         answers = [
-            {"number": row["number"], "p_consistent": found.answers[row["image"], row["fact"]].p_yes} for row in rows
+            {"number": fact.number, "p_consistent": found.answers[fact.image, fact.text].p_yes} for fact in facts
         ]
         return pa.Table.from_pylist(answers, schema=VERIFIED_SCHEMA)
 
@@ -74,8 +99,8 @@ def _fatal(reason: str) -> pa.Table:
 
 def verify_facts(
     config: VerifierConfig, facts: Sequence[LabelledFact], budget: PixelBudget
-) -> Iterator[dict[str, Any]]:
-    """Verify labelled facts; yields rows of ``VERIFIED_SCHEMA`` without ``fatal``, in any order.
+) -> Iterator[tuple[int, float]]:
+    """Verify labelled facts; yields the number of each in the set and its P(yes), in any order.
 
     Raises:
         UserError: an image cannot be read, or a fact cannot be asked.
@@ -92,16 +117,17 @@ def verify_facts(
     for row in dataset.iter_rows():
         if row["fatal"] is not None:  # raised in a worker, it would arrive without its type
             raise UserError(row["fatal"])
-        yield row
+        yield row["number"], row["p_consistent"]
 
 
 def _blocks(facts: Sequence[LabelledFact]) -> list[pa.Table]:
     """Group all facts of an image in one block."""
-    by_image: dict[str, list[dict[str, Any]]] = {}
+    by_image: dict[str, list[CalibrationFact]] = {}
     for number, fact in enumerate(facts):
-        by_image.setdefault(fact.image, []).append({"number": number, "image": fact.image, "fact": fact.text})
+        given = CalibrationFact(number=number, image=fact.image, text=fact.text)
+        by_image.setdefault(fact.image, []).append(given)
     images = list(by_image.values())
     return [
-        pa.Table.from_pylist([row for rows in images[start : start + IMAGES_AT_ONCE] for row in rows], FACTS_SCHEMA)
+        table_of((fact for of_image in images[start : start + IMAGES_AT_ONCE] for fact in of_image), FACTS_SCHEMA)
         for start in range(0, len(images), IMAGES_AT_ONCE)
     ]

@@ -11,11 +11,11 @@ While a block is verified the next ones are extracted.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import ONE_BLOCK
 from actors.engine.start import announce_engines
 from actors.labelling.block_ids import block_ids
@@ -30,7 +30,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.feedback.pending import OPEN_BLOCKS, Pending
 
 
-def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> Iterator[BlockCounts]:
     """Have the second verifier go over labelled parts, given with their numbers of rows; yields the counts of each
     finished one.
     """
@@ -45,12 +45,13 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
         compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
         **request.options(),
     )
-    yield from count_down("second_verifier", sum(rows for _, rows in parts), dataset.iter_rows())
+    counts = map(BlockCounts.from_row, dataset.iter_rows())
+    yield from count_down("second_verifier", sum(rows for _, rows in parts), counts)
 
 
 def label_responses(
     config: Config, pending: Pending, endpoint: Endpoint, verification: Verification
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[BlockCounts]:
     """Label the pending responses; yields the counts of each finished block (see ``Verifier``).
 
     The limits and the budget of ``label.extractor`` hold for all extraction workers together.
@@ -90,6 +91,6 @@ def label_responses(
         )
     )
     try:
-        yield from count_down("label", pending.rows, dataset.iter_rows())
+        yield from count_down("label", pending.rows, map(BlockCounts.from_row, dataset.iter_rows()))
     finally:
         ray.kill(coordinator)

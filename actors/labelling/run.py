@@ -66,16 +66,16 @@ def label_pending(config: Config, verification: Verification, pending: Pending, 
 
         try:
             for counts in label_responses(config, pending, endpoint, verification):
-                if counts["fatal"] is not None:
+                if counts.fatal is not None:
                     if stopped is None:
                         # Calls that are under way are paid: the workers have stopped and get the time to end them.
-                        stopped = counts["fatal"]
+                        stopped = counts.fatal
                         give_up = time.monotonic() + config.label.extractor.timeout_s + STOP_GRACE_S
                     if time.monotonic() > give_up:
                         break
                     continue
-                progress.advance(counts["labelled"] + counts["rejected"])
-                unavailable += counts["unavailable"]
+                progress.advance(counts.done + counts.rejected)
+                unavailable += counts.unavailable
         except Exception as error:
             raise (find_user_error(error) or error) from error
     say(_spent(config, read_ledger(config.run.dir)))

@@ -13,10 +13,11 @@ import pyarrow as pa
 import ray
 from PIL.Image import Image
 
+from actors.engine.block_counts import BlockCounts
 from actors.labelling.checks import CHECKS_FOLDER, CHECKS_SCHEMA, VerificationCheck
 from actors.labelling.fact_checker import FactChecker, FactQuestion, Findings, YesProbability
 from actors.labelling.metrics import record_prompt_tokens, record_verified_again
-from actors.labelling.verifier import COUNTS_SCHEMA, Verification
+from actors.labelling.verifier import Verification
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
@@ -40,7 +41,7 @@ def parts_left(folder: str) -> list[tuple[str, int]]:
 class SecondVerifier:
     """A worker that asks the second verifier about every fact of a part, relabels the responses and replaces the part.
 
-    It takes tables with one part's id and returns one row of ``COUNTS_SCHEMA``. A fact that it cannot be asked
+    It takes tables with one part's id and returns the table of ``BlockCounts``. A fact that it cannot be asked
     about, as its image or its length forbids, stays without a second P(yes).
     """
 
@@ -74,8 +75,7 @@ class SecondVerifier:
         labelled = [self._label(feedback, found) for feedback in given]
         record_verified_again(labelled)
         storage.write_part(self._partial, [feedback.to_row() for feedback in labelled], self._schema, name)
-        counts = {"labelled": len(labelled), "rejected": 0}
-        return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
+        return BlockCounts(done=len(labelled)).to_table()
 
     def _label(self, feedback: Feedback, found: Findings) -> Feedback:
         """Label a response again, with the second verifier's answers."""

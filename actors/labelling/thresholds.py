@@ -76,8 +76,8 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
         from actors.labelling.calibration import verify_facts
 
         try:
-            for row in verify_facts(verifier, labelled, config.data.pixel_budget):
-                p_consistent[row["number"]] = row["p_consistent"]
+            for number, p_yes in verify_facts(verifier, labelled, config.data.pixel_budget):
+                p_consistent[number] = p_yes
                 progress.advance()
         except Exception as error:
             raise (find_user_error(error) or error) from error
@@ -91,15 +91,7 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
     found = calibrate(facts, types=types)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
-        {
-            "image": fact.image,
-            "fact": fact.text,
-            "type": fact.type,
-            "consistent": fact.consistent,
-            "weight": fact.weight,
-            "p_consistent": p_yes,
-        }
-        for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
+        fact.to_line() | {"p_consistent": p_yes} for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
     ]
     stage.begin(overwrite=True)  # verified again without a paid call
     storage.write_part(stage.partial, rows, VERIFIED_FACTS_SCHEMA, "facts")

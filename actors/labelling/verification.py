@@ -78,7 +78,7 @@ def verify_again(config: Config, verification: "Verification") -> None:
 
         try:
             for counts in plan(verification, left):
-                progress.advance(counts["labelled"])
+                progress.advance(counts.done)
         except Exception as error:
             raise (find_user_error(error) or error) from error
 

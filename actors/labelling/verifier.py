@@ -9,6 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 from PIL.Image import Image
 
+from actors.engine.block_counts import BlockCounts
 from actors.labelling.checks import CHECKS_FOLDER, CHECKS_SCHEMA, VerificationCheck
 from actors.labelling.extracted import ExtractedResponse, unseal_extracted
 from actors.labelling.fact_checker import FactChecker, FactQuestion, Findings
@@ -33,14 +34,6 @@ from fgaif_ray.records import (
     fingerprint,
 )
 
-COUNTS_SCHEMA: Final = pa.schema(
-    [
-        pa.field("labelled", pa.int64()),
-        pa.field("rejected", pa.int64()),
-        pa.field("unavailable", pa.list_(pa.string())),  # of each row that stays pending: why the endpoint failed on it
-        pa.field("fatal", pa.string()),
-    ]
-)
 _CONTROL_IMAGE: Final = "control item "
 
 
@@ -101,7 +94,7 @@ def _plain(thresholds: Thresholds) -> float | dict[str, float]:
 class Verifier:
     """A worker that asks whether each fact is true of the image, labels the segments and writes the block.
 
-    It takes what ``FactExtraction`` returns and gives one row of ``COUNTS_SCHEMA``. Responses that the endpoint
+    It takes what ``FactExtraction`` returns and returns the table of ``BlockCounts``. Responses that the endpoint
     failed on are not written: they stay pending. A block that is done again keeps the labels that it got before for
     responses that are rejected or unavailable this time.
     """
@@ -119,7 +112,7 @@ class Verifier:
     def __call__(self, sealed: pa.Table) -> pa.Table:
         rows = unseal_extracted(sealed)
         if isinstance(rows, str):
-            return pa.Table.from_pylist([{"fatal": rows}], schema=COUNTS_SCHEMA)
+            return BlockCounts(fatal=rows).to_table()
         name = fingerprint([row.response.sample_id for row in rows])
         waiting = {row.response.sample_id: row.unavailable for row in rows if row.unavailable is not None}
         rows, images = _load_images([row for row in rows if row.unavailable is None], self._budget)
@@ -141,8 +134,7 @@ class Verifier:
             waiting.pop(kept.response.sample_id, None)
             labelled.append(kept)
         self._write(name, labelled, list(rejected.values()), control_items, found, own)
-        counts = {"labelled": len(labelled), "rejected": len(rejected), "unavailable": list(waiting.values())}
-        return pa.Table.from_pylist([counts], schema=COUNTS_SCHEMA)
+        return BlockCounts(done=len(labelled), rejected=len(rejected), unavailable=tuple(waiting.values())).to_table()
 
     def _draw_control_items(self, name: str, images: dict[str, Image]) -> dict[FactQuestion, ControlItem]:
         """Draw the block's control items, by the questions that ask them; their images are added to those of the block.

@@ -1,12 +1,12 @@
 """The Ray Data plan of sampling: tasks -> Sampler (vLLM) -> counts."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import ONE_BLOCK, seal
 from actors.engine.start import announce_engines
 from actors.metrics.count_down import count_down
@@ -15,7 +15,7 @@ from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
 
 
-def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> Iterator[dict[str, Any]]:
+def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> Iterator[BlockCounts]:
     """Sample a response to every task; yields the counts of each finished block (see ``Sampler``)."""
     announce_engines("sample", min(config.sample.engines, len(blocks)))
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
@@ -25,4 +25,5 @@ def sample_responses(config: Config, blocks: list[pa.Table], partial: str) -> It
         compute=ActorPoolStrategy(size=min(config.sample.engines, len(blocks))),
         **resources.sampler(config).options(),
     )
-    yield from count_down("sample", sum(len(block) for block in blocks), dataset.iter_rows())
+    counts = map(BlockCounts.from_row, dataset.iter_rows())
+    yield from count_down("sample", sum(len(block) for block in blocks), counts)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray
 
 from actors import metrics
+from actors.engine.block_counts import BlockCounts
 from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage
 from fgaif_ray import storage
 from fgaif_ray.images import decode_image
@@ -18,7 +19,7 @@ BLOCKS_PER_CPU: Final = 2
 """Blocks under way at a time; more would only wait in memory."""
 
 
-def write_provided(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
+def write_provided(rows: pa.Table, partial: str, name: str) -> BlockCounts:
     """Write a block of provided responses as a part of the stage, those whose image cannot be read as rejected.
 
     The part comes last, and comes even where all rows are rejected: a block is done when its part is there.
@@ -27,9 +28,6 @@ def write_provided(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
         rows: a table of ``sources.PROVIDED_SCHEMA``.
         partial: folder that gets the parts.
         name: of the part.
-
-    Returns:
-        The numbers of rows ``kept`` and ``rejected``.
     """
     kept: list[Response] = []
     rejected: list[RejectedImage] = []
@@ -44,7 +42,7 @@ def write_provided(rows: pa.Table, partial: str, name: str) -> dict[str, int]:
     storage.write_part(partial, [response.to_row() for response in kept], RESPONSES_SCHEMA, name)
     metrics.SAMPLED_RESPONSES.inc(len(kept), outcome="given")
     metrics.SAMPLED_RESPONSES.inc(len(rejected), outcome="rejected")
-    return {"kept": len(kept), "rejected": len(rejected)}
+    return BlockCounts(done=len(kept), rejected=len(rejected))
 
 
 def _response(given: ProvidedResponse) -> Response:
@@ -67,7 +65,7 @@ def _response(given: ProvidedResponse) -> Response:
     )
 
 
-def write_provided_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) -> Iterator[dict[str, int]]:
+def write_provided_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) -> Iterator[BlockCounts]:
     """Write named blocks on the cluster; yields the counts of each finished block (see ``write_provided``).
 
     Blocks are taken as workers become free, so that few of them are in memory at a time.

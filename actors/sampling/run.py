@@ -73,10 +73,10 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
         try:
             if missing:
                 for counts in write_provided_blocks(_given_blocks(config, sets, missing), stage.partial):
-                    progress.advance(counts["kept"] + counts["rejected"])
+                    progress.advance(counts.done + counts.rejected)
             if blocks:
                 for counts in sample_responses(config, blocks, stage.partial):
-                    progress.advance(counts["sampled"] + counts["rejected"])
+                    progress.advance(counts.done + counts.rejected)
         except Exception as error:
             raise (find_user_error(error) or error) from error
 

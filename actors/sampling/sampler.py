@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from actors import metrics
+from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import unseal
 from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import BAN, image_prompt, start_engine
@@ -50,7 +51,7 @@ class _Readable:
 class Sampler:
     """A worker that samples a response to every image of a block and writes the block as a part of the stage.
 
-    It takes sealed tables of ``TASK_SCHEMA`` and returns one row of counts: ``sampled``, ``rejected``, ``tokens``.
+    It takes sealed tables of ``TASK_SCHEMA`` and returns the table of ``BlockCounts``.
     """
 
     def __init__(self, config: Config, partial: str) -> None:
@@ -81,15 +82,10 @@ class Sampler:
         if responses:
             rows = [response.to_row() for response in responses]
             storage.write_part(self._partial, rows, RESPONSES_SCHEMA, name)
-        counts = {
-            "sampled": len(responses),
-            "rejected": len(rejected),
-            "tokens": sum(len(response.token_ids or ()) for response in responses),
-        }
-        metrics.SAMPLED_RESPONSES.inc(counts["sampled"], outcome="sampled")
-        metrics.SAMPLED_RESPONSES.inc(counts["rejected"], outcome="rejected")
-        metrics.SAMPLED_TOKENS.inc(counts["tokens"])
-        return pa.Table.from_pylist([counts])
+        metrics.SAMPLED_RESPONSES.inc(len(responses), outcome="sampled")
+        metrics.SAMPLED_RESPONSES.inc(len(rejected), outcome="rejected")
+        metrics.SAMPLED_TOKENS.inc(sum(len(response.token_ids or ()) for response in responses))
+        return BlockCounts(done=len(responses), rejected=len(rejected)).to_table()
 
     def _read(self, task: SamplingTask) -> _Readable:
         """Read the image of a task.

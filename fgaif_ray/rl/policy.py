@@ -143,6 +143,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.temperature = temperature
+        self.lora_scale = lora.alpha / lora.rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._peft = PeftModel(backbone.model, _lora_config(backbone, lora), adapter_name=POLICY)

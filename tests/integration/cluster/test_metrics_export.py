@@ -163,7 +163,7 @@ def test_what_tasks_record_is_there_too(run: Run) -> None:
 
 
 def test_rows_that_are_left_are_told(samples: Samples) -> None:
-    assert total(samples, "ray_fgaif_stage_pending_rows", stage="sample") == 4
+    assert total(samples, "ray_fgaif_stage_pending_rows", stage="sample") == 2
 
 
 def test_requests_to_the_gateway_are_counted_by_route_and_status(samples: Samples) -> None:

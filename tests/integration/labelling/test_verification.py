@@ -221,7 +221,7 @@ class TestRepeatedBlock:
         worker = ray.remote(Verifier).remote(verification)
         failed = [rows[0], replace(rows[1], facts=None, unavailable="server: the endpoint failed")]
         tables = [seal_extracted(given) for given in (rows, rejected, failed, rows)]
-        counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["labelled"] for table in tables]
+        counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["done"] for table in tables]
         ray.kill(worker)
         assert counts == [2, 2, 2, 2]
         assert len(list(storage.read_rows(stage.partial))) == 2
@@ -248,5 +248,5 @@ class TestRepeatedBlock:
         worker = ray.remote(Verifier).remote(verification)
         [counts] = ray.get(worker.__call__.remote(seal_extracted([row]))).to_pylist()
         ray.kill(worker)
-        assert (counts["labelled"], counts["rejected"], counts["unavailable"]) == (0, 0, ["server: down"])
+        assert (counts["done"], counts["rejected"], counts["unavailable"]) == (0, 0, ["server: down"])
         assert [list(storage.read_rows(place.partial)) for place in (stage, rejected_stage)] == [[], []]

@@ -43,7 +43,8 @@ class Engine:
     def __init__(self) -> None:
         self.model = PolicyModel(load_backbone(CHECKPOINT, "float32"), LoRAOptions(rank=2, alpha=4))
         self.sampled: list[tuple[int, str]] = []
-        self.error = 0.0
+        self.error = self.error_of_probe = 0.0
+        self.ignores_adapter = False
         self.skipped = 0
         """Tokens of the prompt that it leaves out."""
 
@@ -53,7 +54,8 @@ class Engine:
             for name, parameter in self.model.policy_parameters().items():
                 parameter.copy_(weights[name.removeprefix("_peft.").replace(".policy.", ".")])
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights.values())).hexdigest()
-        self.sampled.append((version.number, digest))
+        if version.number >= 0:  # not the self-check's
+            self.sampled.append((version.number, digest))
         answers = []
         for request in requests:
             generator = torch.Generator().manual_seed(request.seed)
@@ -61,7 +63,9 @@ class Engine:
         images = [experience.decode_image(request.image) for request in requests]
         with torch.no_grad():
             rows = self.model.encode([PROMPT] * len(answers), images, answers)
-            log_probs = self.model.log_probs(rows).log_probs + self.error
+            role: Any = "reference" if self.ignores_adapter else "policy"
+            error = self.error if version.number >= 0 else self.error_of_probe
+            log_probs = self.model.log_probs(rows, role).log_probs + error
         prompts = [tuple(ids[: rows.prompt_lengths[row]]) for row, ids in enumerate(rows.input_ids.tolist())]
         return [
             Rollout(tuple(ids), tuple(scores[: len(ids)].tolist()), "stop", version.number, prompt[self.skipped :])
@@ -229,6 +233,19 @@ def test_a_sampler_that_differs_from_its_version_stops_a_run_that_samples_ahead(
     runs.engine.error = 0.01
     with pytest.raises(TrainingStopped, match="log-probability mismatch: on the tokens of policy version 0"):
         runs.run("differs", 1)
+
+
+def test_an_engine_that_computes_something_else_is_found_before_the_first_step(runs: Runs) -> None:
+    runs.engine.error_of_probe = 0.01
+    with pytest.raises(TrainingStopped, match=r"self-check of .*: log-probabilities .* differ by 0\.01 nats"):
+        runs.run("differs", 0)
+    assert runs.engine.sampled == []
+
+
+def test_an_engine_that_ignores_the_adapter_is_found_though_a_new_one_changes_nothing(runs: Runs) -> None:
+    runs.engine.ignores_adapter = True
+    with pytest.raises(TrainingStopped, match=r"the engine ignores the adapter .* set align\.rollout\.sync=merged"):
+        runs.run("ignores", 0)
 
 
 def test_an_engine_that_reads_another_prompt_stops_a_run(runs: Runs) -> None:
