@@ -40,5 +40,5 @@ class Family:
     engine_lora: bool = True
     """False: vLLM takes no LoRA adapter for the architecture."""
     engine_agrees: bool = True
-    """False: vLLM on a CPU computes other log-probabilities than transformers."""
+    """False: vLLM on a CPU computes other log-probabilities in float32 than transformers, or none; `notes` say why."""
     notes: str = ""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from support.families.cohere import COHERE_FAMILIES
 from support.families.family import Family
 from support.families.gemma import GEMMA_FAMILIES
 from support.families.glm4v import GLM4V_FAMILIES
@@ -16,6 +17,7 @@ from support.families.llava import LLAVA_FAMILIES
 from support.families.mistral3 import MISTRAL3_FAMILIES
 from support.families.published import write_checkpoint
 from support.families.qwen import QWEN_FAMILIES
+from support.families.qwen3_5 import QWEN3_5_FAMILIES
 
 _ALL: Final = (
     *LLAVA_FAMILIES,
@@ -25,6 +27,8 @@ _ALL: Final = (
     *GEMMA_FAMILIES,
     *MISTRAL3_FAMILIES,
     *GLM4V_FAMILIES,
+    *COHERE_FAMILIES,
+    *QWEN3_5_FAMILIES,
 )
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType({family.name: family for family in _ALL})
 VISION_PARTS: Final = ("vision", "visual", "projector", "connector")

@@ -92,6 +92,20 @@ GLM: Final = """\
 {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif -%}
 """
 
+COHERE: Final = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {{- '<|START_OF_TURN_TOKEN|>' + ('<|CHATBOT_TOKEN|>' if message['role'] == 'assistant' else '<|USER_TOKEN|>') -}}
+    {%- if message['content'] is string %}{{ message['content'] }}{% else -%}
+        {%- for content in message['content'] -%}
+            {%- if content['type'] == 'image' %}{{ '<|IMG_PATCH|>' }}{% else %}{{ content['text'] }}{% endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<|END_OF_TURN_TOKEN|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>' }}{% endif -%}
+"""
+
 _CHATML: Final = """\
 {%- for message in messages -%}
     SYSTEM

@@ -25,6 +25,8 @@ PUBLISHED_NAMES = {
     "gemma3": ("language_model.model.norm.weight", "multi_modal_projector.mm_input_projection_weight"),
     "paligemma": ("language_model.model.norm.weight", "vision_tower.vision_model.post_layernorm.weight"),
     "mistral3": ("language_model.lm_head.weight", "multi_modal_projector.patch_merger.merging_layer.weight"),
+    "cohere2_vision": ("model.language_model.norm.weight", "model.vision_tower.vision_model.post_layernorm.weight"),
+    "qwen3_5": ("model.language_model.layers.0.linear_attn.A_log", "model.visual.pos_embed.weight"),
     "glm4v": ("lm_head.weight", "model.visual.post_conv_layernorm.weight"),
 }
 
