@@ -123,7 +123,7 @@ def prepare_data(
 ) -> RewardData:
     """Split responses and encode them; ``on_progress`` gets the number of responses encoded since its last call.
 
-    Images are scaled to the budget, here and in ``ImageFeatures``, which has to be given the same.
+    Images are scaled to the budget, here and in ``FeatureCache``, which has to be given the same.
 
     Raises:
         UserError: fewer than two images, an image that cannot be read, or no response that fits the

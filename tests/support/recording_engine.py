@@ -16,7 +16,8 @@ class RecordingEngine:
     def generate(self, prompts: list[Any], parameters: Any, **_options: Any) -> list[Any]:
         """Answer each prompt with the EOS token, every token as likely as any other."""
         self.sizes += [prompt["multi_modal_data"]["image"].size for prompt in prompts]
-        wanted = getattr(parameters, "logprob_token_ids", None) or []
+        first = parameters[0] if isinstance(parameters, list) else parameters
+        wanted = first.logprob_token_ids or []
         output = SimpleNamespace(
             token_ids=[EOS], finish_reason="stop", logprobs=[{one: SimpleNamespace(logprob=-1.0) for one in wanted}]
         )

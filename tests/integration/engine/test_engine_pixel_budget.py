@@ -12,7 +12,7 @@ from support.recording_engine import RecordingEngine
 from actors.engine.blocks import seal
 from actors.evaluation.generator import Generator
 from actors.labelling.calibration import FACTS_SCHEMA, CalibrationVerifier
-from actors.labelling.extraction import EXTRACTED_SCHEMA
+from actors.labelling.extracted import EXTRACTED_SCHEMA
 from actors.labelling.second_verifier import SecondVerifier
 from actors.labelling.verification import prepare
 from actors.labelling.verifier import Verifier
@@ -58,7 +58,12 @@ def extracted(config: Config) -> dict[str, Any]:
     """A response with one fact."""
     row = write_responses(config)[0]
     fact = {"type": "existence", "text": "There is a circle."}
-    return row | {"spans": [(0, len(row["response"]))], "facts": json.dumps([[fact]])}
+    return row | {
+        "spans": [(0, len(row["response"]))],
+        "facts": json.dumps([[fact]]),
+        "reason": None,
+        "unavailable": None,
+    }
 
 
 def test_sampling_shows_reduced_images(config: Config, engine: RecordingEngine, tmp_path: Path) -> None:

@@ -13,23 +13,43 @@ from support.reward_training import feedback_rows, job_config, publish_feedback
 from actors.rewards.service import RewardScorer, ScorerSettings, _gateway_settings
 from actors.rewards.trainer import Reporter, _prepare, train_missing
 from fgaif_ray.config import Config, RewardComposition
+from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.experiments.truth import reward_accuracy
 from fgaif_ray.images import decode_image, load_image
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.report.examples import judge_examples
+from fgaif_ray.report.examples import AnswerPair, judge_examples
 from fgaif_ray.rewards import data as reward_data
 from fgaif_ray.rewards.model import ScoringItem
 from fgaif_ray.rewards.scoring import make_batch, score_batches
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
 BUDGET = PixelBudget(max=900)
+REWARD = RewardComposition()
 REDUCED = (30, 30)
 """The pictures have 60 x 60 pixels."""
 
 
 def limited(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"max_pixels": BUDGET.max})})
+
+
+def answer(image: Path, which: str) -> EvaluationAnswer:
+    return EvaluationAnswer.from_row(
+        {
+            "id": which,
+            "which": which,
+            "task": "sampled",
+            "image": str(image),
+            "prompt": PROMPT,
+            "temperature": 1.0,
+            "max_tokens": 8,
+            "seed": 0,
+            "response": "There is a red circle.",
+            "tokens": 6,
+            "finish_reason": "stop",
+        }
+    )
 
 
 class Watching:
@@ -89,17 +109,15 @@ def test_a_service_with_another_budget_is_another_service(tmp_path: Path) -> Non
 
 def test_the_report_judges_and_shows_reduced_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
-    example = {"image": str(tmp_path / "a.png"), "prompt": PROMPT}
-    example |= {which: {"response": "A red circle.", "finish_reason": "stop"} for which in ("before", "after")}
+    before, after = (answer(tmp_path / "a.png", which) for which in ("before", "after"))
     watching = Watching()
-    judge_examples([example], None, watching, RewardComposition(), BUDGET)
+    judge_examples([AnswerPair(before.question.image, PROMPT, before, after)], None, watching, REWARD, BUDGET)
     assert watching.sizes == [REDUCED] * 2
 
 
 def test_reward_models_meet_the_truth_on_reduced_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
-    row = {"image": str(tmp_path / "a.png"), "prompt": PROMPT, "task": "sampled", "response": "There is a red circle."}
-    truth = {row["image"]: Scene((SceneObject("circle", "red", "large", 0, 0),), fog=0.0, seed=1)}
+    truth = {str(tmp_path / "a.png"): Scene((SceneObject("circle", "red", "large", 0, 0),), fog=0.0, seed=1)}
     watching: Any = Watching()
-    reward_accuracy([row | {"which": "before"}], truth, watching, coarse=False, budget=BUDGET)
+    reward_accuracy([answer(tmp_path / "a.png", "before")], truth, watching, coarse=False, budget=BUDGET)
     assert watching.sizes == [REDUCED]
