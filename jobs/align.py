@@ -56,7 +56,7 @@ def run(config: Config) -> None:
 
     require_packages(config.align.tracking)
     asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
-    front_end = load_front_end(config.policy.model)
+    front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
     front_end.check_prompts(asked, config.align.rollout.engine.max_model_len)
     stage.begin(overwrite=config.run.overwrite)
     with connect(config), reward_app(config) as app_name:

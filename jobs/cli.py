@@ -198,8 +198,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"max_content_width": WIDTH},
-    help="Fine-grained AI feedback for vision-language models: label a model's own answers, train reward models on the "
-    "labels, align the model on their rewards.",
+    help="Fine-grained AI feedback for vision-language models: label, train rewards, align.",
     epilog="Commands take --config FILE and --set SECTION.KEY=VALUE, skip what is finished and go on where they were "
     "interrupted. `fgaif COMMAND --help` has examples.",
 )

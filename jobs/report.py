@@ -56,7 +56,7 @@ def _judge(config: Config, stage: "Stage") -> None:
     run_dir = config.run.dir
     stage.begin(overwrite=True)  # it holds nothing that is not made again
     truth = load_truth(config)
-    backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
+    backbone = load_backbone(config.rewards.backbone, config.rewards.dtype, template=config.data.chat_template_kwargs)
     folders = stages.reward_folders(config)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")

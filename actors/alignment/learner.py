@@ -118,7 +118,7 @@ class Learner:
         if align.threads is not None:
             torch.set_num_threads(align.threads)
         self._task, self._config, self._align = task, config, align
-        backbone = load_backbone(config.policy.model, config.policy.dtype)
+        backbone = load_backbone(config.policy.model, config.policy.dtype, template=config.data.chat_template_kwargs)
         self._group = LearnerGroup(worker_device())
         if align.sharding == "none":
             backbone.move_to(self._group.device)

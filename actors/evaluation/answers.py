@@ -61,7 +61,8 @@ def answer(config: Config, stage: storage.Stage, questions: Sequence[EvaluationQ
         return
     # A wrong model or prompt is better found before Ray and an engine are started for it.
     prompts = (question.prompt for question in pending)
-    load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+    front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
+    front_end.check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, stages.POLICY)
     rank = check_adapter(adapter)
     with connect(config), Progress("evaluate", len(questions), "answers", initial=len(done)) as progress:

@@ -85,7 +85,8 @@ def answer(config: Config, tasks: list[Task]) -> None:
         from actors.cluster.connect import connect
 
         prompts = (question.prompt for questions in pending.values() for question in questions)
-        load_front_end(config.policy.model).check_prompts(prompts, config.evaluate.engine.max_model_len)
+        front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
+        front_end.check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, stages.POLICY)
         rank = check_adapter(adapter)
         partials = {task.benchmark.name: task.stage.partial for task in tasks}

@@ -57,7 +57,7 @@ class Generator:
         self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
         self._partial = partial
-        self._front_end = load_front_end(self._model)
+        self._front_end = load_front_end(self._model, config.data.chat_template_kwargs)
         self._engine = start_engine(
             self._model, config.evaluate.engine, lora_rank=None if self._merged else rank, seed=config.run.seed
         )

@@ -14,10 +14,9 @@ from actors.engine.start import announce_engines
 from actors.labelling.fact_checker import FactChecker
 from fgaif_ray.audit.labelled_facts import LabelledFact
 from fgaif_ray.cluster import resources
-from fgaif_ray.config import VerifierConfig
+from fgaif_ray.config import DataConfig, VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
-from fgaif_ray.pixel_budget import PixelBudget
 
 FACTS_SCHEMA: Final = pa.schema(
     [
@@ -67,9 +66,9 @@ class CalibrationVerifier:
     An image that cannot be read or a fact that cannot be asked is fatal: the set is a person's own, who can fix it.
     """
 
-    def __init__(self, config: VerifierConfig, budget: PixelBudget) -> None:
-        self._checker = FactChecker(config)
-        self._budget = budget
+    def __init__(self, config: VerifierConfig, data: DataConfig) -> None:
+        self._checker = FactChecker(config, data.chat_template_kwargs)
+        self._budget = data.pixel_budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         facts = [CalibrationFact.from_row(row) for row in unseal(sealed).to_pylist()]
@@ -98,7 +97,7 @@ def _fatal(reason: str) -> pa.Table:
 
 
 def verify_facts(
-    config: VerifierConfig, facts: Sequence[LabelledFact], budget: PixelBudget
+    config: VerifierConfig, facts: Sequence[LabelledFact], data: DataConfig
 ) -> Iterator[tuple[int, float]]:
     """Verify labelled facts; yields the number of each in the set and its P(yes), in any order.
 
@@ -109,7 +108,7 @@ def verify_facts(
     announce_engines("calibrate", min(config.engines, len(blocks)))
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         CalibrationVerifier,
-        fn_constructor_kwargs={"config": config, "budget": budget},
+        fn_constructor_kwargs={"config": config, "data": data},
         **ONE_BLOCK,
         compute=ActorPoolStrategy(size=min(config.engines, len(blocks))),
         **resources.verifier(config).options(),

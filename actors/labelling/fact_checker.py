@@ -43,14 +43,14 @@ class Findings:
     """Those of them that vLLM found in its prefix cache and did not compute."""
 
 
-def check_verifier(config: VerifierConfig) -> None:
+def check_verifier(config: VerifierConfig, template: Mapping[str, Any]) -> None:
     """Check without an engine whether a verifier can be used.
 
     Raises:
         UserError: there is no such prompt or checkpoint, or it cannot say yes and no.
     """
     load_prompt(config.prompt)
-    front_end = load_front_end(config.model)
+    front_end = load_front_end(config.model, template)
     for word in ("yes", "no"):
         front_end.tokens_of(word)
 
@@ -62,9 +62,9 @@ class FactChecker:
         UserError: see ``check_verifier``.
     """
 
-    def __init__(self, config: VerifierConfig) -> None:
+    def __init__(self, config: VerifierConfig, template: Mapping[str, Any]) -> None:
         self._prompt = load_prompt(config.prompt)
-        self._front_end = load_front_end(config.model)
+        self._front_end = load_front_end(config.model, template)
         self._engine = start_engine(config.model, config.engine)
         self._words = self._front_end.tokens_of("yes") | self._front_end.tokens_of("no")
 

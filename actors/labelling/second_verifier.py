@@ -52,7 +52,7 @@ class SecondVerifier:
         self._parts: list[str] = ray.get(parts)
         self._labeller = verification.labeller(both=True)
         self._schema = feedback_schema(verification.types)
-        self._checker = FactChecker(second)
+        self._checker = FactChecker(second, verification.template)
         self._budget = verification.budget
 
     def __call__(self, numbers: pa.Table) -> pa.Table:

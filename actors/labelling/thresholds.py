@@ -70,13 +70,13 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
 
     types = config.run.type_names
     labelled = _facts_of(verifier.calibration, types)
-    check_verifier(verifier)
+    check_verifier(verifier, config.data.chat_template_kwargs)
     p_consistent = np.zeros(len(labelled))
     with connect(config), Progress("calibrate", len(labelled), "facts") as progress:
         from actors.labelling.calibration import verify_facts
 
         try:
-            for number, p_yes in verify_facts(verifier, labelled, config.data.pixel_budget):
+            for number, p_yes in verify_facts(verifier, labelled, config.data):
                 p_consistent[number] = p_yes
                 progress.advance()
         except Exception as error:

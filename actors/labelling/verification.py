@@ -30,7 +30,7 @@ def check_verifiers(config: Config) -> None:
 
     for verifier in filter(None, (config.label.verifier, config.label.second_verifier)):
         check_vision_model(verifier.model, config.policy.allow_untested)
-        check_verifier(verifier)
+        check_verifier(verifier, config.data.chat_template_kwargs)
 
 
 def prepare(config: Config, partial: str, rejected_partial: str) -> "Verification":
@@ -57,6 +57,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
         control_items=control_items,
         fact_types=config.run.types,
         budget=config.data.pixel_budget,
+        template=config.data.chat_template_kwargs,
     )
 
 

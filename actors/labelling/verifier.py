@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -51,6 +51,8 @@ class Verification:
     fact_types: tuple[FactType, ...] = DEFAULT
     budget: PixelBudget = UNLIMITED
     """Of the images."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Variables for the verifiers' chat templates."""
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ class Verifier:
         self._thresholds = verification.thresholds
         self._labeller = verification.labeller(both=False)
         self._schema = feedback_schema(verification.types)
-        self._checker = FactChecker(verification.config.verifier)
+        self._checker = FactChecker(verification.config.verifier, verification.template)
         self._budget = verification.budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:

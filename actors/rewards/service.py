@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import ray
 from ray import serve
@@ -88,6 +88,8 @@ class ScorerSettings:
     """Fact type -> version of the model in its folder."""
     budget: PixelBudget
     """Of the images."""
+    template: dict[str, Any]
+    """Variables for the chat template."""
 
 
 class RewardScorer:
@@ -101,7 +103,7 @@ class RewardScorer:
 
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation)
+        backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation, settings.template)
         backbone.move_to(worker_device())
         self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
         self._versions = settings.versions
@@ -199,7 +201,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         HANDLE_FORMAT,
         card.model_dump(), digest, config.serve.model_dump(exclude={"replace"}), config.rewards.backbone,
         config.rewards.dtype, config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
-        config.align.reward.model_dump(), *stages.pixel_key(config),
+        config.align.reward.model_dump(), *stages.reading_key(config),
     )  # fmt: skip
     return GatewaySettings(
         identity=identity,
@@ -293,6 +295,7 @@ def _application(
                 threads=config.serve.threads,
                 versions={fact_type: versions[fact_type] for fact_type in fact_types},
                 budget=config.data.pixel_budget,
+                template=config.data.chat_template_kwargs,
             )
         )
 

@@ -203,7 +203,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     from fgaif_ray.vlm.backbone import load_backbone
 
     rewards = config.rewards
-    backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
+    backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation, config.data.chat_template_kwargs)
     backbone.move_to(worker_device())
     rows = map(Feedback.from_row, storage.read_rows(feedback, FEEDBACK_COLUMNS))
     responses = from_feedback(rows, config.run.type_names)

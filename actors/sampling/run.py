@@ -65,7 +65,9 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
     if not blocks and not missing:
         return
     if blocks:
-        load_front_end(config.policy.model)  # a wrong model is better found before Ray and an engine are started for it
+        load_front_end(
+            config.policy.model, config.data.chat_template_kwargs
+        )  # a wrong model is better found before Ray and an engine are started for it
     initial = len(done) + max(0, sets.provided - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
         from actors.sampling.plan import sample_responses

@@ -18,6 +18,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import RESPONSES_SCHEMA, Response, fingerprint, sample_identity
+from fgaif_ray.storage.stages import reading_key
 from fgaif_ray.vlm.front_end import load_front_end
 
 
@@ -29,7 +30,7 @@ def sampling_settings(config: Config) -> dict[str, Any]:
         "top_p": sample.top_p,
         "max_tokens": sample.max_tokens,
         "seed": config.run.seed,
-        **config.data.pixel_limits,
+        **{name: value for part in reading_key(config) for name, value in part.items()},
     }
 
 
@@ -57,7 +58,7 @@ class Sampler:
     def __init__(self, config: Config, partial: str) -> None:
         self._config = config
         self._partial = partial
-        self._front_end = load_front_end(config.policy.model)
+        self._front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
         self._engine = start_engine(config.policy.model, config.sample.engine, seed=config.run.seed)
 
     def __call__(self, sealed: pa.Table) -> pa.Table:

@@ -60,6 +60,10 @@ class DataConfig(Section):
     min_pixels: int | None = Field(default=None, ge=SMALLEST_BUDGET, le=MAX_PIXELS)
     """Images with fewer pixels are scaled up to it, in the same way."""
 
+    chat_template_kwargs: dict[str, str | int | float | bool] = {}
+    """Variables for the chat templates of all models, e.g. ``{enable_thinking: false}``; a template leaves out what it
+    does not know."""
+
     @property
     def pixel_budget(self) -> PixelBudget:
         """The two limits, as images are opened with them."""

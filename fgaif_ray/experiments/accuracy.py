@@ -50,7 +50,7 @@ def measure_accuracy(config: Config) -> dict[str, Any]:
         raise UserError("The truth of these images is not known: only data.source=shapes has one.")
     folders = stages.reward_folders(config)
     coarse = read_folder(folders[config.run.type_names[0]]).granularity == "response"
-    backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation)
+    backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation, config.data.chat_template_kwargs)
     model = load_reward_model(backbone, folders)
     answers = map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION)))
     figures = reward_accuracy(answers, truth, model, coarse, config.run.type_names, config.data.pixel_budget)

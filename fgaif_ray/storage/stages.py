@@ -164,7 +164,7 @@ def responses(config: Config, images: AskedImages) -> Stage:
     policy = [config.policy.model, config.sample.engine.dtype]
     prompts = images.prompts_of(images.sample, config.data.prompts)
     provided = [images.provided_key] if images.provided else []
-    seen = [*provided, *pixel_key(config)]
+    seen = [*provided, *reading_key(config)]
     key = fingerprint("sample-1", config.run.seed, sampling, policy, prompts, images.sample, *seen)
     return Stage(config.run.dir, RESPONSES, key)
 
@@ -212,13 +212,14 @@ def verdicts(config: Config, of_responses: str | None = None) -> str:
     return fingerprint("verdicts-1", source, _asked(config), verdict_key(config.label.verifier), *types)
 
 
-def pixel_key(config: Config) -> list[dict[str, int]]:
-    """What a stage that opens images depends on beside them: the limits of ``data`` that are set, if any is.
+def reading_key(config: Config) -> list[dict[str, Any]]:
+    """What a stage that shows images to a model depends on beside them: limits of pixels and variables of chat
+    templates, if any is set.
 
     Stages that come after another one of this kind have it from there.
     """
-    limits = config.data.pixel_limits
-    return [limits] if limits else []
+    template = config.data.chat_template_kwargs
+    return [part for part in (config.data.pixel_limits, {"chat_template_kwargs": template} if template else {}) if part]
 
 
 def verdict_key(verifier: VerifierConfig) -> str:
@@ -239,7 +240,7 @@ def audit(config: Config, count: int, seed: int) -> Stage:
 def calibration(config: Config, which: str, verifier: VerifierConfig, threshold: Any) -> Stage:
     """Thresholds of a verifier; ``which`` is CALIBRATION or SECOND_CALIBRATION."""
     types = label_key(config.run.types)
-    key = fingerprint("calibration-1", verdict_key(verifier), threshold, *types, *pixel_key(config))
+    key = fingerprint("calibration-1", verdict_key(verifier), threshold, *types, *reading_key(config))
     return Stage(config.run.dir, which, key)
 
 
@@ -272,11 +273,11 @@ def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) 
         config.run.seed,
         align,
         rollout,
-        config.policy.model_dump(),
+        config.policy.model_dump(include={"model", "dtype"}),
         prompts,
         images.align,
         versions,
-        *pixel_key(config),
+        *reading_key(config),
     )
     return Stage(config.run.dir, POLICY, key)
 
@@ -311,7 +312,7 @@ def benchmark(config: Config, name: str, questions: Sequence[Any], suffix: str, 
     """
     models = [config.policy.model, config.evaluate.engine.dtype]
     of_policy = _fingerprint_of(config, POLICY)
-    key = fingerprint("benchmark-1", questions, suffix, images, models, of_policy, *pixel_key(config))
+    key = fingerprint("benchmark-1", questions, suffix, images, models, of_policy, *reading_key(config))
     return Stage(config.run.dir, f"{BENCHMARKS}/{name}", key)
 
 
@@ -393,5 +394,5 @@ def _evaluated(config: Config, images: AskedImages) -> tuple[Any, ...]:
         config.data.source,
         images.prompts_of(images.evaluate, config.data.prompts),
         images.evaluate,
-        *pixel_key(config),
+        *reading_key(config),
     )

@@ -12,7 +12,7 @@ import copy
 import functools
 import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -170,7 +170,9 @@ class Backbone:
         return tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else None)
 
 
-def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") -> Backbone:
+def load_backbone(
+    path: str, dtype: str = "auto", quantisation: str = "none", template: Mapping[str, Any] | None = None
+) -> Backbone:
     """Load a frozen vision-language model from a folder, or from the local Hugging Face cache.
 
     Nothing is fetched from the network.
@@ -180,6 +182,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
         quantisation: ``4bit`` holds the linear layers of the decoder in NF4 (QLoRA, Dettmers et al. 2023), on the
             current GPU; all other layers keep ``dtype``.
+        template: variables for the chat template.
 
     Returns:
         The backbone on the CPU (``move_to`` moves it), in eval mode, dropout 0, without gradients.
@@ -187,7 +190,7 @@ def load_backbone(path: str, dtype: str = "auto", quantisation: str = "none") ->
     Raises:
         UserError: the checkpoint is not downloaded, not supported or broken; or this machine cannot quantise.
     """
-    front_end = load_front_end(path)
+    front_end = load_front_end(path, template)
     config = copy.deepcopy(front_end.config)
     skeleton = build_skeleton(path, config)
     options = _quantisation_options(dtype, skeleton) if quantisation == "4bit" else {}

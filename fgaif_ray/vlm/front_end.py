@@ -7,10 +7,11 @@ How a model family writes an image into its prompt is known to its processor alo
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.prompts import messages_of, shown_prompt
 from fgaif_ray.vlm.checkpoint import end_token_ids, load_config_and_processor
 from fgaif_ray.vlm.inputs import EncodedPrompt
 
@@ -37,7 +38,14 @@ class FrontEnd:
     Example: ``load_front_end("Qwen/Qwen2.5-VL-7B-Instruct").prompt_ids("Describe this image.")``
     """
 
-    def __init__(self, path: str, config: Any, processor: Any, eos_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        path: str,
+        config: Any,
+        processor: Any,
+        eos_token_ids: Sequence[int] = (),
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
         """Takes over what has been loaded.
 
         Args:
@@ -45,6 +53,7 @@ class FrontEnd:
             config: the checkpoint's configuration.
             processor: its processor, with a chat template.
             eos_token_ids: of its ``generation_config``; the tokenizer's own where there are none.
+            template: variables for the chat template.
         """
         self.path = path
         self.config = config
@@ -53,6 +62,7 @@ class FrontEnd:
         own = self.tokenizer.eos_token_id
         self.eos_token_ids = tuple(dict.fromkeys([*([] if own is None else [int(own)]), *eos_token_ids]))
         """Tokens that end a response, the tokenizer's own first."""
+        self._template = dict(template or {})
         self._image_token_id = int(getattr(config, "image_token_id", None) or processor.image_token_id)
         self._prompt_ids = functools.lru_cache(maxsize=PROMPT_CACHE)(self._tokenise_prompt)
 
@@ -73,10 +83,23 @@ class FrontEnd:
         return sorted(banned - set(self.eos_token_ids))
 
     def prompt_text(self, prompt: str, images: int = 1) -> str:
-        """The chat template with the images, the prompt, and the opening of the answer."""
-        content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": prompt}]
+        """The chat template with the prompt's messages, its images in their places, and the opening of the answer.
+
+        Args:
+            prompt: plain text or chat messages, see ``fgaif_ray.prompts``.
+            images: how many images are shown with it.
+
+        Raises:
+            ValueError: the prompt has places for another number of images, or spells out a special token.
+        """
+        messages = messages_of(prompt, images)
+        for part in (part for message in messages for part in message["content"]):
+            if spelled := self._special_tokens.search(part.get("text", "")):
+                raise ValueError(
+                    f"the prompt holds the special token {spelled.group()!r}, which would not be read as text"
+                )
         text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False, **self._template
         )
         return text
 
@@ -84,7 +107,7 @@ class FrontEnd:
         """Token ids of ``prompt_text`` as a vLLM engine takes them beside the images, which it expands itself.
 
         Raises:
-            ValueError: the prompt holds a special token.
+            ValueError: see ``prompt_text``.
         """
         return self._prompt_ids(prompt, images)
 
@@ -92,13 +115,12 @@ class FrontEnd:
         """The prompt and its images as the model reads them, made by the checkpoint's own processor.
 
         Args:
-            prompt: without the chat template.
-            images: RGB, at least one.
+            prompt: plain text or chat messages.
+            images: RGB, in the order of their places.
 
         Raises:
-            ValueError: the prompt holds a special token.
+            ValueError: see ``prompt_text``.
         """
-        self._prompt_ids(prompt, len(images))  # refuses what would not fit together
         text = self.prompt_text(prompt, len(images))
         encoded = dict(
             self.processor(
@@ -135,7 +157,7 @@ class FrontEnd:
                         f"{max_model_len} (max_model_len) for an answer"
                     )
             except ValueError as error:
-                raise UserError(f"{prompt[:SHOWN_PROMPT]!r}... cannot be asked: {error}.") from error
+                raise UserError(f"{shown_prompt(prompt)[:SHOWN_PROMPT]!r}... cannot be asked: {error}.") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text that ``fgaif_ray.segments.token_offsets`` refers to."""
@@ -155,8 +177,6 @@ class FrontEnd:
         return found
 
     def _tokenise_prompt(self, prompt: str, images: int) -> tuple[int, ...]:
-        if spelled := self._special_tokens.search(prompt):
-            raise ValueError(f"the prompt holds the special token {spelled.group()!r}, which would not be read as text")
         text = self.prompt_text(prompt, images)
         return tuple(self.tokenizer(text, add_special_tokens=not self._begins_with_bos(text))["input_ids"])
 
@@ -175,14 +195,15 @@ class FrontEnd:
         return self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
 
 
-def load_front_end(path: str) -> FrontEnd:
+def load_front_end(path: str, template: Mapping[str, Any] | None = None) -> FrontEnd:
     """Load a front end from a folder, or from the local Hugging Face cache; nothing is fetched from the network.
 
     Args:
         path: checkpoint folder, or the name of one that has been downloaded, e.g. ``llava-hf/llava-1.5-7b-hf``.
+        template: variables for the chat template.
 
     Raises:
         UserError: the checkpoint is not downloaded, not supported or broken.
     """
     config, processor = load_config_and_processor(path)
-    return FrontEnd(path, config, processor, end_token_ids(path))
+    return FrontEnd(path, config, processor, end_token_ids(path), template)

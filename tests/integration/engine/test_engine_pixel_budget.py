@@ -104,6 +104,6 @@ def test_control_items_show_reduced_images(config: Config, engine: RecordingEngi
 
 def test_thresholds_are_calibrated_on_reduced_images(config: Config, engine: RecordingEngine) -> None:
     [image] = prepare_images(config).evaluate
-    verifier = CalibrationVerifier(config.label.verifier, config.data.pixel_budget)
+    verifier = CalibrationVerifier(config.label.verifier, config.data)
     verifier(sealed({"number": 0, "image": image, "fact": "There is a circle."}, FACTS_SCHEMA))
     assert engine.sizes == [REDUCED]

@@ -16,7 +16,7 @@ from jobs.cli import SECTIONS, SUMMARIES, main, run_job
 from jobs.old_flags import replace_old_flag
 
 ARGUMENTS = ["--config", "configs/shapes.yaml"]
-WITHOUT_CONFIGURATION = {"audit", "export", "demo", "pretrain-shapes"}
+WITHOUT_CONFIGURATION = {"audit", "check-model", "export", "demo", "pretrain-shapes"}
 """Commands whose own help has no ``--config``."""
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from support.paths import ROOT
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.prompts import canonical_prompt
 from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 
@@ -60,9 +61,29 @@ def test_a_prompt_fits_an_engine_with_one_more_position(front_end: FrontEnd, ima
         front_end.check_prompts([PROMPT], length)
 
 
-def test_a_prompt_with_the_image_token_is_refused(front_end: FrontEnd) -> None:
-    with pytest.raises(ValueError, match="special token '<image>'"):
-        front_end.prompt_ids("Compare with <image> please.")
+def test_a_prompt_that_spells_out_a_special_token_is_refused(front_end: FrontEnd) -> None:
+    with pytest.raises(ValueError, match="special token '</s>'"):
+        front_end.prompt_ids("Say </s> please.")
+
+
+def test_a_marker_is_the_place_of_the_image(front_end: FrontEnd, image: Image.Image) -> None:
+    assert front_end.prompt_text("Look at <image> please.").count("<image>") == 1
+    encoded = front_end.encode_prompt("Compare <image> with <image> please.", [image, image])
+    assert encoded.image_tokens == 2 * front_end.encode_prompt(PROMPT, [image]).image_tokens
+    with pytest.raises(ValueError, match=r"2 places for an image .* asked with 1 image"):
+        front_end.prompt_ids("Compare <image> with <image>.")
+
+
+def test_a_system_message_comes_into_the_prompt() -> None:
+    part = "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+    message = "[{{ message.role }}]{% for part in message.content %}" + part + "{% endfor %}"
+    template = "{% for message in messages %}" + message + "{% endfor %}{% if shout %}!{% endif %}"
+    front_end = load_front_end(CHECKPOINT, {"shout": True})
+    front_end.processor.chat_template = template
+    chat = canonical_prompt(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is <image>?"}]
+    )
+    assert front_end.prompt_text(chat) == "[system]Be brief.[user]What is <image>?!"
 
 
 def test_all_special_tokens_are_banned_but_those_that_end_a_response(front_end: FrontEnd) -> None:
