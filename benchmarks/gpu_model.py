@@ -196,7 +196,7 @@ def scoring_items(shape: Shape, lengths: Sequence[int], seed: int) -> list[Scori
     for image, length in zip(draw_images(len(lengths), seed), lengths, strict=True):
         words = [f"w{index}" for index in generator.choices(range(FIRST_WORD, shape.image_token_id), k=length)]
         segments = [" ".join(words[start : start + SEGMENT_WORDS]) for start in range(0, length, SEGMENT_WORDS)]
-        items.append(ScoringItem(image, PROMPT, segments))
+        items.append(ScoringItem([image], PROMPT, segments))
     return items
 
 

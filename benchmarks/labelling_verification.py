@@ -136,7 +136,7 @@ def _prepare(config: Config) -> list[tuple[str, list[str]]]:
     answers = AnswerWriter(cache_folder(config.run.dir, None))
     rows: list[dict[str, Any]] = []
     facts_of_rows: list[tuple[str, list[str]]] = []
-    for image in prepare_images(config).sample:
+    for (image,) in prepare_images(config).sample:
         response = write_caption(truth[image], POLICY_ERRORS, random.Random(f"{config.run.seed} {image}"))
         spans = [(span.start, span.end) for span in split_segments(response)]
         facts = [[Fact(claim.type, claim.statement()) for claim in claims] for claims in read_claims(response, spans)]
@@ -172,7 +172,7 @@ def _run_bare(engine: Any, front_end: FrontEnd, rows: Sequence[tuple[str, list[s
     prompts = []
     for path, facts in rows:
         image = load_image(path)
-        prompts += [image_prompt(front_end.prompt_ids(prompt.render(statement=fact)), image) for fact in facts]
+        prompts += [image_prompt(front_end.prompt_ids(prompt.render(statement=fact)), [image]) for fact in facts]
     words = front_end.tokens_of("yes") | front_end.tokens_of("no")
     parameters = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=list(words), detokenize=False)
     start = time.perf_counter()

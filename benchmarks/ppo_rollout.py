@@ -37,7 +37,7 @@ def measure(config: Config, rounds: int) -> Rounds:
         worker = RolloutWorker(config, banned)
         worker.serve(version)
         requests = [
-            [RolloutRequest(backbone.front_end.prompt_ids(one.prompt), one.image, one.seed) for one in batch]
+            [RolloutRequest(backbone.front_end.prompt_ids(one.prompt), (one.image,), one.seed) for one in batch]
             for batch in questions
         ]
         bare = _Bare(config, banned, folder)
@@ -87,4 +87,4 @@ class _Bare:
 
 
 def _prompts(backbone: Backbone, questions: list[Question]) -> list[Any]:
-    return [image_prompt(backbone.front_end.prompt_ids(one.prompt), decode_image(one.image)) for one in questions]
+    return [image_prompt(backbone.front_end.prompt_ids(one.prompt), [decode_image(one.image)]) for one in questions]

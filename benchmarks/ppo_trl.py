@@ -93,7 +93,7 @@ class OwnStep:
         for question in questions:
             ids, image = self._model.backbone.front_end.prompt_ids(question.prompt), decode_image(question.image)
             for sample in range(SAMPLES):
-                requests.append(RolloutRequest(ids, question.image, question.seed * SAMPLES + sample))
+                requests.append(RolloutRequest(ids, (question.image,), question.seed * SAMPLES + sample))
                 images.append(image)
         found = self._worker.generate(requests, version)
         return [rollout for rollout in found if isinstance(rollout, Rollout)], images

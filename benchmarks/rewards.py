@@ -83,7 +83,7 @@ def make_load(count: int) -> Load:
         image: Image.Image = render(scene)
         prompt, text = generator.choice(CAPTION_PROMPTS), write_caption(scene, POLICY_ERRORS, generator)
         requests.append(reward_item(image, prompt, text))
-        items.append(ScoringItem(image, prompt, [text[span.start : span.end] for span in split_segments(text)]))
+        items.append(ScoringItem([image], prompt, [text[span.start : span.end] for span in split_segments(text)]))
     return Load(requests, items)
 
 

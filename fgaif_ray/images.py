@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SMALLEST_PHOTO: Final = 128
 """Pixels; images with no side as long are shown without loss and enlarged."""
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+GAP: Final = 4
+"""Pixels between images that are shown side by side."""
 DRAFT_SIDES: Final = 2
 """A JPEG is decoded at a fraction of its size where that leaves so many times the sides that are wanted."""
 MAX_DATA_URL_BYTES: Final = 32 << 20
@@ -93,6 +96,15 @@ def load_image(path: str, budget: PixelBudget = UNLIMITED) -> Image.Image:
         raise UserError(f"{path} is not a usable image: {error}; remove or replace it.") from error
 
 
+def load_images(paths: Iterable[str], budget: PixelBudget = UNLIMITED) -> tuple[Image.Image, ...]:
+    """Open the images of a prompt, in order; see ``load_image``.
+
+    Raises:
+        UserError: one of them cannot be read or is not a usable image.
+    """
+    return tuple(load_image(path, budget) for path in paths)
+
+
 def find_images(folder: str) -> list[str]:
     """List the image files under a folder, a local path or a URI, sorted by path.
 
@@ -114,6 +126,20 @@ def find_images(folder: str) -> list[str]:
 
 def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Join the images of a prompt to one picture for people, from left to right, all of the height of the highest."""
+    if len(images) == 1:
+        return images[0]
+    height = max(image.height for image in images)
+    widths = [max(1, round(image.width * height / image.height)) for image in images]
+    joined = Image.new("RGB", (sum(widths) + GAP * (len(images) - 1), height), "white")
+    left = 0
+    for image, width in zip(images, widths, strict=True):
+        joined.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, 0))
+        left += width + GAP
+    return joined
 
 
 def picture_url(image: Image.Image, largest_side: int) -> str:

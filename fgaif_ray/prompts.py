@@ -17,6 +17,11 @@ _TEXT_TYPES: Final = ("text", "input_text", None)
 _MARKER: Final = re.compile(rf"(?:\r?\n[ \t]*)?{IMAGE_MARKER}(?:[ \t]*\r?\n)?")
 """A marker with the line breaks that set it apart from the text: templates set their own."""
 
+
+class ImagePlacesError(ValueError):
+    """The number of places for images in a prompt is not the number of its images."""
+
+
 Part = dict[str, str]
 """``{"type": "image"}`` or ``{"type": "text", "text": ...}``."""
 
@@ -35,21 +40,30 @@ def messages_of(prompt: str, images: int = 1) -> list[dict[str, Any]]:
         ``{"type": "text", "text": ...}``.
 
     Raises:
-        ValueError: the prompt has another number of places than images, or is not a conversation that can be answered.
+        ImagePlacesError: the prompt has another number of places than images.
+        ValueError: it is not a conversation that can be answered.
     """
-    chat = parse_chat(prompt)
-    messages = _messages(chat) if chat is not None else [_message({"role": "user", "content": prompt}, 1)]
+    messages = _messages_in(prompt)
     places = sum(_places(message) for message in messages)
     if places == 0:
         first = next(message for message in messages if message["role"] == "user")
         texts = [part for part in first["content"] if part["text"] or not images]
         first["content"] = [{"type": "image"} for _ in range(images)] + texts
     elif places != images:
-        raise ValueError(
+        raise ImagePlacesError(
             f"the prompt has {_counted(places, 'place')} for an image ({IMAGE_MARKER}) but is asked with "
             f"{_counted(images, 'image')}: give as many places as images, or none"
         )
     return messages
+
+
+def count_places(prompt: str) -> int:
+    """Count the places for images in a prompt.
+
+    Raises:
+        ValueError: it is not a conversation that can be answered.
+    """
+    return sum(map(_places, _messages_in(prompt)))
 
 
 def canonical_prompt(messages: Any) -> str:
@@ -152,6 +166,11 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     if not any(part["type"] == "image" or part["text"].strip() for part in last["content"]):
         raise ValueError("the last message is empty: a prompt ends with something to answer")
     return messages
+
+
+def _messages_in(prompt: str) -> list[dict[str, Any]]:
+    chat = parse_chat(prompt)
+    return _messages(chat) if chat is not None else [_message({"role": "user", "content": prompt}, 1)]
 
 
 def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -49,18 +49,19 @@ def run(config: Config) -> None:
         say(f"align: {stage.folder} is up to date.")
         return
 
-    from actors.alignment.run import publish_policy, reward_app, train_policy
+    from actors.alignment.run import askable_prompts, publish_policy, reward_app, train_policy
     from actors.cluster.connect import cluster_address
     from fgaif_ray.rl.trackers import require_packages
     from fgaif_ray.vlm.front_end import load_front_end
 
     require_packages(config.align.tracking)
-    asked = (prompt for _, prompt in sets.questions(sets.align, config.data.prompts))
+    asked = askable_prompts(sets, config.data)
     front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
-    front_end.check_prompts(asked, config.align.rollout.engine.max_model_len)
+    with_counts = ((prompt, len(images)) for images, prompts in asked.items() for prompt in prompts)
+    front_end.check_prompts(with_counts, config.align.rollout.engine.max_model_len)
     stage.begin(overwrite=config.run.overwrite)
     with connect(config), reward_app(config) as app_name:
-        steps, done_before = train_policy(config, stage, sets, app_name, front_end.banned_token_ids)
+        steps, done_before = train_policy(config, stage, asked, app_name, front_end.banned_token_ids)
     goodput = publish_policy(config, stage, steps, done_before, time.monotonic() - started)
     say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
 

@@ -17,6 +17,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.rows import REJECTED_FOLDER, EvaluationAnswer
 from fgaif_ray.progress import say, say_rejected
+from fgaif_ray.records import MORE_IMAGES, ImageRow, read_images
 from fgaif_ray.storage import stages
 from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
@@ -53,19 +54,23 @@ def run(config: Config) -> None:
     keep_before(stage, before)
     answer(config, stage, questions)
     answers = [EvaluationAnswer.from_row(row) for row in storage.read_rows(stage.partial)]
-    rejected = {row["image"]: row["reason"] for row in storage.read_rows(rejected_folder(stage), ["image", "reason"])}
-    kept = [image for image in images if image not in rejected]
-    if len(answers) != sum(question.image not in rejected for question in questions):
-        raise RuntimeError(f"{len(questions)} questions gave {len(answers)} answers")
+    refused = list(storage.read_rows(rejected_folder(stage), ["id", "image", MORE_IMAGES.name, "reason"]))
+    reasons = {ImageRow(**read_images(row)).images: row["reason"] for row in refused}
+    if len(answers) + len({row["id"] for row in refused}) != len(questions):
+        raise RuntimeError(f"{len(questions)} questions gave {len(answers)} answers and {len(refused)} rejections")
+    answered = {one.question.images for one in answers}
+    kept = [one for one in images if one in answered]
     if not kept:
-        raise UserError(f"None of the {len(images)} images could be read; the first: {rejected[images[0]]}")
+        raise UserError(f"None of the {len(images)} images could be asked about; the first: {reasons[images[0]]}")
     metrics = measure(config, answers, truth, splits)
-    metrics["rejected_images"] = len(rejected)
+    rejected = len(images) - len(kept)
+    metrics["rejected_images"] = rejected
     metrics["seconds"] = round(time.monotonic() - started, 1)
     storage.write_json(storage.join(stage.partial, METRICS_FILE), metrics)
-    counts = {"images": len(kept), "rows": len(answers), "rejected_images": len(rejected)}
+    counts = {"images": len(kept), "rows": len(answers), "rejected_images": rejected}
     stage.publish(counts | {"before": before})
-    say_rejected("evaluate", rejected.items(), len(rejected), storage.join(stage.folder, REJECTED_FOLDER))
+    named = ((one[0], reason) for one, reason in reasons.items())
+    say_rejected("evaluate", named, len(reasons), storage.join(stage.folder, REJECTED_FOLDER))
     say(f"evaluate: {len(answers)} answers about {len(kept)} images, figures in {stage.folder}/{METRICS_FILE}.")
 
 

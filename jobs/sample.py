@@ -72,7 +72,9 @@ def run(config: Config) -> None:
         {
             "rows": kept,
             "rejected": rejected,
-            "rejected_images": [one.to_row() for one in named],
+            "rejected_images": [
+                {name: value for name, value in one.to_row().items() if value is not None} for one in named
+            ],
             "finish_reasons": dict(reasons),
             "seconds": round(time.monotonic() - started, 1),
         }

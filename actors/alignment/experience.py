@@ -19,6 +19,7 @@ from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image
 from fgaif_ray.pixel_budget import PixelBudget
+from fgaif_ray.records import image_fields
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rl.plan import Draw
 from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
@@ -26,19 +27,24 @@ from fgaif_ray.vlm.front_end import FrontEnd
 
 logger = logging.getLogger(__name__)
 
+PromptIds = dict[tuple[str, int], tuple[int, ...]]
+"""Token ids by prompt and number of images."""
+OpenedImages = dict[str, tuple[bytes, Image]]
+"""File and picture of each image, by path."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """One worker's responses of a step; their rewards may still be on the way."""
 
     draws: tuple[Draw, ...]
-    images: tuple[Image, ...]
-    """``[responses]``; responses to one image share the object."""
+    images: tuple[tuple[Image, ...], ...]
+    """``[responses]`` images of each; responses to the same image share the object."""
     rollouts: tuple[Rollout, ...]
     verdicts: "Future[tuple[list[TypeVerdicts], float]]"
     """``[responses]``, and the seconds that the reward service took."""
     unreadable: int
-    """Draws left out because their image cannot be read, or does not fit the engine."""
+    """Draws left out because an image cannot be read, or they do not fit the engine."""
     version: PolicyVersion
     began: float
     ended: float
@@ -52,7 +58,7 @@ class Sampled:
         for draw, rollout, verdict in zip(self.draws, self.rollouts, verdicts, strict=True):
             trajectory = Trajectory(
                 sample_id=draw.sample_id,
-                image=draw.image,
+                **image_fields(draw.images),
                 prompt=draw.prompt,
                 token_ids=rollout.token_ids,
                 behaviour_log_probs=rollout.log_probs,
@@ -99,47 +105,45 @@ class ExperienceSource:
             Its result raises UserError where none of the images can be read.
         """
         # A tokenizer is not safe in two threads at once, and the learner uses it for its own passes.
-        prompt_ids = {prompt: self._front_end.prompt_ids(prompt) for prompt in {draw.prompt for draw in draws}}
-        return self._sampling.submit(self._sample, tuple(draws), prompt_ids, version, sync)
+        return self._sampling.submit(self._sample, tuple(draws), self._prompt_ids(draws), version, sync)
 
     def probe(
         self, draws: Sequence[Draw], version: PolicyVersion
-    ) -> tuple[tuple[Draw, ...], list[Image], tuple[Rollout, ...]]:
+    ) -> tuple[tuple[Draw, ...], list[tuple[Image, ...]], tuple[Rollout, ...]]:
         """Sample a few responses at once, without rewards, from every rollout worker in turn.
 
         Returns:
-            What was drawn of it, the images, and the responses, ``[responses]`` each.
+            What was drawn of it, the images of each, and the responses, ``[responses]`` each.
 
         Raises:
             UserError: none of the images can be read, or none suits the engine.
         """
         wanted, opened = _readable(draws, self._budget)
-        requests = [
-            RolloutRequest(self._front_end.prompt_ids(one.prompt), opened[one.image][0], one.seed) for one in wanted
-        ]
+        requests = _requests(wanted, self._prompt_ids(wanted), opened)
         kept, rollouts = _answered(wanted, sample(self._workers, requests, version))
-        return kept, [opened[draw.image][1] for draw in kept], rollouts
+        return kept, [_pictures(draw, opened) for draw in kept], rollouts
 
     def close(self) -> None:
         """Release the threads without waiting for what is under way."""
         for pool in (self._sampling, self._asking):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _sample(
-        self, wanted: tuple[Draw, ...], prompt_ids: dict[str, tuple[int, ...]], version: PolicyVersion, sync: bool
-    ) -> Sampled:
+    def _prompt_ids(self, draws: Sequence[Draw]) -> PromptIds:
+        asked = {(draw.prompt, len(draw.images)) for draw in draws}
+        return {one: self._front_end.prompt_ids(*one) for one in asked}
+
+    def _sample(self, wanted: tuple[Draw, ...], prompt_ids: PromptIds, version: PolicyVersion, sync: bool) -> Sampled:
         draws, opened = _readable(wanted, self._budget)
         sync_began = time.monotonic()
         if sync:
             ray.get([worker.serve.remote(version) for worker in self._workers])
         began = time.monotonic()
-        requests = [RolloutRequest(prompt_ids[draw.prompt], opened[draw.image][0], draw.seed) for draw in draws]
-        answers = sample(self._workers, requests, version)
+        answers = sample(self._workers, _requests(draws, prompt_ids, opened), version)
         ended = time.monotonic()
         draws, rollouts = _answered(draws, answers)
         items = [
             {
-                "image": opened[draw.image][0],
+                "images": _files(draw, opened),
                 "prompt": draw.prompt,
                 "response": None,
                 "response_token_ids": list(rollout.token_ids),
@@ -148,7 +152,7 @@ class ExperienceSource:
         ]
         return Sampled(
             draws=draws,
-            images=tuple(opened[draw.image][1] for draw in draws),
+            images=tuple(_pictures(draw, opened) for draw in draws),
             rollouts=rollouts,
             verdicts=self._asking.submit(self._score, items),
             unreadable=len(wanted) - len(draws),
@@ -163,6 +167,20 @@ class ExperienceSource:
         return self._rewarder.score(items), time.monotonic() - began
 
 
+def _files(draw: Draw, opened: OpenedImages) -> tuple[bytes, ...]:
+    return tuple(opened[path][0] for path in draw.images)
+
+
+def _pictures(draw: Draw, opened: OpenedImages) -> tuple[Image, ...]:
+    return tuple(opened[path][1] for path in draw.images)
+
+
+def _requests(draws: Sequence[Draw], prompt_ids: PromptIds, opened: OpenedImages) -> list[RolloutRequest]:
+    return [
+        RolloutRequest(prompt_ids[draw.prompt, len(draw.images)], _files(draw, opened), draw.seed) for draw in draws
+    ]
+
+
 def _answered(
     asked: Sequence[Draw], answers: "Sequence[Rollout | RefusedRollout]"
 ) -> tuple[tuple[Draw, ...], tuple[Rollout, ...]]:
@@ -174,7 +192,7 @@ def _answered(
     draws, rollouts = [], []
     for draw, answer in zip(asked, answers, strict=True):
         if isinstance(answer, RefusedRollout):
-            logger.warning("left out %s: %s", draw.image, answer.reason)
+            logger.warning("left out %s: %s", ", ".join(draw.images), answer.reason)
             refused = answer
         else:
             draws.append(draw)
@@ -184,24 +202,24 @@ def _answered(
     return tuple(draws), tuple(rollouts)
 
 
-def _readable(wanted: Sequence[Draw], budget: PixelBudget) -> tuple[tuple[Draw, ...], dict[str, tuple[bytes, Image]]]:
-    """The draws whose images can be read, and file and picture of each image.
+def _readable(wanted: Sequence[Draw], budget: PixelBudget) -> tuple[tuple[Draw, ...], OpenedImages]:
+    """The draws whose images can all be read, and what was read.
 
     Raises:
         UserError: there are none.
     """
     opened = _open_images(wanted, budget)
-    draws = tuple(draw for draw in wanted if draw.image in opened)
+    draws = tuple(draw for draw in wanted if all(path in opened for path in draw.images))
     if not draws:
         step = int(wanted[0].sample_id.split("-")[0]) + 1
-        raise UserError(f"None of the images of PPO step {step} can be read, {wanted[0].image} for one.")
+        raise UserError(f"None of the images of PPO step {step} can be read, {wanted[0].images[0]} for one.")
     return draws, opened
 
 
-def _open_images(draws: Sequence[Draw], budget: PixelBudget) -> dict[str, tuple[bytes, Image]]:
-    """Load the readable images, file and picture, by path; the others are named in the log."""
-    opened: dict[str, tuple[bytes, Image]] = {}
-    for path in {draw.image: None for draw in draws}:
+def _open_images(draws: Sequence[Draw], budget: PixelBudget) -> OpenedImages:
+    """Load the readable images; the others are named in the log."""
+    opened: OpenedImages = {}
+    for path in {path: None for draw in draws for path in draw.images}:
         try:
             data = storage.read_bytes(path)
             opened[path] = data, decode_image(data, budget)

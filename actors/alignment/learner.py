@@ -78,13 +78,13 @@ class LearnerTask:
     """The driver's settings for the learner workers."""
 
     config: Config
-    images: tuple[str, ...]
+    images: tuple[tuple[str, ...], ...]
     folder: str
     """The stage's partial folder, for adapters and logs."""
     critic_from: str | None
     reward_app: str
     rollout_workers: tuple[ActorHandle[Any], ...]
-    own_prompts: Mapping[str, Sequence[str]] | None = None
+    own_prompts: Mapping[tuple[str, ...], Sequence[str]] | None = None
     """Prompts of each image, where the source has them."""
 
 

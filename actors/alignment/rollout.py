@@ -49,9 +49,9 @@ class RolloutRequest:
     """One prompt to answer."""
 
     prompt_token_ids: tuple[int, ...]
-    """``[prompt_tokens]`` with the image as one token."""
-    image: bytes
-    """Encoded image file."""
+    """``[prompt_tokens]`` with each image as one token."""
+    images: tuple[bytes, ...]
+    """Encoded image files, in the order of their places."""
     seed: int
     """Seed that decides the response, whatever else is in the batch."""
 
@@ -68,12 +68,12 @@ class Rollout:
     """``stop`` or ``length``."""
     policy_version: int
     prompt_token_ids: tuple[int, ...]
-    """``[prompt_tokens]`` with the image expanded, as the engine read them."""
+    """``[prompt_tokens]`` with the images expanded, as the engine read them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedRollout:
-    """There is no response, since the engine does not take the prompt with its image."""
+    """There is no response, since the engine does not take the prompt with its images."""
 
     reason: str
 
@@ -105,7 +105,14 @@ class RolloutWorker:
         self._budget = config.data.pixel_budget
         self._options = sampling_options(rollout, banned)
         rank = None if self._merged else config.align.lora.rank
-        self._engine = start_engine(self._model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1)
+        self._engine = start_engine(
+            self._model,
+            rollout.engine,
+            lora_rank=rank,
+            seed=config.run.seed,
+            log_probs=1,
+            images=config.data.images_per_prompt,
+        )
         self._shared = SharedEngine(self._engine, self._load)
         self._adapter: Any = None
         self._slot = 1
@@ -121,7 +128,8 @@ class RolloutWorker:
         from vllm import SamplingParams
 
         prompts = [
-            image_prompt(request.prompt_token_ids, decode_image(request.image, self._budget)) for request in requests
+            image_prompt(request.prompt_token_ids, [decode_image(file, self._budget) for file in request.images])
+            for request in requests
         ]
         parameters = [SamplingParams(seed=request.seed, **self._options) for request in requests]
         began = time.monotonic()

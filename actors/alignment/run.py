@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -18,14 +18,14 @@ from actors.cluster.lost_nodes import is_loss
 from actors.rewards import service as reward_service
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
-from fgaif_ray.config import Config
+from fgaif_ray.config import Config, DataConfig
 from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.rewards.files import published_reward_folders
 from fgaif_ray.rl.policy_card import policy_card
 from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
 from fgaif_ray.rl.watch import progress_note
-from fgaif_ray.sources import ImageSets
+from fgaif_ray.sources import Images, ImageSets
 
 TRAIN_FOLDER: Final = "train"
 """Ray Train's own folder inside the partial stage: its checkpoints."""
@@ -46,15 +46,42 @@ def reward_app(config: Config) -> Iterator[str]:
             reward_service.shutdown(config.serve.app_name)
 
 
+def askable_prompts(sets: ImageSets, data: DataConfig) -> dict[Images, list[str]]:
+    """Find the images to align on with the prompts that can be asked about them; the others are said with the reason.
+
+    Raises:
+        UserError: none can be asked.
+    """
+    found: dict[Images, list[str]] = {}
+    refused: list[str] = []
+    for images in sets.align:
+        for prompt in data.prompts if sets.prompts is None else sets.prompts[images]:
+            try:
+                data.check_prompt(prompt, len(images))
+            except ValueError as error:
+                refused.append(f"{', '.join(images)}: {error}")
+            else:
+                found.setdefault(images, []).append(prompt)
+    if not found:
+        raise UserError(f"None of the prompts for PPO can be asked; the first, about {refused[0]}.")
+    if refused:
+        say(f"align: {len(refused)} prompts cannot be asked and are left out; the first, about {refused[0]}.")
+    return found
+
+
 def train_policy(
-    config: Config, stage: storage.Stage, sets: ImageSets, app_name: str, banned: Sequence[int]
+    config: Config,
+    stage: storage.Stage,
+    asked: Mapping[Images, Sequence[str]],
+    app_name: str,
+    banned: Sequence[int],
 ) -> tuple[int, int]:
     """Run rollout workers and the learner to the last step.
 
     Args:
         config: the configuration.
         stage: of the policy, begun.
-        sets: the images.
+        asked: the images to align on, with their prompts.
         app_name: of the Serve application that scores.
         banned: token ids that are never sampled.
 
@@ -71,12 +98,12 @@ def train_policy(
     with rollout_workers(config, banned) as workers:
         task = LearnerTask(
             config=config,
-            images=tuple(sets.align),
+            images=tuple(asked),
             folder=folder,
             critic_from=published_reward_folders(config)[critic] if critic is not None else None,
             reward_app=app_name,
             rollout_workers=tuple(workers),
-            own_prompts=None if sets.prompts is None else {image: sets.prompts[image] for image in sets.align},
+            own_prompts=asked,
         )
         trainer = TorchTrainer(
             cast("Any", train),  # Ray's annotation does not know that a loop may return

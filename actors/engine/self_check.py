@@ -122,7 +122,7 @@ def _ask(engine: "LLM", policy: PolicyModel, images: Sequence[Image], adapter: A
         SamplingParams(seed=seed, max_tokens=TOKENS, logprobs=0, logit_bias=ban, detokenize=False)
         for seed in range(len(images))
     ]
-    prompts = [image_prompt(front_end.prompt_ids(PROBE_PROMPT), image) for image in images]
+    prompts = [image_prompt(front_end.prompt_ids(PROBE_PROMPT), [image]) for image in images]
     outputs: list[RequestOutput] = []
     for output in generate(engine, prompts, parameters, adapter=adapter):
         if isinstance(output, PromptRefusedError):
@@ -172,7 +172,7 @@ def _reward_forward(backbone: Backbone) -> CheckResult:
     model = RewardModel(backbone)
     model.add("existence", LoRAOptions(rank=RANK, alpha=2 * RANK), seed=0)
     model.to(backbone.device)
-    items = [ScoringItem(probe_image(336, 336, seed), PROBE_PROMPT, SEGMENTS) for seed in range(2)]
+    items = [ScoringItem([probe_image(336, 336, seed)], PROBE_PROMPT, SEGMENTS) for seed in range(2)]
     first, second = model.score("existence", items)
     if first.shape != (len(SEGMENTS), len(CLASS_NAMES)):
         return CheckResult(what, f"of the shape {first.shape}", "the tokenizer cuts segments in another way", True)

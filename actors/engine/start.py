@@ -134,8 +134,8 @@ def reload_weights(engine: "LLM", weights: Iterable[tuple[str, "Tensor"]] | None
         raise RuntimeError("the engine did not drop its prefix cache")
 
 
-def image_prompt(token_ids: Sequence[int], image: Image) -> "TokensPrompt":
-    """Build a prompt of token ids, with one unexpanded image token, and its image."""
+def image_prompt(token_ids: Sequence[int], images: Sequence[Image]) -> "TokensPrompt":
+    """Build a prompt of token ids, with one unexpanded image token for each image, and its images in order."""
     from vllm.inputs import TokensPrompt
 
-    return TokensPrompt(prompt_token_ids=list(token_ids), multi_modal_data={"image": image})
+    return TokensPrompt(prompt_token_ids=list(token_ids), multi_modal_data={"image": list(images)})

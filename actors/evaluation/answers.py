@@ -60,7 +60,8 @@ def answer(config: Config, stage: storage.Stage, questions: Sequence[EvaluationQ
     if not pending:
         return
     # A wrong model or prompt is better found before Ray and an engine are started for it.
-    prompts = (question.prompt for question in pending)
+    asked = dict.fromkeys((question.prompt, len(question.images)) for question in pending)
+    prompts = [one for one in asked if config.data.can_ask(*one)]
     front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
     front_end.check_prompts(prompts, config.evaluate.engine.max_model_len)
     adapter = storage.join(config.run.dir, stages.POLICY)

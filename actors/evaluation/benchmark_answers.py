@@ -84,7 +84,7 @@ def answer(config: Config, tasks: list[Task]) -> None:
     if left:
         from actors.cluster.connect import connect
 
-        prompts = (question.prompt for questions in pending.values() for question in questions)
+        prompts = ((question.prompt, 1) for questions in pending.values() for question in questions)
         front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
         front_end.check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, stages.POLICY)

@@ -42,10 +42,10 @@ class Generator:
     """A worker that answers the questions of a block and writes the block as a part of the stage.
 
     It takes sealed tables of ``QUESTIONS_SCHEMA`` with one ``which`` each and returns the table of ``BlockCounts``;
-    questions are rejected whose image cannot be read, or does not fit the engine.
+    questions are rejected whose images cannot be read or asked about, or do not fit the engine.
 
     Args:
-        config: ``policy``, ``evaluate.engine``, ``align.rollout.sync``, ``run.seed`` and the pixel budget of ``data``.
+        config: ``policy``, ``evaluate.engine``, ``align.rollout.sync``, ``run.seed``, and how ``data`` shows images.
         adapter: PEFT folder of the aligned policy, a path or URI.
         rank: rank of that adapter.
         partial: folder that gets the parts, or one for each task; the questions of a block then have one task.
@@ -53,13 +53,17 @@ class Generator:
 
     def __init__(self, config: Config, adapter: str, rank: int, partial: str | Mapping[str, str]) -> None:
         self._model = config.policy.model
-        self._budget = config.data.pixel_budget
+        self._data = config.data
         self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
         self._partial = partial
         self._front_end = load_front_end(self._model, config.data.chat_template_kwargs)
         self._engine = start_engine(
-            self._model, config.evaluate.engine, lora_rank=None if self._merged else rank, seed=config.run.seed
+            self._model,
+            config.evaluate.engine,
+            lora_rank=None if self._merged else rank,
+            seed=config.run.seed,
+            images=config.data.images_per_prompt,
         )
         self._loaded = BEFORE
 
@@ -69,11 +73,8 @@ class Generator:
         rejected: list[RejectedQuestion] = []
         opened: dict[str, Image | UserError] = {}
         for question in questions:
-            path = question.image
-            if path not in opened:
-                opened[path] = _open(path, self._budget)
-            if isinstance(found := opened[path], UserError):
-                rejected.append(RejectedQuestion(question=question, reason=str(found)))
+            if (reason := self._refusal(question, opened)) is not None:
+                rejected.append(RejectedQuestion(question=question, reason=reason))
             else:
                 asked.append(question)
         name = fingerprint([question.id for question in questions])
@@ -95,12 +96,26 @@ class Generator:
             metrics.EVALUATION_TOKENS.inc(answer.tokens, policy=answer.question.which)
         return BlockCounts(done=len(answers), rejected=len(rejected)).to_table()
 
+    def _refusal(self, question: EvaluationQuestion, opened: dict[str, Image | UserError]) -> str | None:
+        """Open the images of a question that are not open yet; returns why it cannot be asked, or None."""
+        try:
+            self._data.check_prompt(question.prompt, len(question.images))
+        except ValueError as error:
+            return str(error)
+        for path in question.images:
+            if path not in opened:
+                opened[path] = _open(path, self._data.pixel_budget)
+        return next((str(opened[path]) for path in question.images if isinstance(opened[path], UserError)), None)
+
     def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[Any]:
         """Answer questions to one policy; see ``generate``."""
         from vllm import SamplingParams
 
         adapter = self._use(questions[0].which)
-        prompts = [image_prompt(self._front_end.prompt_ids(one.prompt), images[one.image]) for one in questions]
+        prompts = [
+            image_prompt(self._front_end.prompt_ids(one.prompt, len(one.images)), [images[path] for path in one.images])
+            for one in questions
+        ]
         ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
         parameters = [
             SamplingParams(

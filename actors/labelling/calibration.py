@@ -16,12 +16,14 @@ from fgaif_ray.audit.labelled_facts import LabelledFact
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import DataConfig, VerifierConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import load_image
+from fgaif_ray.images import load_images
+from fgaif_ray.records import MORE_IMAGES, ImageRow, image_fields, read_images, write_images
 
 FACTS_SCHEMA: Final = pa.schema(
     [
         pa.field("number", pa.int64(), nullable=False),
         pa.field("image", pa.string(), nullable=False),
+        MORE_IMAGES,
         pa.field("fact", pa.string(), nullable=False),
     ]
 )
@@ -37,7 +39,7 @@ IMAGES_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationFact:
+class CalibrationFact(ImageRow):
     """A fact of the labelled set on its way to a verifier.
 
     Example: ``CalibrationFact(number=0, image="photos/dog.jpg", text="There is a dog.")``
@@ -45,19 +47,17 @@ class CalibrationFact:
 
     number: int
     """Of the fact in the labelled set, from 0."""
-    image: str
-    """Path or URI."""
     text: str
     """The column ``fact``."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "CalibrationFact":
         """Build it from plain values."""
-        return cls(number=row["number"], image=row["image"], text=row["fact"])
+        return cls(number=row["number"], **read_images(row), text=row["fact"])
 
     def to_row(self) -> dict[str, Any]:
         """Return the plain values of ``FACTS_SCHEMA``."""
-        return {"number": self.number, "image": self.image, "fact": self.text}
+        return {"number": self.number, **write_images(self), "fact": self.text}
 
 
 class CalibrationVerifier:
@@ -67,29 +67,39 @@ class CalibrationVerifier:
     """
 
     def __init__(self, config: VerifierConfig, data: DataConfig) -> None:
-        self._checker = FactChecker(config, data.chat_template_kwargs)
+        self._checker = FactChecker(config, data.chat_template_kwargs, data.images_per_prompt)
+        self._most_images = data.images_per_prompt
         self._budget = data.pixel_budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         facts = [CalibrationFact.from_row(row) for row in unseal(sealed).to_pylist()]
-        images: dict[str, Image] = {}
+        images: dict[str, Sequence[Image]] = {}
         for fact in facts:
-            if fact.image not in images:
+            if len(fact.images) > self._most_images:
+                return _fatal(
+                    f"The fact {fact.text!r} is about {len(fact.images)} images: raise data.images_per_prompt to as "
+                    "many, or take it out of the labelled set."
+                )
+            if _key(fact) not in images:
                 try:
-                    images[fact.image] = load_image(fact.image, self._budget)
+                    images[_key(fact)] = load_images(fact.images, self._budget)
                 except UserError as error:
                     return _fatal(str(error))
-        found = self._checker.ask([(fact.image, fact.text) for fact in facts], images)
+        found = self._checker.ask([(_key(fact), fact.text) for fact in facts], images)
         if found.refused:
-            (image, text), reason = next(iter(found.refused.items()))
+            (shown, text), reason = next(iter(found.refused.items()))
             return _fatal(
-                f"The fact {text!r} about {image} cannot be asked: {reason.removeprefix('fact: ')}; take it out of the "
+                f"The fact {text!r} about {shown} cannot be asked: {reason.removeprefix('fact: ')}; take it out of the "
                 "labelled set."
             )
         answers = [
-            {"number": fact.number, "p_consistent": found.answers[fact.image, fact.text].p_yes} for fact in facts
+            {"number": fact.number, "p_consistent": found.answers[_key(fact), fact.text].p_yes} for fact in facts
         ]
         return pa.Table.from_pylist(answers, schema=VERIFIED_SCHEMA)
+
+
+def _key(fact: CalibrationFact) -> str:
+    return ", ".join(fact.images)
 
 
 def _fatal(reason: str) -> pa.Table:
@@ -120,12 +130,12 @@ def verify_facts(
 
 
 def _blocks(facts: Sequence[LabelledFact]) -> list[pa.Table]:
-    """Group all facts of an image in one block."""
-    by_image: dict[str, list[CalibrationFact]] = {}
+    """Group all facts of the same images in one block."""
+    by_images: dict[tuple[str, ...], list[CalibrationFact]] = {}
     for number, fact in enumerate(facts):
-        given = CalibrationFact(number=number, image=fact.image, text=fact.text)
-        by_image.setdefault(fact.image, []).append(given)
-    images = list(by_image.values())
+        given = CalibrationFact(number=number, **image_fields(fact.images), text=fact.text)
+        by_images.setdefault(fact.images, []).append(given)
+    images = list(by_images.values())
     return [
         table_of((fact for of_image in images[start : start + IMAGES_AT_ONCE] for fact in of_image), FACTS_SCHEMA)
         for start in range(0, len(images), IMAGES_AT_ONCE)

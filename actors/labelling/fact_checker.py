@@ -1,7 +1,7 @@
 """A vision-language model on a vLLM engine that finds how likely each fact is true of the image."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
 
 FactQuestion = tuple[str, str]
-"""Key of the image, text of the fact."""
+"""Key of the images, text of the fact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +56,45 @@ def check_verifier(config: VerifierConfig, template: Mapping[str, Any]) -> None:
 
 
 class FactChecker:
-    """Engine, prompt and the words yes and no of one verifier.
+    """Engine, prompt and the words yes and no of one verifier."""
 
-    Raises:
-        UserError: see ``check_verifier``.
-    """
+    def __init__(self, config: VerifierConfig, template: Mapping[str, Any], images: int = 1) -> None:
+        """Start the engine.
 
-    def __init__(self, config: VerifierConfig, template: Mapping[str, Any]) -> None:
+        Args:
+            config: of the verifier.
+            template: variables for the chat template.
+            images: the most images that a fact is about.
+
+        Raises:
+            UserError: see ``check_verifier``.
+        """
         self._prompt = load_prompt(config.prompt)
         self._front_end = load_front_end(config.model, template)
-        self._engine = start_engine(config.model, config.engine)
+        self._engine = start_engine(config.model, config.engine, images=images)
         self._words = self._front_end.tokens_of("yes") | self._front_end.tokens_of("no")
 
-    def ask(self, questions: Iterable[FactQuestion], images: Mapping[str, Image]) -> Findings:
-        """Ask each question once.
+    def ask(self, questions: Iterable[FactQuestion], images: Mapping[str, Sequence[Image]]) -> Findings:
+        """Ask each question once, with its images in front.
 
-        Those about one image go to the engine one after the other. vLLM counts a prefix as cached from the moment that
-        a step which computes it is planned, so all of them but the first share it, also within a step.
+        Those about the same images go to the engine one after the other. vLLM counts a prefix as cached from the moment
+        that a step which computes it is planned, so all of them but the first share it, also within a step.
         """
         from vllm import SamplingParams
 
-        by_image: dict[str, dict[str, None]] = {}
-        for image, text in questions:
-            by_image.setdefault(image, {})[text] = None
+        by_images: dict[str, dict[str, None]] = {}
+        for key, text in questions:
+            by_images.setdefault(key, {})[text] = None
         found = Findings()
         prompts: dict[FactQuestion, TokensPrompt] = {}
-        for image, texts in by_image.items():
+        for key, texts in by_images.items():
             for text in texts:
                 prompt = self._prompt.render(statement=text)
                 try:
-                    prompts[image, text] = image_prompt(self._front_end.prompt_ids(prompt), images[image])
+                    ids = self._front_end.prompt_ids(prompt, len(images[key]))
+                    prompts[key, text] = image_prompt(ids, images[key])
                 except ValueError as error:
-                    found.refused[image, text] = f"fact: {error}"
+                    found.refused[key, text] = f"fact: {error}"
         # Greedy: verdicts that are sampled cannot be reproduced.
         parameters = SamplingParams(
             temperature=0.0, max_tokens=1, logprob_token_ids=list(self._words), detokenize=False

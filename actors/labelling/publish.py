@@ -95,7 +95,7 @@ def publish(
 
 def _official(feedback: Feedback, types: Sequence[str]) -> LabelledResponse:
     return LabelledResponse(
-        image=feedback.response.image,
+        images=feedback.response.images,
         segments=tuple(segment.text for segment in feedback.segments),
         # The official form has no word for a label that is not to be used.
         labels=tuple(tuple(segment.labels[name] or ABSENT for name in types) for segment in feedback.segments),

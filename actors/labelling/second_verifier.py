@@ -20,7 +20,7 @@ from actors.labelling.metrics import record_prompt_tokens, record_verified_again
 from actors.labelling.verifier import Verification
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import load_image
+from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import Feedback, JudgedFact, Response, feedback_schema
 
@@ -52,7 +52,7 @@ class SecondVerifier:
         self._parts: list[str] = ray.get(parts)
         self._labeller = verification.labeller(both=True)
         self._schema = feedback_schema(verification.types)
-        self._checker = FactChecker(second, verification.template)
+        self._checker = FactChecker(second, verification.template, verification.images_per_prompt)
         self._budget = verification.budget
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
@@ -91,12 +91,12 @@ def _with_second(fact: JudgedFact, answer: YesProbability | None) -> JudgedFact:
     return replace(fact, second_p_consistent=None if answer is None else answer.p_yes)
 
 
-def _readable_images(responses: Sequence[Response], budget: PixelBudget) -> dict[str, Image]:
-    images: dict[str, Image] = {}
+def _readable_images(responses: Sequence[Response], budget: PixelBudget) -> dict[str, Sequence[Image]]:
+    images: dict[str, Sequence[Image]] = {}
     for response in responses:
         if response.image_sha256 not in images:
             try:
-                images[response.image_sha256] = load_image(response.image, budget)
+                images[response.image_sha256] = load_images(response.images, budget)
             except UserError:
                 continue  # it was there for the first verifier; its facts are counted as unanswered
     return images

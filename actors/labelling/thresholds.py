@@ -17,6 +17,7 @@ from fgaif_ray.config import CalibrationConfig, Config, VerifierConfig
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.feedback.label_sources import threshold_key
 from fgaif_ray.progress import Progress, say
+from fgaif_ray.records import MORE_IMAGES
 from fgaif_ray.storage import stages
 from fgaif_ray.tables import estimate_cell, table_lines
 
@@ -25,6 +26,7 @@ FIGURES_FILE: Final = "calibration.json"
 VERIFIED_FACTS_SCHEMA: Final = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),
+        MORE_IMAGES,
         pa.field("fact", pa.string(), nullable=False),
         pa.field("type", pa.string(), nullable=False),
         pa.field("consistent", pa.bool_(), nullable=False),  # the truth
@@ -91,7 +93,8 @@ def _calibrate(config: Config, verifier: VerifierConfig, stage: storage.Stage) -
     found = calibrate(facts, types=types)
     described = verifier.model_dump(include={"model", "prompt"}) | {"dtype": verifier.engine.dtype}
     rows = [
-        fact.to_line() | {"p_consistent": p_yes} for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
+        fact.to_line() | {"image": fact.image, MORE_IMAGES.name: list(fact.more_images) or None, "p_consistent": p_yes}
+        for fact, p_yes in zip(labelled, p_consistent.tolist(), strict=True)
     ]
     stage.begin(overwrite=True)  # verified again without a paid call
     storage.write_part(stage.partial, rows, VERIFIED_FACTS_SCHEMA, "facts")

@@ -58,6 +58,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
         fact_types=config.run.types,
         budget=config.data.pixel_budget,
         template=config.data.chat_template_kwargs,
+        images_per_prompt=config.data.images_per_prompt,
     )
 
 

@@ -22,7 +22,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Labeller, Thresholds
-from fgaif_ray.images import load_image
+from fgaif_ray.images import load_image, load_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import (
     REJECTED_SCHEMA,
@@ -53,6 +53,8 @@ class Verification:
     """Of the images."""
     template: Mapping[str, Any] = field(default_factory=dict)
     """Variables for the verifiers' chat templates."""
+    images_per_prompt: int = 1
+    """The most images that a fact is about."""
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -108,7 +110,7 @@ class Verifier:
         self._thresholds = verification.thresholds
         self._labeller = verification.labeller(both=False)
         self._schema = feedback_schema(verification.types)
-        self._checker = FactChecker(verification.config.verifier, verification.template)
+        self._checker = FactChecker(verification.config.verifier, verification.template, verification.images_per_prompt)
         self._budget = verification.budget
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
@@ -138,7 +140,7 @@ class Verifier:
         self._write(name, labelled, list(rejected.values()), control_items, found, own)
         return BlockCounts(done=len(labelled), rejected=len(rejected), unavailable=tuple(waiting.values())).to_table()
 
-    def _draw_control_items(self, name: str, images: dict[str, Image]) -> dict[FactQuestion, ControlItem]:
+    def _draw_control_items(self, name: str, images: dict[str, Sequence[Image]]) -> dict[FactQuestion, ControlItem]:
         """Draw the block's control items, by the questions that ask them; their images are added to those of the block.
 
         A control item whose image cannot be read is not asked, and counted as such.
@@ -147,11 +149,11 @@ class Verifier:
         for item in self._control_items.draw(name, sorted(images)):
             assert item.image is not None
             key = item.image
-            if key not in images:  # a block's own images go by their hash, others by their path
+            if key not in images:  # a block's own images go by their digest, others by their path
                 key = f"{_CONTROL_IMAGE}{item.image}"
                 if key not in images:
                     with contextlib.suppress(UserError):
-                        images[key] = load_image(item.image, self._budget)
+                        images[key] = (load_image(item.image, self._budget),)
             drawn[key, item.text] = item
         return drawn
 
@@ -211,15 +213,15 @@ class Verifier:
 
 def _load_images(
     rows: Sequence[ExtractedResponse], budget: PixelBudget
-) -> tuple[list[ExtractedResponse], dict[str, Image]]:
-    """Load the images of rows with facts, by their hash; a row whose image cannot be read gets a reason."""
-    images: dict[str, Image] = {}
+) -> tuple[list[ExtractedResponse], dict[str, Sequence[Image]]]:
+    """Load the images of rows with facts, by their digest; a row with an image that cannot be read gets a reason."""
+    images: dict[str, Sequence[Image]] = {}
     found = []
     for row in rows:
         key = row.response.image_sha256
         if row.facts is not None and key not in images:
             try:
-                images[key] = load_image(row.response.image, budget)
+                images[key] = load_images(row.response.images, budget)
             except UserError as error:
                 row = replace(row, reason=f"image: {error}")
         found.append(row)

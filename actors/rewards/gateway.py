@@ -71,7 +71,8 @@ class GatewaySettings:
 class ItemToScore:
     """An item that passed the checks."""
 
-    image: bytes
+    images: tuple[bytes, ...]
+    """Encoded image files."""
     prompt: str
     response: SegmentedResponse
 
@@ -104,7 +105,8 @@ class RewardGateway:
 
         Args:
             items: `{"image": encoded image file as bytes, "prompt": str, "response": str | None,
-                "response_token_ids": [response_tokens] | None}`, any number of them.
+                "response_token_ids": [response_tokens] | None}`, any number of them; `"images"` has a sequence of
+                files in place of `"image"`.
 
         Returns:
             In order; None where there is no verdict (the log says why).
@@ -113,7 +115,8 @@ class RewardGateway:
         def opened(item: dict[str, Any]) -> ItemToScore:
             ids = item.get("response_token_ids")
             response = segment_response(self._tokenizer, item.get("response"), ids)
-            return ItemToScore(item["image"], item["prompt"], response)  # the scorers open the image, once
+            files = item["images"] if "images" in item else [item["image"]]
+            return ItemToScore(tuple(files), item["prompt"], response)  # the scorers open the images, once
 
         began, status = time.monotonic(), 500
         try:
@@ -139,7 +142,7 @@ class RewardGateway:
         """
 
         def opened(item: RewardItem) -> ItemToScore:
-            return self._opened(item.image, item.prompt, item.response, item.response_token_ids)
+            return self._opened(item.image_fields, item.prompt, item.response, item.response_token_ids)
 
         def prepare() -> list[ItemToScore | ItemError]:
             return [_attempt(opened, item) for item in request.items]
@@ -155,8 +158,8 @@ class RewardGateway:
         special = self._tokenizer.all_special_tokens
 
         def opened(query: str, prompt: str, label: Any) -> ItemToScore:
-            image, question = label_fields(label)
-            return self._opened(image, question, split_query(query, prompt, special), None)
+            images, question = label_fields(label)
+            return self._opened(images, question, split_query(query, prompt, special), None)
 
         def prepare() -> list[ItemToScore | ItemError]:
             rows = zip(request.query, request.prompts, request.labels, strict=True)
@@ -179,10 +182,13 @@ class RewardGateway:
         if any(isinstance(outcome, ItemError) for outcome in verdicts.outcomes):
             raise ServiceError(503, "not_ready", "a reward model cannot score", 1)
 
-    def _opened(self, image: str, prompt: str, response: str | None, ids: Sequence[int] | None) -> ItemToScore:
-        data = image_bytes(image)
-        open_image(data)
-        return ItemToScore(data, prompt, segment_response(self._tokenizer, response, ids))
+    def _opened(
+        self, images: Sequence[str], prompt: str, response: str | None, ids: Sequence[int] | None
+    ) -> ItemToScore:
+        files = tuple(map(image_bytes, images))
+        for file in files:
+            open_image(file)
+        return ItemToScore(files, prompt, segment_response(self._tokenizer, response, ids))
 
     async def _score_http(
         self, field: str, count: int, prepare: Callable[[], list[ItemToScore | ItemError]]
@@ -221,7 +227,7 @@ class RewardGateway:
         order = sorted(range(len(good)), key=lambda index: len(good[index].response.text))
         chunks = [order[start : start + size] for start in range(0, len(order), size)]
         batches = [
-            make_batch([(good[index].image, good[index].prompt, good[index].response.segments) for index in chunk])
+            make_batch([(good[index].images, good[index].prompt, good[index].response.segments) for index in chunk])
             for chunk in chunks
         ]
         # The ends are found while the models score.

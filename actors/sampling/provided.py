@@ -11,16 +11,17 @@ from actors import metrics
 from actors.engine.block_counts import BlockCounts
 from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage
 from fgaif_ray import storage
+from fgaif_ray.config import DataConfig
 from fgaif_ray.images import decode_image
-from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, Response, sample_identity
+from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, Response, image_fields, images_digest, sample_identity
 from fgaif_ray.sources import ProvidedResponse
 
 BLOCKS_PER_CPU: Final = 2
 """Blocks under way at a time; more would only wait in memory."""
 
 
-def write_provided(rows: pa.Table, partial: str, name: str) -> BlockCounts:
-    """Write a block of provided responses as a part of the stage, those whose image cannot be read as rejected.
+def write_provided(rows: pa.Table, partial: str, name: str, data: DataConfig) -> BlockCounts:
+    """Write a block of provided responses as a part of the stage, those whose images cannot be shown as rejected.
 
     The part comes last, and comes even where all rows are rejected: a block is done when its part is there.
 
@@ -28,14 +29,17 @@ def write_provided(rows: pa.Table, partial: str, name: str) -> BlockCounts:
         rows: a table of ``sources.PROVIDED_SCHEMA``.
         partial: folder that gets the parts.
         name: of the part.
+        data: how many images a prompt may have.
     """
     kept: list[Response] = []
     rejected: list[RejectedImage] = []
     for given in map(ProvidedResponse.from_row, rows.to_pylist()):
         try:
+            data.check_prompt(given.prompt, len(given.images))
             kept.append(_response(given))
         except (OSError, ValueError) as error:
-            rejected.append(RejectedImage(image=given.image, prompt=given.prompt, reason=str(error)))
+            fields = image_fields(given.images)
+            rejected.append(RejectedImage(**fields, prompt=given.prompt, reason=str(error)))
     if rejected:
         folder = storage.join(partial, REJECTED_FOLDER)
         storage.write_part(folder, [one.to_row() for one in rejected], REJECTED_IMAGES_SCHEMA, name)
@@ -49,15 +53,18 @@ def _response(given: ProvidedResponse) -> Response:
     """The row of a provided response.
 
     Raises:
-        OSError or ValueError: the image cannot be read.
+        OSError or ValueError: an image cannot be read.
     """
-    data = storage.read_bytes(given.image)
-    decode_image(data)
-    digest = hashlib.sha256(data).hexdigest()
+    digests = []
+    for image in given.images:
+        data = storage.read_bytes(image)
+        decode_image(data)
+        digests.append(hashlib.sha256(data).hexdigest())
+    digest = images_digest(digests)
     answer = {"response": given.text}  # takes the place of the sampling settings, which are unknown
     return Response(
         sample_id=sample_identity(digest, given.prompt, PROVIDED, answer),
-        image=given.image,
+        **image_fields(given.images),
         image_sha256=digest,
         prompt=given.prompt,
         text=given.text,
@@ -65,7 +72,9 @@ def _response(given: ProvidedResponse) -> Response:
     )
 
 
-def write_provided_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) -> Iterator[BlockCounts]:
+def write_provided_blocks(
+    blocks: Iterable[tuple[str, pa.Table]], partial: str, data: DataConfig
+) -> Iterator[BlockCounts]:
     """Write named blocks on the cluster; yields the counts of each finished block (see ``write_provided``).
 
     Blocks are taken as workers become free, so that few of them are in memory at a time.
@@ -77,5 +86,5 @@ def write_provided_blocks(blocks: Iterable[tuple[str, pa.Table]], partial: str) 
         if len(waiting) == limit:
             [done], waiting = ray.wait(waiting, num_returns=1)
             yield ray.get(done)
-        waiting.append(write.remote(rows, partial, name))
+        waiting.append(write.remote(rows, partial, name, data))
     yield from map(ray.get, waiting)

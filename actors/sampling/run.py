@@ -13,7 +13,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.progress import Progress
-from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, Response
+from fgaif_ray.records import MORE_IMAGES, PROVIDED, RESPONSES_SCHEMA, Response, image_fields
 from fgaif_ray.sources import PROVIDED_SCHEMA, ImageSets, provided_responses
 from fgaif_ray.vlm.front_end import load_front_end
 
@@ -34,7 +34,7 @@ def _sampled(stage: storage.Stage) -> set[SamplingTask]:
     for folder in (stage.partial, rejected_folder(stage)):
         for part in storage.list_parts(folder):
             if not _name_of(part).startswith(GIVEN_PART):
-                done.update(map(SamplingTask.from_row, storage.read_part(part, ["image", "prompt"])))
+                done.update(map(SamplingTask.from_row, storage.read_part(part, ["image", MORE_IMAGES.name, "prompt"])))
     return done
 
 
@@ -56,7 +56,8 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
     """
     done = _sampled(stage)
     asked = (
-        SamplingTask(image=image, prompt=prompt) for image, prompt in sets.questions(sets.sample, config.data.prompts)
+        SamplingTask(**image_fields(images), prompt=prompt)
+        for images, prompt in sets.questions(sets.sample, config.data.prompts)
     )
     blocks = list(blocks_of((task for task in asked if task not in done), config.sample.batch_size, TASK_SCHEMA))
     copied = {_name_of(part) for part in storage.list_parts(stage.partial)}
@@ -74,7 +75,7 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
 
         try:
             if missing:
-                for counts in write_provided_blocks(_given_blocks(config, sets, missing), stage.partial):
+                for counts in write_provided_blocks(_given_blocks(config, sets, missing), stage.partial, config.data):
                     progress.advance(counts.done + counts.rejected)
             if blocks:
                 for counts in sample_responses(config, blocks, stage.partial):
@@ -122,4 +123,5 @@ def drop_repeated(stage: storage.Stage) -> int:
 def _repeated(response: Response, image: str) -> RejectedImage:
     """The rejection of a response that there is already, to an image of another name."""
     equal = "image and prompt and response" if response.model == PROVIDED else "image and prompt"
-    return RejectedImage(image=response.image, prompt=response.prompt, reason=f"the same {equal} as {image}")
+    fields = image_fields(response.images)
+    return RejectedImage(**fields, prompt=response.prompt, reason=f"the same {equal} as {image}")

@@ -17,7 +17,15 @@ from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, Reject
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.images import decode_image
-from fgaif_ray.records import RESPONSES_SCHEMA, Response, fingerprint, sample_identity
+from fgaif_ray.records import (
+    RESPONSES_SCHEMA,
+    Response,
+    fingerprint,
+    image_fields,
+    images_digest,
+    images_key,
+    sample_identity,
+)
 from fgaif_ray.storage.stages import reading_key
 from fgaif_ray.vlm.front_end import load_front_end
 
@@ -41,16 +49,16 @@ def request_seed(run_seed: int, sample_id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Readable:
-    """A task whose image could be read."""
+    """A task whose images could be read."""
 
     task: SamplingTask
-    image: Image
+    images: tuple[Image, ...]
     image_sha256: str
     sample_id: str
 
 
 class Sampler:
-    """A worker that samples a response to every image of a block and writes the block as a part of the stage.
+    """A worker that samples a response to every task of a block and writes the block as a part of the stage.
 
     It takes sealed tables of ``TASK_SCHEMA`` and returns the table of ``BlockCounts``.
     """
@@ -59,7 +67,9 @@ class Sampler:
         self._config = config
         self._partial = partial
         self._front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
-        self._engine = start_engine(config.policy.model, config.sample.engine, seed=config.run.seed)
+        self._engine = start_engine(
+            config.policy.model, config.sample.engine, seed=config.run.seed, images=config.data.images_per_prompt
+        )
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         tasks = [SamplingTask.from_row(row) for row in unseal(sealed).to_pylist()]
@@ -76,7 +86,7 @@ class Sampler:
                 rejected.append(_rejected(asked.task, answer))
             else:
                 responses.append(self._response(asked, answer.outputs[0]))
-        name = fingerprint([task.image for task in tasks], [task.prompt for task in tasks])
+        name = fingerprint([images_key(task.images) for task in tasks], [task.prompt for task in tasks])
         if rejected:
             rows = [one.to_row() for one in rejected]
             storage.write_part(storage.join(self._partial, REJECTED_FOLDER), rows, REJECTED_IMAGES_SCHEMA, name)
@@ -89,25 +99,29 @@ class Sampler:
         return BlockCounts(done=len(responses), rejected=len(rejected)).to_table()
 
     def _read(self, task: SamplingTask) -> _Readable:
-        """Read the image of a task.
+        """Read the images of a task.
 
         Raises:
-            OSError or ValueError: the prompt cannot be asked, or the image cannot be read.
+            OSError or ValueError: the prompt cannot be asked, or an image cannot be read.
         """
-        self._front_end.prompt_ids(task.prompt)
-        data = storage.read_bytes(task.image)
-        image = decode_image(data, self._config.data.pixel_budget)
-        digest = hashlib.sha256(data).hexdigest()
+        data = self._config.data
+        data.check_prompt(task.prompt, len(task.images))
+        self._front_end.prompt_ids(task.prompt, len(task.images))
+        files = [storage.read_bytes(image) for image in task.images]
+        images = tuple(decode_image(file, data.pixel_budget) for file in files)
+        digest = images_digest([hashlib.sha256(file).hexdigest() for file in files])
         settings = sampling_settings(self._config)
         identity = sample_identity(digest, task.prompt, self._config.policy.model, settings)
-        return _Readable(task, image, digest, identity)
+        return _Readable(task, images, digest, identity)
 
     def _sample(self, readable: Sequence[_Readable]) -> list[Any]:
         """Sample a response to each task; see ``generate``."""
         from vllm import SamplingParams
 
         sample = self._config.sample
-        prompts = [image_prompt(self._front_end.prompt_ids(one.task.prompt), one.image) for one in readable]
+        prompts = [
+            image_prompt(self._front_end.prompt_ids(one.task.prompt, len(one.images)), one.images) for one in readable
+        ]
         ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
         parameters = [
             SamplingParams(
@@ -126,7 +140,7 @@ class Sampler:
         token_ids = tuple(completion.token_ids)
         return Response(
             sample_id=asked.sample_id,
-            image=asked.task.image,
+            **image_fields(asked.task.images),
             image_sha256=asked.image_sha256,
             prompt=asked.task.prompt,
             text=self._front_end.decode(token_ids),
@@ -137,4 +151,4 @@ class Sampler:
 
 
 def _rejected(task: SamplingTask, error: Exception) -> RejectedImage:
-    return RejectedImage(image=task.image, prompt=task.prompt, reason=str(error))
+    return RejectedImage(**image_fields(task.images), prompt=task.prompt, reason=str(error))

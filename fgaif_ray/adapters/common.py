@@ -58,13 +58,29 @@ def close_shared_clients() -> None:
             _clients.popitem()[1].close()
 
 
+def image_files(cell: Any) -> list[bytes]:
+    """Read the image files that a dataset's cell stands for; see `image_file`.
+
+    Args:
+        cell: an image, or a list (or an array) of images.
+
+    Raises:
+        ValueError: there is none, or one is not an image.
+    """
+    several = not isinstance(cell, str | bytes | Mapping) and (isinstance(cell, Sequence) or hasattr(cell, "tolist"))
+    images = cell if several else [cell]
+    if len(images) == 0:
+        raise ValueError("a response is scored against at least one image, not 0")
+    return [image_file(image) for image in images]
+
+
 def image_file(cell: Any) -> bytes:
     """Read the image file that a dataset's cell stands for; nothing is fetched from the network.
 
     Args:
-        cell: a PIL image (becomes a PNG), an image file's bytes, its path (or `file://` URL), a data URL or base64; a
-            mapping with one of these under `bytes`, `path`, `image`, `url` or `image_url` (Hugging Face's image cells,
-            chat content); or a list with exactly one of them.
+        cell: a PIL image (becomes a PNG), an image file's bytes, its path (or `file://` URL), a data URL or base64; or
+            a mapping with one of these under `bytes`, `path`, `image`, `url` or `image_url` (Hugging Face's image
+            cells, chat content).
 
     Raises:
         ValueError: it is none of these.
@@ -81,10 +97,6 @@ def image_file(cell: Any) -> bytes:
         for key in ("bytes", "path", "image", "url", "image_url"):
             if cell.get(key) is not None:
                 return image_file(cell[key])
-    elif isinstance(cell, Sequence) or hasattr(cell, "tolist"):  # arrays come out of Parquet
-        if len(cell) != 1:
-            raise ValueError(f"a response is scored against exactly one image, not {len(cell)}")
-        return image_file(cell[0])
     raise ValueError(f"no image: a PIL image, bytes, a path or a data URL is needed, not {type(cell).__name__}")
 
 
@@ -102,10 +114,15 @@ def _file_of_text(text: str) -> bytes:
         raise ValueError(f"no image file, data URL or base64: {shown!r} (URLs are not fetched)") from None
 
 
-def question_text(prompt: Any) -> str:
+def question_text(prompt: Any, images: int = 1) -> str:
     """Return the question to the model: the prompt's text, or the text of the last user message of a chat.
 
-    Image placeholders are left out.
+    The placeholder of the only image is left out, and so are those of several where they are not as many: the service
+    puts images first.
+
+    Args:
+        prompt: a text, or a chat.
+        images: that the question is about.
 
     Raises:
         ValueError: there is no text.
@@ -114,8 +131,11 @@ def question_text(prompt: Any) -> str:
         asked = [message for message in prompt if message["role"] == "user"]
         if not asked:
             raise ValueError("the prompt holds no message of the user")
-        prompt = message_text(asked[-1])
-    return str(prompt).replace(IMAGE_PLACEHOLDER, "").strip()
+        prompt = message_text(asked[-1], IMAGE_PLACEHOLDER)
+    text = str(prompt)
+    if images == 1 or text.count(IMAGE_PLACEHOLDER) != images:
+        text = text.replace(IMAGE_PLACEHOLDER, "")
+    return text.strip()
 
 
 def answer_text(completion: Any) -> str:
@@ -123,16 +143,17 @@ def answer_text(completion: Any) -> str:
     return completion if isinstance(completion, str) else message_text(completion[-1])
 
 
-def message_text(message: Mapping[str, Any]) -> str:
-    """Return the text of a chat message, whose content is a text or a list of parts."""
+def message_text(message: Mapping[str, Any], placeholder: str = "") -> str:
+    """Return the text of a chat message, whose content is a text or a list of parts; images become the placeholder."""
     content = message["content"]
     if isinstance(content, str):
         return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
+    texts = {"image": placeholder, "image_url": placeholder}
+    return "".join(part["text"] if part["type"] == "text" else texts.get(part["type"], "") for part in content)
 
 
-def chat_image(prompt: Any) -> Any:
-    """Return the image part of a chat, for `image_file`; None where the prompt is a text or holds no image."""
+def chat_images(prompt: Any) -> Any:
+    """Return the image parts of a chat, for `image_files`; None where the prompt is a text or holds no image."""
     if isinstance(prompt, str):
         return None
     contents = (message["content"] for message in prompt if not isinstance(message["content"], str))
@@ -145,7 +166,7 @@ def reference_item(reference: Any, response: str) -> RewardItem:
     """Build an item from a dataset's label, which holds image and question.
 
     Args:
-        reference: `{"image": see image_file, "prompt": the question}`, or that as JSON text.
+        reference: `{"image": see image_files, "prompt": the question}`, or that as JSON text; `images` does as well.
         response: the model's answer.
 
     Raises:
@@ -157,18 +178,21 @@ def reference_item(reference: Any, response: str) -> RewardItem:
             fields = json.loads(fields)
         except ValueError:
             fields = None
-    if not isinstance(fields, Mapping) or fields.get("image") is None or fields.get("prompt") is None:
+    fields = fields if isinstance(fields, Mapping) else {}
+    shown = fields.get("image") if fields.get("images") is None else fields["images"]
+    if shown is None or fields.get("prompt") is None:
         raise ValueError('a reference must be {"image": path or data URL, "prompt": the question}, or that as JSON')
-    return make_item(fields["image"], fields["prompt"], response)
+    return make_item(shown, fields["prompt"], response)
 
 
 def make_item(image: Any, prompt: Any, response: str) -> RewardItem:
-    """Build an item of a request; see `image_file` and `question_text`.
+    """Build an item of a request; see `image_files` and `question_text`.
 
     Raises:
         ValueError: there is no image or no question.
     """
-    return reward_item(image_file(image), question_text(prompt), response)
+    files = image_files(image)
+    return reward_item(files, question_text(prompt, len(files)), response)
 
 
 def total_reward(scored: ScoredResponse, reduction: Reduction = "mean") -> float:

@@ -12,7 +12,7 @@ Example:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fgaif_ray.adapters.common import chat_image, make_item
+from fgaif_ray.adapters.common import chat_images, make_item
 from fgaif_ray.adapters.placement import decode_response, place_rewards, service_options
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.segments import Decoder
@@ -80,7 +80,7 @@ class DenseRewards:
         await self._client.close()
 
     def _item(self, prompt: Any, extras: Mapping[str, Any], ids: Sequence[int]) -> RewardItem:
-        image = chat_image(prompt)
+        image = chat_images(prompt)
         return make_item(
             extras.get(self._image_column) if image is None else image, prompt, decode_response(self._tokenizer, ids)
         )

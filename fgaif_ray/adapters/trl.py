@@ -9,7 +9,7 @@ Example:
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fgaif_ray.adapters.common import Reduction, answer_text, chat_image, make_item, type_reward
+from fgaif_ray.adapters.common import Reduction, answer_text, chat_images, make_item, type_reward
 from fgaif_ray.serving.client import ReplyOutcome, RewardClient, RewardServiceError
 
 RewardFunction = Callable[..., list[float | None]]
@@ -90,4 +90,4 @@ class TRLRewards:
                 return images
         if self._image_column is not None:
             raise ValueError(f"the dataset has no column {self._image_column!r}: it has {', '.join(columns)}")
-        return [chat_image(prompt) for prompt in prompts]
+        return [chat_images(prompt) for prompt in prompts]

@@ -1,7 +1,8 @@
 """verl: custom reward functions (verl 0.9; `verl/experimental/reward_loop/reward_manager/naive.py`).
 
-verl shows a reward function no image, so the dataset's `extra_info` holds `image` (path, bytes or data URL) and
-`question`; without these, `reward_model.ground_truth` holds both: `{"image": ..., "prompt": ...}`, or that as JSON.
+verl shows a reward function no image, so the dataset's `extra_info` holds `image` (path, bytes or data URL, or a list
+of them) and `question`; without these, `reward_model.ground_truth` holds both: `{"image": ..., "prompt": ...}`, or that
+as JSON.
 
 Take the reward manager `naive`, with which a failed request stops the training. `rate_limited` turns every exception
 into a reward of zero, and so does `compute_score_timeout` of the older synchronous managers.

@@ -8,7 +8,7 @@ from typing import Any, Final
 from fgaif_ray.audit.human import HumanAnswer, SegmentPlace, majority
 from fgaif_ray.audit.items import Audit, AuditItem, cell_weights
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import ABSENT, CLASS_NAMES
+from fgaif_ray.records import ABSENT, CLASS_NAMES, images_key
 from fgaif_ray.statistics.agreement import agreement
 from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS
 from fgaif_ray.statistics.reliability import MISSING, estimate_agreement, estimate_alpha
@@ -199,7 +199,7 @@ def _disagreement(unit: _Unit, name: str) -> dict[str, Any]:
             for fact, verdict in zip(item.facts, item.verdicts, strict=True)
             if fact.type == name
         ],
-        "image": item.image,
+        "image": images_key(item.images),
         "sample_id": item.sample_id,
         "segment": item.segment,
     }

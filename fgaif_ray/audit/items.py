@@ -43,6 +43,17 @@ class AuditItem:
     """The AI's verdicts by fact, hidden from people who label."""
     labels: Mapping[str, int]
     """The AI's label codes by fact type, in the order of the audit's."""
+    more_images: tuple[str, ...] = ()
+    """Those after the first, of a response about several."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Path or URI of each."""
+        return (self.image, *self.more_images)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its JSON-serialisable values, without ``more_images`` where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "more_images" or value}
 
     @property
     def text(self) -> str:
@@ -91,7 +102,7 @@ class Audit:
             "seed": self.seed,
             "strata": self.strata(),
             "cells": [{"labels": list(cell), "population": count} for cell, count in sorted(self.population.items())],
-            "items": [asdict(item) for item in self.items],
+            "items": [item.to_json() for item in self.items],
         }
 
     @classmethod
@@ -113,6 +124,7 @@ class Audit:
                     "facts": tuple(map(Fact.from_row, item["facts"])),
                     "verdicts": tuple(item["verdicts"]),
                     "labels": {name: item["labels"][name] for name in types},
+                    "more_images": tuple(item.get("more_images", ())),
                 }
             )
             for item in value["items"]
@@ -190,7 +202,7 @@ class AuditSampler:
         }
         # The order of priorities says nothing about labels.
         items = tuple(found[candidate.sample_id, candidate.segment] for candidate in sorted(chosen))
-        key = fingerprint("audit-1", self._seed, [asdict(item) for item in items])
+        key = fingerprint("audit-1", self._seed, [item.to_json() for item in items])
         return Audit(key, self._seed, items, dict(self._population), self._types)
 
     def _choose(self) -> list[_Candidate]:
@@ -244,4 +256,5 @@ def _item(feedback: Feedback, index: int, types: Sequence[str]) -> AuditItem:
         facts=tuple(Fact(fact.type, fact.text) for fact in segment.facts),
         verdicts=tuple(fact.consistent for fact in segment.facts),
         labels={name: segment.ai_labels[name] for name in types},
+        more_images=response.more_images,
     )

@@ -85,7 +85,7 @@ def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]
 
     Args:
         audit: the sample.
-        pictures: data URL of each image, by its hash.
+        pictures: data URL of the images of each response, by their digest.
     """
     tasks = []
     for item in audit.items:

@@ -1,8 +1,9 @@
 """Facts of known truth, as JSON lines, for calibration of thresholds and for control items.
 
-A line is ``{"image", "fact", "type", "consistent", "weight"}``. ``image`` is a path relative to the file, or a URI;
-``type`` one of the run's fact types; ``consistent`` whether the fact is right according to the image; ``weight`` how
-many facts it stands for, 1 where it is left out. Blank lines are skipped, further keys are not read.
+A line is ``{"image", "fact", "type", "consistent", "weight"}``. ``image`` is a path relative to the file, or a URI; or
+a list of them where the fact is about several, which control items are not. ``type`` is one of the run's fact types;
+``consistent`` says whether the fact is right according to the image; ``weight`` is how many facts it stands for, 1
+where it is left out. Blank lines are skipped, further keys are not read.
 """
 
 import json
@@ -16,7 +17,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.human import HumanAnswer, SegmentPlace, majority
 from fgaif_ray.audit.items import Audit, cell_weights
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import FACT_TYPES, images_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,18 @@ class LabelledFact:
     """None where the type is unknown."""
     consistent: bool
     weight: float = 1.0
+    more_images: tuple[str, ...] = ()
+    """Those after the first, where the fact is about several."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Path or URI of each."""
+        return (self.image, *self.more_images)
 
     def to_line(self) -> dict[str, Any]:
         """Return it as a line's object."""
         return {
-            "image": self.image,
+            "image": images_key(self.images),
             "fact": self.text,
             "type": self.type,
             "consistent": self.consistent,
@@ -90,7 +98,8 @@ def facts_of_audit(audit: Audit, answers: Sequence[HumanAnswer]) -> list[Labelle
     weights = cell_weights([item.cell for item in items], audit.population)
     return [
         LabelledFact(
-            image=os.path.abspath(item.image) if storage.is_local(item.image) else item.image,
+            image=_absolute(item.image),
+            more_images=tuple(map(_absolute, item.more_images)),
             text=fact.text,
             type=fact.type,
             consistent=bool(truth),
@@ -100,6 +109,10 @@ def facts_of_audit(audit: Audit, answers: Sequence[HumanAnswer]) -> list[Labelle
         for index, fact in enumerate(item.facts)
         if (truth := truths.get(((item.sample_id, item.segment), index))) is not None
     ]
+
+
+def _absolute(image: str) -> str:
+    return os.path.abspath(image) if storage.is_local(image) else image
 
 
 def write_labelled_facts(uri: str, facts: Sequence[LabelledFact]) -> None:
@@ -128,8 +141,10 @@ def _parse(line: str, path: str, number: int, types: Sequence[str], labelled: bo
         raise UserError(f"{where} is not JSON: give one object a line.") from error
     if not isinstance(row, dict):
         raise UserError(f"{where} is not an object: give {{...}} with image and fact.")
-    for key in ("image", "fact"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
+    named = row.get("image")
+    images = named if isinstance(named, list) and labelled else [named]
+    for key, texts in (("image", images), ("fact", [row.get("fact")])):
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where} has no text in {key!r}: give the image's path or URI and the fact.")
     kind = row.get("type")
     if kind not in types and (labelled or kind is not None):
@@ -140,5 +155,5 @@ def _parse(line: str, path: str, number: int, types: Sequence[str], labelled: bo
     weight = row.get("weight", 1.0)
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
         raise UserError(f"{where} has the weight {weight!r}: give a number above 0, or leave it out.")
-    image = storage.resolve_path(row["image"], storage.parent(path))
-    return LabelledFact(image, row["fact"].strip(), kind, consistent, float(weight))
+    image, *more = (storage.resolve_path(one, storage.parent(path)) for one in images)
+    return LabelledFact(image, row["fact"].strip(), kind, consistent, float(weight), tuple(more))

@@ -16,7 +16,7 @@ from fgaif_ray import __version__
 from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.audit.items import Audit
 from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
-from fgaif_ray.images import SMALLEST_PHOTO, picture_url
+from fgaif_ray.images import SMALLEST_PHOTO, picture_url, side_by_side
 from fgaif_ray.pages import page_environment, page_source, page_style
 from fgaif_ray.records import CLASS_NAMES
 
@@ -25,7 +25,8 @@ LARGEST_SIDE: Final = 900
 
 
 def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str, tuple[str, bool]]:
-    """Load each image of an audit once, by its hash: a data URL, and whether it is so small that it is shown enlarged.
+    """Load the images of each response once, by their digest: a data URL of all of them side by side, and whether they
+    are so small that they are shown enlarged.
 
     Args:
         audit: the sample.
@@ -34,8 +35,9 @@ def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str,
     pictures = {}
     for item in audit.items:
         if item.image_sha256 not in pictures:
-            image = load(item.image)
-            pictures[item.image_sha256] = picture_url(image, LARGEST_SIDE), max(image.size) < SMALLEST_PHOTO
+            image = side_by_side([load(path) for path in item.images])
+            side = LARGEST_SIDE * len(item.images)
+            pictures[item.image_sha256] = picture_url(image, side), max(image.size) < SMALLEST_PHOTO
     return pictures
 
 

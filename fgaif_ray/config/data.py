@@ -2,11 +2,11 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fgaif_ray.config.base import EngineConfig, Section
 from fgaif_ray.pixel_budget import MAX_PIXELS, SMALLEST_BUDGET, PixelBudget
-from fgaif_ray.prompts import messages_of
+from fgaif_ray.prompts import count_places, messages_of
 
 
 class ColumnNames(Section):
@@ -52,6 +52,8 @@ class DataConfig(Section):
     """Images of PPO, disjoint from the former (FGAIF section 4.1: 14,000)."""
     evaluate_images: int = Field(default=500, ge=1)
     """Held-out images of the evaluation."""
+    images_per_prompt: int = Field(default=1, ge=1)
+    """The most images of a prompt; rows with more are rejected. Engines keep room for as many."""
     prompts: tuple[str, ...] = Field(default=("Describe this image in detail.",), min_length=1)
     """Prompts; each image gets one, in turn. Rows with prompts of their own ask those instead."""
     max_pixels: int | None = Field(default=None, ge=SMALLEST_BUDGET)
@@ -75,11 +77,32 @@ class DataConfig(Section):
         limits = {"max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
+    def check_prompt(self, prompt: str, images: int) -> None:
+        """Look whether a prompt can be asked about so many images.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
+        if images > self.images_per_prompt:
+            raise ValueError(
+                f"there are {images} images, more than data.images_per_prompt ({self.images_per_prompt}) allows"
+            )
+        messages_of(prompt, images)
+
+    def can_ask(self, prompt: str, images: int) -> bool:
+        """Whether a prompt can be asked about so many images (see ``check_prompt``)."""
+        try:
+            self.check_prompt(prompt, images)
+        except ValueError:
+            return False
+        return True
+
     @field_validator("prompts")
     @classmethod
-    def _prompts_have_one_image(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _prompts_can_be_asked(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        most = info.data.get("images_per_prompt", 1)
         for prompt in value:
-            messages_of(prompt)
+            messages_of(prompt, min(max(1, count_places(prompt)), most))
         return value
 
     @model_validator(mode="after")

@@ -9,9 +9,9 @@ from fgaif_ray.evaluation import GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.hallucination import Description, measure_descriptions, measure_lengths
 from fgaif_ray.evaluation.pope import STRATEGIES, PopeQuestion, build_questions, score_splits
 from fgaif_ray.evaluation.rows import EvaluationAnswer, EvaluationQuestion
-from fgaif_ray.records import fingerprint
+from fgaif_ray.records import fingerprint, image_fields, images_key
 from fgaif_ray.shapes.scenes import Scene
-from fgaif_ray.sources import ImageSets
+from fgaif_ray.sources import Images, ImageSets
 from fgaif_ray.statistics.intervals import CONFIDENCE
 
 METRICS_FILE: Final = "metrics.json"
@@ -24,9 +24,9 @@ NO_TRUTH_NOTE: Final = (
 Truth = dict[str, Scene]
 
 
-def pope_splits(config: Config, images: Sequence[str], truth: Truth) -> dict[str, list[PopeQuestion]]:
-    """POPE's questions about the images, by how the absent objects are chosen."""
-    objects = {image: [item.shape for item in truth[image].objects] for image in images}
+def pope_splits(config: Config, images: Sequence[Images], truth: Truth) -> dict[str, list[PopeQuestion]]:
+    """POPE's questions about the images, each of which stands alone, by how the absent objects are chosen."""
+    objects = {image: [item.shape for item in truth[image].objects] for (image,) in images}
     count = config.evaluate.pope_questions_per_image // 2 * 2
     return {
         strategy: build_questions(objects, strategy, questions_per_image=count, seed=config.run.seed)
@@ -42,18 +42,18 @@ def questions_of(config: Config, sets: ImageSets, splits: dict[str, list[PopeQue
 def _questions_to(
     which: str, config: Config, sets: ImageSets, splits: dict[str, list[PopeQuestion]]
 ) -> Iterator[EvaluationQuestion]:
-    asked: list[tuple[str, str, str, float, int]] = []  # task, image, prompt, temperature, max_tokens
+    asked: list[tuple[str, Images, str, float, int]] = []  # task, images, prompt, temperature, max_tokens
     for task, temperature in ((SAMPLED, 1.0), (GREEDY, 0.0)):
-        for image, prompt in sets.questions(sets.evaluate, config.data.prompts):
-            asked.append((task, image, prompt, temperature, config.evaluate.max_tokens))
+        for images, prompt in sets.questions(sets.evaluate, config.data.prompts):
+            asked.append((task, images, prompt, temperature, config.evaluate.max_tokens))
     about = dict.fromkeys((question.image, question.text) for split in splits.values() for question in split)
-    asked += [(POPE, image, text, 0.0, POPE_MAX_TOKENS) for image, text in about]
-    for index, (task, image, prompt, temperature, max_tokens) in enumerate(asked):
+    asked += [(POPE, (image,), text, 0.0, POPE_MAX_TOKENS) for image, text in about]
+    for index, (task, images, prompt, temperature, max_tokens) in enumerate(asked):
         yield EvaluationQuestion(
-            id=fingerprint(which, task, image, prompt),
+            id=fingerprint(which, task, images_key(images), prompt),
             which=which,
             task=task,
-            image=image,
+            **image_fields(images),
             prompt=prompt,
             temperature=temperature,
             max_tokens=max_tokens,
@@ -75,7 +75,7 @@ def measure(
     groups: dict[tuple[str, str], list[EvaluationAnswer]] = defaultdict(list)
     for answer in answers:
         groups[answer.question.which, answer.question.task].append(answer)
-    images = {answer.question.image for answer in answers}
+    images = {answer.question.images for answer in answers}
     metrics: dict[str, Any] = {"images": len(images), "confidence": CONFIDENCE}
     if truth is None:
         metrics["note"] = NO_TRUTH_NOTE
@@ -91,9 +91,10 @@ def measure(
 
 def _figures(answers: Sequence[EvaluationAnswer], truth: Truth | None, seed: int) -> dict[str, Any]:
     finished = [answer.finish_reason == "stop" for answer in answers]
-    images = [answer.question.image for answer in answers]
     if truth is None:
-        return measure_lengths([answer.text for answer in answers], images, finished)
+        shown = ["\n".join(answer.question.images) for answer in answers]
+        return measure_lengths([answer.text for answer in answers], shown, finished)
+    images = [answer.question.image for answer in answers]
     descriptions = [
         Description(image, truth[image], answer.text, done)
         for image, answer, done in zip(images, answers, finished, strict=True)

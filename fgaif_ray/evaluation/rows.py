@@ -6,12 +6,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from fgaif_ray.records import MORE_IMAGES, ImageRow, read_images, write_images
+
 QUESTIONS_SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("which", pa.string(), nullable=False),
         pa.field("task", pa.string(), nullable=False),
         pa.field("image", pa.string(), nullable=False),
+        MORE_IMAGES,
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("temperature", pa.float32(), nullable=False),
         pa.field("max_tokens", pa.int32(), nullable=False),
@@ -29,10 +32,11 @@ ANSWERS_SCHEMA: Final = pa.schema(
 REJECTED_SCHEMA: Final = pa.schema([*QUESTIONS_SCHEMA, pa.field("reason", pa.string(), nullable=False)])
 REJECTED_FOLDER: Final = "rejected"
 """Folder inside the stage that holds the questions about images that cannot be read."""
+_OWN_COLUMNS: Final = [name for name in QUESTIONS_SCHEMA.names if name not in ("image", MORE_IMAGES.name)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationQuestion:
+class EvaluationQuestion(ImageRow):
     """A question to one of the two policies.
 
     Example::
@@ -55,8 +59,6 @@ class EvaluationQuestion:
     """``BEFORE`` or ``AFTER``; all questions of a block have the same."""
     task: str
     """``SAMPLED``, ``GREEDY``, ``POPE``, or the name of a benchmark."""
-    image: str
-    """Path or URI."""
     prompt: str
     temperature: float
     """0 is greedy."""
@@ -66,11 +68,11 @@ class EvaluationQuestion:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "EvaluationQuestion":
         """Build it from plain values; others may be there too."""
-        return cls(**{name: row[name] for name in QUESTIONS_SCHEMA.names})
+        return cls(**{name: row[name] for name in _OWN_COLUMNS}, **read_images(row))
 
     def to_row(self) -> dict[str, Any]:
         """Return the plain values of ``QUESTIONS_SCHEMA``."""
-        return {name: getattr(self, name) for name in QUESTIONS_SCHEMA.names}
+        return {name: getattr(self, name) for name in QUESTIONS_SCHEMA.names} | write_images(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,14 +108,14 @@ def _score(
     budget: PixelBudget,
 ) -> None:
     """Add the verdicts on a block of responses."""
-    from fgaif_ray.images import load_image
+    from fgaif_ray.images import load_images
     from fgaif_ray.rewards.model import ScoringItem
 
     verdicts = [judge_segments(truth[answer.question.image], answer.text) for answer in answers]
     kept = [index for index, of_one in enumerate(verdicts) if of_one]
     items = [
         ScoringItem(
-            load_image(answers[index].question.image, budget),
+            load_images(answers[index].question.images, budget),
             answers[index].question.prompt,
             [answers[index].text[verdict.start : verdict.end] for verdict in verdicts[index]],
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
 
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, images_key
 
 _OFFICIAL_CODES: Final = {ABSENT: -1, CONSISTENT: 0, HALLUCINATED: 1}
 _WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks of sentencepiece and byte-level BPE
@@ -18,12 +18,12 @@ _WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks o
 
 @dataclass(frozen=True)
 class LabelledResponse:
-    """One line of the official form: an image's name, its segments, and a label code of each type for each.
+    """One line of the official form: the images' names, the segments, and a label code of each type for each.
 
     ``labels`` is ``[segments]`` tuples of our codes in the order of the run's fact types.
     """
 
-    image: str
+    images: tuple[str, ...]
     segments: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...]
 
@@ -92,8 +92,8 @@ def to_official(code: int) -> int:
 
 
 def write_official(stream: TextIO, rows: Iterable[LabelledResponse]) -> None:
-    """Write rows as JSON lines ``{"image", "sub": [...], "labels": [[o, a, r], ...]}``."""
+    """Write rows as JSON lines ``{"image", "sub": [...], "labels": [[o, a, r], ...]}``; several images are a list."""
     for row in rows:
         labels = [[to_official(code) for code in codes] for codes in row.labels]
-        line = {"image": row.image, "sub": list(row.segments), "labels": labels}
+        line = {"image": images_key(row.images), "sub": list(row.segments), "labels": labels}
         stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -25,6 +25,15 @@ from fgaif_ray.records.feedback import (
     feedback_schema,
 )
 from fgaif_ray.records.identity import fingerprint, sample_identity
+from fgaif_ray.records.images import (
+    MORE_IMAGES,
+    ImageRow,
+    image_fields,
+    images_digest,
+    images_key,
+    read_images,
+    write_images,
+)
 from fgaif_ray.records.response import REJECTED_SCHEMA, RESPONSE_COLUMNS, RESPONSES_SCHEMA, RejectedResponse, Response
 
 __all__ = [
@@ -37,6 +46,7 @@ __all__ = [
     "HALLUCINATED",
     "HUMAN",
     "LABEL_SOURCES",
+    "MORE_IMAGES",
     "NOISE",
     "PROVIDED",
     "REJECTED_SCHEMA",
@@ -44,6 +54,7 @@ __all__ = [
     "RESPONSE_COLUMNS",
     "Fact",
     "Feedback",
+    "ImageRow",
     "JudgedFact",
     "RejectedResponse",
     "Response",
@@ -52,5 +63,10 @@ __all__ = [
     "VerifiedSegment",
     "feedback_schema",
     "fingerprint",
+    "image_fields",
+    "images_digest",
+    "images_key",
+    "read_images",
     "sample_identity",
+    "write_images",
 ]

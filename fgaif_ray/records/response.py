@@ -6,10 +6,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from fgaif_ray.records.images import MORE_IMAGES, ImageRow, read_images, write_images
+
 RESPONSES_SCHEMA: Final = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("image", pa.string(), nullable=False),
+        MORE_IMAGES,
         pa.field("image_sha256", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("response", pa.string(), nullable=False),
@@ -24,8 +27,8 @@ REJECTED_SCHEMA: Final = pa.schema([*RESPONSES_SCHEMA, pa.field("reason", pa.str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A row of ``responses/``: what a model said about an image.
+class Response(ImageRow):
+    """A row of ``responses/``: what a model said about an image, or several.
 
     Example::
 
@@ -43,10 +46,8 @@ class Response:
 
     sample_id: str
     """Identity from end to end, sha256 in hex (see ``sample_identity``)."""
-    image: str
-    """Path or URI."""
     image_sha256: str
-    """Of the bytes of the image file, in hex."""
+    """Of the bytes of the image file, in hex; of several see ``images_digest``."""
     prompt: str
     text: str
     """The decoded response, without special tokens; the column ``response``."""
@@ -63,7 +64,7 @@ class Response:
         token_ids = row.get("token_ids")
         return cls(
             sample_id=row["sample_id"],
-            image=row["image"],
+            **read_images(row),
             image_sha256=row["image_sha256"],
             prompt=row["prompt"],
             text=row["response"],
@@ -76,7 +77,7 @@ class Response:
         """Return the plain values of ``RESPONSES_SCHEMA``."""
         return {
             "sample_id": self.sample_id,
-            "image": self.image,
+            **write_images(self),
             "image_sha256": self.image_sha256,
             "prompt": self.prompt,
             "response": self.text,

@@ -16,7 +16,7 @@ from fgaif_ray.errors import ItemError
 from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.evaluation.rows import EvaluationAnswer
-from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_image, picture_url
+from fgaif_ray.images import SMALLEST_PHOTO, encode_image, load_images, picture_url, side_by_side
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
 from fgaif_ray.report.judged import DRAWN, IMPROVED, WORST, JudgedAnswer, JudgedExample, JudgedSegment
@@ -33,16 +33,21 @@ POOL: Final = 48
 
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
-    """What was sampled about one image and prompt before and after alignment.
+    """What was sampled about the same images and prompt before and after alignment.
 
-    Example: ``AnswerPair("images/heldout-000007.png", "Describe this image.", before, after)``
+    Example: ``AnswerPair(("images/heldout-000007.png",), "Describe this image.", before, after)``
     """
 
-    image: str
-    """Path or URI."""
+    images: tuple[str, ...]
+    """Paths or URIs."""
     prompt: str
     before: EvaluationAnswer
     after: EvaluationAnswer
+
+    @property
+    def image(self) -> str:
+        """The only image, or the first."""
+        return self.images[0]
 
     def of(self, which: str) -> EvaluationAnswer:
         """Return the answer of one policy, ``BEFORE`` or ``AFTER`` alignment."""
@@ -80,8 +85,8 @@ def choose_examples(
     """
     pairs = pair_answers(answers)
     drawn = _draw(pairs, options.examples, seed)
-    taken = {(pair.image, pair.prompt) for pair in drawn}
-    others = [pair for pair in pairs if (pair.image, pair.prompt) not in taken]
+    taken = {(pair.images, pair.prompt) for pair in drawn}
+    others = [pair for pair in pairs if (pair.images, pair.prompt) not in taken]
     if truth is not None:
         standings = [_standings(truth[pair.image], pair) for pair in others]
     else:
@@ -146,12 +151,12 @@ def _standing(verdicts: Iterable[tuple[str, Mapping[str, int]]]) -> Standing:
 
 
 def pair_answers(answers: Iterable[EvaluationAnswer]) -> list[AnswerPair]:
-    """Pair the answers sampled about each image before and after, in the order of the images' names."""
-    said: dict[tuple[str, str], dict[str, EvaluationAnswer]] = {}
+    """Pair the answers sampled about the same images before and after, in the order of the images' names."""
+    said: dict[tuple[tuple[str, ...], str], dict[str, EvaluationAnswer]] = {}
     for answer in answers:
         question = answer.question
         if question.task == SAMPLED:
-            said.setdefault((question.image, question.prompt), {})[question.which] = answer
+            said.setdefault((question.images, question.prompt), {})[question.which] = answer
     complete = sorted(key for key, sides in said.items() if all(which in sides for which in POLICIES))
     return [AnswerPair(*key, said[key][BEFORE], said[key][AFTER]) for key in complete]
 
@@ -184,11 +189,11 @@ def judge_examples(
     """
     if not pairs:
         return []
-    images = [load_image(pair.image, budget) for pair in pairs]
+    images = [load_images(pair.images, budget) for pair in pairs]
     places = [(index, which) for index in range(len(pairs)) for which in POLICIES]
     texts = {(index, which): pairs[index].of(which).text for index, which in places}
     spans = {place: split_segments(text) for place, text in texts.items()}
-    files = [encode_image(image, "PNG") for image in images]
+    files = [tuple(encode_image(image, "PNG") for image in some) for some in images]
     items = [
         (
             files[index],
@@ -206,15 +211,15 @@ def judge_examples(
     return [
         JudgedExample(
             group=DRAWN,
-            name=pair.image.rsplit("/", 1)[-1],
-            picture=picture_url(image, LARGEST_SIDE),
-            enlarged=max(image.size) < SMALLEST_PHOTO,
+            name=", ".join(path.rsplit("/", 1)[-1] for path in pair.images),
+            picture=picture_url(picture, LARGEST_SIDE * len(pair.images)),
+            enlarged=max(picture.size) < SMALLEST_PHOTO,
             prompt=pair.prompt,
             truth=None if scene is None else tuple(describe_scene(scene)),
             before=judged[index, BEFORE],
             after=judged[index, AFTER],
         )
-        for index, (pair, image, scene) in enumerate(zip(pairs, images, scenes, strict=True))
+        for index, (pair, picture, scene) in enumerate(zip(pairs, map(side_by_side, images), scenes, strict=True))
     ]
 
 

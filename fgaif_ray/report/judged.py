@@ -119,9 +119,9 @@ class JudgedExample:
     group: str
     """One of ``GROUPS``."""
     name: str
-    """Of the image file."""
+    """Of the image file, or files."""
     picture: str
-    """The image as a data URL."""
+    """The image as a data URL; several side by side."""
     enlarged: bool
     """Whether the image is so small that it is shown enlarged."""
     prompt: str

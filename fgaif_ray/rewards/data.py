@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import load_image
+from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import FACT_TYPES, Feedback
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
@@ -24,7 +24,8 @@ BUCKET_BATCHES: Final = 16
 class TrainingResponse:
     """One response with the label codes of its segments, ``[segments]`` for each fact type, or ``IGNORED``."""
 
-    image: str
+    images: tuple[str, ...]
+    """Paths or URIs of what it is about."""
     image_sha256: str
     prompt: str
     segments: tuple[str, ...]
@@ -35,7 +36,8 @@ class TrainingResponse:
 class Example:
     """A labelled response as the model reads it."""
 
-    image: str
+    images: tuple[str, ...]
+    """Paths or URIs."""
     encoded: EncodedItem
     labels: Mapping[str, tuple[int, ...]]
     image_sha256: str = ""
@@ -75,7 +77,7 @@ def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -
         raise UserError(f"feedback/ has no labels of the fact type {missing[0]}: run label with these run.fact_types.")
     return [
         TrainingResponse(
-            image=row.response.image,
+            images=row.response.images,
             image_sha256=row.response.image_sha256,
             prompt=row.response.prompt,
             segments=tuple(segment.text for segment in row.segments),
@@ -92,15 +94,18 @@ def _code(label: int | None) -> int:
 def split_by_image(
     responses: Sequence[TrainingResponse], validation_fraction: float, seed: int
 ) -> tuple[list[TrainingResponse], list[TrainingResponse]]:
-    """Split into training and held-out responses. No image, nor a copy of it under another name, is in both.
+    """Split into training and held-out responses. No image is in both, nor a copy of one that stands alone
+    under another name.
 
     Images are ranked by a seeded hash of their content and the first ``validation_fraction`` of them, at
-    least one, are held out, so the split depends neither on the order of the rows nor on the machine.
+    least one, are held out, so the split depends neither on the order of the rows nor on the machine. Images that
+    responses show together, or that have one in common, count as one.
 
     Raises:
         UserError: fewer than two images.
     """
-    images = {response.image_sha256 for response in responses}
+    group_of = _image_groups(responses)
+    images = set(group_of.values())
     if len(images) < 2:
         raise UserError(
             f"feedback/ holds labelled responses to {len(images)} image(s), but one is to train on and one to be "
@@ -108,9 +113,29 @@ def split_by_image(
         )
     ranked = sorted(images, key=lambda image: hashlib.sha256(f"{seed}:{image}".encode()).hexdigest())
     held_out = set(ranked[: min(max(1, round(validation_fraction * len(images))), len(images) - 1)])
-    train = [response for response in responses if response.image_sha256 not in held_out]
-    validation = [response for response in responses if response.image_sha256 in held_out]
+    train = [response for response in responses if group_of[response.image_sha256] not in held_out]
+    validation = [response for response in responses if group_of[response.image_sha256] in held_out]
     return train, validation
+
+
+def _image_groups(responses: Sequence[TrainingResponse]) -> dict[str, str]:
+    """Return for each digest the least one of its group: those that have an image in common, also by way of others."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]  # half the way for those who come later
+            name = parent[name]
+        return name
+
+    for response in responses:
+        for path in response.images:
+            parent[root(f"path {path}")] = root(response.image_sha256)
+    least: dict[str, str] = {}
+    digests = sorted({response.image_sha256 for response in responses})
+    for digest in digests:
+        least.setdefault(root(digest), digest)
+    return {digest: least[root(digest)] for digest in digests}
 
 
 def prepare_data(
@@ -156,11 +181,11 @@ def _encode(
 ) -> list[Example]:
     examples = []
     for response in responses:
-        item = ScoringItem(load_image(response.image, budget), response.prompt, response.segments)
+        item = ScoringItem(load_images(response.images, budget), response.prompt, response.segments)
         encoded = encode_item(backbone, item)
         if len(encoded) <= backbone.max_length:
             kept = replace(encoded, prompt=encoded.prompt.without_pixels())  # of many images they would fill the memory
-            examples.append(Example(response.image, kept, response.labels, response.image_sha256))
+            examples.append(Example(response.images, kept, response.labels, response.image_sha256))
         on_progress(1)
     return examples
 
@@ -185,10 +210,10 @@ def make_batches(lengths: Sequence[int], batch_size: int, generator: random.Rand
 
 
 class FeatureCache:
-    """Features of images by path.
+    """Features of the images of prompts, by their paths.
 
-    What makes them is frozen, so an image is encoded once and its features kept in host memory, as far as
-    ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an image).
+    What makes them is frozen, so the images of a prompt are encoded once and their features kept in host memory, as
+    far as ``cache_bytes`` go; the others are encoded at every request (a 7B LLaVA needs 4.5 MiB an image).
     """
 
     def __init__(
@@ -197,25 +222,28 @@ class FeatureCache:
         self._backbone = backbone
         self._budget = budget
         self._room = cache_bytes
-        self._kept: dict[str, ImageFeatures] = {}
+        self._kept: dict[tuple[str, ...], ImageFeatures] = {}
         self.encoded = 0
-        """Images that went through the vision tower so far."""
+        """Prompts whose images went through the vision tower so far."""
 
-    def __call__(self, paths: Sequence[str]) -> list[ImageFeatures]:
+    def __call__(self, images: Sequence[tuple[str, ...]]) -> list[ImageFeatures]:
         """Return the features of images, in order.
+
+        Args:
+            images: the paths of those of each prompt.
 
         Raises:
             UserError: an image cannot be read.
         """
-        found = {path: self._kept[path] for path in paths if path in self._kept}
-        missing = [path for path in dict.fromkeys(paths) if path not in found]
+        found = {paths: self._kept[paths] for paths in images if paths in self._kept}
+        missing = [paths for paths in dict.fromkeys(images) if paths not in found]
         if missing:
             front_end = self._backbone.front_end
-            prompts = [front_end.encode_prompt("", [load_image(path, self._budget)]) for path in missing]
+            prompts = [front_end.encode_prompt("", load_images(paths, self._budget)) for paths in missing]
             self.encoded += len(missing)
-            for path, features in zip(missing, self._backbone.image_features(prompts), strict=True):
-                found[path] = features
+            for paths, features in zip(missing, self._backbone.image_features(prompts), strict=True):
+                found[paths] = features
                 if features.planes.nbytes <= self._room:
                     self._room -= features.planes.nbytes
-                    self._kept[path] = features.copy_to_host()
-        return [found[path] for path in paths]
+                    self._kept[paths] = features.copy_to_host()
+        return [found[paths] for paths in images]

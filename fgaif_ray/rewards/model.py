@@ -1,7 +1,7 @@
 """The reward model: it tells whether the facts of one type in a segment are true of the image.
 
 One frozen backbone, and per fact type a LoRA adapter on the language model and a linear head to three classes
-(FGAIF section 3.3). The model reads the image, the real prompt and the segments, each closed by a
+(FGAIF section 3.3). The model reads the image or images, the real prompt and the segments, each closed by a
 separator, the tokenizer's EOS; the class of a segment is read at its separator, which sees the image,
 the prompt and all the text up to there. Types may share an adapter, whose forward pass then answers for all of
 them, and a head may read one class per response, at its last separator.
@@ -39,10 +39,11 @@ SCORING_BATCH: Final = 32
 class ScoringItem:
     """One response to be scored.
 
-    Example: ``ScoringItem(image, "Describe this image.", ["A cat sits on a mat, ", "next to a red ball."])``
+    Example: ``ScoringItem([image], "Describe this image.", ["A cat sits on a mat, ", "next to a red ball."])``
     """
 
-    image: Image.Image
+    images: Sequence[Image.Image]
+    """What it is about, in the order of their places in the prompt."""
     prompt: str
     segments: Sequence[str]
     """Segments in order; white space around them makes no difference."""
@@ -70,14 +71,14 @@ def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
     here, not tokens.
 
     Raises:
-        ValueError: the prompt holds a special token.
+        ValueError: the prompt holds a special token, or another number of places than there are images.
     """
     texts = [segment.strip() for segment in item.segments]
     encoded = backbone.front_end.tokenizer(
         " ".join(texts), add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )
     tokens = list(zip(encoded["input_ids"], (end for _, end in encoded["offset_mapping"]), strict=True))
-    prompt = backbone.front_end.encode_prompt(item.prompt, [item.image])
+    prompt = backbone.front_end.encode_prompt(item.prompt, item.images)
     text_ids: list[int] = []
     separators = []
     position = 0
@@ -235,7 +236,7 @@ class RewardModel(nn.Module):
         Args:
             heads: whose classes.
             items: the responses of the batch.
-            features: of the image of each response, see ``Backbone.image_features``.
+            features: of the images of each response, see ``Backbone.image_features``.
 
         Returns:
             Per head ``[separators, 3]`` float32; the separators of the first response, then those of the second, and
@@ -271,7 +272,7 @@ class RewardModel(nn.Module):
     def score_types(
         self, fact_types: Sequence[str], items: Sequence[ScoringItem]
     ) -> dict[str, list[NDArray[np.float32]]]:
-        """Compute the class probabilities of every segment for several fact types. Each image is encoded once, and read
+        """Compute the class probabilities of every segment for several fact types. Images are encoded once, and read
         once per adapter.
 
         If a type judges whole responses, its verdict is that of the last segment, and the segments before it are
@@ -286,7 +287,7 @@ class RewardModel(nn.Module):
             of ``items``; a response is scored the same alone and in any batch.
 
         Raises:
-            ValueError: a prompt holds a special token, or a response is longer than the backbone's context.
+            ValueError: a prompt cannot be asked about its images, or a response is longer than the backbone's context.
             ArithmeticError: a score is not finite.
         """
         scores = {name: [np.zeros((0, len(CLASS_NAMES)), np.float32) for _ in items] for name in fact_types}

@@ -197,8 +197,8 @@ def compose_response(
 class BatchItem:
     """One item of a `ScoringBatch`."""
 
-    image: int
-    """Index into the batch's images."""
+    images: tuple[int, ...]
+    """Indices into the batch's images."""
     prompt: str
     segments: list[str]
 
@@ -214,11 +214,12 @@ class ScoringBatch:
         return len(self.items)
 
 
-def make_batch(items: Sequence[tuple[bytes, str, list[str]]]) -> ScoringBatch:
-    """Build a batch of (image file, prompt, segments); equal images are sent once."""
+def make_batch(items: Sequence[tuple[Sequence[bytes], str, list[str]]]) -> ScoringBatch:
+    """Build a batch of (image files, prompt, segments); equal images are sent once."""
     position: dict[bytes, int] = {}
     batch_items = [
-        BatchItem(position.setdefault(data, len(position)), prompt, segments) for data, prompt, segments in items
+        BatchItem(tuple(position.setdefault(data, len(position)) for data in files), prompt, segments)
+        for files, prompt, segments in items
     ]
     return ScoringBatch(list(position), batch_items)
 
@@ -289,12 +290,16 @@ def score_batches(
     items: list[ScoringItem] = []
     for row, batch in enumerate(batches):
         for column, item in enumerate(batch.items):
-            image = opened[batch.images[item.image]]
-            if isinstance(image, ItemError):
-                outcomes[row][column] = image
+            images: list[Image.Image] = []
+            for number in item.images:
+                image = opened[batch.images[number]]
+                if isinstance(image, ItemError):
+                    outcomes[row][column] = image
+                    break
+                images.append(image)
             else:
                 places.append((row, column))
-                items.append(ScoringItem(image=image, prompt=item.prompt, segments=item.segments))
+                items.append(ScoringItem(images=images, prompt=item.prompt, segments=item.segments))
     for (row, column), outcome in zip(places, _score_items(model, fact_types, items), strict=True):
         outcomes[row][column] = outcome
     return [[outcome for outcome in row if outcome is not None] for row in outcomes]
@@ -322,4 +327,4 @@ def probe_batch() -> ScoringBatch:
     """Make a small item that every reward model can score, to prove that a forward pass works."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(buffer, format="PNG")
-    return ScoringBatch([buffer.getvalue()], [BatchItem(0, "Describe this image.", ["A grey square."])])
+    return ScoringBatch([buffer.getvalue()], [BatchItem((0,), "Describe this image.", ["A grey square."])])

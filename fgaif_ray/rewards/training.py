@@ -188,7 +188,7 @@ def predict_heads(
         for start in range(rank * SCORING_BATCH, len(order), workers * SCORING_BATCH):
             batch = order[start : start + SCORING_BATCH]
             encoded = [examples[index].encoded for index in batch]
-            found = model.logits_of(heads, encoded, features([examples[index].image for index in batch]))
+            found = model.logits_of(heads, encoded, features([examples[index].images for index in batch]))
             for head, logits in found.items():
                 ends = offsets[head]
                 places = np.concatenate([np.arange(ends[index], ends[index + 1]) for index in batch])
@@ -253,7 +253,7 @@ def _step(
     for start in range(0, len(own), options.micro_batch_size):
         part = own[start : start + options.micro_batch_size]
         found = model.logits_of(
-            task.heads, [example.encoded for example in part], features([example.image for example in part])
+            task.heads, [example.encoded for example in part], features([example.images for example in part])
         )
         loss = torch.zeros((), device=device)
         for head, logits in found.items():  # logits: [verdicts, 3]

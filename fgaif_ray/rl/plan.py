@@ -15,12 +15,13 @@ import torch
 class Draw:
     """One response to be sampled.
 
-    Example: ``Draw("3-17", "coco/000000000139.jpg", "Describe this image in detail.", 2891336453)``
+    Example: ``Draw("3-17", ("coco/000000000139.jpg",), "Describe this image in detail.", 2891336453)``
     """
 
     sample_id: str
     """Step and place in the step's batch."""
-    image: str
+    images: tuple[str, ...]
+    """Paths or URIs, shown together."""
     prompt: str
     seed: int
     """Seed of the sampling; 32 bits."""
@@ -29,20 +30,23 @@ class Draw:
 def share_of(draws: Sequence[Draw], rank: int, workers: int, samples_per_prompt: int = 1) -> list[Draw]:
     """Return one learner worker's draws of a step: every ``workers``-th prompt with all its samples.
 
-    The samples of a prompt stay together: the image is read once, and they share its prefix in an engine's cache.
+    The samples of a prompt stay together: their images are read once, and they share the prefix in an engine's cache.
     """
     return [draw for place, draw in enumerate(draws) if place // samples_per_prompt % workers == rank]
 
 
 class PromptPlan:
-    """Order of draws: all images in a new random order in each round, an image with its next prompt each time."""
+    """Order of draws: all images in a new random order in each round, each with its next prompt every time.
+
+    Images are shown one at a time, or several together; those that are shown together are drawn together.
+    """
 
     def __init__(
         self,
-        images: Sequence[str],
+        images: Sequence[tuple[str, ...]],
         prompts: Sequence[str],
         seed: int,
-        own_prompts: Mapping[str, Sequence[str]] | None = None,
+        own_prompts: Mapping[tuple[str, ...], Sequence[str]] | None = None,
     ) -> None:
         """Raises ValueError where there are no images or prompts; ``own_prompts`` of each image replace ``prompts``."""
         if not images or not prompts:
@@ -57,7 +61,7 @@ class PromptPlan:
         Args:
             step: from 0.
             size: responses.
-            samples_per_prompt: responses to each image and prompt, next to each other, each with a seed of its own.
+            samples_per_prompt: responses to the same images and prompt, next to each other, each with its own seed.
 
         Raises:
             ValueError: the size is not a multiple of ``samples_per_prompt``.
@@ -74,10 +78,10 @@ class PromptPlan:
     def _draw(self, step: int, place: int, position: int) -> Draw:
         round_number, index = divmod(position, len(self._images))
         number = self._order(round_number)[index]
-        image = self._images[number]
-        prompts = self._prompts if self._own_prompts is None else self._own_prompts[image]
+        images = self._images[number]
+        prompts = self._prompts if self._own_prompts is None else self._own_prompts[images]
         prompt = prompts[(number + round_number) % len(prompts)]
-        return Draw(f"{step}-{place}", image, prompt, self._number("sample", step, place))
+        return Draw(f"{step}-{place}", images, prompt, self._number("sample", step, place))
 
     def _order(self, round_number: int) -> list[int]:
         if round_number not in self._orders:

@@ -49,7 +49,7 @@ class EncodedRows:
     response_lengths: Tensor
     """``[rows]`` int64, at least 1."""
     features: tuple[ImageFeatures, ...]
-    """``[images]``; rows of the same image share an entry."""
+    """Of the images of each prompt; rows about the same images share an entry."""
     image_index: Tensor
     """``[rows]`` int64 into ``features``, on the CPU."""
     response_width: int
@@ -192,13 +192,13 @@ class PolicyModel(nn.Module):
         return self._adapter_parameters(CRITIC) | head
 
     def encode(
-        self, prompts: Sequence[str], images: Sequence[Image], responses: Sequence[Sequence[int]]
+        self, prompts: Sequence[str], images: Sequence[Image | Sequence[Image]], responses: Sequence[Sequence[int]]
     ) -> EncodedRows:
-        """Encode prompts, images and sampled ids; runs the vision tower once for each distinct image object.
+        """Encode prompts, images and sampled ids; runs the vision tower once for the same image objects.
 
         Args:
             prompts: one a row, without the chat template.
-            images: one a row; the same object in several rows is read once.
+            images: one a row, or several in the order of their places; the same objects in several rows are read once.
             responses: ``[rows]`` sampled ids, at least one each.
 
         Raises:
@@ -207,20 +207,22 @@ class PolicyModel(nn.Module):
         if not (len(prompts) == len(images) == len(responses) > 0 and all(len(ids) for ids in responses)):
             raise ValueError("prompts, images and responses must be as many, at least one, and no response empty")
         front_end = self.backbone.front_end
-        encoded: dict[tuple[str, int], EncodedPrompt] = {}
-        of_image: dict[int, EncodedPrompt] = {}
-        for prompt, image in zip(prompts, images, strict=True):
-            if (prompt, id(image)) not in encoded:
-                encoded[prompt, id(image)] = one = front_end.encode_prompt(prompt, [image])
-                of_image.setdefault(id(image), one)
-        own = [encoded[prompt, id(image)] for prompt, image in zip(prompts, images, strict=True)]
-        place = {key: index for index, key in enumerate(of_image)}
+        encoded: dict[tuple[str, tuple[int, ...]], EncodedPrompt] = {}
+        of_images: dict[tuple[int, ...], EncodedPrompt] = {}
+        shown = [(one,) if isinstance(one, Image) else tuple(one) for one in images]
+        keys = [tuple(map(id, some)) for some in shown]
+        for prompt, some, key in zip(prompts, shown, keys, strict=True):
+            if (prompt, key) not in encoded:
+                encoded[prompt, key] = one = front_end.encode_prompt(prompt, some)
+                of_images.setdefault(key, one)
+        own = [encoded[prompt, key] for prompt, key in zip(prompts, keys, strict=True)]
+        place = {key: index for index, key in enumerate(of_images)}
         return EncodedRows(
             inputs=self.backbone.rows(own, responses),
             prompt_lengths=torch.tensor([len(one) for one in own], device=self.device),
             response_lengths=torch.tensor([len(ids) for ids in responses], device=self.device),
-            features=tuple(self._image_features(list(of_image.values()))),
-            image_index=torch.tensor([place[id(image)] for image in images]),
+            features=tuple(self._image_features(list(of_images.values()))),
+            image_index=torch.tensor([place[key] for key in keys]),
             response_width=max(len(ids) for ids in responses),
         )
 

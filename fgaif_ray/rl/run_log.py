@@ -106,6 +106,7 @@ def _sample(step: int, trajectory: Trajectory, types: Sequence[str]) -> dict[str
         "step": step,
         "sample_id": trajectory.sample_id,
         "image": trajectory.image,
+        **({"more_images": list(trajectory.more_images)} if trajectory.more_images else {}),
         "prompt": trajectory.prompt,
         "response": trajectory.response,
         "token_ids": list(trajectory.token_ids),

@@ -30,7 +30,8 @@ def escape_markdown(text: str) -> str:
 def _table(sample: Mapping[str, Any]) -> str:
     reward, failure = sample["reward"], sample["reward_failure"]
     earned = f"reward {reward:+.2f}" if reward is not None else f"no reward: {escape_markdown(failure or 'not scored')}"
-    title = f"**{escape_markdown(sample['prompt'])}** {escape_markdown(sample['image'].rsplit('/', 1)[-1])}, {earned}"
+    names = ", ".join(image.rsplit("/", 1)[-1] for image in (sample["image"], *sample.get("more_images", ())))
+    title = f"**{escape_markdown(sample['prompt'])}** {escape_markdown(names)}, {earned}"
     if not sample["segments"]:
         return f"{title}\n\n{escape_markdown(sample['response'])}"
     rows = [_row(segment) for segment in sample["segments"]]

@@ -66,7 +66,7 @@ class EngineAgreement:
 
 def compare(
     model: PolicyModel,
-    images: Sequence[Image],
+    images: Sequence[Image | Sequence[Image]],
     responses: Sequence[Sequence[int]],
     engine_log_probs: Sequence[Sequence[float]],
     prompts: Sequence[str] | None = None,
@@ -75,7 +75,7 @@ def compare(
 
     Args:
         model: with the adapter that the engine was told to use; a new one changes nothing.
-        images: ``[responses]``.
+        images: ``[responses]``, one or several each.
         responses: ``[responses][tokens]`` ids.
         engine_log_probs: ``[responses][tokens]`` nats.
         prompts: ``[responses]``; None is ``PROBE_PROMPT`` for all.

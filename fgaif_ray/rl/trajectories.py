@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fgaif_ray.records import ABSENT, CLASS_NAMES
+from fgaif_ray.records import ABSENT, CLASS_NAMES, ImageRow
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 
 
@@ -20,7 +20,7 @@ class RewardUnavailableError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trajectory:
+class Trajectory(ImageRow):
     """One sampled response. The token ids are those that were sampled, never a re-tokenised text.
 
     Example: three tokens " a red", " ball", "</s>" in one segment: `token_ids=(7, 8, 2)`,
@@ -32,8 +32,6 @@ class Trajectory:
     """
 
     sample_id: str
-    image: str
-    """Path or URI."""
     prompt: str
     token_ids: tuple[int, ...]
     """`[response_tokens]`, the end-of-sequence token included where it was sampled."""

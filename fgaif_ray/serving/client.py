@@ -56,8 +56,12 @@ def png_file(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+ImageSource = bytes | str | os.PathLike[str] | Image.Image
+"""An image file's bytes, the path of a local image file, or a PIL image."""
+
+
 def reward_item(
-    image: bytes | str | os.PathLike[str] | Image.Image,
+    image: ImageSource | Sequence[ImageSource],
     prompt: str,
     response: str | None = None,
     response_token_ids: Sequence[int] | None = None,
@@ -65,21 +69,29 @@ def reward_item(
     """Build an item of a request.
 
     Args:
-        image: an image file's bytes, the path of a local image file, or a PIL image (sent as PNG).
-        prompt: what the model was asked.
+        image: an image file's bytes, the path of a local image file, or a PIL image (sent as PNG); or several of them,
+            in the order of their places.
+        prompt: what the model was asked; `<image>` is the place of an image, without places all come first.
         response: what it answered; may be left out where the ids are given.
         response_token_ids: the sampled ids, `[response_tokens]`.
 
     Raises:
-        ValueError: neither a response nor ids are given.
+        ValueError: there is no image, or neither a response nor ids are given.
     """
+    single = isinstance(image, bytes | str | os.PathLike | Image.Image)
+    files = [_encoded(one) for one in ([image] if single else image)]
+    ids = None if response_token_ids is None else list(response_token_ids)
+    shown: dict[str, Any] = {"image": files[0]} if len(files) == 1 else {"images": files}
+    return RewardItem(**shown, prompt=prompt, response=response, response_token_ids=ids)
+
+
+def _encoded(image: ImageSource) -> str:
+    """The file in base64."""
     if isinstance(image, Image.Image):
         data = png_file(image)
     else:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    ids = None if response_token_ids is None else list(response_token_ids)
-    encoded = base64.b64encode(data).decode()
-    return RewardItem(image=encoded, prompt=prompt, response=response, response_token_ids=ids)
+    return base64.b64encode(data).decode()
 
 
 class RewardClient(Session):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fgaif_ray.errors import ItemError
-from fgaif_ray.serving.wire import RemoteRewardResponse, ScoredResponse
+from fgaif_ray.serving.wire import MAX_IMAGES, RemoteRewardResponse, ScoredResponse
 
 CONTROL_MARKER: Final = r"<\|[^<>|\s]{1,64}\|>"
 """Special tokens as ChatML and its kin spell them (`<|im_end|>`, `<|image_pad|>`): a policy may have another tokenizer
@@ -42,22 +42,28 @@ def split_query(query: str, prompt: str, special_tokens: Sequence[str]) -> str:
     return rest[position:].strip()
 
 
-def label_fields(label: Any) -> tuple[str, str]:
-    """Parse image field and question of an OpenRLHF label.
+def label_fields(label: Any) -> tuple[tuple[str, ...], str]:
+    """Parse image fields and question of an OpenRLHF label.
 
     Raises:
         ItemError: `invalid_label`.
     """
-    message = 'each label must be {"image": base64 or data URL, "prompt": the question}, or that as JSON text'
+    message = (
+        'each label must be {"image": base64 or data URL, "prompt": the question}, with a list under "images" in place '
+        'of "image" where there are several, or that as JSON text'
+    )
     if isinstance(label, str):
         try:
             label = json.loads(label)
         except ValueError as error:
             raise ItemError("invalid_label", message) from error
-    fields = (label.get("image"), label.get("prompt")) if isinstance(label, dict) else (None, None)
-    if not (isinstance(fields[0], str) and isinstance(fields[1], str)):
+    fields: dict[str, Any] = label if isinstance(label, dict) else {}
+    images, question = fields.get("images", [fields.get("image")]), fields.get("prompt")
+    if not (isinstance(images, list) and 0 < len(images) <= MAX_IMAGES and isinstance(question, str)):
         raise ItemError("invalid_label", message)
-    return fields[0], fields[1]
+    if not all(isinstance(image, str) for image in images):
+        raise ItemError("invalid_label", message)
+    return tuple(images), question
 
 
 def remote_answer(scored: Sequence[ScoredResponse], weights: Mapping[str, float]) -> RemoteRewardResponse:

@@ -22,6 +22,8 @@ TOKEN_VARIABLE: Final = "FGAIF_REWARD_TOKEN"
 """Environment variable that holds the bearer token, for the service and for its clients."""
 
 MAX_ITEMS: Final = 256
+MAX_IMAGES: Final = 32
+"""Images of an item."""
 MAX_PROMPT_CHARACTERS: Final = 16_384
 MAX_RESPONSE_CHARACTERS: Final = 32_768
 MAX_RESPONSE_TOKENS: Final = 8_192
@@ -53,15 +55,18 @@ class ResponseModel(BaseModel):
 
 
 class RewardItem(RequestModel):
-    """One response to one image and prompt.
+    """One response to a prompt about one image, or several.
 
     Example: `RewardItem(image="data:image/png;base64,...", prompt="Describe it.", response="A red circle.")`
     """
 
-    image: str
+    image: str | None = None
     """The image file as base64 or as a data URL. Other URLs and paths are never opened."""
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
+    """Several image files, in place of `image`."""
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-    """The question to the model, without chat template and image token."""
+    """The question to the model, without chat template and image tokens; `<image>` is the place of an image. Without
+    places, all images come first."""
     response: Annotated[str, Field(max_length=MAX_RESPONSE_CHARACTERS)] | None = None
     """The model's answer; may be left out where the ids are given."""
     response_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_RESPONSE_TOKENS)] | None = (
@@ -69,8 +74,15 @@ class RewardItem(RequestModel):
     )
     """The sampled ids, `[response_tokens]`, of the policy's tokenizer; with them `token_rewards` come back."""
 
+    @property
+    def image_fields(self) -> tuple[str, ...]:
+        """The image files, as they came."""
+        return tuple(self.images or ()) if self.image is None else (self.image,)
+
     @model_validator(mode="after")
     def _has_response(self) -> "RewardItem":
+        if (self.image is None) == (self.images is None):
+            raise ValueError("give either image or images")
         if self.response is None and self.response_token_ids is None:
             raise ValueError("give response, response_token_ids or both")
         return self
@@ -203,8 +215,8 @@ class ModelList(ResponseModel):
 class RemoteRewardRequest(BaseModel):
     """OpenRLHF's remote-reward protocol: what its trainer posts; keys beyond these are ignored.
 
-    Each label is, or is the JSON text of, `{"image": base64 or data URL, "prompt": the question}`: the protocol has no
-    field for images.
+    Each label is, or is the JSON text of, `{"image": base64 or data URL, "prompt": the question}`, with a list under
+    `images` in place of `image` where there are several: the protocol has no field for images.
     """
 
     model_config = ConfigDict(

@@ -5,12 +5,13 @@ from fgaif_ray.images import find_images
 from fgaif_ray.sources.coco import find_coco_images
 from fgaif_ray.sources.row import PROVIDED_SCHEMA, ProvidedResponse
 from fgaif_ray.sources.rows import prepare_rows, provided_responses
-from fgaif_ray.sources.sets import ImageSets, cut
+from fgaif_ray.sources.sets import Images, ImageSets, cut
 from fgaif_ray.sources.shapes import load_truth, prepare_shapes
 
 __all__ = [
     "PROVIDED_SCHEMA",
     "ImageSets",
+    "Images",
     "ProvidedResponse",
     "load_truth",
     "prepare_images",
@@ -33,4 +34,4 @@ def prepare_images(config: Config) -> ImageSets:
         return prepare_rows(config)
     assert data.path is not None  # the configuration checks it
     images = find_coco_images(data) if data.source == "coco" else find_images(data.path)
-    return cut(images, data, f"The image folder {data.path}")
+    return cut([(image,) for image in images], data, f"The image folder {data.path}")

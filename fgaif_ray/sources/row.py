@@ -10,11 +10,14 @@ from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import read_data_url
-from fgaif_ray.prompts import canonical_prompt, is_chat, messages_of, parse_chat, split_response
+from fgaif_ray.prompts import ImagePlacesError, canonical_prompt, is_chat, messages_of, parse_chat, split_response
+from fgaif_ray.records import MORE_IMAGES, ImageRow, read_images, write_images
 
 OTHER_NAMES: Final = {"image": "images", "prompt": "messages"}
 """Columns that data sets of TRL and verl have in place of those of the default names."""
-PROVIDED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
+PROVIDED_SCHEMA: Final = pa.schema(
+    [pa.field("image", pa.string()), MORE_IMAGES, pa.field("prompt", pa.string()), pa.field("response", pa.string())]
+)
 _DATA_URL: Final = "data:"
 
 
@@ -26,27 +29,20 @@ class Row:
     """
 
     images: tuple[str | bytes, ...]
-    """Path or URI of each, or the bytes of an image file. For now there is one."""
+    """Path or URI of each, or the bytes of an image file; at least one."""
     prompt: str | None
-    """Plain text or chat messages (``fgaif_ray.prompts``); None where the source has no prompts."""
+    """Plain text or chat messages (``fgaif_ray.prompts``); None where the source has no prompts. It may have another
+    number of places for images than there are: whoever asks it rejects the row then."""
     response: str | None
-
-    @property
-    def image(self) -> str | bytes:
-        """The only image."""
-        (image,) = self.images
-        return image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProvidedResponse:
+class ProvidedResponse(ImageRow):
     """A response that came with the data.
 
     Example: ``ProvidedResponse(image="photos/cat.jpg", prompt="What is this?", text="A cat.")``
     """
 
-    image: str
-    """Path or URI."""
     prompt: str
     text: str
     """The column ``response``."""
@@ -54,11 +50,11 @@ class ProvidedResponse:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "ProvidedResponse":
         """Build it from plain values."""
-        return cls(image=row["image"], prompt=row["prompt"], text=row["response"])
+        return cls(**read_images(row), prompt=row["prompt"], text=row["response"])
 
-    def to_row(self) -> dict[str, str]:
+    def to_row(self) -> dict[str, Any]:
         """Return the plain values of ``PROVIDED_SCHEMA``."""
-        return {"image": self.image, "prompt": self.prompt, "response": self.text}
+        return write_images(self) | {"prompt": self.prompt, "response": self.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +134,8 @@ def _prompt(value: Any, images: int, column: str, where: str) -> tuple[str | Non
                 return None, None
             text = found
         prompt = canonical_prompt(messages_of(text, images))
+    except ImagePlacesError:
+        prompt = text
     except ValueError as error:
         raise UserError(f"{where}: {column!r} cannot be asked: {error}.") from error
     return _text(prompt, column, where), _text(response, column, where)
@@ -167,14 +165,13 @@ def _text(text: Any, column: str, where: str) -> str | None:
 
 
 def _images(value: Any, column: str, folder: str, where: str) -> tuple[str | bytes, ...]:
-    if not isinstance(value, list):
-        return (_image(value, column, folder, where),)
-    if len(value) > 1:
-        raise UserError(
-            f"{where}: there are {len(value)} images in {column!r}; a row can have one for now, leave the others or "
-            "the row out."
-        )
-    return (_image(value[0] if value else None, column, folder, where),)
+    """Return the images of a row, which may be one or a list of them.
+
+    Raises:
+        UserError: there is none, or one of them cannot be used.
+    """
+    listed = (value or [None]) if isinstance(value, list) else [value]
+    return tuple(_image(one, column, folder, where) for one in listed)
 
 
 def _image(value: Any, column: str, folder: str, where: str) -> str | bytes:

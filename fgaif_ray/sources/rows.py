@@ -6,19 +6,17 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-import pyarrow as pa
-
 from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames, Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress
+from fgaif_ray.records import MORE_IMAGES, ImageRow, image_fields, read_images
 from fgaif_ray.sources.dataset import open_dataset
-from fgaif_ray.sources.row import ProvidedResponse, Row, RowSource, parse_row
-from fgaif_ray.sources.sets import ImageSets, cut_rows, may_replace_images
+from fgaif_ray.sources.row import PROVIDED_SCHEMA, ProvidedResponse, Row, RowSource, parse_row
+from fgaif_ray.sources.sets import AskedRow, ImageSets, cut_rows, may_replace_images
 from fgaif_ray.sources.tables import open_files
 from fgaif_ray.storage import stages
 
-STORED_SCHEMA: Final = pa.schema([(name, pa.string()) for name in ("image", "prompt", "response")])
 STORED_ROWS: Final = 4096
 """Rows in one part of the stored rows."""
 TRIED_IMAGES: Final = 1000
@@ -62,9 +60,12 @@ def provided_responses(config: Config, sets: ImageSets) -> Iterator[ProvidedResp
         source = _stored(stages.images_of_rows(config, source.key))
     sampled = set(sets.sample)
     for row in source.read():
-        if row.response is not None and row.image in sampled:
-            assert isinstance(row.image, str) and row.prompt is not None  # stored by now, and parse_row wants a prompt
-            yield ProvidedResponse(image=row.image, prompt=row.prompt, text=row.response)
+        if row.response is None:
+            continue
+        images = _only_paths(row, source.name)  # stored by now
+        if images in sampled:
+            assert row.prompt is not None  # parse_row wants one
+            yield ProvidedResponse(**image_fields(images), prompt=row.prompt, text=row.response)
 
 
 def _open(config: Config) -> RowSource:
@@ -77,22 +78,27 @@ def _open(config: Config) -> RowSource:
 
 def _holds_images(source: RowSource) -> bool:
     """Whether images have to be stored: files stand in the rows as the columns say, or a data URL in the first row."""
-    return source.embedded or any(isinstance(row.image, bytes) for row in islice(source.read(), 1))
+    first = islice(source.read(), 1)
+    return source.embedded or any(isinstance(image, bytes) for row in first for image in row.images)
 
 
-def _paths(source: RowSource) -> Iterator[tuple[str, str | None, str | None]]:
+def _paths(source: RowSource) -> Iterator[AskedRow]:
     """The rows of a source without images in them.
 
     Raises:
         UserError: there is one in a data URL.
     """
     for row in source.read():
-        if isinstance(row.image, bytes):
-            raise UserError(
-                f"{source.name} has paths of images and, further down, data URLs: give all as paths or all as data "
-                "URLs."
-            )
-        yield row.image, row.prompt, row.response
+        yield _only_paths(row, source.name), row.prompt, row.response
+
+
+def _only_paths(row: Row, name: str) -> tuple[str, ...]:
+    paths = tuple(image for image in row.images if isinstance(image, str))
+    if len(paths) < len(row.images):
+        raise UserError(
+            f"{name} has paths of images and, further down, data URLs: give all as paths or all as data URLs."
+        )
+    return paths
 
 
 def _file_name(image: bytes) -> str:
@@ -108,28 +114,30 @@ def _stored_name(image: str | bytes) -> str:
     return image if "://" in image else os.path.abspath(image)
 
 
-def _named(source: RowSource, stage: storage.Stage) -> Iterator[tuple[str, str | None, str | None]]:
+def _named(source: RowSource, stage: storage.Stage) -> Iterator[AskedRow]:
     """Yield the rows with the paths that their images have once the stage is published."""
     for row in source.read():
-        yield storage.resolve_path(_stored_name(row.image), stage.folder), row.prompt, row.response
+        paths = tuple(storage.resolve_path(_stored_name(image), stage.folder) for image in row.images)
+        yield paths, row.prompt, row.response
 
 
 def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: bool) -> None:
     """Publish the images of the sets, and all rows with names in place of images."""
-    wanted = {image for part in (sets.sample, sets.align, sets.evaluate) for image in part}
+    wanted = {image for part in (sets.sample, sets.align, sets.evaluate) for images in part for image in images}
     written: set[str] = set()
     part: list[Row] = []
     parts = rows = 0
     stage.begin(overwrite=overwrite)
     with Progress("images", None, "images") as progress:
         for row in source.read():
-            name = _stored_name(row.image)
-            new = name not in written and storage.join(stage.folder, name) in wanted
-            if new and isinstance(row.image, bytes):
-                storage.write_image(storage.join(stage.partial, name), row.image)
-                written.add(name)
-                progress.advance()
-            part.append(Row((name,), row.prompt, row.response))
+            names = tuple(map(_stored_name, row.images))
+            for name, image in zip(names, row.images, strict=True):
+                new = name not in written and storage.join(stage.folder, name) in wanted
+                if new and isinstance(image, bytes):
+                    storage.write_image(storage.join(stage.partial, name), image)
+                    written.add(name)
+                    progress.advance()
+            part.append(Row(names, row.prompt, row.response))
             rows += 1
             if len(part) == STORED_ROWS:
                 _write_stored(stage, part, parts)
@@ -139,8 +147,16 @@ def _store(source: RowSource, stage: storage.Stage, sets: ImageSets, overwrite: 
 
 
 def _write_stored(stage: storage.Stage, part: Sequence[Row], number: int) -> None:
-    rows = [{"image": row.image, "prompt": row.prompt, "response": row.response} for row in part]
-    storage.write_part(stage.partial, rows, STORED_SCHEMA, f"{number:06d}")
+    rows = [
+        {
+            "image": row.images[0],
+            MORE_IMAGES.name: list(row.images[1:]) or None,
+            "prompt": row.prompt,
+            "response": row.response,
+        }
+        for row in part
+    ]
+    storage.write_part(stage.partial, rows, PROVIDED_SCHEMA, f"{number:06d}")
 
 
 def _stored(stage: storage.Stage) -> RowSource:
@@ -150,6 +166,7 @@ def _stored(stage: storage.Stage) -> RowSource:
         for uri in storage.list_parts(stage.folder):
             for number, values in enumerate(storage.read_part(uri), start=1):
                 columns = ColumnNames(prompt=None if values["prompt"] is None else "prompt")
+                values["image"] = list(ImageRow(**read_images(values)).images)
                 yield parse_row(values, columns, stage.folder, f"{uri}, row {number}")
 
     return RowSource(stage.folder, stage.fingerprint, False, read)
@@ -157,8 +174,8 @@ def _stored(stage: storage.Stage) -> RowSource:
 
 def _require_images(sets: ImageSets, name: str) -> None:
     """Detect early that paths mean another folder. Single missing images are rejected when they are read."""
-    tried = sets.sample[:TRIED_IMAGES]
-    if not any(storage.exists(image) for image in tried):
+    tried = [images[0] for images in sets.sample[:TRIED_IMAGES]]
+    if not any(map(storage.exists, tried)):
         first = "first " if len(tried) < len(sets.sample) else ""
         raise UserError(
             f"None of the {first}{len(tried)} images to be sampled that {name} names exists, {tried[0]} for one: paths "

@@ -64,12 +64,12 @@ def _draw(
 
 def prepare_shapes(config: Config) -> ImageSets:
     """Scenes for the three sets; evaluation has its own, held out from training."""
-    paths: dict[str, list[str]] = {}
+    paths: dict[str, list[tuple[str, ...]]] = {}
     for stage, plan, augmented in _stages(config):
         _draw(stage, plan, augmented, config.run.seed, may_replace_images(config))
-        of_stage: dict[str, list[str]] = {}
+        of_stage: dict[str, list[tuple[str, ...]]] = {}
         for name, split, _ in plan:
-            of_stage.setdefault(split, []).append(storage.join(stage.folder, name))
+            of_stage.setdefault(split, []).append((storage.join(stage.folder, name),))
         paths |= of_stage  # augmented training images take the place of the plain ones
     train = paths["train"]
     sampled = config.data.sample_images

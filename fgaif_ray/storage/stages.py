@@ -94,7 +94,9 @@ class AskedImages(Protocol):
     @property
     def provided_key(self) -> str: ...
 
-    def prompts_of(self, images: Any, shared: Sequence[str]) -> Any: ...
+    def names_of(self, part: Any) -> Any: ...
+
+    def prompts_of(self, part: Any, shared: Sequence[str]) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,9 @@ def responses(config: Config, images: AskedImages) -> Stage:
     policy = [config.policy.model, config.sample.engine.dtype]
     prompts = images.prompts_of(images.sample, config.data.prompts)
     provided = [images.provided_key] if images.provided else []
-    seen = [*provided, *reading_key(config)]
-    key = fingerprint("sample-1", config.run.seed, sampling, policy, prompts, images.sample, *seen)
+    seen = [*provided, *reading_key(config), *_limit_key(config)]
+    names = images.names_of(images.sample)
+    key = fingerprint("sample-1", config.run.seed, sampling, policy, prompts, names, *seen)
     return Stage(config.run.dir, RESPONSES, key)
 
 
@@ -222,6 +225,12 @@ def reading_key(config: Config) -> list[dict[str, Any]]:
     return [part for part in (config.data.pixel_limits, {"chat_template_kwargs": template} if template else {}) if part]
 
 
+def _limit_key(config: Config) -> list[dict[str, int]]:
+    """What decides which rows are rejected for their number of images, if it is set."""
+    most = config.data.images_per_prompt
+    return [{"images_per_prompt": most}] if most > 1 else []
+
+
 def verdict_key(verifier: VerifierConfig) -> str:
     """Equal for verifiers that give equal P(yes)."""
     return fingerprint(verifier.model_dump(include={"model", "prompt"}), verifier.engine.dtype)
@@ -275,9 +284,10 @@ def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) 
         rollout,
         config.policy.model_dump(include={"model", "dtype"}),
         prompts,
-        images.align,
+        images.names_of(images.align),
         versions,
         *reading_key(config),
+        *_limit_key(config),
     )
     return Stage(config.run.dir, POLICY, key)
 
@@ -373,7 +383,10 @@ class _PlannedImages:
         self.evaluate = [evaluated, config.run.seed]
         self.provided, self.provided_key = 0, ""
 
-    def prompts_of(self, images: Any, shared: Sequence[str]) -> Any:  # noqa: ARG002
+    def names_of(self, part: Any) -> Any:
+        return part
+
+    def prompts_of(self, part: Any, shared: Sequence[str]) -> Any:  # noqa: ARG002
         return shared
 
 
@@ -393,6 +406,7 @@ def _evaluated(config: Config, images: AskedImages) -> tuple[Any, ...]:
         [config.policy.model, config.evaluate.engine.dtype],
         config.data.source,
         images.prompts_of(images.evaluate, config.data.prompts),
-        images.evaluate,
+        images.names_of(images.evaluate),
         *reading_key(config),
+        *_limit_key(config),
     )

@@ -140,20 +140,28 @@ class FrontEnd:
             image_tokens=ids.count(self._image_token_id),
         )
 
-    def check_prompts(self, prompts: Iterable[str], max_model_len: int) -> None:
-        """Raises UserError at the first prompt that an engine of that length cannot answer about the smallest image.
+    def check_prompts(self, prompts: Iterable[tuple[str, int]], max_model_len: int) -> None:
+        """Look whether an engine of that length can answer prompts about the smallest images.
 
         What larger images take is known when they are read: a row that does not fit then is rejected by itself.
+
+        Args:
+            prompts: each with its number of images.
+            max_model_len: of the engine.
+
+        Raises:
+            UserError: at the first prompt that it cannot answer.
         """
         from PIL import Image
 
         smallest = Image.new("RGB", (SMALLEST_SIDE, SMALLEST_SIDE))
-        for prompt in dict.fromkeys(prompts):
+        for prompt, images in dict.fromkeys(prompts):
             try:
-                tokens = len(self.encode_prompt(prompt, [smallest]))
+                tokens = len(self.encode_prompt(prompt, [smallest] * images))
                 if tokens >= max_model_len:
+                    shown = "its image" if images == 1 else f"its {images} images"
                     raise ValueError(
-                        f"the prompt takes {tokens} tokens with its image, which leaves none of the engine's "
+                        f"the prompt takes {tokens} tokens with {shown}, which leaves none of the engine's "
                         f"{max_model_len} (max_model_len) for an answer"
                     )
             except ValueError as error:

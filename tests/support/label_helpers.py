@@ -76,7 +76,7 @@ def write_responses(config: Config, per_image: int = 1, poison: Sequence[bytes] 
     truth = load_truth(config)
     assert truth is not None
     rows: list[dict[str, Any]] = []
-    for image in prepare_images(config).sample:
+    for (image,) in prepare_images(config).sample:
         sha = hashlib.sha256(storage.read_bytes(image)).hexdigest()
         for seed in range(per_image):
             settings = {"seed": seed} if seed else {}

@@ -44,7 +44,8 @@ class NoisyTruth:
             for segment in item.segments:
                 spans.append((len(text), len(text) + len(segment)))
                 text += segment
-            labels = [label_claims(self._scenes[item.image.tobytes()], claims) for claims in read_claims(text, spans)]
+            (image,) = item.images
+            labels = [label_claims(self._scenes[image.tobytes()], claims) for claims in read_claims(text, spans)]
             for kind in fact_types:
                 logits = self._generator.normal(0, 1.2, (len(labels), len(CLASS_NAMES)))
                 for row, found in enumerate(labels):

@@ -55,7 +55,7 @@ class Service:
 def offline_scores(model: RewardModel, data: bytes, text: str) -> dict[str, np.ndarray]:
     """Probabilities of each type, `[segments, 3]`."""
     segments = [text[span.start : span.end] for span in split_segments(text)]
-    item = ScoringItem(Image.open(io.BytesIO(data)).convert("RGB"), PROMPT, segments)
+    item = ScoringItem([Image.open(io.BytesIO(data)).convert("RGB")], PROMPT, segments)
     return {fact_type: model.score(fact_type, [item])[0] for fact_type in FACT_TYPES}
 
 

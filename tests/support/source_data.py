@@ -54,8 +54,9 @@ def plain_rows(folder: Path, count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-def names(images: Iterable[str]) -> list[str]:
-    return [image.rsplit("/", 1)[-1] for image in images]
+def names(part: Iterable[tuple[str, ...]]) -> list[str]:
+    """Names of the images of a set, of which each stands alone."""
+    return [image.rsplit("/", 1)[-1] for (image,) in part]
 
 
 def embedded_table(rows: list[dict[str, Any]], struct: bool) -> pa.Table:

@@ -198,7 +198,9 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     config = align_config(tmp_path, sync)
     config = config.model_copy(update={"align": config.align.model_copy(update={"num_workers": 3})})
     model = PolicyModel(base, config.align.lora)
-    requests = [RolloutRequest(base.front_end.prompt_ids("Describe it."), picture(shade), shade) for shade in range(6)]
+    requests = [
+        RolloutRequest(base.front_end.prompt_ids("Describe it."), (picture(shade),), shade) for shade in range(6)
+    ]
     images = [decode_image(request.image) for request in requests]
 
     def learner_log_probs(rollouts: list[Rollout]) -> torch.Tensor:

@@ -24,6 +24,7 @@ from actors.labelling.extraction import Endpoint, FactExtraction
 from actors.metrics.count_down import count_down
 from actors.sampling.provided import write_provided_blocks
 from fgaif_ray.calls.ledger import read_ledger
+from fgaif_ray.config import DataConfig
 from fgaif_ray.feedback.pending import digests, find_pending
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
@@ -49,7 +50,9 @@ def take_given_responses(folder: Path) -> None:
     broken.write_text("no image")
     given = [ProvidedResponse(image=str(path), prompt=PROMPT, text=RESPONSE) for path in (image, image, broken)]
     blocks = [("given-000000", table_of(given, PROVIDED_SCHEMA))]
-    assert list(count_down("sample", 5, write_provided_blocks(blocks, str(folder / "given"))))  # one is rejected
+    assert list(
+        count_down("sample", 5, write_provided_blocks(blocks, str(folder / "given"), DataConfig(source="shapes")))
+    )  # one is rejected
 
 
 def in_a_process(make: Callable[[], Any], call: Callable[[Any], Any]) -> tuple[Any, str]:

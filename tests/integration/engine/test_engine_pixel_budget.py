@@ -67,13 +67,13 @@ def extracted(config: Config) -> dict[str, Any]:
 
 
 def test_sampling_shows_reduced_images(config: Config, engine: RecordingEngine, tmp_path: Path) -> None:
-    [image, *_] = prepare_images(config).sample
+    [(image,), *_] = prepare_images(config).sample
     Sampler(config, str(tmp_path / "partial"))(sealed({"image": image, "prompt": "Describe."}, TASK_SCHEMA))
     assert engine.sizes == [REDUCED]
 
 
 def test_evaluation_shows_reduced_images(config: Config, engine: RecordingEngine, tmp_path: Path) -> None:
-    [image] = prepare_images(config).evaluate
+    [(image,)] = prepare_images(config).evaluate
     question = {"id": "1", "which": "before", "task": "sampled", "image": image, "prompt": "Describe."}
     question |= {"temperature": 0.0, "max_tokens": 4, "seed": 1}
     (tmp_path / "adapter").mkdir()
@@ -103,7 +103,7 @@ def test_control_items_show_reduced_images(config: Config, engine: RecordingEngi
 
 
 def test_thresholds_are_calibrated_on_reduced_images(config: Config, engine: RecordingEngine) -> None:
-    [image] = prepare_images(config).evaluate
+    [(image,)] = prepare_images(config).evaluate
     verifier = CalibrationVerifier(config.label.verifier, config.data)
     verifier(sealed({"number": 0, "image": image, "fact": "There is a circle."}, FACTS_SCHEMA))
     assert engine.sizes == [REDUCED]

@@ -30,7 +30,7 @@ engine = start_engine(checkpoint, EngineConfig(dtype="float32", **options))
 from vllm import SamplingParams
 from vllm.entrypoints.cli.serve import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-prompt = image_prompt(ids, Image.open(picture).convert("RGB"))
+prompt = image_prompt(ids, [Image.open(picture).convert("RGB")])
 [output] = engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)
 parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
 modules = [module.name for module in parsed.lora_modules]

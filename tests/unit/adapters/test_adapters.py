@@ -27,7 +27,14 @@ from support.reward_helpers import CHECKPOINT, PROMPT, RESPONSE, picture
 from transformers import AutoTokenizer
 
 from fgaif_ray.adapters import common, verl
-from fgaif_ray.adapters.common import image_file, question_text, reference_item, total_reward, type_reward
+from fgaif_ray.adapters.common import (
+    image_file,
+    image_files,
+    question_text,
+    reference_item,
+    total_reward,
+    type_reward,
+)
 from fgaif_ray.adapters.easyr1 import compute_score as easyr1_score
 from fgaif_ray.adapters.openrlhf import OpenRLHFRewards
 from fgaif_ray.adapters.placement import place_rewards, service_options
@@ -368,7 +375,7 @@ def test_the_fact_types_are_the_ones_that_the_service_names(client: RewardClient
 def test_an_image_may_come_in_many_forms(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(picture(0))
-    assert image_file(make(path)) == picture(0)
+    assert image_files(make(path)) == [picture(0)]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "L", "P"])
@@ -379,7 +386,7 @@ def test_a_picture_in_memory_may_have_any_mode(mode: str) -> None:
 @pytest.mark.parametrize("cell", [None, 3, "https://example.org/cat.png", "cat.png", "cats", [], ["a", "b"], {}])
 def test_what_is_no_image_is_told(cell: object) -> None:
     with pytest.raises(ValueError, match="image"):
-        image_file(cell)
+        image_files(cell)
 
 
 def test_the_question_is_the_last_thing_the_user_said() -> None:

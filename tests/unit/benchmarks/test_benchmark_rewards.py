@@ -26,7 +26,7 @@ def test_the_service_and_the_bare_models_get_the_same_responses() -> None:
         assert request.response == "".join(item.segments)
         assert request.prompt == item.prompt
         shown = decode_image(base64.b64decode(request.image.rpartition(",")[2]))
-        assert shown.tobytes() == item.image.tobytes()
+        assert [shown.tobytes()] == [image.tobytes() for image in item.images]
 
 
 @pytest.mark.parametrize("kind", ["separate", "multitask"])

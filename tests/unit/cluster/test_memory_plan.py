@@ -120,7 +120,7 @@ def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers
         picture(index).save(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         labels = dict.fromkeys(FACT_TYPES, (index % 3,))
-        responses.append(TrainingResponse(str(path), digest, "What is shown?", ("A circle.",), labels))
+        responses.append(TrainingResponse((str(path),), digest, "What is shown?", ("A circle.",), labels))
     data = prepare_data(backbone, responses, 0.25, 0, lambda _count: None)
     model, features = RewardModel(backbone), FeatureCache(backbone)
     for task in reward_tasks("separate"):

@@ -48,7 +48,7 @@ def respond(run: Run) -> ImageSets:
             "sample_id": str(index), "image": image, "image_sha256": "", "prompt": "", "response": "There is a star.",
             "token_ids": [1], "finish_reason": "stop", "model": "policy",
         }
-        for index, image in enumerate(sets.sample)
+        for index, (image,) in enumerate(sets.sample)
     ]  # fmt: skip
     storage.write_part(stage.partial, rows, RESPONSES_SCHEMA)
     stage.publish({"rows": len(rows)})

@@ -88,6 +88,6 @@ def test_codes_in_the_official_form() -> None:
 
 def test_the_official_form_is_as_published() -> None:
     stream = io.StringIO()
-    row = LabelledResponse("a.jpg", ("A dog.",), ((CONSISTENT, HALLUCINATED, ABSENT),))
+    row = LabelledResponse(("a.jpg",), ("A dog.",), ((CONSISTENT, HALLUCINATED, ABSENT),))
     write_official(stream, [row])
     assert stream.getvalue() == '{"image": "a.jpg", "sub": ["A dog."], "labels": [[0, 1, -1]]}\n'

@@ -53,12 +53,12 @@ def test_images_that_responses_name_are_not_replaced_unasked(tmp_path: Path) -> 
     stage = storage.Stage(config.run.dir, "responses", "f")
     stage.begin()
     stage.publish({"rows": 4})
-    before = storage.read_bytes(drawn[0])
+    before = storage.read_bytes(*drawn[0])
     with pytest.raises(UserError, match=r"images is finished .*--overwrite"):
         prepare_images(configure(tmp_path, "run.seed=1"))
-    assert storage.read_bytes(drawn[0]) == before
+    assert storage.read_bytes(*drawn[0]) == before
     prepare_images(configure(tmp_path, "run.seed=1", "run.overwrite=true"))
-    assert storage.read_bytes(drawn[0]) != before
+    assert storage.read_bytes(*drawn[0]) != before
 
 
 def test_the_wish_to_overwrite_changes_no_stage(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from support.reward_training import CHECKPOINT, OPTIONS, feedback_rows, interrup
 
 from actors.rewards.trainer import Reporter, train_missing
 from fgaif_ray.config import Config
-from fgaif_ray.images import load_image
+from fgaif_ray.images import load_images
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
 from fgaif_ray.rewards.data import FeatureCache, RewardData, from_feedback, prepare_data
@@ -117,7 +117,7 @@ def train_kind(data: RewardData, folder: Path, kind: str, **rewards: Any) -> dic
 def calls_of_the_language_model(model: RewardModel, examples: list[Any]) -> int:
     calls: list[None] = []
     hook = model.backbone.decoder.register_forward_hook(lambda *_: calls.append(None))
-    items = [ScoringItem(load_image(one.image), "Describe this image.", ["A red circle."]) for one in examples]
+    items = [ScoringItem(load_images(one.images), "Describe this image.", ["A red circle."]) for one in examples]
     model.score_types(FACT_TYPES, items)
     hook.remove()
     return len(calls)
@@ -143,7 +143,7 @@ def test_a_coarse_model_is_measured_by_response_and_stands_for_every_type(data: 
     assert {found["count"] for found in metrics.values()} == {len(data.validation)}
     folders = {name: str(tmp_path / name) for name in FACT_TYPES}
     model = load_reward_model(load_backbone(CHECKPOINT, "float32"), folders)
-    item = ScoringItem(load_image(data.validation[0].image), "Describe this image.", ["Red.", "A star.", "No."])
+    item = ScoringItem(load_images(data.validation[0].images), "Describe this image.", ["Red.", "A star.", "No."])
     scores = [found[0] for found in model.score_types(FACT_TYPES, [item]).values()]
     assert scores[0][:2].tolist() == [[1, 0, 0], [1, 0, 0]] and 0 < scores[0][2].max() < 1
     for other in scores[1:]:

@@ -65,7 +65,7 @@ def folders(model: RewardModel, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def items(count: int = 5) -> list[ScoringItem]:
-    return [ScoringItem(picture(7 * i), PROMPT, SEGMENTS[: 1 + i % 3] * (1 + i // 3)) for i in range(count)]
+    return [ScoringItem([picture(7 * i)], PROMPT, SEGMENTS[: 1 + i % 3] * (1 + i // 3)) for i in range(count)]
 
 
 # What the model reads
@@ -76,7 +76,7 @@ def ids_of(encoded: EncodedItem) -> list[int]:
 
 
 def test_each_separator_follows_the_last_token_of_its_sub_sentence(backbone: Backbone) -> None:
-    encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, SEGMENTS))
+    encoded = encode_item(backbone, ScoringItem([picture()], PROMPT, SEGMENTS))
     start = len(encoded.prompt)
     pieces = []
     for position in encoded.separators:
@@ -86,19 +86,19 @@ def test_each_separator_follows_the_last_token_of_its_sub_sentence(backbone: Bac
 
 
 def test_separators_are_the_eos_token(backbone: Backbone) -> None:
-    encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, SEGMENTS))
+    encoded = encode_item(backbone, ScoringItem([picture()], PROMPT, SEGMENTS))
     assert {ids_of(encoded)[position] for position in encoded.separators} == {backbone.eos_token_id}
 
 
 def test_the_real_prompt_is_read(backbone: Backbone) -> None:
     prompts = ("What is here?", PROMPT)
     for prompt in prompts:
-        found = encode_item(backbone, ScoringItem(picture(), prompt, SEGMENTS)).prompt
+        found = encode_item(backbone, ScoringItem([picture()], prompt, SEGMENTS)).prompt
         assert found.input_ids == backbone.front_end.encode_prompt(prompt, [picture()]).input_ids
 
 
 def test_special_tokens_spelled_out_in_a_response_stay_text(backbone: Backbone) -> None:
-    encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, ["An <image> and </s> and <s>."]))
+    encoded = encode_item(backbone, ScoringItem([picture()], PROMPT, ["An <image> and </s> and <s>."]))
     assert backbone.model.config.image_token_id not in encoded.text_ids
     assert encoded.text_ids.count(backbone.eos_token_id) == 1
 
@@ -106,7 +106,7 @@ def test_special_tokens_spelled_out_in_a_response_stay_text(backbone: Backbone) 
 @settings(deadline=None, max_examples=50)
 @given(segments=st.lists(st.text(max_size=20), max_size=6))
 def test_any_text_gives_one_separator_for_each_sub_sentence(segments: list[str], backbone: Backbone) -> None:
-    encoded = encode_item(backbone, ScoringItem(picture(), PROMPT, segments))
+    encoded = encode_item(backbone, ScoringItem([picture()], PROMPT, segments))
     assert len(set(encoded.separators)) == len(segments)
     assert encoded.separators == sorted(encoded.separators)
     assert encoded.text_ids.count(backbone.eos_token_id) == len(segments)
@@ -124,14 +124,14 @@ def test_scores_are_one_distribution_over_three_classes_for_each_sub_sentence(mo
 
 def test_a_response_with_one_sub_sentence_is_scored_like_any_other(model: RewardModel) -> None:
     # The reference code squeezes its list to a scalar there, and the reward is always 0.
-    [alone] = model.score("existence", [ScoringItem(picture(), PROMPT, SEGMENTS[:1])])
-    [among] = model.score("existence", [ScoringItem(picture(), PROMPT, SEGMENTS)])
+    [alone] = model.score("existence", [ScoringItem([picture()], PROMPT, SEGMENTS[:1])])
+    [among] = model.score("existence", [ScoringItem([picture()], PROMPT, SEGMENTS)])
     assert alone.shape == (1, 3)
     np.testing.assert_allclose(alone[0], among[0], atol=1e-5)
 
 
 def test_a_response_without_sub_sentences_has_no_score(model: RewardModel) -> None:
-    scored = model.score("existence", [ScoringItem(picture(), PROMPT, []), *items(1)])
+    scored = model.score("existence", [ScoringItem([picture()], PROMPT, []), *items(1)])
     assert [scores.shape for scores in scored] == [(0, 3), (1, 3)]
 
 
@@ -149,12 +149,12 @@ def test_a_score_is_the_same_alone_and_in_any_batch(order: list[int], size: int,
 
 
 def test_the_image_decides(model: RewardModel) -> None:
-    scored = model.score("existence", [ScoringItem(picture(shade), PROMPT, SEGMENTS) for shade in (0, 90)])
+    scored = model.score("existence", [ScoringItem([picture(shade)], PROMPT, SEGMENTS) for shade in (0, 90)])
     assert not np.allclose(scored[0], scored[1], atol=1e-6)
 
 
 def test_a_later_sub_sentence_does_not_change_an_earlier_score(model: RewardModel) -> None:
-    first, second = model.score("attribute", [ScoringItem(picture(), PROMPT, SEGMENTS[:n]) for n in (2, 3)])
+    first, second = model.score("attribute", [ScoringItem([picture()], PROMPT, SEGMENTS[:n]) for n in (2, 3)])
     np.testing.assert_allclose(first, second[:2], atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_a_score_that_is_not_finite_is_an_error(backbone: Backbone) -> None:
 
 def test_a_response_longer_than_the_context_is_refused(model: RewardModel) -> None:
     with pytest.raises(ValueError, match="tokens"):
-        model.score("existence", [ScoringItem(picture(), PROMPT, ["A red circle. "] * 1000)])
+        model.score("existence", [ScoringItem([picture()], PROMPT, ["A red circle. "] * 1000)])
 
 
 def test_an_unknown_type_is_refused(model: RewardModel) -> None:
@@ -308,7 +308,7 @@ def test_a_folder_of_several_scores_alone_as_it_does_among_them(tmp_path: Path) 
 
 def test_a_coarse_verdict_sees_the_whole_response_and_stands_at_its_last_sub_sentence(tmp_path: Path) -> None:
     model = offline_model(save_reward_models(tmp_path, kind="coarse"))
-    [[short], [long]] = [model.score("existence", [ScoringItem(picture(), PROMPT, SEGMENTS[:n])]) for n in (1, 3)]
+    [[short], [long]] = [model.score("existence", [ScoringItem([picture()], PROMPT, SEGMENTS[:n])]) for n in (1, 3)]
     assert long[:2].tolist() == [[1, 0, 0], [1, 0, 0]]
     assert long.shape == (3, 3) and not np.allclose(long[2], short[0], atol=1e-4)
 

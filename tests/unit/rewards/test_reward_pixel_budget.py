@@ -15,7 +15,7 @@ from actors.rewards.trainer import Reporter, _prepare, train_missing
 from fgaif_ray.config import Config, RewardComposition
 from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.experiments.truth import reward_accuracy
-from fgaif_ray.images import decode_image, load_image
+from fgaif_ray.images import decode_image, load_images
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.examples import AnswerPair, judge_examples
@@ -59,19 +59,19 @@ class Watching:
         self.sizes: list[tuple[int, int]] = []
 
     def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> dict[str, list[Any]]:
-        self.sizes += [item.image.size for item in items]
+        self.sizes += [image.size for item in items for image in item.images]
         return {kind: [np.array([[0.0, 1.0, 0.0]] * len(item.segments)) for item in items] for kind in kinds}
 
 
 def test_training_reads_reduced_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
 
-    def load(path: str, budget: PixelBudget) -> Image:
-        image = load_image(path, budget)
-        sizes.append(image.size)
-        return image
+    def load(paths: Sequence[str], budget: PixelBudget) -> tuple[Image, ...]:
+        images = load_images(paths, budget)
+        sizes.extend(image.size for image in images)
+        return images
 
-    monkeypatch.setattr(reward_data, "load_image", load)
+    monkeypatch.setattr(reward_data, "load_images", load)
     publish_feedback(tmp_path / "run", feedback_rows(tmp_path / "images", images=4))
     config = limited(job_config(tmp_path / "run", epochs=1, kind="multitask"))
     prepared = _prepare(config, str(tmp_path / "run" / "feedback"), Reporter(None))
@@ -82,7 +82,7 @@ def test_training_reads_reduced_images(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_request_is_scored_on_the_reduced_image() -> None:
     watching = Watching()
-    score_batches(watching, FACT_TYPES, [make_batch([(picture(), PROMPT, ["A circle."])])], BUDGET)
+    score_batches(watching, FACT_TYPES, [make_batch([((picture(),), PROMPT, ["A circle."])])], BUDGET)
     assert watching.sizes == [REDUCED]
 
 
@@ -92,9 +92,9 @@ def test_the_service_scores_like_the_model_on_reduced_images(tmp_path: Path, mon
     settings = ScorerSettings(
         CHECKPOINT, "float32", "none", False, folders, 4, None, dict.fromkeys(folders, "v"), BUDGET
     )
-    batch = make_batch([(picture(), PROMPT, ["A red circle."])])
+    batch = make_batch([((picture(),), PROMPT, ["A red circle."])])
     [[scored]] = RewardScorer(settings)._score_now([batch])
-    item = ScoringItem(decode_image(picture(), BUDGET), PROMPT, ["A red circle."])
+    item = ScoringItem([decode_image(picture(), BUDGET)], PROMPT, ["A red circle."])
     expected = offline_model(folders).score_types(FACT_TYPES, [item])
     assert isinstance(scored, dict)
     for fact_type in FACT_TYPES:
@@ -111,7 +111,7 @@ def test_the_report_judges_and_shows_reduced_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     before, after = (answer(tmp_path / "a.png", which) for which in ("before", "after"))
     watching = Watching()
-    judge_examples([AnswerPair(before.question.image, PROMPT, before, after)], None, watching, REWARD, BUDGET)
+    judge_examples([AnswerPair(before.question.images, PROMPT, before, after)], None, watching, REWARD, BUDGET)
     assert watching.sizes == [REDUCED] * 2
 
 

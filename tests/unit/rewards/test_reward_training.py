@@ -65,18 +65,18 @@ def test_rows_without_sub_sentences_are_left_out(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=40), st.floats(0.01, 0.99), st.integers(0, 3))
 def test_no_image_is_trained_on_and_held_out(images: list[int], fraction: float, seed: int) -> None:
-    responses = [TrainingResponse(f"{i}.png", str(i), str(n), ("A.",), {}) for n, i in enumerate(images)]
+    responses = [TrainingResponse((f"{i}.png",), str(i), str(n), ("A.",), {}) for n, i in enumerate(images)]
     if len(set(images)) < 2:
         return
     train, validation = split_by_image(responses, fraction, seed)
-    assert {r.image for r in train}.isdisjoint({r.image for r in validation})
+    assert {r.images for r in train}.isdisjoint({r.images for r in validation})
     assert Counter(r.prompt for r in train + validation) == Counter(r.prompt for r in responses)
     assert train and validation
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order(responses: list[TrainingResponse]) -> None:
     def held_out(given: list[TrainingResponse], seed: int) -> set[str]:
-        return {response.image for response in split_by_image(given, 0.25, seed)[1]}
+        return {response.images for response in split_by_image(given, 0.25, seed)[1]}
 
     assert held_out(responses, 0) == held_out(responses[::-1], 0) != held_out(responses, 1)
 
@@ -90,7 +90,7 @@ def test_responses_that_are_too_long_are_counted_and_left_out(
     backbone: Backbone, responses: list[TrainingResponse]
 ) -> None:
     first = responses[0]
-    long = TrainingResponse(first.image, first.image_sha256, first.prompt, ("A red ball. " * 600,), first.labels)
+    long = TrainingResponse(first.images, first.image_sha256, first.prompt, ("A red ball. " * 600,), first.labels)
     counts = prepare_data(backbone, [long, *responses], 0.25, 0, silent).counts
     assert counts["train"]["too_long"] + counts["validation"]["too_long"] == 1
     assert counts["train"]["responses"] + counts["validation"]["responses"] == len(responses)
@@ -111,14 +111,14 @@ def test_a_batch_holds_similar_lengths() -> None:
 
 def test_each_image_goes_through_the_vision_tower_once(backbone: Backbone, data: RewardData) -> None:
     features = FeatureCache(backbone)
-    paths = [example.image for example in data.train]
+    paths = [example.images for example in data.train]
     first = [one.planes for one in features(paths + paths)]
     torch.testing.assert_close([one.planes for one in features(paths)], first[: len(paths)], rtol=0, atol=0)
     assert features.encoded == len(set(paths))
 
 
 def test_images_beyond_the_cache_are_encoded_again_with_the_same_features(backbone: Backbone, data: RewardData) -> None:
-    paths = [example.image for example in data.train]
+    paths = [example.images for example in data.train]
     again, kept = (
         [one.planes for one in cache(paths)] for cache in (FeatureCache(backbone, 0), FeatureCache(backbone))
     )

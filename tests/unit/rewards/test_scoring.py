@@ -228,9 +228,10 @@ def test_a_probability_that_is_not_finite_raises() -> None:
 # Batches
 
 
-def items_of(texts: list[str]) -> list[tuple[bytes, str, list[str]]]:
+def items_of(texts: list[str]) -> list[tuple[tuple[bytes, ...], str, list[str]]]:
     return [
-        (picture(index), PROMPT, segment_response(TOKENIZER, text, None).segments) for index, text in enumerate(texts)
+        ((picture(index),), PROMPT, segment_response(TOKENIZER, text, None).segments)
+        for index, text in enumerate(texts)
     ]
 
 
@@ -238,8 +239,8 @@ def test_scores_are_those_of_the_model_whatever_the_batches(model: RewardModel) 
     items = items_of([RESPONSE, "A red circle.", "", RESPONSE * 2, "A blue square is left of a red circle."])
     batches = [make_batch(items[:2]), make_batch(items[2:])]
     merged = [outcome for batch in score_batches(model, FACT_TYPES, batches) for outcome in batch]
-    for (data, prompt, segments), outcome in zip(items, merged, strict=True):
-        item = ScoringItem(Image.open(io.BytesIO(data)).convert("RGB"), prompt, segments)
+    for ((data,), prompt, segments), outcome in zip(items, merged, strict=True):
+        item = ScoringItem([Image.open(io.BytesIO(data)).convert("RGB")], prompt, segments)
         for fact_type in FACT_TYPES:
             [expected] = model.score(fact_type, [item])
             np.testing.assert_allclose(outcome[fact_type], expected, atol=1e-5)
@@ -247,21 +248,42 @@ def test_scores_are_those_of_the_model_whatever_the_batches(model: RewardModel) 
 
 def test_an_item_that_cannot_be_scored_fails_alone(model: RewardModel) -> None:
     items = items_of([RESPONSE] * 4)
-    items[1] = (b"no image", PROMPT, ["A red circle."])
-    items[2] = (picture(), PROMPT, ["A red circle. " * 2000])
+    items[1] = ((picture(), b"no image"), PROMPT, ["A red circle."])
+    items[2] = ((picture(),), PROMPT, ["A red circle. " * 2000])
     [outcomes] = score_batches(model, FACT_TYPES, [make_batch(items)])
     codes = [outcome.code if isinstance(outcome, ItemError) else None for outcome in outcomes]
     assert codes == [None, "invalid_image", "not_scorable", None]
 
 
 def test_a_batch_of_unusable_images_reaches_no_model(model: RewardModel) -> None:
-    [[outcome]] = score_batches(model, FACT_TYPES, [make_batch([(b"no image", PROMPT, ["A circle."])])])
+    [[outcome]] = score_batches(model, FACT_TYPES, [make_batch([((b"no image",), PROMPT, ["A circle."])])])
     assert isinstance(outcome, ItemError)
 
 
 def test_equal_images_travel_once() -> None:
-    batch = make_batch([(picture(1), PROMPT, ["a"]), (picture(2), PROMPT, ["b"]), (picture(1), PROMPT, ["c"])])
-    assert [item.image for item in batch.items] == [0, 1, 0] and len(batch.images) == 2
+    first, second = picture(1), picture(2)
+    batch = make_batch([((first,), PROMPT, ["a"]), ((second, first), PROMPT, ["b"]), ((first,), PROMPT, ["c"])])
+    assert [item.images for item in batch.items] == [(0,), (1, 0), (0,)]
+    assert batch.images == [first, second]
+
+
+def test_all_images_of_an_item_are_seen_in_order(model: RewardModel) -> None:
+    shades, prompt = (3, 90), "Compare <image> with <image>."
+    files = tuple(map(picture, shades))
+    segments = ["A red circle. ", "A blue square."]
+    batch = make_batch([(files, prompt, segments), (files[::-1], prompt, segments), (files[:1], PROMPT, segments)])
+    both, swapped, first = score_batches(model, FACT_TYPES, [batch])[0]
+    shown = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    [expected] = model.score("existence", [ScoringItem(shown, prompt, segments)])
+    np.testing.assert_allclose(both["existence"], expected, atol=1e-5)
+    assert not np.allclose(both["existence"], swapped["existence"], atol=1e-3)
+    assert not np.allclose(both["existence"], first["existence"], atol=1e-3)
+
+
+def test_a_prompt_with_other_places_than_images_is_not_scored(model: RewardModel) -> None:
+    batch = make_batch([((picture(1), picture(2)), "What is in <image>?", ["A circle."])])
+    [[outcome]] = score_batches(model, FACT_TYPES, [batch])
+    assert isinstance(outcome, ItemError) and "1 place for an image" in str(outcome)
 
 
 def test_the_probe_can_be_scored(model: RewardModel) -> None:
@@ -311,10 +333,14 @@ def test_a_query_without_its_prompt_is_refused(query: str) -> None:
 
 def test_labels_are_objects_or_their_json() -> None:
     label = {"image": "QUJD", "prompt": PROMPT, "id": 7}
-    assert label_fields(label) == label_fields(json.dumps(label)) == ("QUJD", PROMPT)
+    assert label_fields(label) == label_fields(json.dumps(label)) == (("QUJD",), PROMPT)
+    assert label_fields({"images": ["QUJD", "QUJE"], "prompt": PROMPT}) == (("QUJD", "QUJE"), PROMPT)
 
 
-@pytest.mark.parametrize("label", [None, 3, [], "{", "cat.png", {"image": "QUJD"}, '{"image": 1, "prompt": "x"}'])
+@pytest.mark.parametrize(
+    "label",
+    [None, 3, [], "{", "cat.png", {"image": "QUJD"}, '{"image": 1, "prompt": "x"}', {"images": [], "prompt": "x"}],
+)
 def test_other_labels_are_refused(label: object) -> None:
     with pytest.raises(ItemError) as error:
         label_fields(label)

@@ -60,7 +60,7 @@ class Engine:
         for request in requests:
             generator = torch.Generator().manual_seed(request.seed)
             answers.append(torch.randint(60, 120, (2 + request.seed % 4,), generator=generator).tolist())
-        images = [experience.decode_image(request.image) for request in requests]
+        images = [[experience.decode_image(file) for file in request.images] for request in requests]
         with torch.no_grad():
             rows = self.model.encode([PROMPT] * len(answers), images, answers)
             role: Any = "reference" if self.ignores_adapter else "policy"
@@ -141,7 +141,12 @@ class Runs:
         """One process; after a kill, call it again for the next one."""
         self.kill_after = kill_after
         task = learner.LearnerTask(
-            self.config(name, staleness, every), tuple(self.images), str(self.folder / name), None, "none", ()
+            self.config(name, staleness, every),
+            tuple((path,) for path in self.images),
+            str(self.folder / name),
+            None,
+            "none",
+            (),
         )
         try:
             one = learner.Learner(task)

@@ -109,20 +109,20 @@ def test_passes_without_gradients_keep_to_the_budget_too(moved: PolicyModel) -> 
 
 
 def test_samples_of_one_prompt_have_seeds_of_their_own() -> None:
-    plan = PromptPlan([str(index) for index in range(10)], ["a", "b", "c"], seed=3)
+    plan = PromptPlan([(str(index),) for index in range(10)], ["a", "b", "c"], seed=3)
     drawn = [draw for step in range(5) for draw in plan.draw(step, 8, 4)]
-    assert [draw.image for draw in drawn[:4]] == [drawn[0].image] * 4
+    assert [draw.images for draw in drawn[:4]] == [drawn[0].images] * 4
     assert len({draw.seed for draw in drawn}) == len({draw.sample_id for draw in drawn}) == 40
     single = [draw for step in range(5) for draw in plan.draw(step, 2)]
-    assert [(draw.image, draw.prompt) for draw in drawn[::4]] == [(draw.image, draw.prompt) for draw in single]
+    assert [(draw.images, draw.prompt) for draw in drawn[::4]] == [(draw.images, draw.prompt) for draw in single]
 
 
 def test_workers_share_prompts_and_keep_their_samples_together() -> None:
-    draws = PromptPlan([str(index) for index in range(9)], ["a"], seed=3).draw(0, 18, 2)
+    draws = PromptPlan([(str(index),) for index in range(9)], ["a"], seed=3).draw(0, 18, 2)
     shares = [share_of(draws, rank, 4, 2) for rank in range(4)]
     assert sorted(draw.sample_id for share in shares for draw in share) == sorted(draw.sample_id for draw in draws)
     assert [len(share) for share in shares] == [6, 4, 4, 4]
-    images = [{draw.image for draw in share} for share in shares]
+    images = [{draw.images for draw in share} for share in shares]
     assert sum(map(len, images)) == len(set.union(*images)) == 9
     assert [share_of(draws, rank, 4) for rank in range(4)] == [draws[rank::4] for rank in range(4)]
 

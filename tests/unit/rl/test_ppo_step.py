@@ -206,22 +206,22 @@ def test_two_learners_are_one(tmp_path: Path) -> None:
 
 
 def test_a_plan_goes_through_all_images_each_time_round() -> None:
-    plan = PromptPlan([str(index) for index in range(10)], ["a", "b", "c"], seed=3)
+    plan = PromptPlan([(str(index),) for index in range(10)], ["a", "b", "c"], seed=3)
     drawn = [draw for step in range(5) for draw in plan.draw(step, 4)]
-    rounds = [[draw.image for draw in drawn[start : start + 10]] for start in (0, 10)]
-    assert sorted(rounds[0]) == sorted(rounds[1]) == sorted(str(index) for index in range(10))
+    rounds = [[draw.images for draw in drawn[start : start + 10]] for start in (0, 10)]
+    assert sorted(rounds[0]) == sorted(rounds[1]) == sorted((str(index),) for index in range(10))
     assert rounds[0] != rounds[1]
     assert len({draw.seed for draw in drawn}) == len({draw.sample_id for draw in drawn}) == 20
 
 
 def test_an_image_gets_its_next_prompt_the_next_time_round() -> None:
-    plan = PromptPlan(["x", "y"], ["a", "b", "c"], seed=3)
-    prompts = [draw.prompt for step in range(3) for draw in plan.draw(step, 2) if draw.image == "x"]
+    plan = PromptPlan([("x",), ("y",)], ["a", "b", "c"], seed=3)
+    prompts = [draw.prompt for step in range(3) for draw in plan.draw(step, 2) if draw.images == ("x",)]
     assert prompts == ["a", "b", "c"]
 
 
 def test_a_plan_draws_the_same_whatever_came_before() -> None:
-    images = [str(index) for index in range(7)]
+    images = [(str(index),) for index in range(7)]
     straight = PromptPlan(images, ["a", "b"], seed=3)
     before = [straight.draw(step, 5) for step in range(6)]
     assert PromptPlan(images, ["a", "b"], seed=3).draw(5, 5) == before[5]

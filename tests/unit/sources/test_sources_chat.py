@@ -93,7 +93,6 @@ def test_a_response_is_text_or_one_message(response: Any) -> None:
         ({"prompt": [user("What?"), assistant("A cat.")], "response": "A dog."}, "one at the end of 'prompt'"),
         ({"prompt": [assistant("A cat.")]}, "'prompt' cannot be asked: it has no message of the user"),
         ({"prompt": [user("What?"), assistant(None)]}, "the last message, which is the assistant's, is not text"),
-        ({"prompt": [user("<image> and <image>?")]}, "2 places for an image"),
         ({"prompt": [user("\ud800")]}, "half a surrogate pair"),
         ({"prompt": "What?", "response": [assistant(None)]}, "'response' cannot be used: .* is not text"),
         ({"prompt": "What?", "response": [user("A cat.")]}, "'response' is not text but list"),
@@ -161,7 +160,7 @@ def test_parquet_and_datasets_with_lists_of_images_and_messages_are_read(tmp_pat
     config = configure(tmp_path / "run", source=source, path=str(path))
     sets = prepare_images(config)
     assert asked(sets) == [f"Prompt {index}?" for index in (0, 1, 2, 3, 4, 5, 6, 8)]
-    assert storage.read_bytes(sets.sample[1]) == picture(1)
+    assert storage.read_bytes(*sets.sample[1]) == picture(1)
     assert prepare_images(config) == sets
 
 
@@ -169,7 +168,7 @@ def test_lists_of_paths_are_not_stored(tmp_path: Path) -> None:
     images = [[name] for name in write_pictures(tmp_path, COUNT)]
     pq.write_table(pa.table({"images": images, "prompt": ["Why?"] * COUNT}), tmp_path / "rows.parquet")
     sets = prepare_images(configure(tmp_path / "run", path=str(tmp_path / "rows.parquet")))
-    assert sets.sample[0] == str(tmp_path / "00.png")
+    assert sets.sample[0] == (str(tmp_path / "00.png"),)
     assert not (tmp_path / "run").exists()
 
 
@@ -184,8 +183,8 @@ def test_images_in_data_urls_are_stored(tmp_path: Path) -> None:
     rows = [{"image": data_url(index), "prompt": f"{index}?", "response": "Yes."} for index in range(COUNT)]
     config = configure(tmp_path / "run", path=str(write_lines(tmp_path / "rows.jsonl", rows)))
     sets = prepare_images(config)
-    assert [storage.read_bytes(image) for image in sets.sample] == [picture(index) for index in range(4)]
-    assert [row.image for row in provided_responses(config, sets)] == sets.sample
+    assert [storage.read_bytes(image) for (image,) in sets.sample] == [picture(index) for index in range(4)]
+    assert [row.images for row in provided_responses(config, sets)] == sets.sample
     assert prepare_images(config) == sets
 
 
@@ -200,4 +199,4 @@ def test_paths_below_data_urls_are_read(tmp_path: Path) -> None:
     rows = [{"image": name, "prompt": "Why?"} for name in write_pictures(tmp_path, COUNT)]
     path = write_lines(tmp_path / "rows.jsonl", [{"image": data_url(99), "prompt": "Why?"}, *rows])
     sets = prepare_images(configure(tmp_path / "run", path=str(path)))
-    assert [storage.read_bytes(image) for image in sets.sample] == [picture(index) for index in (99, 0, 1, 2)]
+    assert [storage.read_bytes(image) for (image,) in sets.sample] == [picture(index) for index in (99, 0, 1, 2)]

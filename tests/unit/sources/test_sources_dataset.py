@@ -46,7 +46,7 @@ def test_a_split_of_a_saved_dataset_is_chosen(tmp_path: Path) -> None:
     save_dataset(tmp_path / "all" / "test", table.slice(12))
     (tmp_path / "all" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     sets = prepare_images(configure(tmp_path / "run", source="dataset", path=str(tmp_path / "all"), split="test"))
-    assert storage.read_bytes(sets.sample[0]) == picture(6, "JPEG")
+    assert storage.read_bytes(*sets.sample[0]) == picture(6, "JPEG")
     with pytest.raises(UserError, match="train, test"):
         prepare_images(configure(tmp_path / "run", source="dataset", path=str(tmp_path / "all")))
 

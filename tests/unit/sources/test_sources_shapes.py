@@ -32,7 +32,7 @@ def test_the_truth_knows_the_scenes_of_the_split(tmp_path: Path) -> None:
     config = world(tmp_path, "data.shapes.evaluate_split=unseen_pairs")
     truth = load_truth(config)
     assert truth is not None
-    for image in prepare_images(config).evaluate:
+    for (image,) in prepare_images(config).evaluate:
         assert any((item.shape, item.color) in UNSEEN_PAIRS for item in truth[image].objects)
 
 
@@ -41,7 +41,7 @@ def test_augmentation_changes_training_images_alone(tmp_path: Path) -> None:
     augmented = prepare_images(world(tmp_path, "data.shapes.augmented=1"))
     assert augmented.evaluate == plain.evaluate
     pairs = zip((*plain.sample, *plain.align), (*augmented.sample, *augmented.align), strict=True)
-    assert all(storage.read_bytes(one) != storage.read_bytes(other) for one, other in pairs)
+    assert all(storage.read_bytes(*one) != storage.read_bytes(*other) for one, other in pairs)
 
 
 def test_augmented_images_keep_their_truth(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_augmented_images_keep_their_truth(tmp_path: Path) -> None:
     truth = load_truth(config)
     assert truth is not None
     plain, augmented = prepare_images(world(tmp_path)), prepare_images(config)
-    assert [truth[image] for image in augmented.sample] == [truth[image] for image in plain.sample]
+    assert [truth[image] for (image,) in augmented.sample] == [truth[image] for (image,) in plain.sample]
 
 
 def test_runs_can_share_a_folder_of_images(tmp_path: Path) -> None:

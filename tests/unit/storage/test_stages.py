@@ -28,9 +28,14 @@ CONFIGURATIONS = {
     ),
 }
 IMAGES = {
-    "shared": ImageSets(["a.png"], ["b.png"], ["c.png"]),
+    "shared": ImageSets([("a.png",)], [("b.png",)], [("c.png",)]),
     "own": ImageSets(
-        ["a.png"], ["b.png"], ["c.png"], {"a.png": ("Why?",), "b.png": ("Who?",), "c.png": ("How?",)}, 2, "k"
+        [("a.png",)],
+        [("b.png",)],
+        [("c.png",)],
+        {("a.png",): ("Why?",), ("b.png",): ("Who?",), ("c.png",): ("How?",)},
+        2,
+        "k",
     ),
 }
 # As commit 6b27cc7 computed them.

@@ -56,9 +56,9 @@ def test_expanded_ids_equal_what_the_processor_makes(front_end: FrontEnd, image:
 
 def test_a_prompt_fits_an_engine_with_one_more_position(front_end: FrontEnd, image: Image.Image) -> None:
     length = len(front_end.encode_prompt(PROMPT, [image]))
-    front_end.check_prompts([PROMPT], length + 1)
+    front_end.check_prompts([(PROMPT, 1)], length + 1)
     with pytest.raises(UserError, match=rf"cannot be asked: the prompt takes {length} tokens"):
-        front_end.check_prompts([PROMPT], length)
+        front_end.check_prompts([(PROMPT, 1)], length)
 
 
 def test_a_prompt_that_spells_out_a_special_token_is_refused(front_end: FrontEnd) -> None:

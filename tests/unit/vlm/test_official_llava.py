@@ -109,6 +109,6 @@ def test_three_reward_models_score_on_it(backbone: Backbone) -> None:
     model = RewardModel(backbone)
     for seed, fact_type in enumerate(FACT_TYPES):
         model.add(fact_type, LORA, seed)
-    item = ScoringItem(Image.new("RGB", (640, 480), (90, 90, 90)), PROMPT, ["w6 w7 w8,", "w9 w10."])
+    item = ScoringItem([Image.new("RGB", (640, 480), (90, 90, 90))], PROMPT, ["w6 w7 w8,", "w9 w10."])
     scores = model.score_types(FACT_TYPES, [item])
     assert {found.shape for [found] in scores.values()} == {(2, 3)}
