@@ -142,8 +142,11 @@ class TrackingConfig(Section):
 
 
 class AlignConfig(Section):
-    """PPO on dense rewards."""
+    """Reinforcement learning on dense rewards."""
 
+    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    """How tokens are credited: ``ppo`` with a critic; ``grpo`` and ``rloo`` by comparing several responses to one image
+    and prompt (``samples_per_prompt``), without one. ``align.ppo`` has the settings of the update for all of them."""
     steps: int = Field(default=100, ge=1)
     rollout_batch_size: int = Field(default=512, ge=1)
     """Responses per step, over all workers."""
@@ -185,6 +188,24 @@ class AlignConfig(Section):
             raise ValueError(
                 f"{prompts} prompts a step do not go round {self.num_workers} learner workers: raise "
                 "align.rollout_batch_size or lower align.num_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_has_what_it_needs(self) -> Self:
+        if self.algorithm == "ppo":
+            return self
+        if self.samples_per_prompt < 2:
+            raise ValueError(
+                f"align.algorithm={self.algorithm} compares responses to one image and prompt: set "
+                "align.samples_per_prompt to 2 or more"
+            )
+        if self.critic_from_reward is not None:
+            raise ValueError(f"align.algorithm={self.algorithm} has no critic: leave align.critic_from_reward out")
+        if self.reward.granularity == "response" or self.reward.normalise_by_segments:
+            raise ValueError(
+                f"align.algorithm={self.algorithm} credits segments: leave align.reward.granularity at segment and "
+                "align.reward.normalise_by_segments at false"
             )
         return self
 
