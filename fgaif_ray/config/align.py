@@ -27,6 +27,10 @@ class PPOConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which both learning rates rise linearly."""
     clip: float = Field(default=0.2, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
+    """How far above 1 a ratio may rise before its gradient is cut, where that is not ``clip`` (DAPO's clip-higher)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """``sequence`` clips all tokens of a response by the geometric mean of their ratios (GSPO)."""
     value_clip: float | None = Field(default=0.2, gt=0)
     """How far an update may move a value, in units of reward; null for as far as it likes. Where responses earn several
     units, a small clip bounds how fast the critic can come to expect them."""

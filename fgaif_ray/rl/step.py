@@ -294,6 +294,8 @@ class PPOUpdater:
                 experience.advantages[at],
                 mask,
                 clip_range=config.clip,
+                clip_high=config.clip_high,
+                ratio_level=config.ratio,
                 behaviour_log_probs=experience.behaviour_log_probs[at],
                 importance_cap=config.importance_cap,
                 denominator=tokens,

@@ -75,7 +75,8 @@ ALIGN_PLACEMENT: Final = frozenset(
 )
 """Settings of ``align`` that do not change the policy."""
 ALIGN_LATER: Final = ("algorithm",)
-"""Settings of ``align`` that came after runs had been made: at their defaults, they change nothing of those."""
+PPO_LATER: Final = ("clip_high", "ratio")
+"""Settings of ``align`` and ``align.ppo`` that came after runs had been made: at their defaults they do not count."""
 
 
 class AskedImages(Protocol):
@@ -271,7 +272,10 @@ def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) 
         images: of the run.
         reward_versions: version of the reward model of each fact type.
     """
-    align = config.align.model_dump(exclude={*ALIGN_PLACEMENT, "rollout", *at_default(config.align, ALIGN_LATER)})
+    left_out = {*ALIGN_PLACEMENT, "rollout", *at_default(config.align, ALIGN_LATER)}
+    align = config.align.model_dump(exclude=left_out)
+    for name in at_default(config.align.ppo, PPO_LATER):
+        del align["ppo"][name]
     rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
     prompts = images.prompts_of(images.align, config.data.prompts)
     versions = list(reward_versions)
