@@ -96,6 +96,13 @@ class GuardConfig(Section):
     """Coverage collapse: facts per response as a share of the baseline's."""
     max_identical_share: float | None = Field(default=0.9, gt=0, lt=1)
     """Identical responses: share of a step's responses that are the most common one."""
+    max_repeated_share: float | None = Field(default=0.5, gt=0, lt=1)
+    """Repetition: share of a step's segments that say again what their response has said, by the novelty verdicts, or
+    without them by their words."""
+    max_unfinished_share: float | None = Field(default=0.9, gt=0, lt=1)
+    """Unfinished responses: share of a step's responses that were cut before they ended."""
+    max_length_growth: float | None = Field(default=3.0, gt=1)
+    """Length growth: mean response length as a multiple of the baseline's."""
     max_missing_reward_share: float | None = Field(default=0.5, gt=0, lt=1)
     """Missing rewards: share of a step's responses whose reward is unavailable."""
     max_non_finite_streak: int | None = Field(default=3, ge=1)
