@@ -289,7 +289,7 @@ def test_repetition_is_seen_by_words_and_with_novelty_by_its_verdicts() -> None:
         "response": "A dog. A dog.",
         "segment_spans": ((0, 6), (7, 13)),
         "token_ends": (0, 1),
-        "per_type_rewards": ((1.0,), (1.0,)),
+        "per_type_rewards": ((1.0, 0.0), (1.0, 0.0)),
         "token_rewards": (1.0, 1.0),
     }
     by_words = trajectory(0, [5, 6], [-1.0, -1.0], class_probabilities=((truth,), (truth,)), **settings)
