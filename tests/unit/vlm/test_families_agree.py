@@ -1,5 +1,6 @@
 """Every family through the learner and the reward model, compared with what transformers alone makes of it."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,6 +112,14 @@ def test_prompts_of_two_images_and_of_one_share_a_batch(member: Member, images: 
         asked = [turn | {"content": [*({"type": "image"} for _ in some), turn["content"][-1]]}]
         expected = reference_log_probs(member.folder, asked, some, responses[row])
         torch.testing.assert_close(own, expected, rtol=0, atol=member.tolerance)
+
+
+def test_encoding_a_prompt_logs_nothing(
+    member: Member, images: list[Image], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    member.policy.backbone.front_end.encode_prompt(QUESTION, images[:1])
+    assert caplog.messages == []
 
 
 def test_a_step_of_ppo_changes_policy_and_critic_and_not_the_reference(member: Member) -> None:
