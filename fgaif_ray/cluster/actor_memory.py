@@ -75,6 +75,9 @@ class Footprint:
     """Bytes that an engine needs for one sequence."""
     shortage: str | None = None
     """Why it could not start, though its parts may fit."""
+    claim: int = 0
+    """Bytes that must be free when it starts: vLLM looks for its share of the GPU, even where ``kv_cache_gib`` says how
+    much it takes."""
 
     @property
     def total(self) -> int:
@@ -315,7 +318,8 @@ def _engine(config: Config, request: ResourceRequest, engine: EngineConfig, gpu:
     parts.append(Part(what, None if cache is None else max(cache, 0)))
     if sync == "merged":
         parts.append(Part("largest layer once more, while merged weights are loaded", run.largest_parameter()))
-    return Footprint(tuple(parts), least=fixed + RUNTIME + sequence, shortage=shortage)
+    claim = 0 if gpu is None else int(engine.gpu_memory_utilization * gpu)
+    return Footprint(tuple(parts), least=fixed + RUNTIME + sequence, shortage=shortage, claim=claim)
 
 
 def _shortage(section: str, engine: EngineConfig, needed: int) -> str:

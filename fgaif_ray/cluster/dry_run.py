@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -102,10 +102,8 @@ class DryRun:
         features = 0
         self._image = PassMemory(0, 0)
         if image.inputs:
-            try:
+            with suppress(UncountableModelError):  # only its processor knows in what form it takes images
                 self._image, features = self._image_pass(image.inputs)
-            except UncountableModelError:  # only its processor knows in what form it takes images
-                pass
         tokens = image.prompt_tokens or features
         self.image_tokens = tokens if tokens or not hasattr(config, "vision_config") else None
         """Tokens that an image takes of a prompt; None where it is not known."""
