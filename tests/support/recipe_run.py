@@ -15,8 +15,8 @@ from pathlib import Path
 
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.records import FACT_TYPES
-from support.families import build
 from support.fake_openai import FakeOpenAI, Reply, Request
+from support.families import build
 from support.paths import ROOT
 
 ENGINES = ("sample.engine", "label.verifier.engine", "align.rollout.engine", "evaluate.engine")
