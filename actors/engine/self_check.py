@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from actors.engine.bans import logit_bias
 from actors.engine.generate import PromptRefusedError, generate
-from actors.engine.start import image_prompt, reload_weights, start_engine
+from actors.engine.start import NO_ADAPTERS, image_prompt, reload_weights, start_engine
 from fgaif_ray.config import EngineConfig, LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import CLASS_NAMES
@@ -79,7 +79,7 @@ def check_model(model: str, options: SelfCheckOptions) -> Iterator[CheckResult]:
         return
     for (width, height), count in tokens.items():
         yield CheckResult(f"tokens of an image of {width} x {height}", str(count))
-    yield _reward_forward(backbone)
+    yield _reward_forward(backbone, options.lora)
     policy = PolicyModel(load_backbone(model, options.dtype), options.lora)
     policy.backbone.move_to(device)
     policy.to(device)
@@ -167,11 +167,11 @@ def _log_probs(output: "RequestOutput") -> list[float]:
     return [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
 
 
-def _reward_forward(backbone: Backbone) -> CheckResult:
+def _reward_forward(backbone: Backbone, lora: LoRAOptions) -> CheckResult:
     """A reward model over the backbone gives each segment a distribution, and reads the image."""
     what = "verdicts of an untrained reward model"
     model = RewardModel(backbone)
-    model.add("existence", LoRAOptions(rank=RANK, alpha=2 * RANK), seed=0)
+    model.add("existence", lora, seed=0)
     model.to(backbone.device)
     items = [ScoringItem(probe_image(336, 336, seed), PROBE_PROMPT, SEGMENTS) for seed in range(2)]
     first, second = model.score("existence", items)
@@ -205,7 +205,7 @@ def _engine(model: str, options: SelfCheckOptions, banned: int) -> Iterator["LLM
 def _started(start: Callable[[], "LLM"]) -> "LLM | None":
     try:
         return start()
-    except ValueError as error:
-        if "lora" not in str(error).lower():
+    except UserError as error:
+        if NO_ADAPTERS not in str(error):
             raise
         return None

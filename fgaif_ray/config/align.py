@@ -27,6 +27,10 @@ class PPOConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which both learning rates rise linearly."""
     clip: float = Field(default=0.2, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
+    """How far above 1 a ratio may rise before its gradient is cut, where that is not ``clip`` (DAPO's clip-higher)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """``sequence`` clips all tokens of a response by the geometric mean of their ratios (GSPO)."""
     value_clip: float | None = Field(default=0.2, gt=0)
     """How far an update may move a value, in units of reward; null for as far as it likes. Where responses earn several
     units, a small clip bounds how fast the critic can come to expect them."""
@@ -92,6 +96,13 @@ class GuardConfig(Section):
     """Coverage collapse: facts per response as a share of the baseline's."""
     max_identical_share: float | None = Field(default=0.9, gt=0, lt=1)
     """Identical responses: share of a step's responses that are the most common one."""
+    max_repeated_share: float | None = Field(default=0.5, gt=0, lt=1)
+    """Repetition: share of a step's segments that say again what their response has said, by the novelty verdicts, or
+    without them by their words."""
+    max_unfinished_share: float | None = Field(default=0.9, gt=0, lt=1)
+    """Unfinished responses: share of a step's responses that were cut before they ended."""
+    max_length_growth: float | None = Field(default=3.0, gt=1)
+    """Length growth: mean response length as a multiple of the baseline's."""
     max_missing_reward_share: float | None = Field(default=0.5, gt=0, lt=1)
     """Missing rewards: share of a step's responses whose reward is unavailable."""
     max_non_finite_streak: int | None = Field(default=3, ge=1)
@@ -142,8 +153,11 @@ class TrackingConfig(Section):
 
 
 class AlignConfig(Section):
-    """PPO on dense rewards."""
+    """Reinforcement learning on dense rewards."""
 
+    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    """How tokens are credited: ``ppo`` with a critic; ``grpo`` and ``rloo`` by comparing several responses to one image
+    and prompt (``samples_per_prompt``), without one. ``align.ppo`` has the settings of the update for all of them."""
     steps: int = Field(default=100, ge=1)
     rollout_batch_size: int = Field(default=512, ge=1)
     """Responses per step, over all workers."""
@@ -185,6 +199,24 @@ class AlignConfig(Section):
             raise ValueError(
                 f"{prompts} prompts a step do not go round {self.num_workers} learner workers: raise "
                 "align.rollout_batch_size or lower align.num_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_has_what_it_needs(self) -> Self:
+        if self.algorithm == "ppo":
+            return self
+        if self.samples_per_prompt < 2:
+            raise ValueError(
+                f"align.algorithm={self.algorithm} compares responses to one image and prompt: set "
+                "align.samples_per_prompt to 2 or more"
+            )
+        if self.critic_from_reward is not None:
+            raise ValueError(f"align.algorithm={self.algorithm} has no critic: leave align.critic_from_reward out")
+        if self.reward.granularity == "response" or self.reward.normalise_by_segments:
+            raise ValueError(
+                f"align.algorithm={self.algorithm} credits segments: leave align.reward.granularity at segment and "
+                "align.reward.normalise_by_segments at false"
             )
         return self
 

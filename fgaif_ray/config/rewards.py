@@ -25,6 +25,9 @@ class RewardsConfig(Section):
     """Responses per optimiser step, over all workers."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Responses per forward and backward pass of one worker."""
+    class_weights: Literal["balanced", "none"] = "balanced"
+    """Weights of rare classes in the loss. They are taken out of the probabilities again, so they change what is
+    learnt, and not what a verdict pays."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label that is spread evenly over the three classes while training."""
     epochs: int = Field(default=1, ge=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fgaif_ray.records import ABSENT, CLASS_NAMES
+from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, NOVELTY_TYPE
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 
 
@@ -106,15 +106,24 @@ def reward_trajectory(
     )
 
 
-def facts_per_response(trajectories: Sequence[Trajectory]) -> float:
+def facts_per_response(trajectories: Sequence[Trajectory], types: Sequence[str] = FACT_TYPES) -> float:
     """Return the mean number of segment and type pairs that hold a fact (most probable class not absent), by the
     reward models.
 
-    It stands for coverage while training: a policy that says less loses facts. Over rewarded
+    It stands for coverage while training: a policy that says less loses facts. Novelty is no fact. Over rewarded
     trajectories; NaN where there are none.
+
+    Args:
+        trajectories: of a step.
+        types: the fact types, in the order of arrays.
     """
+    facts = [place for place, name in enumerate(types) if name != NOVELTY_TYPE]
     counts = [
-        sum(max(range(len(classes)), key=classes.__getitem__) != ABSENT for types in segments for classes in types)
+        sum(
+            max(range(len(CLASS_NAMES)), key=verdicts[place].__getitem__) != ABSENT
+            for verdicts in segments
+            for place in facts
+        )
         for segments in (trajectory.class_probabilities for trajectory in trajectories)
         if segments is not None
     ]

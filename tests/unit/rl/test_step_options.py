@@ -103,6 +103,31 @@ def test_clip_bounds_how_far_the_ratio_is_learnt_from(
     assert metrics["policy/clip_share"] == (0.0 if learns else 1.0)
 
 
+@pytest.mark.parametrize(("ratio", "learns"), [(1.3, True), (0.7, False)])
+def test_clip_high_moves_the_upper_bound_alone(
+    learn: Callable[..., Learnt], measured: Experience, ratio: float, learns: bool
+) -> None:
+    advantage = math.copysign(1.0, ratio - 1)
+    metrics = learn(placed(measured, ratio=ratio, advantage=advantage), clip=0.2, clip_high=0.4).metrics
+    assert (metrics[POLICY_NORM] > 1e-3) == learns
+
+
+def test_ratios_of_whole_responses_are_the_mean_of_their_tokens(
+    learn: Callable[..., Learnt], measured: Experience
+) -> None:
+    """One token of each response has moved far: by itself it is cut off, in its response's mean it is not."""
+    data = placed(measured)
+    old = data.old_log_probs.clone()
+    old[:, 0] -= math.log(1.3)
+    data = replace(data, old_log_probs=old, behaviour_log_probs=old)
+    by_token, by_response = (learn(data, clip=0.2, ratio=level).metrics for level in ("token", "sequence"))
+    lengths = data.mask.sum(1)
+    assert by_token["policy/clip_share"] == pytest.approx(len(lengths) / float(lengths.sum()))
+    means = torch.exp(math.log(1.3) / lengths.double())  # [responses]
+    assert by_response["policy/ratio_mean"] == pytest.approx(float((means * lengths).sum() / lengths.sum()), rel=1e-4)
+    assert by_response["policy/clip_share"] == pytest.approx(float(lengths[means > 1.2].sum() / lengths.sum()))
+
+
 @pytest.mark.parametrize(("cap", "weight"), [(2.0, 2.0), (3.0, 3.0), (9.0, 5.0)])
 def test_importance_cap_bounds_the_weight_of_the_policy_gradient(
     learn: Callable[..., Learnt], measured: Experience, cap: float, weight: float
