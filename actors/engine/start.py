@@ -66,8 +66,8 @@ def start_engine(
         banned: most tokens that a request will ban.
 
     Raises:
-        UserError: the model is not downloaded, not supported or broken, the rank is more than vLLM serves, vLLM does not
-            serve the model with these settings, or the environment forbids so many banned tokens.
+        UserError: the model is not downloaded, not supported or broken, the rank is more than vLLM serves, vLLM does
+            not serve the model with these settings, or the environment forbids so many banned tokens.
     """
     check_checkpoint(model)
     set_environment(config)
