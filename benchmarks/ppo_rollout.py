@@ -67,7 +67,7 @@ class _Bare:
         merged = rollout.sync == "merged"
         rank = None if merged else config.align.lora.rank
         self._engine = start_engine(
-            config.policy.model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1
+            config.policy.model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1, banned=len(banned)
         )
         self._adapter = None if merged else LoRARequest("policy", 1, folder)
         if merged:
