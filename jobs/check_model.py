@@ -5,9 +5,11 @@ It loads the model twice, once in vLLM: a model of 7 billion parameters needs ab
 Examples:
     fgaif check-model HuggingFaceTB/SmolVLM-500M-Instruct
     fgaif check-model models/my-vlm --dtype float32 --max-model-len 2048
+    fgaif check-model zai-org/GLM-4.1V-9B-Thinking --target-modules q_proj,k_proj,v_proj,o_proj
 """
 
 import sys
+from dataclasses import replace
 from typing import Annotated, Final
 
 import typer
@@ -27,10 +29,20 @@ ToleranceOption = Annotated[
     float | None,
     typer.Option(help="largest mean difference of log-probabilities, nats [default: 0.001 in float32, else 0.05]"),
 ]
+LayersOption = Annotated[
+    str | None, typer.Option(help="layers of the adapter, e.g. q_proj,v_proj [default: as lora.target_modules]")
+]
 ShareOption = Annotated[float, typer.Option("--gpu-memory", help="share of a GPU's memory for the engine")]
 
 
-def check(model: str, dtype: str, max_model_len: int, tolerance: float | None, gpu_memory: float) -> None:
+def check(
+    model: str,
+    dtype: str,
+    max_model_len: int,
+    tolerance: float | None,
+    gpu_memory: float,
+    target_modules: str | None = None,
+) -> None:
     """Print what was found, line by line.
 
     Raises:
@@ -57,8 +69,12 @@ def check(model: str, dtype: str, max_model_len: int, tolerance: float | None, g
     )
     if tolerance is None:
         tolerance = EXACT if dtype == "float32" else ROUNDED
+    options = SelfCheckOptions(dtype=dtype, tolerance=tolerance, engine=engine)
+    if target_modules is not None:
+        layers = tuple(name.strip() for name in target_modules.split(","))
+        options = replace(options, lora=options.lora.model_copy(update={"target_modules": layers}))
     lines = []
-    for line in check_model(model, SelfCheckOptions(dtype=dtype, tolerance=tolerance, engine=engine)):
+    for line in check_model(model, options):
         lines.append(line)
         say(f"{'NOT' if line.failed else 'ok ' if line.advice is None else 'but'} {line.what}: {line.found}")
     advised = [(line.what, line.advice) for line in lines if line.advice is not None]
@@ -76,9 +92,10 @@ def command(
     max_model_len: LengthOption = 4096,
     tolerance: ToleranceOption = None,
     gpu_memory: ShareOption = 0.45,
+    target_modules: LayersOption = None,
 ) -> None:
     """What `fgaif check-model` does."""
-    check(model, dtype, max_model_len, tolerance, gpu_memory)
+    check(model, dtype, max_model_len, tolerance, gpu_memory, target_modules)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rl.algorithms import ALGORITHMS
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.guards import TrainingGuards, TrainingStopped
 from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLController
@@ -118,6 +119,7 @@ class Learner:
         if align.threads is not None:
             torch.set_num_threads(align.threads)
         self._task, self._config, self._align = task, config, align
+        self._algorithm = ALGORITHMS[align.algorithm]
         backbone = load_backbone(config.policy.model, config.policy.dtype, template=config.data.chat_template_kwargs)
         self._group = LearnerGroup(worker_device())
         if align.sharding == "none":
@@ -125,6 +127,7 @@ class Learner:
         self._model = PolicyModel(
             backbone,
             align.lora,
+            critic=self._algorithm.has_critic,
             critic_from=task.critic_from,
             temperature=align.rollout.temperature,
             seed=config.run.seed,
@@ -134,14 +137,14 @@ class Learner:
         self._previous = PreviousPolicy(self._model) if align.rollout.max_staleness else None
         self._state = LearnerState(
             self._model,
-            PPOUpdater(self._model, align.ppo, self._group, align.steps),
+            PPOUpdater(self._model, align.ppo, self._group, align.steps, align.rollout.max_tokens),
             _kl_controller(config),
             TrainingGuards(align.guards),
             self._previous,
         )
         self.step = self._saved_step = self._restore()
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
-        self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
+        self._options = RewardOptions(**align.reward.model_dump(exclude={"failure", "truncated"}))
         self._log = self._open_log()
         rewarder = Rewarder(
             task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
@@ -261,7 +264,8 @@ class Learner:
         with self._timed("update"):
             began = time.monotonic()
             beta = self._state.kl_controller.beta
-            experience = prepare(rows, batch, estimates, ppo, align.kl, beta, self._group)
+            weights = tuple(self._options.weights.values())
+            experience = prepare(rows, batch, estimates, ppo, align.kl, beta, self._group, self._algorithm, weights)
             if self._previous is not None:
                 self._previous.keep()
             updates = self._state.updater.update(
@@ -303,7 +307,8 @@ class Learner:
             raise RewardUnavailableError(
                 f"missing rewards: {lost} of {asked} responses of step {self.step + 1} have none: {reason}"
             )
-        return collate(trajectories, self._model.backbone.eos_token_id).to(self._model.device)
+        batch = collate(trajectories, self._model.backbone.eos_token_id).to(self._model.device)
+        return batch.without_truncated() if self._align.reward.truncated == "mask" else batch
 
     def _check_engine(
         self, rows: EncodedRows, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
+from actors.engine.bans import choose_model_runner
 from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 CPU_BATCH_TOKENS = 4096
 """Tokens of a step on CPU; longer prompts get as many as they need."""
-BAN = -100.0
-"""Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
+NO_ADAPTERS = "does not support LoRA"
+"""In vLLM's message about an architecture that it serves without adapters."""
 
 
 def set_environment(config: EngineConfig) -> None:
@@ -51,6 +52,7 @@ def start_engine(
     seed: int = 0,
     log_probs: int = 20,
     images: int = 1,
+    banned: int = 0,
 ) -> "LLM":
     """Start an engine in this process.
 
@@ -61,12 +63,15 @@ def start_engine(
         seed: seed of requests that carry none.
         log_probs: most log-probabilities per token that a request may ask for.
         images: most images of a prompt.
+        banned: most tokens that a request will ban.
 
     Raises:
-        UserError: the model is not downloaded, not supported or broken, or the rank is more than vLLM serves.
+        UserError: the model is not downloaded, not supported or broken, the rank is more than vLLM serves, vLLM does
+            not serve the model with these settings, or the environment forbids so many banned tokens.
     """
     check_checkpoint(model)
     set_environment(config)
+    choose_model_runner(model, banned)
     import torch
     from vllm import LLM
     from vllm.platforms import current_platform
@@ -86,25 +91,38 @@ def start_engine(
             )
         options |= {"enable_lora": True, "max_lora_rank": room, "max_loras": LORA_SLOTS}
         options["max_cpu_loras"] = LORA_SLOTS
-    engine = LLM(
-        model=model,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        enforce_eager=config.enforce_eager,
-        enable_prefix_caching=True,
-        limit_mm_per_prompt={"image": images, "video": 0},  # no memory for videos, where the family has them
-        logprobs_mode="processed_logprobs",
-        max_logprobs=log_probs,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        seed=seed % (1 << 32),  # vLLM seeds numpy, which takes no more bits
-        **options,
-    )
+    try:
+        engine = LLM(
+            model=model,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=config.enforce_eager,
+            enable_prefix_caching=True,
+            limit_mm_per_prompt={"image": images, "video": 0},  # no memory for videos, where the family has them
+            logprobs_mode="processed_logprobs",
+            max_logprobs=log_probs,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            seed=seed % (1 << 32),  # vLLM seeds numpy, which takes no more bits
+            **options,
+        )
+    except ValueError as error:
+        raise _refused(model, error) from error
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return engine
+
+
+def _refused(model: str, error: ValueError) -> UserError:
+    """What vLLM says of a model that it does not serve with these settings, in one sentence."""
+    from pydantic import ValidationError
+
+    said = error.errors()[0]["msg"].partition(", ")[2] if isinstance(error, ValidationError) else str(error)
+    said = " ".join(said.split())
+    advice = "set align.rollout.sync=merged" if NO_ADAPTERS in said else "change the engine's settings or the model"
+    return UserError(f"vLLM does not serve {model} as it is asked to ({said.rstrip('.')}): {advice}.")
 
 
 def _options_on_cpu(max_model_len: int) -> dict[str, Any]:

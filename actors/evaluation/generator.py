@@ -14,10 +14,11 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors import metrics
+from actors.engine.bans import logit_bias
 from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
 from actors.engine.generate import PromptRefusedError, generate
-from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
+from actors.engine.start import announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
@@ -64,6 +65,7 @@ class Generator:
             lora_rank=None if self._merged else rank,
             seed=config.run.seed,
             images=config.data.images_per_prompt,
+            banned=len(self._front_end.banned_token_ids),
         )
         self._loaded = BEFORE
 
@@ -116,7 +118,7 @@ class Generator:
             image_prompt(self._front_end.prompt_ids(one.prompt, len(one.images)), [images[path] for path in one.images])
             for one in questions
         ]
-        ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
+        ban = logit_bias(self._front_end.banned_token_ids)
         parameters = [
             SamplingParams(
                 temperature=question.temperature,

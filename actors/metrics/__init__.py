@@ -243,7 +243,8 @@ ROLLOUT_DURATION: Final = Histogram(
 
 PHASES: Final = ("wait", "rollout", "reward", "reference", "update", "sync", "probe", "step")
 GUARDS: Final = (
-    "missing rewards", "non-finite streak", "KL explosion", "identical responses", "entropy collapse",
+    "missing rewards", "non-finite streak", "KL explosion", "identical responses", "repetition",
+    "unfinished responses", "length growth", "entropy collapse",
     "length collapse", "coverage collapse",
 )  # fmt: skip
 PPO_STEPS: Final = Counter(name="fgaif_ppo_steps_total", unit="steps", description="PPO steps done by this process")

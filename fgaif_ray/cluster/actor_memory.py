@@ -21,9 +21,9 @@ from fgaif_ray.config import Config, EngineConfig
 from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import SCORING_BATCH
+from fgaif_ray.rl.algorithms import ALGORITHMS
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.policy import CRITIC, POLICY
-from fgaif_ray.vlm.backbone import IMAGES_PER_PASS
 from fgaif_ray.vlm.passes import VocabularyScores
 
 GIB: Final = 1 << 30
@@ -76,6 +76,9 @@ class Footprint:
     """Bytes that an engine needs for one sequence."""
     shortage: str | None = None
     """Why it could not start, though its parts may fit."""
+    claim: int = 0
+    """Bytes that must be free when it starts: vLLM looks for its share of the GPU, even where ``kv_cache_gib`` says how
+    much it takes."""
 
     @property
     def total(self) -> int:
@@ -155,14 +158,22 @@ def _linear(run: DryRun, outputs: int) -> tuple[Head, int]:
     return lambda states: layer(states.float()), _bytes(layer.parameters())
 
 
+def _trained_part(rank: int, has_critic: bool) -> str:
+    if has_critic:
+        return f"policy and critic: adapters of rank {rank}, value head, float32"
+    return f"policy: adapter of rank {rank}, float32"
+
+
 def _learner(config: Config) -> Footprint:
-    """`actors.alignment.learner`: the backbone once, both adapters with all that AdamW keeps, the batch, and a pass."""
+    """`actors.alignment.learner`: the backbone once, its adapters with all that AdamW keeps, the batch, and a pass."""
     align, ppo = config.align, config.align.ppo
+    has_critic = ALGORITHMS[align.algorithm].has_critic
     critic_lora = align.lora if align.critic_from_reward is None else config.rewards.lora
-    run = dry_run(config.policy.model, config.policy.dtype, (POLICY, align.lora), (CRITIC, critic_lora))
+    adapters = [(POLICY, align.lora), *([(CRITIC, critic_lora)] if has_critic else [])]
+    run = dry_run(config.policy.model, config.policy.dtype, *adapters, budget=config.data.pixel_budget)
     values, value_head = _linear(run, 1)
-    policy, critic = _bytes(run.trained(POLICY)), _bytes(run.trained(CRITIC)) + value_head
-    tensors = len(run.trained(POLICY)) + len(run.trained(CRITIC)) + 2
+    policy, critic = _bytes(run.trained(POLICY)), _bytes(run.trained(CRITIC)) + value_head if has_critic else 0
+    tensors = len(run.trained(POLICY)) + (len(run.trained(CRITIC)) + 2 if has_critic else 0)
     tokens = _longest(run, align.rollout.max_tokens, align.rollout.engine.max_model_len)
     read = min(align.rollout.max_tokens, tokens)
     share = math.ceil(align.rollout_batch_size / align.num_workers)
@@ -183,9 +194,11 @@ def _learner(config: Config) -> Footprint:
     entropies = run.head_pass(log_prob_head(run, align.rollout.temperature, True), together * read, training=False)
     passes = (
         update(POLICY, log_prob_head(run, align.rollout.temperature, ppo.entropy_coefficient > 0)),
-        update(CRITIC if critic_lora != align.lora else POLICY, values),  # adapters of one shape keep the same
+        *(
+            [update(CRITIC if critic_lora != align.lora else POLICY, values)] if has_critic else []
+        ),  # of one shape alike
         run.scoring_pass(together, tokens, read, POLICY).then(entropies),
-        PassMemory(0, run.image_pass(min(IMAGES_PER_PASS, images)).peak),
+        PassMemory(0, run.image_pass(min(run.images_per_pass, images)).peak),
         PassMemory(0, max(policy, critic) if align.num_workers > 1 else 0),  # gradients on their way to other workers
     )
     shards = align.num_workers if align.sharding == "full" else 1
@@ -195,7 +208,7 @@ def _learner(config: Config) -> Footprint:
     parts = (
         _weights(run, shards=shards),
         *([Part("layers of it that are together in a pass", run.gathered_bytes())] if shards > 1 else []),
-        Part(f"policy and critic: adapters of rank {align.lora.rank}, value head, float32", policy + critic),
+        Part(_trained_part(align.lora.rank, has_critic), policy + critic),
         Part("their gradients, float32", policy + critic),
         Part("their AdamW states, float32", 2 * (policy + critic) + FLOAT32 * tensors),
         *([Part(previous, 2 * policy)] if align.rollout.max_staleness else []),
@@ -217,7 +230,7 @@ def _training_parts(rows: int, length: str, passes: Sequence[PassMemory]) -> tup
 def _reward_model(config: Config) -> tuple[DryRun, int, int]:
     """The model of one type, the tokens of the longest sequence that it reads, and the segments in it."""
     rewards, sample = config.rewards, config.sample
-    run = dry_run(rewards.backbone, rewards.dtype, (REWARD, rewards.lora))
+    run = dry_run(rewards.backbone, rewards.dtype, (REWARD, rewards.lora), budget=config.data.pixel_budget)
     segments = math.ceil(sample.max_tokens / SEGMENT_TOKENS)
     most = max(sample.engine.max_model_len, PROMPT_TOKENS + (run.image_tokens or 0) + sample.max_tokens) + segments
     return run, _longest(run, sample.max_tokens + segments, most), segments
@@ -281,15 +294,18 @@ def _engine(config: Config, request: ResourceRequest, engine: EngineConfig, gpu:
     """A vLLM engine: what it reserves, and how much of that is left for keys and values."""
     owner = functools.reduce(getattr, request.section.split(".")[:-1], config)
     model = {SERVER: "serve_model", "Verifier": "model", "SecondVerifier": "model"}.get(request.actor)
-    run = dry_run(getattr(owner, model) if model else config.policy.model, engine.dtype, engine=True)
+    name = getattr(owner, model) if model else config.policy.model
+    run = dry_run(name, engine.dtype, engine=True, budget=config.data.pixel_budget)
     sync = config.align.rollout.sync if request.actor in ("RolloutWorker", "Generator") else None
     parts = [_weights(run)]
     if sync == "adapter":
         rank = next((one for one in LORA_RANKS if one >= config.align.lora.rank), config.align.lora.rank)
         slots = LORA_SLOTS * run.slot_bytes(rank)
         parts.append(Part(f"{LORA_SLOTS} slots for adapters up to rank {rank}, {run.dtype}", slots))
-    images = math.ceil(ENGINE_TOKENS / run.image_tokens) if run.image_tokens else 0
-    passed = max(run.scoring_pass(1, ENGINE_TOKENS, 1).peak, run.image_pass(images).peak)
+    # vLLM tries the largest image at its start, whatever the prompts hold.
+    tokens = max(ENGINE_TOKENS, run.largest_image_tokens)
+    images = math.ceil(tokens / run.image_tokens) if run.image_tokens else 0
+    passed = max(run.scoring_pass(1, ENGINE_TOKENS, 1).peak, run.image_pass(images, together=images).peak)
     logits = FLOAT32 * 2 * engine.max_num_seqs * run.vocabulary
     parts.append(Part(f"working memory of a pass of {ENGINE_TOKENS:,} tokens", passed + logits))
     fixed = sum(part.size or 0 for part in parts)
@@ -312,7 +328,8 @@ def _engine(config: Config, request: ResourceRequest, engine: EngineConfig, gpu:
     parts.append(Part(what, None if cache is None else max(cache, 0)))
     if sync == "merged":
         parts.append(Part("largest layer once more, while merged weights are loaded", run.largest_parameter()))
-    return Footprint(tuple(parts), least=fixed + RUNTIME + sequence, shortage=shortage)
+    claim = 0 if gpu is None else int(engine.gpu_memory_utilization * gpu)
+    return Footprint(tuple(parts), least=fixed + RUNTIME + sequence, shortage=shortage, claim=claim)
 
 
 def _shortage(section: str, engine: EngineConfig, needed: int) -> str:

@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from fgaif_ray.cluster.allocations import FUSED_ATTENTION, Allocations, kept_for_backward
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.rl.policy import checkpoint_layers
+from fgaif_ray.vlm.backbone import IMAGES_PER_PASS, PIXELS_PER_PASS
+from fgaif_ray.vlm.image_features import count_features, split_features
+from fgaif_ray.vlm.inputs import PIXELS
 from fgaif_ray.vlm.lora import decoder_lora, with_own_layers
 
 NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -32,6 +36,10 @@ NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
 Dettmers et al. 2023, section 3: double quantisation)."""
 PICTURE: Final = (640, 480)
 """Width and height of the image that is planned for where a model takes images of any size: COCO's."""
+LARGEST_SHAPE: Final = tuple(16 * side for side in PICTURE)
+"""The same shape with more pixels than are decoded."""
+LARGEST_IMAGE_TOKENS: Final = 16_384
+"""What the processors of Qwen2-VL to Qwen3-VL make of the largest image that they take, as they are published."""
 FAILURES: Final = (ValueError, AttributeError, KeyError, TypeError, RuntimeError, ImportError, AssertionError, OSError)
 
 _fx_config: Any = torch.fx.experimental._config
@@ -64,7 +72,9 @@ class DryRun:
     It is kept as long as the process, and so is what a pass has taken.
     """
 
-    def __init__(self, name: str, config: Any, dtype: str, adapters: Mapping[str, LoRAOptions]) -> None:
+    def __init__(
+        self, name: str, config: Any, dtype: str, adapters: Mapping[str, LoRAOptions], budget: PixelBudget = UNLIMITED
+    ) -> None:
         """Builds the model; see ``dry_run``."""
         self.name, self.dtype = name, dtype
         options = {"dtype": getattr(torch, dtype), "attn_implementation": FUSED_ATTENTION, "trust_remote_code": False}
@@ -88,14 +98,20 @@ class DryRun:
         self.hidden = int(text.hidden_size)
         self.vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
         self.positions = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
-        inputs, prompt = _image_inputs(name, config, self.model)
-        try:
-            self._image = self._image_pass(inputs) if inputs else PassMemory(0, 0)
-        except UncountableModelError:  # only its processor knows in what form it takes images
-            self._image = PassMemory(0, 0)
-        tokens = prompt or self._image.kept // (self.hidden * getattr(torch, dtype).itemsize)
+        image = _image_inputs(name, config, self.model, planned_picture(budget))
+        features = 0
+        self._image = PassMemory(0, 0)
+        if image.inputs:
+            with suppress(UncountableModelError):  # only its processor knows in what form it takes images
+                self._image, features = self._image_pass(image.inputs)
+        tokens = image.prompt_tokens or features
         self.image_tokens = tokens if tokens or not hasattr(config, "vision_config") else None
         """Tokens that an image takes of a prompt; None where it is not known."""
+        self.largest_image_tokens = image.largest or self.image_tokens or 0
+        """The same of the largest image that the model's processor takes."""
+        pixels = sum(one.numel() for name, one in image.inputs.items() if name.startswith(PIXELS))
+        self.images_per_pass = max(1, min(IMAGES_PER_PASS, PIXELS_PER_PASS // max(1, pixels)))
+        """Images that ``Backbone.image_features`` has in one pass."""
 
     def weight_bytes(self, quantisation: str = "none", shards: int = 1) -> int:
         """Of the weights without adapters; under ``4bit`` the decoder's linear layers are in NF4.
@@ -136,9 +152,16 @@ class DryRun:
             cache = self.decoder(inputs_embeds=states, use_cache=True).past_key_values
             return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in cache.layers) // tokens
 
-    def image_pass(self, images: int) -> PassMemory:
-        """Images to features, without gradients; what is kept are the features."""
-        return PassMemory(images * self._image.kept, images * self._image.peak)
+    def image_pass(self, images: int, together: int | None = None) -> PassMemory:
+        """Images to features, without gradients; what is kept are the features.
+
+        Args:
+            images: all of them.
+            together: of a pass; None is what ``images_per_pass`` allows.
+        """
+        together = min(images, self.images_per_pass if together is None else together)
+        kept = images * self._image.kept
+        return PassMemory(kept, kept + together * (self._image.peak - self._image.kept))
 
     @functools.cache  # noqa: B019
     def scoring_pass(self, rows: int, tokens: int, read: int, adapter: str | None = None) -> PassMemory:
@@ -197,13 +220,18 @@ class DryRun:
         found: Tensor = states[row_of, places]
         return found
 
-    def _image_pass(self, inputs: Mapping[str, Tensor]) -> PassMemory:
-        """Of one image. Tensors of whole numbers, such as grids, keep their content: towers decide by it."""
+    def _image_pass(self, inputs: Mapping[str, Tensor]) -> tuple[PassMemory, int]:
+        """Of one image, and its tokens. Tensors of whole numbers, such as grids, keep their content: towers decide by
+        it.
+        """
         dtype = getattr(torch, self.dtype)
         inputs = {n: one.to("meta", dtype) if one.is_floating_point() else one for n, one in inputs.items()}
         with torch.no_grad(), self._counted(*inputs.values()) as made:
-            features = self.model.get_image_features(**inputs).pooler_output
-        return PassMemory(sum(one.nbytes for one in features), made.peak)
+            output = self.model.get_image_features(**inputs, return_dict=True)
+            tokens = count_features(output)
+            [features] = split_features(output, [tokens])
+        pixels = sum(one.nbytes for one in inputs.values())
+        return PassMemory(features.planes.nbytes, made.peak + pixels), tokens
 
     @contextmanager
     def _counted(self, *inputs: Tensor) -> Iterator[Allocations]:
@@ -227,7 +255,13 @@ class DryRun:
 
 
 @functools.lru_cache(maxsize=16)
-def dry_run(name: str, dtype: str, *adapters: tuple[str, LoRAOptions], engine: bool = False) -> DryRun:
+def dry_run(
+    name: str,
+    dtype: str,
+    *adapters: tuple[str, LoRAOptions],
+    engine: bool = False,
+    budget: PixelBudget = UNLIMITED,
+) -> DryRun:
     """A model to be counted; built once.
 
     Args:
@@ -236,6 +270,7 @@ def dry_run(name: str, dtype: str, *adapters: tuple[str, LoRAOptions], engine: b
         dtype: of its weights; ``auto`` is its own.
         adapters: names and options of those on the decoder.
         engine: whether vLLM loads it, which halves float32 under ``auto``.
+        budget: of the images that it sees, see ``planned_picture``.
 
     Raises:
         UncountableModelError: there is no configuration here, or it is of no architecture that transformers can build.
@@ -246,7 +281,7 @@ def dry_run(name: str, dtype: str, *adapters: tuple[str, LoRAOptions], engine: b
         dtype = str(own or "float32").removeprefix("torch.")
         dtype = "bfloat16" if engine and dtype == "float32" else dtype
     try:
-        return DryRun(name, config, dtype, dict(adapters))
+        return DryRun(name, config, dtype, dict(adapters), budget)
     except (*FAILURES, UserError) as error:
         raise UncountableModelError(f"{name} cannot be built from its config.json: {_reason(error)}") from error
 
@@ -262,31 +297,56 @@ def _read_config(name: str) -> Any:
         ) from error
 
 
-def _image_inputs(name: str, config: Any, model: Any) -> tuple[dict[str, Tensor], int]:
-    """What ``get_image_features`` is given of one image, and the tokens of a prompt that its processor makes of it.
+def planned_picture(budget: PixelBudget) -> tuple[int, int]:
+    """Width and height of the image that is planned for: the largest of a budget that has a limit, else ``PICTURE``."""
+    return budget.size_of(*(PICTURE if budget.max is None else LARGEST_SHAPE))
 
-    Without a processor it is taken to be read in patches or as a square, and the tokens are 0.
-    """
+
+@dataclass(frozen=True, slots=True)
+class _ImageInputs:
+    """What ``get_image_features`` is given of one image."""
+
+    inputs: Mapping[str, Tensor]
+    """By name; none for a model without images."""
+    prompt_tokens: int = 0
+    """Tokens of a prompt that its processor makes of the image; 0 without a processor."""
+    largest: int = 0
+    """Tokens of the largest image that the model takes, where images have any shape."""
+
+
+def _image_inputs(name: str, config: Any, model: Any, picture: tuple[int, int]) -> _ImageInputs:
+    """Without a processor an image is taken to be read in patches or as a square."""
     vision = getattr(config, "vision_config", None)
     if vision is None:
-        return {}, 0
+        return _ImageInputs({})
     wanted = inspect.signature(model.get_image_features).parameters
+    any_shape = "image_grid_thw" in wanted
     try:
         processor = AutoProcessor.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        encoded = processor(images=Image.new("RGB", PICTURE), text=processor.image_token, return_tensors="pt")
-        return {name: encoded[name] for name in wanted if name in encoded}, len(encoded["input_ids"][0])
+        encoded = processor(images=Image.new("RGB", picture), text=processor.image_token, return_tensors="pt")
+        inputs = {name: encoded[name] for name in wanted if name in encoded}
+        size = processor.image_processor.size
+        largest = size["longest_edge"] // _token_side(vision) ** 2 if any_shape and "longest_edge" in size else 0
+        return _ImageInputs(inputs, len(encoded["input_ids"][0]), largest)
     except FAILURES:
         pass
-    if "image_grid_thw" in wanted:
-        columns, rows = (side // vision.patch_size // 2 * 2 for side in PICTURE)
+    if any_shape:
+        merged, token = getattr(vision, "spatial_merge_size", 2), _token_side(vision)
+        columns, rows = (max(1, round(side / token)) * merged for side in picture)
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        return {
+        patches = {
             "pixel_values": torch.zeros(rows * columns, width),
             "image_grid_thw": torch.tensor([[1, rows, columns]]),
-        }, 0
-    side = getattr(vision, "image_size", PICTURE[0])
-    size = side if isinstance(side, (list, tuple)) else (side, side)
-    return {"pixel_values": torch.zeros(1, 3, *size)}, 0
+        }
+        return _ImageInputs(patches, largest=LARGEST_IMAGE_TOKENS)
+    side = getattr(vision, "image_size", picture[0])
+    square = side if isinstance(side, (list, tuple)) else (side, side)
+    return _ImageInputs({"pixel_values": torch.zeros(1, 3, *square)})
+
+
+def _token_side(vision: Any) -> int:
+    """Pixels on a side of the square that becomes one token, where images have any shape."""
+    return int(vision.patch_size * getattr(vision, "spatial_merge_size", 2))
 
 
 def _bytes(module: nn.Module, buffers: bool = False) -> int:

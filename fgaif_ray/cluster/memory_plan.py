@@ -5,6 +5,7 @@ model is counted on its GPU (``fgaif_ray.cluster.actor_memory``), and actors tha
 as Ray puts them: onto as few GPUs as they go.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,12 +76,21 @@ class Load:
         )
 
     @property
+    def crowded(self) -> Holding | None:
+        """An engine that looks for a larger share of the GPU at its start than the others leave."""
+        for one, _ in self.holdings:
+            claim = one.footprint.claim if one.footprint else 0
+            if self.gpu is not None and self.total - one.total + claim > self.gpu:
+                return one
+        return None
+
+    @property
     def fits(self) -> bool | None:
         """None where it cannot be known."""
         footprints = [one.footprint for one, _ in self.holdings]
         if self.gpu is not None and self.total > self.gpu:
             return False
-        if any(one is not None and one.shortage for one in footprints):
+        if self.crowded is not None or any(one is not None and one.shortage for one in footprints):
             return False
         if self.gpu is None or any(one is None or not one.is_whole for one in footprints):
             return None
@@ -227,6 +237,12 @@ def _too_large(load: Load) -> str:
     if shortage:
         return f"{where} cannot start: {shortage}, or take a node type with larger GPUs."
     assert load.gpu is not None
+    if load.total <= load.gpu and (engine := load.crowded) is not None:
+        left = math.floor(100 * (load.gpu - load.total + engine.total) / load.gpu) / 100
+        return (
+            f"{where} cannot start: a {engine.request.actor} looks for a larger share of the GPU than the others "
+            f"leave: set {engine.request.section}.gpu_memory_utilization={left:g}."
+        )
     fewer = ["let fewer actors share a GPU (a larger num_gpus)"] if _is_shared(load) else []
     advice = ", or ".join([*_remedies(load), *fewer, "take a node type with larger GPUs"])
     return f"{where} may need {_gib(load.total)} GiB of a GPU of {_gib(load.gpu)} GiB: {advice}."

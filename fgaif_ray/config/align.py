@@ -27,10 +27,25 @@ class PPOConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which both learning rates rise linearly."""
     clip: float = Field(default=0.2, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
+    """How far above 1 a ratio may rise before its gradient is cut, where that is not ``clip`` (DAPO's clip-higher)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """``sequence`` clips all tokens of a response by the geometric mean of their ratios (GSPO)."""
     value_clip: float | None = Field(default=0.2, gt=0)
     """How far an update may move a value, in units of reward; null for as far as it likes. Where responses earn several
     units, a small clip bounds how fast the critic can come to expect them."""
     value_coefficient: float = Field(default=0.1, ge=0)
+    """Scales the critic's gradient before it is clipped. The critic has parameters and a clip of its own, and AdamW
+    does not look at the size of gradients: it matters only where ``max_grad_norm`` cuts."""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First steps in which the critic alone learns, so that the policy does not follow its first guesses."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """Ends the epochs of a batch once the policy has moved that far from the one before the update: mean KL of a
+    minibatch, nats per token (k3). None goes through all epochs."""
+    loss_normalisation: Literal["token", "sequence", "constant"] = "token"
+    """What a minibatch's loss is divided by: its tokens, so that all tokens count alike; for each response its own
+    tokens, so that all responses count alike; or responses times ``align.rollout.max_tokens`` whatever their length
+    (Dr. GRPO, arXiv 2503.20783, section 3.1)."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     gamma: float = Field(default=1.0, gt=0, le=1)
     lambda_: float = Field(default=0.95, ge=0, le=1)
@@ -55,6 +70,9 @@ class RewardComposition(Section):
     """Subtracted at each token beyond ``length_target``; with ``granularity: response`` all of it at the last token."""
     length_target: int = Field(default=0, ge=0)
     """Tokens of a response without ``length_penalty``."""
+    truncated: Literal["penalise", "mask"] = "penalise"
+    """Responses that were cut before they ended: ``penalise`` takes ``missing_eos_penalty``, ``mask`` learns nothing
+    from them."""
     failure: Literal["mask", "fail"] = "mask"
     """If a reward is unavailable: ``mask`` learns nothing from its response, ``fail`` ends the run."""
 
@@ -92,6 +110,13 @@ class GuardConfig(Section):
     """Coverage collapse: facts per response as a share of the baseline's."""
     max_identical_share: float | None = Field(default=0.9, gt=0, lt=1)
     """Identical responses: share of a step's responses that are the most common one."""
+    max_repeated_share: float | None = Field(default=0.5, gt=0, lt=1)
+    """Repetition: share of a step's segments that say again what their response has said, by the novelty verdicts, or
+    without them by their words."""
+    max_unfinished_share: float | None = Field(default=0.9, gt=0, lt=1)
+    """Unfinished responses: share of a step's responses that were cut before they ended."""
+    max_length_growth: float | None = Field(default=3.0, gt=1)
+    """Length growth: mean response length as a multiple of the baseline's."""
     max_missing_reward_share: float | None = Field(default=0.5, gt=0, lt=1)
     """Missing rewards: share of a step's responses whose reward is unavailable."""
     max_non_finite_streak: int | None = Field(default=3, ge=1)
@@ -142,8 +167,11 @@ class TrackingConfig(Section):
 
 
 class AlignConfig(Section):
-    """PPO on dense rewards."""
+    """Reinforcement learning on dense rewards."""
 
+    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
+    """How tokens are credited: ``ppo`` with a critic; ``grpo`` and ``rloo`` by comparing several responses to one image
+    and prompt (``samples_per_prompt``), without one. ``align.ppo`` has the settings of the update for all of them."""
     steps: int = Field(default=100, ge=1)
     rollout_batch_size: int = Field(default=512, ge=1)
     """Responses per step, over all workers."""
@@ -185,6 +213,24 @@ class AlignConfig(Section):
             raise ValueError(
                 f"{prompts} prompts a step do not go round {self.num_workers} learner workers: raise "
                 "align.rollout_batch_size or lower align.num_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_has_what_it_needs(self) -> Self:
+        if self.algorithm == "ppo":
+            return self
+        if self.samples_per_prompt < 2:
+            raise ValueError(
+                f"align.algorithm={self.algorithm} compares responses to one image and prompt: set "
+                "align.samples_per_prompt to 2 or more"
+            )
+        if self.critic_from_reward is not None:
+            raise ValueError(f"align.algorithm={self.algorithm} has no critic: leave align.critic_from_reward out")
+        if self.reward.granularity == "response" or self.reward.normalise_by_segments:
+            raise ValueError(
+                f"align.algorithm={self.algorithm} credits segments: leave align.reward.granularity at segment and "
+                "align.reward.normalise_by_segments at false"
             )
         return self
 

@@ -11,7 +11,7 @@ class RewardsConfig(Section):
     """Training of the reward models, one per fact type (FGAIF section 3.3, 4.1: LoRA r=64, lr 2e-5, batch 32)."""
 
     backbone: str
-    """A LLaVA-family checkpoint, frozen."""
+    """A vision-language checkpoint, frozen."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     quantisation: Literal["none", "4bit"] = "none"
     """``4bit`` holds the frozen backbone's language model in NF4, for training and service; it takes an NVIDIA GPU and
@@ -25,6 +25,9 @@ class RewardsConfig(Section):
     """Responses per optimiser step, over all workers."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Responses per forward and backward pass of one worker."""
+    class_weights: Literal["balanced", "none"] = "balanced"
+    """Weights of rare classes in the loss. They are taken out of the probabilities again, so they change what is
+    learnt, and not what a verdict pays."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label that is spread evenly over the three classes while training."""
     epochs: int = Field(default=1, ge=1)

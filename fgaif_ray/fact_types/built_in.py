@@ -1,9 +1,10 @@
-"""The types that come with the project: those of FGAIF, section 3.2."""
+"""The types that come with the project: those of FGAIF, section 3.2, and novelty."""
 
 from types import MappingProxyType
 from typing import Final
 
 from fgaif_ray.fact_types.fact_type import FactType
+from fgaif_ray.fact_types.novelty import NOVELTY
 
 EXISTENCE: Final = FactType(
     name="existence",
@@ -30,5 +31,5 @@ RELATION: Final = FactType(
     hot_keys="asdf",
 )
 
-BUILT_IN: Final = MappingProxyType({one.name: one for one in (EXISTENCE, ATTRIBUTE, RELATION)})
+BUILT_IN: Final = MappingProxyType({one.name: one for one in (EXISTENCE, ATTRIBUTE, RELATION, NOVELTY)})
 """By name; a type that comes with the project is a line here."""

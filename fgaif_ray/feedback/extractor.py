@@ -49,7 +49,7 @@ class ExtractionQuestion:
         complaint = {
             "role": "user",
             "content": f"This cannot be used: {answer.detail}. "
-            "CallAnswer the question again, shortly, with the JSON object alone.",
+            "Answer the question again, shortly, with the JSON object alone.",
         }
         messages = [*self.messages, shown, complaint]
         return ExtractionQuestion(messages, self.segments, self.segment_count, self.response, is_repair=True)

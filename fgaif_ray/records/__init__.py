@@ -14,6 +14,7 @@ from fgaif_ray.records.codes import (
     HUMAN,
     LABEL_SOURCES,
     NOISE,
+    NOVELTY_TYPE,
     PROVIDED,
 )
 from fgaif_ray.records.facts import Fact, JudgedFact, VerifiedFact
@@ -48,6 +49,7 @@ __all__ = [
     "LABEL_SOURCES",
     "MORE_IMAGES",
     "NOISE",
+    "NOVELTY_TYPE",
     "PROVIDED",
     "REJECTED_SCHEMA",
     "RESPONSES_SCHEMA",

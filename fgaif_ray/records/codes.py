@@ -9,6 +9,8 @@ from typing import Final
 
 FACT_TYPES: Final = ("existence", "attribute", "relation")
 """The kinds of atomic fact of a run that names none (see ``fact_types/``), and of folders that do not say theirs."""
+NOVELTY_TYPE: Final = "novelty"
+"""The type of what a response has not said before: it earns nothing, and takes from what repetitions earn."""
 
 ABSENT: Final = 0
 CONSISTENT: Final = 1

@@ -1,6 +1,6 @@
 """The model card of a trained reward model, written from its measured metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fgaif_ray.config import RewardsConfig
@@ -64,9 +64,13 @@ also chose the best epoch, so the metrics are a little optimistic.
 | negative log-likelihood | {_figure(metrics["negative_log_likelihood"])} |
 | negative log-likelihood after temperature scaling | {_figure(metrics["negative_log_likelihood_scaled"])} |
 | temperature | {_figure(metrics["temperature"])} |
+| mean reward, P(consistent) - P(hallucinated) | {_figure(metrics["signed_calibration"]["mean_reward"])} |
+| mean of the labels, +1, -1 or 0 | {_figure(metrics["signed_calibration"]["mean_label"])} |
 
 The temperature is fitted on all held-out images, and scores are divided by it where `rewards.temperature_scaling`
 asks for it. The metrics after scaling use, for each image, a temperature that was fitted on other images.
+
+{_deciles(metrics["signed_calibration"]["bins"])}
 
 | epoch | training loss | held-out loss | held-out balanced accuracy |
 |---|---|---|---|
@@ -75,6 +79,12 @@ asks for it. The metrics after scaling use, for each image, a temperature that w
 The feedback comes from models and has errors of its own: these metrics say how well it is reproduced, not how
 well the truth is known.
 """
+
+
+def _deciles(bins: Sequence[Mapping[str, float]]) -> str:
+    """What verdicts pay beside what their labels are worth, by tenths of the verdicts."""
+    rows = (f"| {one['count']} | {one['reward']:+.3f} | {one['label']:+.3f} |" for one in bins)
+    return "\n".join(["| verdicts, by what they pay | mean reward | mean label |", "|---|---|---|", *rows])
 
 
 def _what_it_does(metrics: Mapping[str, Any]) -> str:

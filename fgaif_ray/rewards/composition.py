@@ -3,6 +3,10 @@
 FGAIF (reinforcement learning with fine-grained reward): r_t = sum over types k of w_k * r_k,t, given at the
 last token of each segment and zero elsewhere. Nothing here rescales a reward unless `RewardOptions` asks
 for it.
+
+Where novelty is judged, a segment that repeats what was said earns nothing for being true, and still pays for being
+false: r_k = P(consistent) (1 - w P(repeats)) - P(hallucinated), with the weight w of novelty, which by itself earns
+nothing.
 """
 
 from collections.abc import Mapping
@@ -10,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fgaif_ray.records import ABSENT, CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.records import CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED, NOVELTY_TYPE
 from fgaif_ray.rewards.kinds import Granularity
 
 RewardValue = Literal["expected", "argmax"]
@@ -78,7 +82,7 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
     Args:
         probabilities: `[segments, types, classes]`, types in the order of the weights, classes absent,
             consistent, hallucinated.
-        weights: one weight per fact type.
+        weights: one weight per fact type; that of novelty says how far a repetition takes away what is paid for truth.
         value: `argmax` gives +1 for consistent, -1 for hallucinated, 0 for absent (FGAIF);
             `expected` gives P(consistent) - P(hallucinated).
 
@@ -94,15 +98,17 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
         )
     if not bool(torch.isfinite(probabilities).all()):
         raise ValueError("probabilities must be finite")
-    if value == "expected":
-        rewards = probabilities[..., CONSISTENT] - probabilities[..., HALLUCINATED]  # [segments, types]
-    elif value == "argmax":
-        class_values = probabilities.new_zeros(len(CLASS_NAMES))  # [classes]
-        class_values[ABSENT], class_values[CONSISTENT], class_values[HALLUCINATED] = 0.0, 1.0, -1.0
-        rewards = class_values[probabilities.argmax(dim=-1)]  # [segments, types]
-    else:
+    if value == "argmax":
+        probabilities = nn.functional.one_hot(probabilities.argmax(dim=-1), len(CLASS_NAMES)).to(probabilities.dtype)
+    elif value != "expected":
         raise ValueError(f"value must be 'expected' or 'argmax', not {value!r}")
-    return rewards * rewards.new_tensor(list(weights.values()))
+    true, false = probabilities[..., CONSISTENT], probabilities[..., HALLUCINATED]  # [segments, types] each
+    scale = probabilities.new_tensor(list(weights.values()))  # [types]
+    if NOVELTY_TYPE in weights:
+        place = list(weights).index(NOVELTY_TYPE)
+        true = true * (1 - scale[place] * false[:, place : place + 1])
+        scale = scale.index_fill(0, torch.tensor([place], device=scale.device), 0.0)
+    return (true - false) * scale
 
 
 def token_rewards(segment_totals: Tensor, token_ends: Tensor, response_length: int) -> Tensor:

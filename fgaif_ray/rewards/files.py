@@ -1,8 +1,8 @@
 """The folder of a reward model: an adapter in PEFT layout, a head, and a description read without loading weights.
 
-``head.safetensors`` holds ``weight [3, hidden]``, ``bias [3]`` and ``temperature []``; its metadata names the fact
-type, the classes and the granularity. Folders with the same adapter files share the adapter in memory and its forward
-pass; the head is a folder's own.
+``head.safetensors`` holds ``weight [3, hidden]``, ``bias [3]`` without the class weights of the loss, and
+``temperature []``; its metadata names the fact type, the classes and the granularity. Folders with the same adapter
+files share the adapter in memory and its forward pass; the head is a folder's own.
 """
 
 import hashlib

@@ -14,6 +14,7 @@ from fgaif_ray.statistics.calibration import expected_calibration_error, reliabi
 from fgaif_ray.statistics.folds import image_folds
 
 CALIBRATION_FOLDS: Final = 5
+DECILES: Final = 10
 LARGEST_TEMPERATURE: Final = 10.0
 """Bound of the temperature and its inverse; a set predicted without a mistake has no finite best temperature."""
 
@@ -115,6 +116,31 @@ def cross_fitted_probabilities(
     return scaled
 
 
+def signed_calibration(probabilities: NDArray[Any], labels: ArrayLike, bins: int = DECILES) -> dict[str, Any]:
+    """Compare what verdicts pay, P(consistent) - P(hallucinated), with what their labels are worth: +1, -1 or 0.
+
+    Args:
+        probabilities: ``[verdicts, classes]``.
+        labels: ``[verdicts]`` class codes.
+        bins: equal parts of the verdicts, by what they pay.
+
+    Returns:
+        ``mean_reward`` and ``mean_label`` of all, and ``bins`` with ``count``, ``reward`` and ``label`` of each part.
+    """
+    truth = np.asarray(labels)
+    reward = probabilities[:, CONSISTENT].astype(np.float64) - probabilities[:, HALLUCINATED]  # [verdicts]
+    worth = (truth == CONSISTENT).astype(np.float64) - (truth == HALLUCINATED)  # [verdicts]
+    parts = [part for part in np.array_split(np.argsort(reward, kind="stable"), bins) if len(part)]
+    return {
+        "mean_reward": float(reward.mean()),
+        "mean_label": float(worth.mean()),
+        "bins": [
+            {"count": len(part), "reward": float(reward[part].mean()), "label": float(worth[part].mean())}
+            for part in parts
+        ],
+    }
+
+
 def held_out_figures(probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str]) -> dict[str, Any]:
     """Compute all metrics of one head, JSON-serialisable; a metric that is not defined is None.
 
@@ -134,6 +160,7 @@ def held_out_figures(probabilities: NDArray[Any], labels: ArrayLike, images: Seq
         "negative_log_likelihood": negative_log_likelihood(probabilities, truth),
         "negative_log_likelihood_scaled": None if scaled is None else negative_log_likelihood(scaled, truth),
         "temperature": fit_temperature(probabilities, truth),
+        "signed_calibration": signed_calibration(probabilities, truth),
         "reliability": reliability_bins(probabilities, truth),
         "reliability_scaled": None if scaled is None else reliability_bins(scaled, truth),
     }

@@ -107,6 +107,8 @@ class RewardModel(nn.Module):
         self.temperatures: dict[str, float] = {}
         """Head -> temperature of its logits; applied to scores only with ``temperature_scaling``."""
         self.temperature_scaling = temperature_scaling
+        self.class_weights: dict[str, NDArray[np.float64]] = {}
+        """Head in training -> weights of the classes in its loss, ``[3]``; saved heads do without."""
         self._adapter_of: dict[str, str] = {}
         self._granularity: dict[str, Granularity] = {}
         self._loaded: dict[str, str] = {}  # digest of an adapter's files -> its name here
@@ -208,6 +210,7 @@ class RewardModel(nn.Module):
         save_tensors(self._adapter_state(adapter), folder / ADAPTER_FILES[1], {"format": "pt"})
         metadata = {"format": "pt", "fact_type": fact_type, "classes": ",".join(CLASS_NAMES)}
         tensors = self.heads[head].state_dict() | {"temperature": torch.tensor(self.temperatures[head])}
+        tensors["bias"] = tensors["bias"] - self._shift(head)
         save_tensors(tensors, folder / HEAD_FILE, metadata | {"granularity": self._granularity[head]})
 
     def trainable_parameters(self, head: str) -> list[nn.Parameter]:
@@ -301,7 +304,8 @@ class RewardModel(nn.Module):
             batch = order[start : start + SCORING_BATCH]
             features = self.backbone.image_features([encoded[index].prompt for index in batch])
             logits = self.logits_of(fact_types, [encoded[index] for index in batch], features)
-            found.append((batch, {name: self._probabilities(name, values) for name, values in logits.items()}))
+            scaled = self.temperature_scaling
+            found.append((batch, {name: self.probabilities(name, one, scaled) for name, one in logits.items()}))
         for batch, by_type in found:
             lengths = [len(encoded[index].separators) for index in batch]
             for name, on_device in by_type.items():
@@ -314,9 +318,20 @@ class RewardModel(nn.Module):
                     scores[name][index] = part
         return scores
 
-    def _probabilities(self, head: str, logits: Tensor) -> Tensor:
-        temperature = self.temperatures[head] if self.temperature_scaling else 1.0
-        return (logits / temperature).softmax(dim=-1)
+    def probabilities(self, head: str, logits: Tensor, scaled: bool = False) -> Tensor:
+        """Turn a head's logits into probabilities under the labels' own balance.
+
+        Args:
+            head: whose logits.
+            logits: ``[verdicts, 3]`` of ``logits_of``.
+            scaled: whether to divide by the head's temperature.
+        """
+        return ((logits - self._shift(head)) / (self.temperatures[head] if scaled else 1.0)).softmax(dim=-1)
+
+    def _shift(self, head: str) -> Tensor:
+        """What the class weights of a head's loss have added to its logits, ``[3]`` (``rewards.class_balance``)."""
+        weights = self.class_weights.get(head, np.ones(len(CLASS_NAMES)))
+        return torch.tensor(np.log(weights), dtype=torch.float32, device=self.backbone.device)
 
     @property
     def _peft(self) -> PeftModel:

@@ -15,41 +15,25 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from fgaif_ray.config import RewardsConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
+from fgaif_ray.rewards.class_balance import loss_weights
 from fgaif_ray.rewards.data import Example, FeatureCache, RewardData, make_batches
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, RewardTask
-from fgaif_ray.rewards.metrics import held_out_figures
+from fgaif_ray.rewards.metrics import held_out_figures, negative_log_likelihood
 from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel
 from fgaif_ray.statistics.agreement import agreement
 from fgaif_ray.vlm.schedule import learning_rate_scale
 
-CLASS_WEIGHT_CAP: Final = 5.0
 WARMUP_SHARE: Final = 0.03
 
 OnProgress = Callable[[int, str], None]
 """Callback with the number of training responses processed since the last call, and a note."""
-
-
-def class_weights(labels: ArrayLike) -> NDArray[np.float64]:
-    """Return each class's loss weight: ``labels / (3 * labels of the class)``, at most CLASS_WEIGHT_CAP.
-
-    Balanced labels weigh 1. The cap keeps a handful of segments of a rare class from dominating the gradient.
-
-    Args:
-        labels: ``[segments]`` class codes.
-
-    Returns:
-        ``[3]``; a class that does not occur has the cap, and is never used.
-    """
-    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(CLASS_NAMES))
-    weights: NDArray[np.float64] = counts.sum() / (len(CLASS_NAMES) * np.maximum(counts, 1))
-    return np.where(counts > 0, np.minimum(weights, CLASS_WEIGHT_CAP), CLASS_WEIGHT_CAP)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -103,7 +87,8 @@ def train_reward_model(
     started = time.monotonic()
     model.add_adapter(task.name, task.heads, options.lora, seed, task.granularity)
     parameters = model.trainable_parameters(task.heads[0])
-    weights = {head: class_weights(_known(data.train, head)) for head in task.heads}
+    weights = {head: loss_weights(_known(data.train, head), options.class_weights) for head in task.heads}
+    model.class_weights |= weights
     held_out = {head: _held_out(data.validation, head) for head in task.heads}
     optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
     steps_per_epoch = math.ceil(len(data.train) / options.batch_size)
@@ -130,7 +115,7 @@ def train_reward_model(
             on_progress(len(batch), f"{of_all}, loss {losses[-1]:.3f}")
         predicted = predict_heads(model, task.heads, data.validation, features)
         probabilities = {head: predicted[head][held_out[head].known] for head in task.heads}
-        entry = _entry(probabilities, held_out, weights)
+        entry = _entry(probabilities, held_out)
         score = float(np.mean([found["balanced_accuracy"] for found in entry.values()]))
         state.curve.append({"epoch": state.epoch, "train_loss": float(np.mean(losses)), "heads": entry})
         on_progress(0, f"{of_all}, held-out balanced accuracy {score:.3f}")
@@ -192,7 +177,7 @@ def predict_heads(
             for head, logits in found.items():
                 ends = offsets[head]
                 places = np.concatenate([np.arange(ends[index], ends[index + 1]) for index in batch])
-                result[head][torch.from_numpy(places).to(device)] = logits.softmax(dim=-1)
+                result[head][torch.from_numpy(places).to(device)] = model.probabilities(head, logits)
     for values in result.values():
         _sum_over_workers(values)
     return {head: values.cpu().numpy() for head, values in result.items()}
@@ -217,14 +202,12 @@ def _held_out(examples: Sequence[Example], head: str) -> _HeldOut:
 
 
 def _entry(
-    probabilities: Mapping[str, NDArray[np.float32]],
-    held_out: Mapping[str, _HeldOut],
-    weights: Mapping[str, NDArray[np.float64]],
+    probabilities: Mapping[str, NDArray[np.float32]], held_out: Mapping[str, _HeldOut]
 ) -> dict[str, dict[str, Any]]:
     """Return an epoch's held-out metrics by head."""
     return {
         head: {
-            "validation_loss": _weighted_loss(found, held_out[head].truth, weights[head]),
+            "validation_loss": negative_log_likelihood(found, held_out[head].truth),
             "balanced_accuracy": agreement(held_out[head].truth, found.argmax(axis=1)).balanced_accuracy,
         }
         for head, found in probabilities.items()
@@ -283,12 +266,6 @@ def _step(
 def _known(examples: Sequence[Example], head: str) -> list[int]:
     """Return the labels of examples that are to be learnt."""
     return [label for example in examples for label in example.labels_of(head) if label != IGNORED]
-
-
-def _weighted_loss(probabilities: NDArray[np.float32], truth: Sequence[int], weights: NDArray[np.float64]) -> float:
-    labels = np.asarray(truth)
-    losses = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny))
-    return float(np.average(losses, weights=weights[labels]))
 
 
 def _worker() -> tuple[int, int]:

@@ -33,6 +33,10 @@ class StepMetrics:
     """Mean response tokens."""
     identical_share: float
     """See `identical_response_share`."""
+    repeated_share: float = 0.0
+    """Of all segments, those that say again what their response has said."""
+    unfinished_share: float = 0.0
+    """Of all responses, those that were cut before they ended."""
     missing_reward_share: float
     facts_per_response: float
     """See `trajectories.facts_per_response`."""
@@ -95,6 +99,27 @@ class TrainingGuards:
             "max_identical_share",
             "of the responses are the same",
             "raise the KL weight or lower the learning rate",
+        )
+        self._above(
+            "repetition",
+            metrics.repeated_share,
+            "max_repeated_share",
+            "of the segments repeat what was said",
+            "judge novelty (run.fact_types), or make length cost more",
+        )
+        self._above(
+            "unfinished responses",
+            metrics.unfinished_share,
+            "max_unfinished_share",
+            "of the responses were cut before they ended",
+            "raise align.rollout.max_tokens or what a missing end costs",
+        )
+        self._above(
+            "length growth",
+            length_share,
+            "max_length_growth",
+            "times the responses' first length",
+            "make length cost more (align.reward.length_penalty), or judge novelty",
         )
         self._below(
             "entropy collapse",

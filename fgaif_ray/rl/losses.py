@@ -6,7 +6,7 @@ The losses of the parts then add up to the loss of the whole, however unevenly t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class KLStatistics:
     """Weighted estimate in nats per token."""
 
 
+RatioLevel = Literal["token", "sequence"]
 Statistics = TypeVar("Statistics", PolicyStatistics, ValueStatistics, EntropyStatistics, KLStatistics)
 
 
@@ -75,6 +76,8 @@ def policy_loss(
     mask: Tensor,
     *,
     clip_range: float,
+    clip_high: float | None = None,
+    ratio_level: RatioLevel = "token",
     behaviour_log_probs: Tensor | None = None,
     importance_cap: float = 2.0,
     denominator: float | Tensor | None = None,
@@ -91,6 +94,10 @@ def policy_loss(
         advantages: `[batch, response_tokens]`.
         mask: `[batch, response_tokens]` bool; false on padding and on samples without reward.
         clip_range: how far the ratio may move from 1 before its gradient is cut, more than 0 (FGAIF: 0.2).
+        clip_high: how far above 1, where that is another number: a larger one lets unlikely tokens rise (DAPO,
+            arXiv 2503.14476, section 3.1).
+        ratio_level: ``sequence`` takes for each token the geometric mean of its response's ratios (GSPO-token,
+            arXiv 2507.18071, section 4.3).
         behaviour_log_probs: what the sampler reported.
         importance_cap: the largest weight, more than 0.
         denominator: see the module.
@@ -99,17 +106,22 @@ def policy_loss(
         The scalar loss and its statistics.
 
     Raises:
-        ValueError: clip_range or importance_cap is not positive, the mask is not bool, or a shape differs.
+        ValueError: clip_range, clip_high or importance_cap is not positive, the mask is not bool, or a shape differs.
     """
-    if not (clip_range > 0 and importance_cap > 0):
-        raise ValueError(f"clip_range and importance_cap must be positive, not {clip_range}, {importance_cap}")
+    high = clip_range if clip_high is None else clip_high
+    if not (clip_range > 0 and high > 0 and importance_cap > 0):
+        raise ValueError(
+            f"clip_range, clip_high and importance_cap must be positive, not {clip_range}, {high}, {importance_cap}"
+        )
     # Gathered first: an infinite ratio on padding would otherwise turn its zero gradient into NaN.
     new, old, advantage = (selected(values, mask) for values in (log_probs, old_log_probs, advantages))  # [selected]
     old, advantage = old.detach(), advantage.detach()
     log_ratio = new - old  # [selected]
+    if ratio_level == "sequence":
+        log_ratio = _of_sequences(log_ratio, mask)
     ratio = log_ratio.exp()
     unclipped = -advantage * ratio
-    clipped = -advantage * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    clipped = -advantage * ratio.clamp(1.0 - clip_range, 1.0 + high)
     if behaviour_log_probs is None:
         raw_weight = torch.ones_like(old)  # [selected]
     else:
@@ -129,6 +141,14 @@ def policy_loss(
         raw_weight > importance_cap,
     )
     return loss, PolicyStatistics(new.numel(), *figures)
+
+
+def _of_sequences(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """Give each token the value of its response's mean, and the gradient of its own, ``[selected]``."""
+    row_of = mask.nonzero(as_tuple=True)[0]  # [selected]
+    sums = torch.zeros(len(mask), dtype=log_ratio.dtype, device=log_ratio.device)
+    means = sums.index_add(0, row_of, log_ratio.detach()) / mask.sum(1).clamp(min=1)  # [batch]
+    return means[row_of] + (log_ratio - log_ratio.detach())
 
 
 def value_loss(

@@ -104,7 +104,7 @@ class TokenLogProbs:
 
 
 class PolicyModel(nn.Module):
-    """A policy and a critic that sees the image, over one frozen backbone.
+    """A policy, and where it is wanted a critic that sees the image, over one frozen backbone.
 
     The adapters take turns: the backward pass of one comes before the forward pass of the other.
 
@@ -116,6 +116,7 @@ class PolicyModel(nn.Module):
         backbone: Backbone,
         lora: LoRAOptions,
         *,
+        critic: bool = True,
         critic_from: str | None = None,
         temperature: float = 1.0,
         seed: int = 0,
@@ -127,6 +128,7 @@ class PolicyModel(nn.Module):
         Args:
             backbone: frozen; it is changed in place.
             lora: rank, alpha and targets of both adapters.
+            critic: whether there is one; algorithms that compare responses do without.
             critic_from: folder of an adapter of the same backbone that the critic starts from (FGAIF section 4.1: the
                 object reward model's), with its own rank and alpha.
             temperature: of the sampling.
@@ -147,7 +149,9 @@ class PolicyModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._peft = PeftModel(backbone.model, _lora_config(backbone, lora), adapter_name=POLICY)
-            if critic_from is None:
+            if not critic:
+                pass
+            elif critic_from is None:
                 self._peft.add_adapter(CRITIC, _lora_config(backbone, lora))
             else:
                 _load_critic(self._peft, critic_from)
@@ -163,9 +167,11 @@ class PolicyModel(nn.Module):
         if self._sharded_over is not None:
             adapters = {*self._adapter_parameters(POLICY).values(), *self._adapter_parameters(CRITIC).values()}
             shard_backbone(self._images, self._decoder, self._vocabulary, adapters, self._sharded_over)
-        self.value_head = nn.Linear(backbone.hidden_size, 1, device=backbone.device)  # float32 whatever the backbone
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.has_critic = critic
+        if critic:
+            self.value_head = nn.Linear(backbone.hidden_size, 1, device=backbone.device)  # float32 in any case
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
         self.eval()  # no dropout anywhere: rollouts and updates see the same network
         if activation_checkpointing:
             checkpoint_layers(backbone.decoder)
@@ -187,7 +193,9 @@ class PolicyModel(nn.Module):
         return self._adapter_parameters(POLICY)
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """The critic's trainable parameters by name, the value head's among them."""
+        """The critic's trainable parameters by name, the value head's among them; none without a critic."""
+        if not self.has_critic:
+            return {}
         head = {f"value_head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
         return self._adapter_parameters(CRITIC) | head
 

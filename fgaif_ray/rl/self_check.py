@@ -47,10 +47,10 @@ class EngineAgreement:
         """
         if self.difference <= tolerance and (not adapted or self.effect >= VISIBLE * self.difference):
             return
-        if adapted and self.without_adapter < self.difference:
+        if adapted and VISIBLE * self.without_adapter <= self.difference:
             raise SelfCheckError(
                 f"the engine ignores the adapter (its log-probabilities are {self.without_adapter:.2g} nats from those "
-                "without it): set align.rollout.sync=merged"
+                "without it): set align.rollout.sync=merged, or where it is, try another version of vLLM"
             )
         if self.difference <= tolerance:
             raise SelfCheckError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fgaif_ray.records import ABSENT, CLASS_NAMES, ImageRow
+from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, NOVELTY_TYPE, ImageRow
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 
 
@@ -104,15 +104,24 @@ def reward_trajectory(
     )
 
 
-def facts_per_response(trajectories: Sequence[Trajectory]) -> float:
+def facts_per_response(trajectories: Sequence[Trajectory], types: Sequence[str] = FACT_TYPES) -> float:
     """Return the mean number of segment and type pairs that hold a fact (most probable class not absent), by the
     reward models.
 
-    It stands for coverage while training: a policy that says less loses facts. Over rewarded
+    It stands for coverage while training: a policy that says less loses facts. Novelty is no fact. Over rewarded
     trajectories; NaN where there are none.
+
+    Args:
+        trajectories: of a step.
+        types: the fact types, in the order of arrays.
     """
+    facts = [place for place, name in enumerate(types) if name != NOVELTY_TYPE]
     counts = [
-        sum(max(range(len(classes)), key=classes.__getitem__) != ABSENT for types in segments for classes in types)
+        sum(
+            max(range(len(CLASS_NAMES)), key=verdicts[place].__getitem__) != ABSENT
+            for verdicts in segments
+            for place in facts
+        )
         for segments in (trajectory.class_probabilities for trajectory in trajectories)
         if segments is not None
     ]
@@ -134,7 +143,7 @@ class TrajectoryBatch:
     token_rewards: Tensor
     """`[batch, response_tokens]` float32, zero on padding; without meaning where `sample_mask` is false."""
     sample_mask: Tensor
-    """`[batch]` bool, false where the reward is unavailable."""
+    """`[batch]` bool, false where the reward is unavailable, or the response is not to be learnt from."""
     policy_versions: Tensor
     """`[batch]` int64."""
     reward_failures: int
@@ -148,6 +157,11 @@ class TrajectoryBatch:
     def loss_mask(self) -> Tensor:
         """`[batch, response_tokens]` bool: the tokens to learn from and to take statistics over."""
         return self.response_mask & self.sample_mask[:, None]
+
+    def without_truncated(self) -> "TrajectoryBatch":
+        """Return the same batch, with responses that were cut before they ended kept out of all that is learnt."""
+        ended = torch.tensor([one.finish_reason == "stop" for one in self.trajectories])  # [batch]
+        return replace(self, sample_mask=self.sample_mask & ended.to(self.sample_mask.device))
 
     def select(self, indices: Tensor) -> "TrajectoryBatch":
         """Select rows, in the given order, at the same padded length (other `[batch, ...]` tensors stay

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED, NOVELTY_TYPE
 from fgaif_ray.rl.guards import StepMetrics, identical_response_share
 from fgaif_ray.rl.trajectories import Trajectory, facts_per_response
 
@@ -26,11 +26,12 @@ def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str] 
     metrics = {
         "reward/total": _mean([sum(one.token_rewards or ()) for one in rewarded]),
         "reward/missing_share": 1.0 - len(rewarded) / len(trajectories),
-        "facts/per_response": facts_per_response(trajectories),
+        "facts/per_response": facts_per_response(trajectories, types),
         "response/length": _mean(lengths),
         "response/length_max": float(max(lengths)),
         "response/segments": _mean([len(one.segment_spans) for one in rewarded]),
         "response/stopped_share": _mean([one.finish_reason == "stop" for one in trajectories]),
+        "response/repeated_share": _repeated_share(rewarded, types),
         "response/identical_share": identical_response_share([str(one.token_ids) for one in trajectories]),
         "count/responses": float(len(trajectories)),
         "count/tokens": float(sum(lengths)),
@@ -43,6 +44,24 @@ def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str] 
         metrics[f"reward/{fact_type}"] = _mean(earned)
         metrics[f"{_OF_TYPE}{fact_type}"] = _mean([found == HALLUCINATED for found in facts])
     return metrics
+
+
+def _repeated_share(rewarded: Sequence[Trajectory], types: Sequence[str]) -> float:
+    """The share of segments that repeat: by the novelty verdicts where there are any, else by their words."""
+    if NOVELTY_TYPE in types:
+        place = types.index(NOVELTY_TYPE)
+        return _mean(
+            [
+                _most_probable(verdicts[place]) == HALLUCINATED
+                for one in rewarded
+                for verdicts in one.class_probabilities or ()
+            ]
+        )
+    repeats = []
+    for one in rewarded:
+        texts = [one.response[start:end].strip(" .,;").casefold() for start, end in one.segment_spans]
+        repeats += [text in texts[:place] for place, text in enumerate(texts)]
+    return _mean(repeats)
 
 
 def types_of(metrics: Iterable[str]) -> tuple[str, ...]:
@@ -70,6 +89,8 @@ def watched_by_guards(metrics: dict[str, float]) -> StepMetrics:
         entropy=metrics["policy/entropy"],
         response_length=metrics["response/length"],
         identical_share=metrics["response/identical_share"],
+        repeated_share=_or_nothing(metrics["response/repeated_share"]),
+        unfinished_share=1.0 - metrics["response/stopped_share"],
         missing_reward_share=metrics["reward/missing_share"],
         facts_per_response=metrics["facts/per_response"],
         non_finite=metrics["update/skipped"] > 0,
@@ -84,6 +105,11 @@ def progress_note(metrics: dict[str, float | None]) -> str:
         f"KL {_shown(metrics['kl/per_response'])}, length {_shown(metrics['response/length'], 1)}, "
         f"{_shown(metrics['timing/step'], 1)} s/step"
     )
+
+
+def _or_nothing(figure: float) -> float:
+    """0 where there was no segment to measure."""
+    return 0.0 if math.isnan(figure) else figure
 
 
 def _most_probable(classes: Sequence[float]) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from fgaif_ray.config import Config, VerifierConfig
+from fgaif_ray.config import Config, Section, VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import dump_fact_type, extracted, label_key
 from fgaif_ray.records import fingerprint
@@ -74,6 +74,11 @@ ALIGN_PLACEMENT: Final = frozenset(
     | {"checkpoint_every", "tracking", "guards"}  # a run that a guard has stopped goes on
 )
 """Settings of ``align`` that do not change the policy."""
+ALIGN_LATER: Final = ("algorithm",)
+PPO_LATER: Final = ("clip_high", "ratio", "critic_warmup_steps", "target_kl", "loss_normalisation")
+REWARD_LATER: Final = ("truncated",)
+"""Settings of ``align``, ``align.ppo`` and ``align.reward`` that came after runs had been made: at their defaults they
+do not count."""
 
 
 class AskedImages(Protocol):
@@ -215,6 +220,11 @@ def verdicts(config: Config, of_responses: str | None = None) -> str:
     return fingerprint("verdicts-1", source, _asked(config), verdict_key(config.label.verifier), *types)
 
 
+def at_default(section: Section, names: Sequence[str]) -> list[str]:
+    """Those of a section's keys that have their defaults."""
+    return [name for name in names if getattr(section, name) == type(section).model_fields[name].default]
+
+
 def reading_key(config: Config) -> list[dict[str, Any]]:
     """What a stage that shows images to a model depends on beside them: limits of pixels and variables of chat
     templates, if any is set.
@@ -273,7 +283,11 @@ def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) 
         images: of the run.
         reward_versions: version of the reward model of each fact type.
     """
-    align = config.align.model_dump(exclude={*ALIGN_PLACEMENT, "rollout"})
+    left_out = {*ALIGN_PLACEMENT, "rollout", *at_default(config.align, ALIGN_LATER)}
+    align = config.align.model_dump(exclude=left_out)
+    for part, later in (("ppo", PPO_LATER), ("reward", REWARD_LATER)):
+        for name in at_default(getattr(config.align, part), later):
+            del align[part][name]
     rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
     prompts = images.prompts_of(images.align, config.data.prompts)
     versions = list(reward_versions)

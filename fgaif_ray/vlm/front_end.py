@@ -99,7 +99,11 @@ class FrontEnd:
                     f"the prompt holds the special token {spelled.group()!r}, which would not be read as text"
                 )
         text: str = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self._template
+            messages,
+            add_generation_prompt=True,
+            tokenize=False,
+            processor_kwargs={"return_tensors": "pt"},  # unused; without any, SmolVLM's warns of defaults of its own
+            **self._template,
         )
         return text
 

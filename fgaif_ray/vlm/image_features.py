@@ -50,6 +50,12 @@ class ImageFeatures:
         return replace(self, planes=self.planes.cpu().clone())
 
 
+def count_features(output: Any) -> int:
+    """The features in a model's answer, one for each image token."""
+    pooled = getattr(output, POOLED)
+    return sum(part.numel() // part.shape[-1] for part in ([pooled] if isinstance(pooled, Tensor) else pooled))
+
+
 def split_features(output: Any, tokens: Sequence[int]) -> list[ImageFeatures]:
     """Take a model's answer apart by prompt.
 

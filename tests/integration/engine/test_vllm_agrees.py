@@ -72,7 +72,7 @@ def said(backbone: Backbone, repository: Path, tmp_path_factory: pytest.TempPath
 
 def test_vllm_expands_the_image_to_the_same_ids(said: Said, backbone: Backbone) -> None:
     image = Image.open(io.BytesIO(picture())).convert("RGB")
-    assert said.ids == backbone.front_end.expanded_prompt_ids(PROMPT, image)
+    assert tuple(said.ids) == backbone.front_end.encode_prompt(PROMPT, [image]).input_ids
 
 
 def test_vllm_knows_every_option_of_the_serve_command(said: Said) -> None:

@@ -130,9 +130,10 @@ class TestLabel:
         facts = [fact for segment in row["segments"] for fact in segment["facts"]]
         for fact in facts[:4]:
             prompt = load_prompt("verify-v1").render(statement=fact["text"])
-            ids = torch.tensor([backbone.front_end.expanded_prompt_ids(prompt, image)])  # [1, expanded_prompt_tokens]
+            encoded = backbone.front_end.encode_prompt(prompt, [image])
             with torch.no_grad():
-                logits = backbone.model(input_ids=ids, pixel_values=backbone.pixel_values([image])).logits[0, -1]
+                ids = torch.tensor([encoded.input_ids])  # [1, expanded_prompt_tokens]
+                logits = backbone.model(input_ids=ids, **encoded.image_inputs).logits[0, -1]
             words = label_words(backbone.front_end.tokenizer)
             weights = {word: logits[list(tokens)].exp().sum() for word, tokens in words.items()}
             assert fact["p_consistent"] == pytest.approx(float(weights["yes"] / sum(weights.values())), abs=2e-3)

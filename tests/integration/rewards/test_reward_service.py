@@ -247,7 +247,7 @@ def test_without_the_token_nothing_is_told(service: Service, headers: dict[str, 
         ({"image": base64.b64encode(picture()[:-30]).decode()}, "invalid_image"),
         ({"response_token_ids": [5, 6, 7]}, "response_mismatch"),
         ({"response": None, "response_token_ids": [10**9]}, "invalid_token_ids"),
-        ({"prompt": "Describe <image>."}, "not_scorable"),
+        ({"prompt": "Compare <image> and <image>."}, "not_scorable"),
         ({"response": "A red circle. " * 1000}, "not_scorable"),
     ],
 )

@@ -37,6 +37,8 @@ class Family:
     """Where the chat template is; None: the family has none."""
     processor_config: bool = True
     """False: published without ``processor_config.json``."""
+    linear_layers: tuple[str, ...] = (*("q_proj", "k_proj", "v_proj", "o_proj"), *("gate_proj", "up_proj", "down_proj"))
+    """Names of the decoder's linear layers that an adapter is put on."""
     engine_lora: bool = True
     """False: vLLM takes no LoRA adapter for the architecture."""
     engine_agrees: bool = True

@@ -62,6 +62,7 @@ GLM4V_FAMILIES: Final = (
         eos_tokens=("<|endoftext|>", "<|user|>", "<|observation|>", "</answer>"),
         template_file="chat_template.jinja",
         processor_config=False,
+        linear_layers=("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
         notes="M-RoPE on half of a head, one weight for gate and up projection, padding by the EOS token",
     ),
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from support.families import build
 from support.official_llava import config_7b, config_13b, write_config
 from support.paths import ROOT
 from transformers import (
@@ -22,11 +23,13 @@ from transformers import (
 
 from fgaif_ray.cluster.actor_memory import log_prob_head
 from fgaif_ray.cluster.allocations import Allocations, kept_for_backward
-from fgaif_ray.cluster.dry_run import UncountableModelError, dry_run
+from fgaif_ray.cluster.dry_run import LARGEST_SHAPE, UncountableModelError, dry_run, planned_picture
 from fgaif_ray.config import LoRAOptions
+from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
-from fgaif_ray.vlm.backbone import load_backbone
+from fgaif_ray.vlm.backbone import IMAGES_PER_PASS, PIXELS_PER_PASS, load_backbone
 from fgaif_ray.vlm.front_end import load_front_end
+from fgaif_ray.vlm.inputs import image_batches
 from fgaif_ray.vlm.lora import with_own_layers
 
 CHECKPOINTS = ROOT / "fgaif_ray/shapes/checkpoints"
@@ -215,13 +218,73 @@ def test_families_are_counted_without_code_of_their_own(name: str, folder: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("qwen2_5_vl", 22 * 17), ("qwen3_vl", 22 * 17), ("internvl", 4), ("smolvlm", None)]
+    ("name", "tokens", "planes"),
+    [("qwen2_5_vl", 23 * 17, 1), ("qwen3_vl", 23 * 17, 2), ("internvl", 4, 1), ("smolvlm", None, 1)],
 )
-def test_images_take_the_tokens_that_the_tower_makes_of_them(name: str, tokens: int | None, folder: Path) -> None:
+def test_images_take_the_tokens_that_the_tower_makes_of_them(
+    name: str, tokens: int | None, planes: int, folder: Path
+) -> None:
     FAMILIES[name].save_pretrained(folder / name)
     run = dry_run(str(folder / name), "float32")
     assert run.image_tokens == tokens  # SmolVLM's tiles are its processor's to cut
-    assert run.image_pass(2).kept == 2 * (tokens or 0) * 64 * 4
+    assert run.image_pass(2).kept == 2 * planes * (tokens or 0) * 64 * 4  # Qwen3-VL has features for a layer more
+
+
+def test_an_image_of_the_pixel_budget_is_planned(folder: Path) -> None:
+    FAMILIES["qwen2_5_vl"].save_pretrained(folder / "budget")
+    few, many = (
+        dry_run(str(folder / "budget"), "float32", budget=PixelBudget(max=most)) for most in (28**2, 1_003_520)
+    )
+    assert (few.image_tokens, many.image_tokens) == (1, 41 * 31)  # 1156 x 867 pixels
+    assert few.image_pass(1).peak < many.image_pass(1).peak / 100
+
+
+def test_a_budget_without_an_upper_limit_leaves_a_photo_and_enlarges_it() -> None:
+    assert planned_picture(PixelBudget(min=1000)) == (640, 480)
+    assert planned_picture(PixelBudget(min=4 * 640 * 480)) == (1280, 960)
+    assert planned_picture(PixelBudget(max=100 * 10**6)) == LARGEST_SHAPE
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3"])
+def family(request: pytest.FixtureRequest, folder: Path) -> str:
+    return str(build(request.param, folder / f"tiny-{request.param}"))
+
+
+def test_the_features_of_a_family_are_counted_as_they_come(family: str) -> None:
+    backbone = load_backbone(family, "float32")
+    picture = Image.new("RGB", planned_picture(PixelBudget(max=4000)))
+    prompts = [backbone.front_end.encode_prompt("What is shown?", [picture])] * 3
+    run = dry_run(family, "float32", budget=PixelBudget(max=4000))
+    assert run.image_tokens is not None and 0 <= run.image_tokens - prompts[0].image_tokens <= 30  # marks of rows
+    assert run.image_pass(3).kept == sum(one.planes.nbytes for one in backbone.image_features(prompts))
+
+
+def test_as_many_images_are_in_a_pass_as_the_backbone_takes(folder: Path) -> None:
+    path = str(build("qwen2_5_vl", folder / "tiny-qwen2_5_vl"))
+    front_end = load_front_end(path)
+    prompts = [front_end.encode_prompt("What is shown?", [Image.new("RGB", (640, 480))])] * 500
+    run = dry_run(path, "float32")
+    assert run.images_per_pass == len(image_batches(prompts, IMAGES_PER_PASS, PIXELS_PER_PASS)[0])
+    FAMILIES["qwen2_5_vl"].save_pretrained(folder / "untold")
+    large = dry_run(str(folder / "untold"), "float32")
+    assert large.images_per_pass == PIXELS_PER_PASS // (4 * 23 * 17 * 3 * 2 * 14 * 14) < IMAGES_PER_PASS
+    one, ten, twice = (large.image_pass(images) for images in (1, large.images_per_pass, 2 * large.images_per_pass))
+    assert twice.peak - ten.peak == ten.kept == large.images_per_pass * one.kept
+
+
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_an_update_of_a_family_keeps_what_was_counted(family: str, role: str) -> None:
+    model = PolicyModel(load_backbone(family, "float32"), LORA)
+    rows = policy_rows(model, 2, 40)
+    own = [*model.parameters(), *model.buffers(), *(one.planes for one in rows.features)]
+    with kept_for_backward(own) as kept:
+        result = model.values(rows) if role == "critic" else model.log_probs(rows).log_probs
+    assert result.requires_grad
+    run = dry_run(family, "float32", ("adapter", LORA))
+    value_head = torch.nn.Linear(run.hidden, 1, device="meta")
+    head = log_prob_head(run, 1.0, False) if role == "policy" else lambda states: value_head(states.float())
+    counted = run.training_pass(2, rows.input_ids.shape[1], 40, "adapter").then(run.head_pass(head, 2 * 40))
+    assert sum(kept.values()) == pytest.approx(counted.kept, rel=0.06)  # masks and places of tokens
 
 
 def test_a_processor_says_how_many_tokens_an_image_takes() -> None:

@@ -111,6 +111,13 @@ def test_the_learners_weights_gradients_and_optimiser_are_counted_to_the_byte(op
     assert states == state_bytes(optimisers[0])
 
 
+def test_an_algorithm_without_a_critic_is_planned_without_one() -> None:
+    config = shapes("align.algorithm=grpo", "align.samples_per_prompt=2")
+    model = PolicyModel(load_backbone(config.policy.model, config.policy.dtype), config.align.lora, critic=False)
+    _, adapters, *_ = sizes(config, learner(config)).values()
+    assert adapters == bytes_of(model.policy_parameters().values())
+
+
 def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers: list[AdamW], tmp_path: Path) -> None:
     config = shapes("rewards.epochs=1", "rewards.num_workers=1")
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)
@@ -230,6 +237,26 @@ def test_fractions_share_a_gpu_and_its_memory(large: Config) -> None:
     plan = planned(config, node, gpu=60, stage="serve_rewards")
     assert load.fits is False or plan.loads[0].fits is False
     assert "let fewer actors share a GPU" in next(plan.warnings())
+
+
+def sharing(config: Config, **engine: Any) -> Config:
+    """Rollouts on half of a GPU, the learner on the other."""
+    rollout = config.align.rollout
+    shared = rollout.engine.model_copy(update={"num_gpus": 0.5, "kv_cache_gib": 4, **engine})
+    rollout = rollout.model_copy(update={"workers": 1, "engine": shared})
+    return changed(config, num_workers=1, gpus_per_worker=0.5, rollout=rollout, activation_checkpointing=True)
+
+
+def test_an_engine_that_looks_for_more_than_the_others_leave_cannot_start(large: Config) -> None:
+    node = NodeType("gpu", {"CPU": 64, "GPU": 8}, 1)
+    plan = planned(sharing(large), node, gpu=80, stage="align")
+    [warning] = [one for one in plan.warnings() if "Learner + RolloutWorker" in one]
+    assert "cannot start: a RolloutWorker looks for a larger share of the GPU" in warning
+    advised = float(warning.rpartition("align.rollout.engine.gpu_memory_utilization=")[2].rstrip("."))
+    assert 0.5 < advised < 0.9  # the default
+    for share, fits in ((advised, True), (advised + 0.02, False)):
+        plan = planned(sharing(large, gpu_memory_utilization=share), node, gpu=80, stage="align")
+        assert [load.fits for load in plan.loads if load.actors == "Learner + RolloutWorker"] == [fits]
 
 
 def test_weights_that_no_gpu_of_the_node_holds_are_refused(large: Config) -> None:

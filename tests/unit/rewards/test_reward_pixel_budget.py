@@ -90,7 +90,7 @@ def test_the_service_scores_like_the_model_on_reduced_images(tmp_path: Path, mon
     monkeypatch.setattr("actors.rewards.service.record_batch", lambda *_figures: None)  # Serve exports them
     folders = save_reward_models(tmp_path)
     settings = ScorerSettings(
-        CHECKPOINT, "float32", "none", False, folders, 4, None, dict.fromkeys(folders, "v"), BUDGET
+        CHECKPOINT, "float32", "none", False, folders, 4, None, dict.fromkeys(folders, "v"), BUDGET, {}
     )
     batch = make_batch([((picture(),), PROMPT, ["A red circle."])])
     [[scored]] = RewardScorer(settings)._score_now([batch])

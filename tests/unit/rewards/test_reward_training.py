@@ -28,10 +28,8 @@ from fgaif_ray.rewards.data import (
     split_by_image,
 )
 from fgaif_ray.rewards.kinds import RewardTask
-from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model import RewardModel, load_reward_model
 from fgaif_ray.rewards.training import (
-    CLASS_WEIGHT_CAP,
-    class_weights,
     learning_rate_factor,
     train_reward_model,
 )
@@ -128,18 +126,6 @@ def test_images_beyond_the_cache_are_encoded_again_with_the_same_features(backbo
 # Loss and figures
 
 
-def test_class_weights_are_inverse_frequencies_with_a_cap() -> None:
-    np.testing.assert_allclose(class_weights([0] * 50 + [1] * 49 + [2]), [100 / 150, 100 / 147, CLASS_WEIGHT_CAP])
-
-
-def test_balanced_classes_weigh_one() -> None:
-    np.testing.assert_allclose(class_weights([0, 1, 2, 2, 1, 0]), 1)
-
-
-def test_a_class_that_does_not_occur_has_a_finite_weight() -> None:
-    assert np.isfinite(class_weights([0, 0, 1])).all()
-
-
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_nothing() -> None:
     factors = [learning_rate_factor(step, 100) for step in range(101)]
     assert factors[0] > 0 and max(factors) == 1 and factors[100] == pytest.approx(0)
@@ -147,6 +133,20 @@ def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_nothing() -> None:
 
 
 # Training
+
+
+@pytest.mark.parametrize("kind", ["balanced", "none"])
+def test_class_weights_reach_the_loss_and_leave_the_saved_head(data: RewardData, tmp_path: Path, kind: str) -> None:
+    model, metrics = train(data, class_weights=kind)
+    weights = np.array(list(metrics["class_weights"].values()))
+    assert (kind == "none") == np.array_equal(weights, np.ones(3))
+    predicted = predict(model, "existence", data.validation, FeatureCache(model.backbone))
+    model.save("existence", tmp_path)
+    loaded = load_reward_model(load_backbone(model.backbone.path, "float32"), {"existence": str(tmp_path)})
+    again = predict(loaded, "existence", data.validation, FeatureCache(loaded.backbone))
+    np.testing.assert_allclose(again, predicted, atol=1e-5)
+    shift = model.heads["existence"].bias - loaded.heads["existence"].bias
+    np.testing.assert_allclose(shift.detach().numpy(), np.log(weights), atol=1e-5)
 
 
 def test_a_tiny_training_set_is_learnt(data: RewardData) -> None:
@@ -210,7 +210,7 @@ def test_progress_counts_every_training_response_of_every_epoch(data: RewardData
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training(data: RewardData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_training, "class_weights", lambda labels: np.full(3, np.nan))
+    monkeypatch.setattr(reward_training, "loss_weights", lambda labels, kind: np.full(3, np.nan))
     with pytest.raises(RuntimeError, match="non-finite"):
         train(data, epochs=1)
 

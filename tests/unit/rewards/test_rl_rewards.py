@@ -150,3 +150,33 @@ def test_mistake_8_tokens_receive_the_weighted_rewards_and_no_hidden_factor(
     probabilities = probabilities_of(*[segment[:3] for segment in segments])
     composed = compose_rewards(probabilities, torch.tensor(ends), 20, "stop", options)
     assert composed.per_token.tolist() == expected
+
+
+WITH_NOVELTY = {**ONES, "novelty": 1.0}
+
+
+def judged(consistent: float, hallucinated: float, repeats: float) -> torch.Tensor:
+    """One segment: every type alike, and how likely it repeats, ``[1, 4, 3]``."""
+    verdict = [1 - consistent - hallucinated, consistent, hallucinated]
+    return torch.tensor([[verdict] * 3 + [[0.0, 1 - repeats, repeats]]])
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"), [(1.0, [0.6 * 0.25 - 0.3] * 3), (0.5, [0.6 * 0.625 - 0.3] * 3), (0.0, [0.6 - 0.3] * 3)]
+)
+def test_a_repetition_earns_less_for_truth_and_as_little_for_falsehood(weight: float, expected: list[float]) -> None:
+    found = segment_rewards(judged(0.6, 0.3, 0.75), WITH_NOVELTY | {"novelty": weight}, "expected")
+    torch.testing.assert_close(found, torch.tensor([[*expected, 0.0]]))
+
+
+def test_novelty_by_itself_earns_nothing() -> None:
+    found = segment_rewards(judged(0.0, 0.0, 0.0), WITH_NOVELTY, "expected")
+    assert found.count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("segment", "expected"), [((0.9, 0.0, 0.9), 0.0), ((0.0, 0.9, 0.9), -1.0), ((0.9, 0.0, 0.1), 1.0)]
+)
+def test_the_most_probable_verdicts_are_gated_alike(segment: tuple[float, float, float], expected: float) -> None:
+    found = segment_rewards(judged(*segment), WITH_NOVELTY, "argmax")
+    assert found.tolist() == [[expected] * 3 + [0.0]]

@@ -281,3 +281,28 @@ def test_watched_figures_are_means_over_responses() -> None:
     assert metrics["response/length"] == 3
     assert metrics["response/stopped_share"] == 0.5
     assert metrics["reward/missing_share"] == 0.5
+
+
+def test_repetition_is_seen_by_words_and_with_novelty_by_its_verdicts() -> None:
+    truth, lie = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+    settings = {
+        "response": "A dog. A dog.",
+        "segment_spans": ((0, 6), (7, 13)),
+        "token_ends": (0, 1),
+        "per_type_rewards": ((1.0, 0.0), (1.0, 0.0)),
+        "token_rewards": (1.0, 1.0),
+    }
+    by_words = trajectory(0, [5, 6], [-1.0, -1.0], class_probabilities=((truth,), (truth,)), **settings)
+    assert trajectory_metrics([by_words], ["existence"])["response/repeated_share"] == 0.5
+    judged = trajectory(0, [5, 6], [-1.0, -1.0], class_probabilities=((truth, lie), (truth, lie)), **settings)
+    metrics = trajectory_metrics([judged], ["existence", "novelty"])
+    assert metrics["response/repeated_share"] == 1.0
+    assert metrics["facts/per_response"] == 2  # novelty is no fact
+
+
+def test_explained_variance_is_about_what_was_really_paid() -> None:
+    """A critic that says the same of every token explains nothing, though lambda-returns are made of what it says."""
+    model = new_model()
+    with torch.no_grad():
+        model.value_head.bias.fill_(3.0)
+    assert experience(model, toy_responses()).metrics["critic/explained_variance_before"] <= 0.01

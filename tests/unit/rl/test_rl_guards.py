@@ -30,6 +30,9 @@ TROUBLES = {
     "length collapse": {"response_length": 5.0},
     "coverage collapse": {"facts_per_response": 1.0},
     "identical responses": {"identical_share": 0.95},
+    "repetition": {"repeated_share": 0.6},
+    "unfinished responses": {"unfinished_share": 0.95},
+    "length growth": {"response_length": 130.0},
     "missing rewards": {"missing_reward_share": 1.0},
     "non-finite streak": {"non_finite": True},
 }

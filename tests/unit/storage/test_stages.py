@@ -43,7 +43,7 @@ FINGERPRINTS = {
     ("shapes", "shared"): {
         "responses": "b22e6c522eac19ae",
         "feedback": "0577ed666d8c65d3",
-        "rewards": "38e2492b595b0093",
+        "rewards": "56395b82b61191e4",
         "policy": "8addef2bcd127a12",
         "evaluation": "3d51298325c81392",
         "before": "a3c5bd321c5e96b6",
@@ -52,7 +52,7 @@ FINGERPRINTS = {
     ("shapes", "own"): {
         "responses": "d8277210536e1b49",
         "feedback": "0577ed666d8c65d3",
-        "rewards": "38e2492b595b0093",
+        "rewards": "56395b82b61191e4",
         "policy": "3e63e45ffa417dd4",
         "evaluation": "04e5214e7295f8b1",
         "before": "e210e6b871531ef2",
@@ -61,7 +61,7 @@ FINGERPRINTS = {
     ("paper", "shared"): {
         "responses": "f37ed5178031e783",
         "feedback": "28ce4f745042edb4",
-        "rewards": "ae8470127e4aa2c9",
+        "rewards": "1f50c3feda77232b",
         "policy": "d6121a213a24da87",
         "evaluation": "5b9a67fe158ae96d",
         "before": "45ab46518d0b8568",
@@ -70,7 +70,7 @@ FINGERPRINTS = {
     ("paper", "own"): {
         "responses": "b922e63aef244366",
         "feedback": "28ce4f745042edb4",
-        "rewards": "ae8470127e4aa2c9",
+        "rewards": "1f50c3feda77232b",
         "policy": "ff7426521987ee9d",
         "evaluation": "4c0e9f617cd52984",
         "before": "f706f8829b20a65f",
@@ -79,7 +79,7 @@ FINGERPRINTS = {
     ("changed", "shared"): {
         "responses": "b22e6c522eac19ae",
         "feedback": "a80c4e2ab1c6de18",
-        "rewards": "38e2492b595b0093",
+        "rewards": "56395b82b61191e4",
         "policy": "90559fa58cb177a1",
         "evaluation": "3d51298325c81392",
         "before": "a3c5bd321c5e96b6",
@@ -88,7 +88,7 @@ FINGERPRINTS = {
     ("changed", "own"): {
         "responses": "d8277210536e1b49",
         "feedback": "a80c4e2ab1c6de18",
-        "rewards": "38e2492b595b0093",
+        "rewards": "56395b82b61191e4",
         "policy": "ad24f2fb2aaff1ef",
         "evaluation": "04e5214e7295f8b1",
         "before": "e210e6b871531ef2",

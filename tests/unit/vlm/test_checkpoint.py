@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.families import FAMILIES, build
 from support.paths import ROOT
 
 from actors.engine.openai_server import start_openai_server
@@ -14,7 +15,7 @@ from actors.engine.start import start_engine
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.vlm.backbone import load_backbone
-from fgaif_ray.vlm.checkpoint import check_adapter, check_checkpoint
+from fgaif_ray.vlm.checkpoint import TESTED_MODEL_TYPES, check_adapter, check_checkpoint, check_vision_model
 from fgaif_ray.vlm.front_end import load_front_end
 from fgaif_ray.vlm.merging import write_merged
 
@@ -156,6 +157,20 @@ def test_a_model_without_a_chat_template_is_not_supported(model: Path) -> None:
     (model / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match=r"is not supported \(it has no chat template"):
         load_front_end(str(model))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_that_no_test_covers_has_to_be_allowed(name: str, tmp_path: Path) -> None:
+    model, family = str(build(name, tmp_path)), FAMILIES[name].model_type
+    assert check_vision_model(model, allow_untested=True) == tmp_path
+    if family in TESTED_MODEL_TYPES:
+        assert check_vision_model(model, allow_untested=False) == tmp_path
+        return
+    sentence = (
+        rf"{model} is of the family '{family}', .*`fgaif check-model {model}`.* set policy\.allow_untested=true\.$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        check_vision_model(model, allow_untested=False)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
