@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
+from PIL.Image import Image
+
 EOS = 2
 
 
@@ -11,11 +13,14 @@ class RecordingEngine:
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
-        """Width and height of the image of each prompt."""
+        """Width and height of the images of all prompts, one after the other."""
+        self.prompts: list[tuple[list[int], list[Image]]] = []
+        """Token ids and images of each prompt."""
 
     def generate(self, prompts: list[Any], parameters: Any, **_options: Any) -> list[Any]:
         """Answer each prompt with the EOS token, every token as likely as any other."""
-        self.sizes += [prompt["multi_modal_data"]["image"].size for prompt in prompts]
+        self.prompts += [(prompt["prompt_token_ids"], prompt["multi_modal_data"]["image"]) for prompt in prompts]
+        self.sizes += [image.size for prompt in prompts for image in prompt["multi_modal_data"]["image"]]
         first = parameters[0] if isinstance(parameters, list) else parameters
         wanted = first.logprob_token_ids or []
         output = SimpleNamespace(

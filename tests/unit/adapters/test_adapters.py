@@ -341,8 +341,8 @@ def test_no_adapter_makes_up_a_reward(url: str, wrong_token: None) -> None:
                 call()
 
 
-def test_an_image_token_in_a_prompt_is_refused_with_422(url: str) -> None:
-    item = {"image": data_url(0), "prompt": "Describe <image>.", "response": RESPONSE}
+def test_a_prompt_with_other_places_than_images_is_refused_with_422(url: str) -> None:
+    item = {"image": data_url(0), "prompt": "Describe <image> and <image>.", "response": RESPONSE}
     good = item | {"prompt": PROMPT}
     headers = {"authorization": f"Bearer {TOKEN}"}
     answer = httpx2.post(f"{url}/v1/rewards", json={"items": [good, item]}, headers=headers, timeout=60)
