@@ -10,7 +10,7 @@ from PIL import Image
 from support.image_files import claimed_png, encoded
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import decode_image, find_images, load_image, read_data_url
+from fgaif_ray.images import decode_image, find_images, load_image, read_data_url, side_by_side
 
 
 @pytest.mark.parametrize(
@@ -159,3 +159,11 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path: Path, capsys: p
     assert find_images(str(tmp_path)) == [str(tmp_path / "a.png")]
     assert "4 files are left out" in (said := capsys.readouterr().out)
     assert ".heic 2, .txt 1, no suffix 1" in said
+
+
+def test_images_of_a_prompt_are_shown_side_by_side() -> None:
+    red, blue = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (10, 20), "blue")
+    joined = side_by_side([red, blue])
+    assert joined.height == 20
+    assert (joined.getpixel((0, 10)), joined.getpixel((joined.width - 1, 10))) == ((255, 0, 0), (0, 0, 255))
+    assert side_by_side([red]) is red

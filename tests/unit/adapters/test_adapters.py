@@ -42,6 +42,8 @@ from fgaif_ray.adapters.skyrl import DenseRewardGenerator, DenseRewards
 from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.model import ScoringItem
+from fgaif_ray.rewards.scoring import segment_response
 from fgaif_ray.serving.client import AsyncRewardClient, RewardClient, RewardServiceError, reward_item
 from fgaif_ray.serving.wire import ScoredResponse
 
@@ -399,6 +401,51 @@ def test_the_question_is_the_last_thing_the_user_said() -> None:
     assert question_text(chat) == question_text("<image>What is there? ") == "What is there?"
     with pytest.raises(ValueError, match="user"):
         question_text(chat[:1])
+
+
+def test_a_list_of_images_is_read_in_order(tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"{index}.png").write_bytes(picture(index))
+    cells = [str(tmp_path / "0.png"), {"bytes": picture(1)}]
+    assert image_files(cells) == image_files(tuple(cells)) == [picture(0), picture(1)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("Is <image> like <image>?", "Is <image> like <image>?"),
+        ("<image>Compare.", "Compare."),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image"}, {"type": "image_url"}, {"type": "text", "text": "Same?"}],
+                }
+            ],
+            "<image><image>Same?",
+        ),
+    ],
+)
+def test_places_of_several_images_stay_where_they_are_as_many(prompt: Any, question: str) -> None:
+    assert question_text(prompt, 2) == question
+
+
+def test_a_reference_may_have_several_images() -> None:
+    item = reference_item({"images": [data_url(0), data_url(1)], "prompt": "Compare."}, RESPONSE)
+    assert item == reference_item({"image": [data_url(0), data_url(1)], "prompt": "Compare."}, RESPONSE)
+    assert len(item.image_fields) == 2
+
+
+def test_responses_about_several_images_are_rewarded_over_http(client: RewardClient, scorer: LocalScorer) -> None:
+    chat = [{"role": "user", "content": "Is <image> like <image>?"}]
+    columns = {"images": [[pil(0), pil(1)], [pil(1), pil(0)]]}
+    [reward, *_] = TRLRewards(client).functions
+    first, swapped = reward(prompts=[chat] * 2, completions=[RESPONSE] * 2, **columns)
+    segments = segment_response(TOKENIZER, RESPONSE, None).segments
+    shown = ScoringItem([pil(0), pil(1)], "Is <image> like <image>?", segments)
+    [expected] = scorer.model.score("existence", [shown])
+    assert first == pytest.approx(float((expected[:, 1] - expected[:, 2]).mean()), abs=1e-4)
+    assert swapped != pytest.approx(first, abs=1e-4)
 
 
 @pytest.mark.parametrize("label", [None, "", "cat.png", "3", {"image": "x.png"}, {"prompt": PROMPT}])

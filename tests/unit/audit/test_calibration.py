@@ -184,6 +184,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_labelled_facts(str(tmp_path / "none.jsonl"))
 
 
+def test_a_fact_may_be_about_several_images(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "f.jsonl", RIGHT | {"image": ["a.png", "s3://b/c.png"]}, WRONG)
+    several, single = read_labelled_facts(path)
+    assert several.images == (str(tmp_path / "a.png"), "s3://b/c.png")
+    assert several.to_line()["image"] == list(several.images)
+    assert single.to_line()["image"] == single.image
+
+
+def test_control_items_are_about_one_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no text in 'image'"):
+        read_control_facts(write_lines(tmp_path / "f.jsonl", WRONG | {"image": ["a.png", "b.png"]}))
+
+
 def test_control_facts_are_wrong_unless_they_say_so(tmp_path: Path) -> None:
     bare = {"image": "a.png", "fact": "There is a cat."}
     facts = read_control_facts(write_lines(tmp_path / "c.jsonl", bare, bare | {"consistent": True}))

@@ -190,3 +190,27 @@ def test_a_key_may_be_given_again_where_a_section_is_merged(tmp_path: Path) -> N
         "rewards: {<<: {backbone: b, dtype: auto}, dtype: float32}\n"
     )
     assert load_config(path).rewards.dtype == "float32"
+
+
+def test_shared_prompts_have_no_more_places_than_a_prompt_may_have_images() -> None:
+    prompts = "data.prompts=['Is <image> like <image>?', 'Describe.']"
+    assert len(load_config("configs/shapes.yaml", ["data.images_per_prompt=2", prompts]).data.prompts) == 2
+    with pytest.raises(UserError, match=r"3 places for an image .* asked with 2 images"):
+        load_config("configs/shapes.yaml", ["data.images_per_prompt=2", "data.prompts=['<image> <image> <image>']"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "said"),
+    [
+        ("Compare.", 3, r"3 images, more than data\.images_per_prompt \(2\)"),
+        ("Is <image> like <image>?", 1, "2 places"),
+        ("Is <image> like <image>?", 2, None),
+        ("Compare.", 2, None),
+    ],
+)
+def test_a_prompt_is_checked_with_its_images(prompt: str, images: int, said: str | None) -> None:
+    data = load_config("configs/shapes.yaml", ["data.images_per_prompt=2"]).data
+    assert data.can_ask(prompt, images) == (said is None)
+    if said is not None:
+        with pytest.raises(ValueError, match=said):
+            data.check_prompt(prompt, images)

@@ -1,5 +1,6 @@
 """Rows of an evaluation as dataclasses and as plain values: nothing is lost between them, through Parquet as well."""
 
+import dataclasses
 from pathlib import Path
 
 from fgaif_ray import storage
@@ -35,3 +36,10 @@ def test_rows_have_the_columns_of_their_schema() -> None:
     assert list(QUESTION.to_row()) == QUESTIONS_SCHEMA.names
     assert list(ANSWER.to_row()) == ANSWERS_SCHEMA.names
     assert list(rejected.to_row()) == REJECTED_SCHEMA.names
+
+
+def test_an_answer_about_several_images_survives_parquet(tmp_path: Path) -> None:
+    question = dataclasses.replace(QUESTION, more_images=("cat.png",))
+    answer = dataclasses.replace(ANSWER, question=question)
+    storage.write_part(str(tmp_path), [answer.to_row(), ANSWER.to_row()], ANSWERS_SCHEMA)
+    assert list(map(EvaluationAnswer.from_row, storage.read_rows(str(tmp_path)))) == [answer, ANSWER]

@@ -91,3 +91,9 @@ def test_the_official_form_is_as_published() -> None:
     row = LabelledResponse(("a.jpg",), ("A dog.",), ((CONSISTENT, HALLUCINATED, ABSENT),))
     write_official(stream, [row])
     assert stream.getvalue() == '{"image": "a.jpg", "sub": ["A dog."], "labels": [[0, 1, -1]]}\n'
+
+
+def test_several_images_are_a_list_in_the_official_form() -> None:
+    stream = io.StringIO()
+    write_official(stream, [LabelledResponse(("a.jpg", "b.jpg"), ("A dog.",), ((CONSISTENT,),))])
+    assert stream.getvalue() == '{"image": ["a.jpg", "b.jpg"], "sub": ["A dog."], "labels": [[0]]}\n'

@@ -38,6 +38,7 @@ SAMPLED = Response(
     model="policy",
 )
 PROVIDED = dataclasses.replace(SAMPLED, token_ids=None, finish_reason=None)
+OF_SEVERAL = dataclasses.replace(SAMPLED, more_images=("cat.png", "s3://photos/bird.png"))
 FLIPPED = Segment(
     start=0,
     end=11,
@@ -74,7 +75,7 @@ def through_parquet(folder: Path, row: dict[str, Any], schema: pa.Schema, column
     return found
 
 
-@pytest.mark.parametrize("response", [SAMPLED, PROVIDED])
+@pytest.mark.parametrize("response", [SAMPLED, PROVIDED, OF_SEVERAL])
 def test_a_response_survives_parquet(tmp_path: Path, response: Response) -> None:
     assert Response.from_row(through_parquet(tmp_path, response.to_row(), RESPONSES_SCHEMA)) == response
 
@@ -132,3 +133,16 @@ def test_a_fact_survives_as_plain_values() -> None:
 def test_rows_cannot_be_changed(row: Any) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(row, dataclasses.fields(row)[0].name, "other")
+
+
+def test_a_response_about_one_image_has_no_further_ones(tmp_path: Path) -> None:
+    assert through_parquet(tmp_path, SAMPLED.to_row(), RESPONSES_SCHEMA)["more_images"] is None
+    assert SAMPLED.images == ("dog.png",)
+    assert OF_SEVERAL.images == ("dog.png", "cat.png", "s3://photos/bird.png")
+
+
+def test_tables_without_the_column_of_further_images_are_read(tmp_path: Path) -> None:
+    row = SAMPLED.to_row()
+    del row["more_images"]
+    schema = pa.schema([field for field in RESPONSES_SCHEMA if field.name != "more_images"])
+    assert Response.from_row(through_parquet(tmp_path, row, schema, RESPONSES_SCHEMA.names)) == SAMPLED

@@ -1,6 +1,7 @@
 """``data.max_pixels`` reaches the reward models: in training, in the service, in the report and against the truth."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fgaif_ray.experiments.truth import reward_accuracy
 from fgaif_ray.images import decode_image, load_images
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.report.examples import AnswerPair, judge_examples
+from fgaif_ray.report.examples import AnswerPair, judge_examples, pair_answers
 from fgaif_ray.rewards import data as reward_data
 from fgaif_ray.rewards.model import ScoringItem
 from fgaif_ray.rewards.scoring import make_batch, score_batches
@@ -121,3 +122,18 @@ def test_reward_models_meet_the_truth_on_reduced_images(tmp_path: Path) -> None:
     watching: Any = Watching()
     reward_accuracy([answer(tmp_path / "a.png", "before")], truth, watching, coarse=False, budget=BUDGET)
     assert watching.sizes == [REDUCED]
+
+
+def test_the_report_judges_by_all_images_and_names_them(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(picture())
+    both = (
+        replace(one, question=replace(one.question, more_images=(str(tmp_path / "b.png"),)))
+        for one in (answer(tmp_path / "a.png", which) for which in ("before", "after"))
+    )
+    alone = [answer(tmp_path / "a.png", which) for which in ("before", "after")]
+    pairs = pair_answers([*both, *alone])
+    watching = Watching()
+    examples = judge_examples(pairs, None, watching, REWARD)
+    assert [example.name for example in examples] == ["a.png", "a.png, b.png"]
+    assert len(watching.sizes) == 2 * 3

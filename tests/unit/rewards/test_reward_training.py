@@ -72,6 +72,26 @@ def test_no_image_is_trained_on_and_held_out(images: list[int], fraction: float,
     assert train and validation
 
 
+PAIRS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=2).map(tuple), min_size=2, max_size=20)
+
+
+@given(PAIRS, st.floats(0.01, 0.99), st.integers(0, 3))
+def test_no_image_of_several_is_trained_on_and_held_out(
+    images: list[tuple[int, ...]], fraction: float, seed: int
+) -> None:
+    responses = [
+        TrainingResponse(tuple(f"{one}.png" for one in some), str(some), str(number), ("A.",), {})
+        for number, some in enumerate(images)
+    ]
+    try:
+        train, validation = split_by_image(responses, fraction, seed)
+    except UserError:
+        return
+    seen, held_out = ({image for response in part for image in response.images} for part in (train, validation))
+    assert seen.isdisjoint(held_out)
+    assert train and validation and len(train) + len(validation) == len(responses)
+
+
 def test_the_split_depends_on_the_seed_and_not_on_the_order(responses: list[TrainingResponse]) -> None:
     def held_out(given: list[TrainingResponse], seed: int) -> set[str]:
         return {response.images for response in split_by_image(given, 0.25, seed)[1]}
@@ -113,6 +133,15 @@ def test_each_image_goes_through_the_vision_tower_once(backbone: Backbone, data:
     first = [one.planes for one in features(paths + paths)]
     torch.testing.assert_close([one.planes for one in features(paths)], first[: len(paths)], rtol=0, atol=0)
     assert features.encoded == len(set(paths))
+
+
+def test_features_of_several_images_are_kept_by_all_of_them(backbone: Backbone, data: RewardData) -> None:
+    (first,), (second,) = list(dict.fromkeys(example.images for example in data.train))[:2]
+    features = FeatureCache(backbone)
+    alone, together, swapped = features([(first,), (first, second), (second, first)])
+    torch.testing.assert_close(together.planes[:, : alone.planes.shape[1]], alone.planes)
+    assert not torch.equal(together.planes, swapped.planes)
+    assert features.encoded == 3
 
 
 def test_images_beyond_the_cache_are_encoded_again_with_the_same_features(backbone: Backbone, data: RewardData) -> None:
@@ -239,3 +268,14 @@ def test_the_size_of_a_forward_pass_does_not_change_the_steps(data: RewardData) 
 def test_the_job_needs_feedback(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"python -m jobs\.label"):
         train_rewards.run(job_config(tmp_path))
+
+
+def test_a_response_about_several_images_is_encoded_with_all(
+    backbone: Backbone, responses: list[TrainingResponse]
+) -> None:
+    first, second = responses[0], next(one for one in responses if one.images != responses[0].images)
+    both = dataclasses.replace(first, images=first.images + second.images, image_sha256="both")
+    alone = [one for one in responses if one.images[0] not in both.images]
+    data = prepare_data(backbone, [both, *alone], 0.25, 0, silent)
+    tokens = {example.images: example.encoded.prompt.image_tokens for example in data.train + data.validation}
+    assert tokens[both.images] == 2 * tokens[alone[0].images]

@@ -173,6 +173,19 @@ def test_an_image_in_several_rows_is_read_once(model: PolicyModel) -> None:
     assert rows.image_index.tolist() == [0, 1, 0]
 
 
+def test_several_images_of_a_row_are_read_in_order_and_once(model: PolicyModel) -> None:
+    first, second, prompt = noise(0), noise(1), "Is <image> like <image>?"
+    prompts, images = [prompt, prompt, PROMPTS[0]], [(first, second), (first, second), first]
+    rows = model.encode(prompts, images, RESPONSES)
+    assert rows.image_index.tolist() == [0, 0, 1]
+    assert tuple(rows.input_ids[0, : rows.prompt_lengths[0]].tolist()) == (
+        model.backbone.front_end.encode_prompt(prompt, [first, second]).input_ids
+    )
+    swapped = model.encode([prompt], [(second, first)], RESPONSES[:1])
+    own, other = model.log_probs(rows.select(torch.tensor([0]))).log_probs, model.log_probs(swapped).log_probs
+    assert not torch.allclose(own[:, : other.shape[1]], other, atol=1e-3)
+
+
 @pytest.mark.parametrize(("prompts", "responses"), [([], []), (["a"], [[]]), (["a", "b"], [[5]])])
 def test_rows_must_be_complete(model: PolicyModel, prompts: list[str], responses: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="prompts, images and responses"):

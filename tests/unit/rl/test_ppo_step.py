@@ -244,6 +244,14 @@ def test_a_log_that_goes_on_drops_what_came_after(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_sample_line_names_all_images(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path), 1)
+    log.write_samples(1, [trajectory(0, [5], [-1.0]), trajectory(1, [5], [-1.0], more_images=("b.png",))])
+    log.close()
+    single, double = read_lines(str(tmp_path / "samples.jsonl"))
+    assert "more_images" not in single and double["more_images"] == ["b.png"]
+
+
 def test_a_sample_line_shows_verdicts_and_rewards(tmp_path: Path) -> None:
     verdicts = ((0.1, 0.8, 0.1), (0.0, 0.1, 0.9), (1.0, 0.0, 0.0))
     one = trajectory(

@@ -213,6 +213,24 @@ def test_an_item_holds_the_image_file(tmp_path: Path) -> None:
     assert reward_item(path, "p", "r").image == reward_item(b"ABC", "p", "r").image == "QUJD"
 
 
+def test_an_item_holds_several_image_files() -> None:
+    item = reward_item([b"ABC", b"ABD"], "Compare.", "r")
+    assert (item.image, item.images, item.image_fields) == (None, ["QUJD", "QUJE"], ("QUJD", "QUJE"))
+    assert reward_item([b"ABC"], "p", "r") == reward_item(b"ABC", "p", "r")
+    assert reward_item(b"ABC", "p", "r").image_fields == ("QUJD",)
+
+
+def test_the_json_of_an_item_of_one_image_is_as_ever() -> None:
+    sent = json.loads(reward_item(b"ABC", "p", "r").model_dump_json(exclude_none=True))
+    assert sent == {"image": "QUJD", "prompt": "p", "response": "r"}
+
+
+@pytest.mark.parametrize("images", [{}, {"image": "QUJD", "images": ["QUJD"]}, {"images": []}, {"images": ["A"] * 33}])
+def test_an_item_has_either_an_image_or_some(images: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="image"):
+        RewardItem(prompt="p", response="r", **images)
+
+
 def test_an_item_needs_a_response_or_ids() -> None:
     with pytest.raises(ValueError, match="response_token_ids"):
         reward_item(b"ABC", "p")

@@ -200,3 +200,57 @@ def test_paths_below_data_urls_are_read(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [{"image": data_url(99), "prompt": "Why?"}, *rows])
     sets = prepare_images(configure(tmp_path / "run", path=str(path)))
     assert [storage.read_bytes(image) for (image,) in sets.sample] == [picture(index) for index in (99, 0, 1, 2)]
+
+
+# Several images
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("Compare.", "Compare."),
+        ("<image>\n<image>\nCompare.", "Compare."),
+        ([user([{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Compare."}])], "Compare."),
+        ("Is <image> like <image>?", canonical_prompt(messages_of("Is <image> like <image>?", 2))),
+    ],
+)
+def test_the_prompt_says_where_several_images_stand(prompt: Any, asked: str) -> None:
+    row = read_row(image=["a.png", "b.png"], prompt=prompt)
+    assert row == Row(("photos/a.png", "photos/b.png"), asked, None)
+
+
+@pytest.mark.parametrize("prompt", ["Is <image> like <image>?", [user("Is <image> like <image>?")]])
+def test_a_prompt_with_other_places_than_images_is_kept_for_whoever_rejects_it(prompt: Any) -> None:
+    row = read_row(prompt=prompt)
+    assert row.prompt is not None
+    with pytest.raises(ValueError, match="2 places for an image"):
+        messages_of(row.prompt, len(row.images))
+
+
+def test_rows_of_several_images_in_files_are_asked_with_all(tmp_path: Path) -> None:
+    found = write_pictures(tmp_path, 2 * COUNT)
+    pairs = list(zip(found[::2], found[1::2], strict=True))
+    rows = [{"images": pair, "prompt": f"{index}?", "response": "Yes."} for index, pair in enumerate(pairs)]
+    config = configure(tmp_path / "run", path=str(write_lines(tmp_path / "rows.jsonl", rows)))
+    sets = prepare_images(config)
+    assert sets.sample == [tuple(str(tmp_path / name) for name in pair) for pair in pairs[:4]]
+    assert [row.images for row in provided_responses(config, sets)] == sets.sample
+
+
+def test_several_images_inside_the_rows_are_stored(tmp_path: Path) -> None:
+    images = [[{"bytes": picture(index + place), "path": None} for place in (0, 50)] for index in range(COUNT)]
+    table = pa.table({"images": pa.array(images, pa.list_(IMAGE_STRUCT)), "prompt": ["Compare."] * COUNT})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    config = configure(tmp_path / "run", path=str(tmp_path / "rows.parquet"))
+    sets = prepare_images(config)
+    assert [[storage.read_bytes(one) for one in some] for some in sets.sample[:2]] == [
+        [picture(index), picture(index + 50)] for index in range(2)
+    ]
+    assert prepare_images(config) == sets
+
+
+def test_rows_that_share_an_image_are_one_group(tmp_path: Path) -> None:
+    rows = [{"images": [name, "00.png"], "prompt": "Compare."} for name in write_pictures(tmp_path, COUNT)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="holds 1 groups of images that have none in common; give at least 5"):
+        prepare_images(configure(tmp_path / "run", path=str(path)))

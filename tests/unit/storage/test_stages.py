@@ -177,3 +177,23 @@ def test_what_runs_have_in_common_is_told_before_anything_is_there(change: str, 
     file = ROOT / "configs" / "shapes.yaml"
     one, other = stages.planned(load_config(file, [])), stages.planned(load_config(file, [change]))
     assert {name for name in stages.PLANNED if one[name] == other[name]} == kept
+
+
+def test_stages_depend_on_how_many_images_a_prompt_may_have_and_on_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plain = finished_run(tmp_path, "shapes")
+    two = load_config(ROOT / "configs" / "shapes.yaml", [f"run.dir={tmp_path}", "data.images_per_prompt=2"])
+    single = IMAGES["shared"]
+    several = ImageSets([("a.png", "x.png")], [("b.png", "y.png")], [("c.png", "z.png")])
+    keys = {
+        (
+            stages.responses(config, images).fingerprint,
+            stages.policy(config, images, []).fingerprint,
+            stages.evaluation(config, images).fingerprint,
+        )
+        for config in (plain, two)
+        for images in (single, several)
+    }
+    assert all(len(set(of_stage)) == 4 for of_stage in zip(*keys, strict=True))
