@@ -46,8 +46,11 @@ from fgaif_ray.adapters.openrlhf import OpenRLHFRewards
 from fgaif_ray.adapters.skyrl import DenseRewards
 from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.errors import UserError
+from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.files import read_folder
+from fgaif_ray.rewards.model import ScoringItem
+from fgaif_ray.segments import split_segments
 from fgaif_ray.serving.client import AsyncRewardClient, reward_item
 from fgaif_ray.serving.wire import MAX_BODY_BYTES, MAX_ITEMS, MAX_RESPONSE_CHARACTERS, ScoredResponse
 
@@ -124,6 +127,19 @@ def test_a_response_may_come_as_ids_alone(service: Service) -> None:
         [from_text] = client.score([reward_item(picture(), PROMPT, RESPONSE)])
     assert (from_ids.response, from_ids.reward) == (RESPONSE, pytest.approx(from_text.reward, abs=1e-5))
     assert from_text.token_rewards is None
+
+
+def test_two_images_are_seen_over_http_and_through_the_handle(service: Service) -> None:
+    files, prompt = (picture(3), picture(90)), "Is <image> like <image>?"
+    segments = [RESPONSE[span.start : span.end] for span in split_segments(RESPONSE)]
+    item = ScoringItem([decode_image(file) for file in files], prompt, segments)
+    expected = {fact_type: service.model.score(fact_type, [item])[0] for fact_type in FACT_TYPES}
+    with service.client() as client:
+        both, swapped = client.score([reward_item(some, prompt, RESPONSE) for some in (files, files[::-1])])
+    [handled] = service.through_handle([{"images": files, "prompt": prompt, "response": RESPONSE}])
+    assert_scores(both, expected)
+    assert_verdicts(handled, expected)
+    assert swapped.reward != pytest.approx(both.reward, abs=1e-3)
 
 
 def test_more_items_than_a_batch_holds_keep_their_order(service: Service) -> None:
