@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-scale bench-gpu lint format lock check-pythons pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-scale bench-gpu gpu-smoke lint format lock check-pythons pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,11 +46,17 @@ bench-rewards: setup ## measure the reward service against bare models (ARGS=--q
 bench-ppo: setup ## measure PPO against bare vLLM, torch and TRL, e.g. with ARGS="--only rollout" or ARGS=--quick
 	$(VENV_PYTHON) -m benchmarks.ppo $(ARGS)
 
+bench-families: setup ## measure learner and rollouts of many families against bare torch and vLLM (ARGS=--quick is short)
+	$(VENV_PYTHON) -m benchmarks.families $(ARGS)
+
 bench-scale: setup ## measure how labelling grows with local nodes (ARGS="--nodes 2 --blocks 4" is short)
 	$(VENV_PYTHON) -m benchmarks.scale $(ARGS)
 
 bench-gpu: setup ## measure PPO update and reward scoring of a 7B shape on a GPU (ARGS="--size tiny" runs anywhere)
 	$(VENV_PYTHON) -m benchmarks.gpu $(ARGS)
+
+gpu-smoke: setup ## check in five minutes that all of it runs on this machine's GPU (runs without one too, in small)
+	$(VENV_PYTHON) -m benchmarks.gpu_smoke $(ARGS)
 
 lint: setup ## check style, format and types
 	$(VENV_PYTHON) -m ruff check .

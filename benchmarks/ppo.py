@@ -40,7 +40,7 @@ def measure_rollout(config: Config, quick: bool) -> Figures:
     """Tokens per second of a rollout worker and of bare vLLM."""
     from benchmarks.ppo_rollout import measure
 
-    found = measure(config, rounds=2 if quick else ROUNDS)
+    found, _ = measure(config, rounds=2 if quick else ROUNDS)
     print(found.describe("rollout", "bare vLLM", "tokens"))
     return {"rollout_over_vllm": found.ratio}
 

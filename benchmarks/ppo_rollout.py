@@ -18,16 +18,29 @@ from actors.engine.start import image_prompt, reload_weights, start_engine
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.images import decode_image
+from fgaif_ray.rl.policy import PolicyModel
+from fgaif_ray.rl.self_check import compare
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.merging import merged_weights
 
 THREADS = 1
+COMPARED = 16
+"""Responses whose log-probabilities the learner computes again."""
 
 
-def measure(config: Config, rounds: int) -> Rounds:
-    """Tokens per second of both."""
+def measure(config: Config, rounds: int, device: str = "cpu") -> tuple[Rounds, float]:
+    """Tokens per second of both, and how far the worker's log-probabilities are from the learner's.
+
+    Args:
+        config: its policy and align sections are measured.
+        rounds: that are counted.
+        device: of the learner; the engines find theirs by themselves.
+
+    Returns:
+        The rounds, and the mean difference over tokens, nats.
+    """
     config = change_config(config, [f"align.rollout.engine.threads={THREADS}"])
-    model = load_policy(config)
+    model = load_policy(config, device)
     backbone, size = model.backbone, config.align.rollout_batch_size
     questions = [draw_questions(config.data.prompts, number * size, size) for number in range(rounds + 1)]
     banned = backbone.front_end.banned_token_ids
@@ -52,9 +65,16 @@ def measure(config: Config, rounds: int) -> Rounds:
             return bare.generate(prompts[number], parameters[number])
 
         found = take_turns(ours, theirs, rounds)
-    tokens = ours(0) / size
+        sampled = [one for one in worker.generate(requests[0], version) if isinstance(one, Rollout)]
+    tokens = sum(len(one.token_ids) for one in sampled) / size
     print(f"rollout: {size} responses a round, {tokens:.1f} tokens each, sync {config.align.rollout.sync}")
-    return found
+    return found, _difference(model, questions[0][:COMPARED], sampled[:COMPARED])
+
+
+def _difference(model: PolicyModel, questions: list[Question], rollouts: list[Rollout]) -> float:
+    images = [decode_image(one.image) for one in questions]
+    responses, log_probs = [one.token_ids for one in rollouts], [one.log_probs for one in rollouts]
+    return compare(model, images, responses, log_probs, [one.prompt for one in questions]).difference
 
 
 class _Bare:
@@ -67,7 +87,7 @@ class _Bare:
         merged = rollout.sync == "merged"
         rank = None if merged else config.align.lora.rank
         self._engine = start_engine(
-            config.policy.model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1
+            config.policy.model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1, banned=len(banned)
         )
         self._adapter = None if merged else LoRARequest("policy", 1, folder)
         if merged:

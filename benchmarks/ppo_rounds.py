@@ -77,7 +77,7 @@ def draw_questions(prompts: Sequence[str], first: int, count: int) -> list[Quest
     ]
 
 
-def load_policy(config: Config) -> "PolicyModel":
+def load_policy(config: Config, device: str = "cpu") -> "PolicyModel":
     """Policy and critic as the learner has them, with a policy adapter that does a little."""
     import torch
 
@@ -85,8 +85,10 @@ def load_policy(config: Config) -> "PolicyModel":
     from fgaif_ray.vlm.backbone import load_backbone
 
     align = config.align
+    backbone = load_backbone(config.policy.model, config.policy.dtype)
+    backbone.move_to(device)
     model = PolicyModel(
-        load_backbone(config.policy.model, config.policy.dtype),
+        backbone,
         align.lora,
         temperature=align.rollout.temperature,
         seed=config.run.seed,
@@ -95,5 +97,5 @@ def load_policy(config: Config) -> "PolicyModel":
     generator = torch.Generator().manual_seed(config.run.seed)
     for name, parameter in model.policy_parameters().items():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.002, generator=generator)
-    return model
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.002)
+    return model.to(device)

@@ -9,8 +9,8 @@ epoch.
 * Theirs (`benchmarks.gpu_bare`) is the decoder's forward and backward passes for policy and critic, as many, with their
   heads, cross-entropy and squared values; token embeddings with the image merged in and all indices are prepared.
 
-The passes without gradients that come before an update (policy, reference, critic) and the vision tower are in neither
-side; `benchmarks.gpu` measures the update with them.
+The vision tower is in neither side, and neither are the passes without gradients that come before an update (policy,
+reference, critic), unless ``estimates`` asks for them, on both sides; `benchmarks.gpu` measures the update with them.
 """
 
 import math
@@ -25,7 +25,8 @@ from benchmarks.gpu_model import rewarded_trajectories
 from benchmarks.ppo_rounds import Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, PPOConfig
 from fgaif_ray.images import decode_image
-from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR, micro_batches
+from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
+from fgaif_ray.rl.micro_batches import micro_batches as cut_micro_batches
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.step import PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import collate
@@ -36,29 +37,42 @@ from fgaif_ray.vlm.group import LearnerGroup
 THREADS = 1
 
 
-def measure(config: Config, rounds: int) -> Rounds:
-    """Responses per second of both."""
+def measure(config: Config, rounds: int, *, estimates: bool = False, device: str = "cpu") -> Rounds:
+    """Responses per second of both.
+
+    Args:
+        config: its policy and align sections are measured.
+        rounds: that are counted.
+        estimates: whether the passes without gradients are measured too.
+        device: of both.
+    """
     torch.set_num_threads(THREADS)
     align, ppo, seed = config.align, config.align.ppo, config.run.seed
-    model = load_policy(config)
+    model = load_policy(config, device)
     group = LearnerGroup(model.device)
     updater = PPOUpdater(model, ppo, group, align.steps)
     rows = encode_captions(config, model)
-    estimates = estimate(model, rows, ppo.micro_batch_size * ESTIMATE_FACTOR)
-    trajectories = rewarded_trajectories(rows, estimates.log_probs, seed)
-    batch = collate(trajectories, model.backbone.eos_token_id)
+    pass_rows = ppo.micro_batch_size * ESTIMATE_FACTOR
+    before = estimate(model, rows, pass_rows)
+    trajectories = rewarded_trajectories(rows, before.log_probs, seed)
+    batch = collate(trajectories, model.backbone.eos_token_id).to(model.device)
     minibatches = math.ceil(align.rollout_batch_size / ppo.minibatch_size)
-    bare = BareUpdate(model, rows, micro_batches=list(update_passes(rows, ppo, minibatches, seed)), passes=(), epochs=1)
+    passes = list(rows.chunks(pass_rows)) if estimates else []
+    micro_batches = list(update_passes(rows, ppo, minibatches, seed))
+    bare = BareUpdate(model, rows, micro_batches=micro_batches, passes=passes, epochs=1)
 
     def ours(_number: int) -> int:
-        experience = prepare(rows, batch, estimates, ppo, align.kl, align.kl.coefficient, group)
+        now = estimate(model, rows, pass_rows) if estimates else before
+        experience = prepare(rows, batch, now, ppo, align.kl, align.kl.coefficient, group)
         figures = updater.update(experience, 0, torch.Generator().manual_seed(seed), minibatches)
         if figures["update/skipped"]:
             raise ArithmeticError("an optimiser step was skipped: a gradient was not finite")
+        _wait(model.device)
         return len(rows)
 
     def theirs(_number: int) -> int:
         bare.run()
+        _wait(model.device)
         return len(rows)
 
     found = take_turns(ours, theirs, rounds)
@@ -67,6 +81,12 @@ def measure(config: Config, rounds: int) -> Rounds:
         f"epochs of {minibatches} minibatches, micro-batches of {ppo.micro_batch_tokens or ppo.micro_batch_size}"
     )
     return found
+
+
+def _wait(device: torch.device) -> None:
+    """Wait until the device has computed what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def encode_captions(config: Config, model: PolicyModel) -> EncodedRows:
@@ -86,5 +106,5 @@ def update_passes(rows: EncodedRows, ppo: PPOConfig, minibatches: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     for _ in range(ppo.epochs):
         for places in torch.tensor_split(torch.randperm(len(rows), generator=generator), minibatches):
-            for chunk in micro_batches(rows.select(places), ppo.micro_batch_size, ppo.micro_batch_tokens):
+            for chunk in cut_micro_batches(rows.select(places), ppo.micro_batch_size, ppo.micro_batch_tokens):
                 yield places[chunk]

@@ -28,8 +28,19 @@ LANGUAGE: Final = "en"
 """Whose rules end a sentence."""
 
 _WORD_CHARACTER = re.compile(r"\w")
-_CHUNK = re.compile(r"\S+")
-_CLAUSE_MARKS: Final = (",", ";", "!", "?")
+_WIDE_MARKS: Final = "\uff0c\u3001\uff1b\uff01\uff1f"
+"""Comma, enumeration comma, semicolon and the two marks as Chinese and Japanese write them, without a space after."""
+_CHUNK = re.compile(rf"[^\s{_WIDE_MARKS}]*[{_WIDE_MARKS}]+|[^\s{_WIDE_MARKS}]+")
+_CLAUSE_MARKS: Final = (",", ";", "!", "?", "\u060c", "\u061b", "\u061f", *_WIDE_MARKS)
+"""With those of Arabic."""
+_CLOSING = re.compile(r"(?:[\"'\u201d\u2019\u00bb)\]]|\*{1,3}|_{1,3})+(?:\s+|$)")
+"""Quotes, brackets and emphasis that end before the next sentence begins."""
+_BEFORE_NUMBER = re.compile(
+    r"\b(?:approx|ca|circa|no|nos|nr|fig|figs|vol|pp?|max|min|est|sec|ch|eq|ref|art)\.\s*$", re.IGNORECASE
+)
+"""Abbreviations that a number follows."""
+LONGEST_ABBREVIATION: Final = 12
+"""Characters, with the white space behind it."""
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _LIST_ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*\u2022]|\d+[.)])[^\S\n])")
 # The sentence splitter aborts on multi-byte white space before an initial and takes no lone surrogates.
@@ -139,8 +150,22 @@ def _sentences(text: str) -> list[tuple[int, int]]:
     position = 0
     for sentence in sentencex.segment(LANGUAGE, safe):
         position += len(sentence)
-        bounds.add(position)
-    return list(pairwise([0, *sorted(bounds)]))
+        bounds.add(_end_of_sentence(text, position))
+    return list(pairwise([0, *sorted(bound for bound in bounds if not _is_before_number(text, bound))]))
+
+
+def _end_of_sentence(text: str, position: int) -> int:
+    """Where a sentence ends that the splitter has ended here: behind what closes with it."""
+    closing = _CLOSING.match(text, position)
+    return closing.end() if closing else position
+
+
+def _is_before_number(text: str, position: int) -> bool:
+    """Whether what looks like an end of a sentence is an abbreviation before a number, as in "approx. 4 kg"."""
+    return (
+        text[position : position + 1].isdigit()
+        and _BEFORE_NUMBER.search(text, max(0, position - LONGEST_ABBREVIATION), position) is not None
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -22,18 +22,24 @@ from fgaif_ray.storage import stages
 from jobs.cli import ConfigOption, SetOption, main, read_config
 
 
-def export_merged(config: Config, folder: str) -> None:
+def export_merged(config: Config, folder: str, dtype: str | None = None) -> None:
     """Write the policy with its adapter merged in, as a whole checkpoint that needs no PEFT.
 
     Args:
         config: ``run.dir`` with a finished ``policy/``, and ``policy.model`` that it was trained on.
         folder: a local path or URI that does not exist yet; it appears when it is complete.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the checkpoint's own.
 
     Raises:
-        UserError: the policy has not been aligned yet, the folder is there already, or the adapter belongs to another
-            model.
+        UserError: the policy has not been aligned yet, the folder is there already, the adapter belongs to another
+            model, or the rounding would leave too little of it.
     """
+    import torch
+
     from fgaif_ray.vlm.merging import write_merged
+
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype is one of {', '.join(DTYPES)}, not {dtype}.")
 
     stages.require(config.run.dir, stages.POLICY)
     if storage.exists(folder):
@@ -45,15 +51,24 @@ def export_merged(config: Config, folder: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".fgaif-merged-", dir=place) as unfinished:
         merged = Path(unfinished, "merged")
         try:
-            write_merged(config.policy.model, adapter, merged)
+            survived = write_merged(
+                config.policy.model, adapter, merged, None if dtype is None else getattr(torch, dtype)
+            )
         except ValueError as error:
             raise UserError(f"The policy cannot be merged: {error}.") from error
+        if survived < LEAST_SURVIVAL:
+            raise UserError(
+                f"Rounding would leave {survived:.0%} of the update in the merged weights: give --dtype float32, or "
+                "serve the adapter beside the model (fgaif export serve-command)."
+            )
         (merged / "README.md").write_text(_card(config), encoding="utf-8")
         if place is not None:
             merged.rename(folder.removeprefix("file://"))
         else:
             storage.upload_folder(str(merged), folder)
-    say(f"export: the aligned model is in {folder}.")
+    say(f"export: the aligned model is in {folder}; {survived:.0%} of the update has survived the rounding.")
+    if survived < GOOD_SURVIVAL:
+        say("export: what was lost is lost for good; --dtype float32 keeps it, at twice the size.")
 
 
 def _card(config: Config) -> str:
@@ -87,6 +102,10 @@ def merged(
     ],
     config: ConfigOption,
     overrides: SetOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16 [default: the checkpoint's own]", show_default=False),
+    ] = None,
 ) -> None:
     """Write the aligned model as a checkpoint of its own.
 
@@ -95,7 +114,7 @@ def merged(
     Example:
         fgaif export merged aligned-model --config my.yaml
     """
-    export_merged(read_config(config, overrides), folder)
+    export_merged(read_config(config, overrides), folder, dtype)
 
 
 def serve_command(config: ConfigOption, overrides: SetOption = None) -> None:
@@ -114,6 +133,11 @@ def serve_command(config: ConfigOption, overrides: SetOption = None) -> None:
     say(f"It speaks OpenAI's protocol at {URL} with the models {BASE_NAME} and {ALIGNED_NAME}.")
     say("docs/benchmarks.md tells how VLMEvalKit and lmms-eval are pointed at it.")
 
+
+DTYPES: Final = ("float32", "bfloat16", "float16")
+LEAST_SURVIVAL: Final = 0.5
+"""Share of an update below which a merged model is another one than the aligned."""
+GOOD_SURVIVAL: Final = 0.9
 
 commands: Final = {"merged": merged, "serve-command": serve_command}
 

@@ -137,14 +137,14 @@ class Learner:
         self._previous = PreviousPolicy(self._model) if align.rollout.max_staleness else None
         self._state = LearnerState(
             self._model,
-            PPOUpdater(self._model, align.ppo, self._group, align.steps),
+            PPOUpdater(self._model, align.ppo, self._group, align.steps, align.rollout.max_tokens),
             _kl_controller(config),
             TrainingGuards(align.guards),
             self._previous,
         )
         self.step = self._saved_step = self._restore()
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
-        self._options = RewardOptions(**align.reward.model_dump(exclude={"failure"}))
+        self._options = RewardOptions(**align.reward.model_dump(exclude={"failure", "truncated"}))
         self._log = self._open_log()
         rewarder = Rewarder(
             task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
@@ -307,7 +307,8 @@ class Learner:
             raise RewardUnavailableError(
                 f"missing rewards: {lost} of {asked} responses of step {self.step + 1} have none: {reason}"
             )
-        return collate(trajectories, self._model.backbone.eos_token_id).to(self._model.device)
+        batch = collate(trajectories, self._model.backbone.eos_token_id).to(self._model.device)
+        return batch.without_truncated() if self._align.reward.truncated == "mask" else batch
 
     def _check_engine(
         self, rows: EncodedRows, estimates: Estimates, batch: TrajectoryBatch, version: PolicyVersion

@@ -17,9 +17,10 @@ from ray.actor import ActorHandle
 
 from actors import metrics
 from actors.cluster.placement import spread
+from actors.engine.bans import logit_bias
 from actors.engine.generate import PromptRefusedError, answer_each
 from actors.engine.shared import SharedEngine
-from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
+from actors.engine.start import announce_engines, image_prompt, reload_weights, start_engine
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config, RolloutConfig
@@ -90,7 +91,7 @@ def sampling_options(rollout: RolloutConfig, banned: Sequence[int]) -> dict[str,
         "top_p": 1.0,
         "max_tokens": rollout.max_tokens,
         "logprobs": 0,
-        "logit_bias": dict.fromkeys(banned, BAN),
+        "logit_bias": logit_bias(banned),
         "detokenize": False,
     }
 
@@ -105,7 +106,9 @@ class RolloutWorker:
         self._budget = config.data.pixel_budget
         self._options = sampling_options(rollout, banned)
         rank = None if self._merged else config.align.lora.rank
-        self._engine = start_engine(self._model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1)
+        self._engine = start_engine(
+            self._model, rollout.engine, lora_rank=rank, seed=config.run.seed, log_probs=1, banned=len(banned)
+        )
         self._shared = SharedEngine(self._engine, self._load)
         self._adapter: Any = None
         self._slot = 1

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from PIL.Image import Image
 
+from actors.engine.bans import logit_bias
 from actors.engine.generate import PromptRefusedError, generate
-from actors.engine.start import BAN, NO_ADAPTERS, image_prompt, reload_weights, start_engine
+from actors.engine.start import NO_ADAPTERS, image_prompt, reload_weights, start_engine
 from fgaif_ray.config import EngineConfig, LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import CLASS_NAMES
@@ -83,7 +84,7 @@ def check_model(model: str, options: SelfCheckOptions) -> Iterator[CheckResult]:
     policy.backbone.move_to(device)
     policy.to(device)
     images = _images_that_fit(tokens, options.engine.max_model_len)
-    with _engine(model, options) as engine:
+    with _engine(model, options, len(policy.backbone.front_end.banned_token_ids)) as engine:
         yield from _engine_agrees(engine, policy, images, options)
 
 
@@ -117,7 +118,7 @@ def _ask(engine: "LLM", policy: PolicyModel, images: Sequence[Image], adapter: A
     from vllm import SamplingParams
 
     front_end = policy.backbone.front_end
-    ban = dict.fromkeys(front_end.banned_token_ids, BAN)
+    ban = logit_bias(front_end.banned_token_ids)
     parameters = [
         SamplingParams(seed=seed, max_tokens=TOKENS, logprobs=0, logit_bias=ban, detokenize=False)
         for seed in range(len(images))
@@ -195,10 +196,10 @@ def _images_that_fit(tokens: dict[tuple[int, int], int], max_model_len: int) -> 
 
 
 @contextmanager
-def _engine(model: str, options: SelfCheckOptions) -> Iterator["LLM"]:
+def _engine(model: str, options: SelfCheckOptions, banned: int) -> Iterator["LLM"]:
     """An engine that serves adapters, or where vLLM has none for the family, one that does not."""
-    engine = _started(lambda: start_engine(model, options.engine, lora_rank=RANK, log_probs=1))
-    yield engine if engine is not None else start_engine(model, options.engine, log_probs=1)
+    engine = _started(lambda: start_engine(model, options.engine, lora_rank=RANK, log_probs=1, banned=banned))
+    yield engine if engine is not None else start_engine(model, options.engine, log_probs=1, banned=banned)
 
 
 def _started(start: Callable[[], "LLM"]) -> "LLM | None":

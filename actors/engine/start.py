@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
+from actors.engine.bans import choose_model_runner
 from fgaif_ray.cluster.resources import LORA_RANKS, LORA_SLOTS
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
@@ -26,8 +27,6 @@ CPU_BATCH_TOKENS = 4096
 """Tokens of a step on CPU; longer prompts get as many as they need."""
 NO_ADAPTERS = "does not support LoRA"
 """In vLLM's message about an architecture that it serves without adapters."""
-BAN = -100.0
-"""Logit bias of a banned token, the lowest that vLLM takes: a probability of about 1e-43."""
 
 
 def set_environment(config: EngineConfig) -> None:
@@ -53,6 +52,7 @@ def start_engine(
     seed: int = 0,
     log_probs: int = 20,
     images: int = 1,
+    banned: int = 0,
 ) -> "LLM":
     """Start an engine in this process.
 
@@ -63,13 +63,15 @@ def start_engine(
         seed: seed of requests that carry none.
         log_probs: most log-probabilities per token that a request may ask for.
         images: most images of a prompt.
+        banned: most tokens that a request will ban.
 
     Raises:
-        UserError: the model is not downloaded, not supported or broken, the rank is more than vLLM serves, or vLLM does
-            not serve the model with these settings.
+        UserError: the model is not downloaded, not supported or broken, the rank is more than vLLM serves, vLLM does
+            not serve the model with these settings, or the environment forbids so many banned tokens.
     """
     check_checkpoint(model)
     set_environment(config)
+    choose_model_runner(model, banned)
     import torch
     from vllm import LLM
     from vllm.platforms import current_platform

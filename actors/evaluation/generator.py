@@ -14,10 +14,11 @@ from PIL.Image import Image
 from ray.data import ActorPoolStrategy
 
 from actors import metrics
+from actors.engine.bans import logit_bias
 from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
 from actors.engine.generate import PromptRefusedError, generate
-from actors.engine.start import BAN, announce_engines, image_prompt, reload_weights, start_engine
+from actors.engine.start import announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
@@ -59,7 +60,11 @@ class Generator:
         self._partial = partial
         self._front_end = load_front_end(self._model, config.data.chat_template_kwargs)
         self._engine = start_engine(
-            self._model, config.evaluate.engine, lora_rank=None if self._merged else rank, seed=config.run.seed
+            self._model,
+            config.evaluate.engine,
+            lora_rank=None if self._merged else rank,
+            seed=config.run.seed,
+            banned=len(self._front_end.banned_token_ids),
         )
         self._loaded = BEFORE
 
@@ -101,7 +106,7 @@ class Generator:
 
         adapter = self._use(questions[0].which)
         prompts = [image_prompt(self._front_end.prompt_ids(one.prompt), images[one.image]) for one in questions]
-        ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
+        ban = logit_bias(self._front_end.banned_token_ids)
         parameters = [
             SamplingParams(
                 temperature=question.temperature,

@@ -9,10 +9,11 @@ import pyarrow as pa
 from PIL.Image import Image
 
 from actors import metrics
+from actors.engine.bans import logit_bias
 from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import unseal
 from actors.engine.generate import PromptRefusedError, generate
-from actors.engine.start import BAN, image_prompt, start_engine
+from actors.engine.start import image_prompt, start_engine
 from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage, SamplingTask
 from fgaif_ray import storage
 from fgaif_ray.config import Config
@@ -59,7 +60,8 @@ class Sampler:
         self._config = config
         self._partial = partial
         self._front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
-        self._engine = start_engine(config.policy.model, config.sample.engine, seed=config.run.seed)
+        banned = len(self._front_end.banned_token_ids)
+        self._engine = start_engine(config.policy.model, config.sample.engine, seed=config.run.seed, banned=banned)
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         tasks = [SamplingTask.from_row(row) for row in unseal(sealed).to_pylist()]
@@ -108,7 +110,7 @@ class Sampler:
 
         sample = self._config.sample
         prompts = [image_prompt(self._front_end.prompt_ids(one.task.prompt), one.image) for one in readable]
-        ban = dict.fromkeys(self._front_end.banned_token_ids, BAN)
+        ban = logit_bias(self._front_end.banned_token_ids)
         parameters = [
             SamplingParams(
                 temperature=sample.temperature,

@@ -21,6 +21,7 @@ from fgaif_ray.config import Config, EngineConfig
 from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import SCORING_BATCH
+from fgaif_ray.rl.algorithms import ALGORITHMS
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.policy import CRITIC, POLICY
 from fgaif_ray.vlm.passes import VocabularyScores
@@ -157,15 +158,22 @@ def _linear(run: DryRun, outputs: int) -> tuple[Head, int]:
     return lambda states: layer(states.float()), _bytes(layer.parameters())
 
 
+def _trained_part(rank: int, has_critic: bool) -> str:
+    if has_critic:
+        return f"policy and critic: adapters of rank {rank}, value head, float32"
+    return f"policy: adapter of rank {rank}, float32"
+
+
 def _learner(config: Config) -> Footprint:
-    """`actors.alignment.learner`: the backbone once, both adapters with all that AdamW keeps, the batch, and a pass."""
+    """`actors.alignment.learner`: the backbone once, its adapters with all that AdamW keeps, the batch, and a pass."""
     align, ppo = config.align, config.align.ppo
+    has_critic = ALGORITHMS[align.algorithm].has_critic
     critic_lora = align.lora if align.critic_from_reward is None else config.rewards.lora
-    adapters = ((POLICY, align.lora), (CRITIC, critic_lora))
+    adapters = [(POLICY, align.lora), *([(CRITIC, critic_lora)] if has_critic else [])]
     run = dry_run(config.policy.model, config.policy.dtype, *adapters, budget=config.data.pixel_budget)
     values, value_head = _linear(run, 1)
-    policy, critic = _bytes(run.trained(POLICY)), _bytes(run.trained(CRITIC)) + value_head
-    tensors = len(run.trained(POLICY)) + len(run.trained(CRITIC)) + 2
+    policy, critic = _bytes(run.trained(POLICY)), _bytes(run.trained(CRITIC)) + value_head if has_critic else 0
+    tensors = len(run.trained(POLICY)) + (len(run.trained(CRITIC)) + 2 if has_critic else 0)
     tokens = _longest(run, align.rollout.max_tokens, align.rollout.engine.max_model_len)
     read = min(align.rollout.max_tokens, tokens)
     share = math.ceil(align.rollout_batch_size / align.num_workers)
@@ -186,7 +194,9 @@ def _learner(config: Config) -> Footprint:
     entropies = run.head_pass(log_prob_head(run, align.rollout.temperature, True), together * read, training=False)
     passes = (
         update(POLICY, log_prob_head(run, align.rollout.temperature, ppo.entropy_coefficient > 0)),
-        update(CRITIC if critic_lora != align.lora else POLICY, values),  # adapters of one shape keep the same
+        *(
+            [update(CRITIC if critic_lora != align.lora else POLICY, values)] if has_critic else []
+        ),  # of one shape alike
         run.scoring_pass(together, tokens, read, POLICY).then(entropies),
         PassMemory(0, run.image_pass(min(run.images_per_pass, images)).peak),
         PassMemory(0, max(policy, critic) if align.num_workers > 1 else 0),  # gradients on their way to other workers
@@ -198,7 +208,7 @@ def _learner(config: Config) -> Footprint:
     parts = (
         _weights(run, shards=shards),
         *([Part("layers of it that are together in a pass", run.gathered_bytes())] if shards > 1 else []),
-        Part(f"policy and critic: adapters of rank {align.lora.rank}, value head, float32", policy + critic),
+        Part(_trained_part(align.lora.rank, has_critic), policy + critic),
         Part("their gradients, float32", policy + critic),
         Part("their AdamW states, float32", 2 * (policy + critic) + FLOAT32 * tensors),
         *([Part(previous, 2 * policy)] if align.rollout.max_staleness else []),

@@ -35,6 +35,17 @@ class PPOConfig(Section):
     """How far an update may move a value, in units of reward; null for as far as it likes. Where responses earn several
     units, a small clip bounds how fast the critic can come to expect them."""
     value_coefficient: float = Field(default=0.1, ge=0)
+    """Scales the critic's gradient before it is clipped. The critic has parameters and a clip of its own, and AdamW
+    does not look at the size of gradients: it matters only where ``max_grad_norm`` cuts."""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First steps in which the critic alone learns, so that the policy does not follow its first guesses."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """Ends the epochs of a batch once the policy has moved that far from the one before the update: mean KL of a
+    minibatch, nats per token (k3). None goes through all epochs."""
+    loss_normalisation: Literal["token", "sequence", "constant"] = "token"
+    """What a minibatch's loss is divided by: its tokens, so that all tokens count alike; for each response its own
+    tokens, so that all responses count alike; or responses times ``align.rollout.max_tokens`` whatever their length
+    (Dr. GRPO, arXiv 2503.20783, section 3.1)."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     gamma: float = Field(default=1.0, gt=0, le=1)
     lambda_: float = Field(default=0.95, ge=0, le=1)
@@ -59,6 +70,9 @@ class RewardComposition(Section):
     """Subtracted at each token beyond ``length_target``; with ``granularity: response`` all of it at the last token."""
     length_target: int = Field(default=0, ge=0)
     """Tokens of a response without ``length_penalty``."""
+    truncated: Literal["penalise", "mask"] = "penalise"
+    """Responses that were cut before they ended: ``penalise`` takes ``missing_eos_penalty``, ``mask`` learns nothing
+    from them."""
     failure: Literal["mask", "fail"] = "mask"
     """If a reward is unavailable: ``mask`` learns nothing from its response, ``fail`` ends the run."""
 

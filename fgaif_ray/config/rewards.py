@@ -11,7 +11,7 @@ class RewardsConfig(Section):
     """Training of the reward models, one per fact type (FGAIF section 3.3, 4.1: LoRA r=64, lr 2e-5, batch 32)."""
 
     backbone: str
-    """A LLaVA-family checkpoint, frozen."""
+    """A vision-language checkpoint, frozen."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     quantisation: Literal["none", "4bit"] = "none"
     """``4bit`` holds the frozen backbone's language model in NF4, for training and service; it takes an NVIDIA GPU and

@@ -19,7 +19,7 @@ from fgaif_ray.rl.advantages import (
     masked_mean,
     masked_statistics,
 )
-from fgaif_ray.rl.algorithms.base import Algorithm, RewardedTokens
+from fgaif_ray.rl.algorithms.base import Algorithm, RewardedTokens, returns_to_go
 from fgaif_ray.rl.algorithms.ppo import PPO
 from fgaif_ray.rl.kl import KLEstimator, kl_estimate, penalised_rewards
 from fgaif_ray.rl.losses import (
@@ -176,7 +176,9 @@ def prepare(
         "reward/penalised": float(rewards.sum() / max(int(batch.sample_mask.sum()), 1)),
     }
     if estimates.values is not None and credited.returns is not None:
-        metrics["critic/explained_variance_before"] = explained_variance(estimates.values, credited.returns, mask)
+        # Against what was really paid: lambda-returns are made of the same values, and agree with any of them.
+        paid = returns_to_go(torch.where(mask, rewards, torch.zeros_like(rewards)))
+        metrics["critic/explained_variance_before"] = explained_variance(estimates.values, paid, mask)
     return Experience(
         rows=rows,
         behaviour_log_probs=batch.behaviour_log_probs,
@@ -196,7 +198,12 @@ class PPOUpdater:
     """The optimiser and the update's epochs (Schulman et al. 2017; FGAIF section 3.4)."""
 
     def __init__(
-        self, model: PolicyModel, config: PPOConfig, group: LearnerGroup, total_steps: int | None = None
+        self,
+        model: PolicyModel,
+        config: PPOConfig,
+        group: LearnerGroup,
+        total_steps: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         """Starts with a new optimiser.
 
@@ -205,8 +212,15 @@ class PPOUpdater:
             config: of the update.
             group: the learner processes.
             total_steps: steps of the run; needed where the learning rate falls.
+            max_tokens: of a response; needed where ``loss_normalisation`` is ``constant``.
+
+        Raises:
+            ValueError: ``max_tokens`` is missing.
         """
+        if config.loss_normalisation == "constant" and max_tokens is None:
+            raise ValueError("loss_normalisation=constant needs the most tokens of a response")
         self._model, self._config, self._group, self._total_steps = model, config, group, total_steps
+        self._max_tokens = max_tokens
         self._groups = {"policy": model.policy_parameters()}
         if model.has_critic:
             self._groups["critic"] = model.critic_parameters()
@@ -231,7 +245,7 @@ class PPOUpdater:
 
         Returns:
             Metrics of this process's rows. ``update/skipped`` counts optimiser steps left out because a gradient was
-            not finite.
+            not finite, ``update/stopped_early`` is 1 where ``target_kl`` has ended the epochs.
         """
         scale = learning_rate_scale(
             step,
@@ -243,19 +257,39 @@ class PPOUpdater:
             parameters["lr"] = rate * scale
         statistics = _Statistics(self._model.has_critic)
         skipped, norms = 0, []
+        critic_alone = self._model.has_critic and step < self._config.critic_warmup_steps
+        learning = ["critic"] if critic_alone else list(self._groups)
         learnt = experience.mask.any(dim=1).nonzero().squeeze(1)  # [rows]; rows without reward cost no pass
-        for _ in range(self._config.epochs):
-            order = torch.randperm(len(learnt), generator=generator).to(learnt.device)
-            for places in torch.tensor_split(order, minibatches):
-                if self._accumulate(experience, learnt[places], statistics):
-                    norm = self._apply()
-                    skipped += norm is None
-                    norms += [norm] if norm is not None else []
+        minibatch_rows = (
+            learnt[places]
+            for _ in range(self._config.epochs)
+            for places in torch.tensor_split(
+                torch.randperm(len(learnt), generator=generator).to(learnt.device), minibatches
+            )
+        )
+        stopped = False
+        for rows in minibatch_rows:
+            first = len(statistics.policy)
+            if not self._accumulate(experience, rows, statistics, critic_alone):
+                continue
+            stopped = self._moved_too_far(statistics.policy[first:])
+            if stopped:
+                self._optimizer.zero_grad(set_to_none=True)
+                break
+            norm = self._apply(learning)
+            skipped += norm is None
+            norms += [norm] if norm is not None else []
         mean_norms = {
-            f"update/{name}_gradient_norm": sum(norm[name] for norm in norms) / len(norms) if norms else math.nan
+            f"update/{name}_gradient_norm": sum(norm[name] for norm in norms) / len(norms)
+            if norms and name in learning
+            else math.nan
             for name in self._groups
         }
-        done = {"update/skipped": float(skipped), "update/learning_rate_scale": scale}
+        done = {
+            "update/skipped": float(skipped),
+            "update/learning_rate_scale": scale,
+            "update/stopped_early": float(stopped),
+        }
         if experience.kl_term is not None:
             done["kl/loss"] = statistics.mean_kl()
         return statistics.metrics() | mean_norms | done
@@ -277,21 +311,51 @@ class PPOUpdater:
             # Adam's step counters are float32 and stay on the parameters' device, as fused Adam wants them.
             self._optimizer.state[named[name]][key] = tensor.to(named[name].device)
 
-    def _accumulate(self, experience: Experience, indices: Tensor, statistics: "_Statistics") -> bool:
+    def _moved_too_far(self, policy: Sequence[PolicyStatistics]) -> bool:
+        """Whether the policy is further from the one before the update than ``target_kl``, over the whole group."""
+        if self._config.target_kl is None:
+            return False
+        known = [one for one in policy if one.tokens]
+        own = [sum(one.approximate_kl * one.tokens for one in known), float(sum(one.tokens for one in known))]
+        total, tokens = self._group.sum(torch.tensor(own)).tolist()
+        return bool(tokens > 0 and total / tokens > self._config.target_kl)
+
+    def _share_of_loss(self, mask: Tensor, tokens: Tensor, responses: Tensor) -> Tensor:
+        """What ``loss_normalisation`` multiplies a response's advantages with, ``[rows, 1]``; the loss is a token mean.
+
+        Args:
+            mask: ``[rows, response_tokens]`` of the responses.
+            tokens: of the minibatch, over the whole group.
+            responses: likewise.
+        """
+        if self._config.loss_normalisation == "sequence":
+            return tokens / responses / mask.sum(1, keepdim=True).clamp(min=1)
+        if self._config.loss_normalisation == "constant":
+            assert self._max_tokens is not None
+            return (tokens / (responses * self._max_tokens)).expand(len(mask), 1)
+        return torch.ones(len(mask), 1, device=mask.device)
+
+    def _accumulate(
+        self, experience: Experience, indices: Tensor, statistics: "_Statistics", critic_alone: bool
+    ) -> bool:
         """Add up the gradients of one minibatch; false if the group has nothing to learn from."""
         config, model = self._config, self._model
-        tokens = self._group.sum(experience.mask[indices].sum().float())  # of the whole group
+        counted = torch.stack([experience.mask[indices].sum(), experience.mask[indices].any(1).sum()]).float()
+        tokens, responses = self._group.sum(counted)  # of the whole group
         if not tokens > 0:
             return False
         rows = experience.rows
         for one in passes(model, rows, indices, config.micro_batch_size, config.micro_batch_tokens):
             part, at = rows.select(one.rows), one.rows
             mask = experience.mask[at] & one.counts
+            if critic_alone:
+                self._accumulate_critic(experience, part, at, mask, tokens, statistics)
+                continue
             scored = model.log_probs(part, with_entropy=config.entropy_coefficient > 0)
             loss, policy = policy_loss(
                 scored.log_probs,
                 experience.old_log_probs[at],
-                experience.advantages[at],
+                experience.advantages[at] * self._share_of_loss(mask, tokens, responses),
                 mask,
                 clip_range=config.clip,
                 clip_high=config.clip_high,
@@ -316,25 +380,42 @@ class PPOUpdater:
             if scored.entropies is not None:
                 loss = loss + config.entropy_coefficient * entropy_loss(scored.entropies, mask, denominator=tokens)[0]
             loss.backward()
-            if experience.old_values is None or experience.returns is None:
-                continue
             # The adapters take turns: the critic's pass may begin only when the policy's gradients are there.
-            critic_loss, value = value_loss(
-                model.values(part),
-                experience.old_values[at],
-                experience.returns[at],
-                mask,
-                clip_range=config.value_clip,
-                denominator=tokens,
-            )
-            statistics.value.append(value)
-            (config.value_coefficient * critic_loss).backward()
+            self._accumulate_critic(experience, part, at, mask, tokens, statistics)
         return True
 
-    def _apply(self) -> dict[str, float] | None:
-        """Make one optimiser step on the group's gradients; returns the norms, or None if it was skipped."""
+    def _accumulate_critic(
+        self,
+        experience: Experience,
+        part: EncodedRows,
+        at: Tensor,
+        mask: Tensor,
+        tokens: Tensor,
+        statistics: "_Statistics",
+    ) -> None:
+        """Add the critic's gradients of one pass, if there is a critic."""
+        if experience.old_values is None or experience.returns is None:
+            return
+        loss, value = value_loss(
+            self._model.values(part),
+            experience.old_values[at],
+            experience.returns[at],
+            mask,
+            clip_range=self._config.value_clip,
+            denominator=tokens,
+        )
+        statistics.value.append(value)
+        (self._config.value_coefficient * loss).backward()
+
+    def _apply(self, learning: Sequence[str]) -> dict[str, float] | None:
+        """Make one optimiser step on the group's gradients; returns the norms, or None if it was skipped.
+
+        Args:
+            learning: names of what is trained; the rest stays as it is.
+        """
         norms = {}
-        for name, parameters in self._groups.items():
+        for name in learning:
+            parameters = self._groups[name]
             gradients = [
                 parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
                 for parameter in parameters.values()

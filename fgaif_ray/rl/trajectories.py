@@ -145,7 +145,7 @@ class TrajectoryBatch:
     token_rewards: Tensor
     """`[batch, response_tokens]` float32, zero on padding; without meaning where `sample_mask` is false."""
     sample_mask: Tensor
-    """`[batch]` bool, false where the reward is unavailable."""
+    """`[batch]` bool, false where the reward is unavailable, or the response is not to be learnt from."""
     policy_versions: Tensor
     """`[batch]` int64."""
     reward_failures: int
@@ -159,6 +159,11 @@ class TrajectoryBatch:
     def loss_mask(self) -> Tensor:
         """`[batch, response_tokens]` bool: the tokens to learn from and to take statistics over."""
         return self.response_mask & self.sample_mask[:, None]
+
+    def without_truncated(self) -> "TrajectoryBatch":
+        """Return the same batch, with responses that were cut before they ended kept out of all that is learnt."""
+        ended = torch.tensor([one.finish_reason == "stop" for one in self.trajectories])  # [batch]
+        return replace(self, sample_mask=self.sample_mask & ended.to(self.sample_mask.device))
 
     def select(self, indices: Tensor) -> "TrajectoryBatch":
         """Select rows, in the given order, at the same padded length (other `[batch, ...]` tensors stay

@@ -75,8 +75,10 @@ ALIGN_PLACEMENT: Final = frozenset(
 )
 """Settings of ``align`` that do not change the policy."""
 ALIGN_LATER: Final = ("algorithm",)
-PPO_LATER: Final = ("clip_high", "ratio")
-"""Settings of ``align`` and ``align.ppo`` that came after runs had been made: at their defaults they do not count."""
+PPO_LATER: Final = ("clip_high", "ratio", "critic_warmup_steps", "target_kl", "loss_normalisation")
+REWARD_LATER: Final = ("truncated",)
+"""Settings of ``align``, ``align.ppo`` and ``align.reward`` that came after runs had been made: at their defaults they
+do not count."""
 
 
 class AskedImages(Protocol):
@@ -274,8 +276,9 @@ def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) 
     """
     left_out = {*ALIGN_PLACEMENT, "rollout", *at_default(config.align, ALIGN_LATER)}
     align = config.align.model_dump(exclude=left_out)
-    for name in at_default(config.align.ppo, PPO_LATER):
-        del align["ppo"][name]
+    for part, later in (("ppo", PPO_LATER), ("reward", REWARD_LATER)):
+        for name in at_default(getattr(config.align, part), later):
+            del align[part][name]
     rollout = config.align.rollout.model_dump(include={"max_tokens", "temperature", "max_staleness"})
     prompts = images.prompts_of(images.align, config.data.prompts)
     versions = list(reward_versions)

@@ -327,3 +327,31 @@ def test_ends_are_valid_ordered_and_hold_the_last_character(
 def test_offsets_of_another_text_are_refused() -> None:
     with pytest.raises(ValueError, match="offsets end at character 2"):
         segment_token_ends([Span(0, 5)], [(0, 1), (1, 2)], "hello")
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        (
+            "\u56fe\u4e2d\u6709\u4e00\u53ea\u7ea2\u8272\u7684\u72d7\uff0c\u5b83\u5750\u5728\u7eff\u8272\u7684\u8349\u5730\u4e0a\u3002",
+            [
+                "\u56fe\u4e2d\u6709\u4e00\u53ea\u7ea2\u8272\u7684\u72d7\uff0c",
+                "\u5b83\u5750\u5728\u7eff\u8272\u7684\u8349\u5730\u4e0a\u3002",
+            ],
+        ),
+        (
+            "a b c d e\u060c f g h i j.",
+            ["a b c d e\u060c ", "f g h i j."],
+        ),
+        (
+            "The bag weighs approx. 4 kg. It stands near a lamp.",
+            ["The bag weighs approx. 4 kg. ", "It stands near a lamp."],
+        ),
+        ("It says no. 5 on the wall. It is old.", ["It says no. 5 on the wall. ", "It is old."]),
+        ('He said "It is red." Then he left the room.', ['He said "It is red." ', "Then he left the room."]),
+        ("**A red dog sits here.** The cat sleeps now.", ["**A red dog sits here.** ", "The cat sleeps now."]),
+    ],
+    ids=["full-width comma", "Arabic comma", "abbreviation", "number sign", "quote", "bold"],
+)
+def test_marks_of_other_scripts_and_what_closes_a_sentence(text: str, pieces: list[str]) -> None:
+    assert [text[span.start : span.end] for span in split_segments(text)] == pieces

@@ -60,8 +60,8 @@ def groups_of(batch: TrajectoryBatch) -> list[list[int]]:
     What they would be compared with is missing, so nothing is learnt from them.
     """
     rows: dict[tuple[str, str], list[int]] = {}
-    for row, trajectory in enumerate(batch.trajectories):
-        if trajectory.rewarded:
+    for row, (trajectory, counts) in enumerate(zip(batch.trajectories, batch.sample_mask.tolist(), strict=True)):
+        if counts:
             rows.setdefault((trajectory.image, trajectory.prompt), []).append(row)
     return [members for members in rows.values() if len(members) > 1]
 

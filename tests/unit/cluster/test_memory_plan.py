@@ -111,6 +111,13 @@ def test_the_learners_weights_gradients_and_optimiser_are_counted_to_the_byte(op
     assert states == state_bytes(optimisers[0])
 
 
+def test_an_algorithm_without_a_critic_is_planned_without_one() -> None:
+    config = shapes("align.algorithm=grpo", "align.samples_per_prompt=2")
+    model = PolicyModel(load_backbone(config.policy.model, config.policy.dtype), config.align.lora, critic=False)
+    _, adapters, *_ = sizes(config, learner(config)).values()
+    assert adapters == bytes_of(model.policy_parameters().values())
+
+
 def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers: list[AdamW], tmp_path: Path) -> None:
     config = shapes("rewards.epochs=1", "rewards.num_workers=1")
     backbone = load_backbone(config.rewards.backbone, config.rewards.dtype)

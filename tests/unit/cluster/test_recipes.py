@@ -117,4 +117,5 @@ def test_what_our_findings_call_decisive_is_set(name: str) -> None:
     assert config.align.reward.length_penalty > 0 and config.align.reward.length_target > 0
     assert config.align.reward.length_target < config.align.rollout.max_tokens
     assert config.data.max_pixels is not None
-    assert config.align.guards.max_identical_share is not None and config.align.guards.max_kl is not None
+    guards = config.align.guards
+    assert None not in (guards.max_length_growth, guards.max_unfinished_share, guards.max_repeated_share)

@@ -1,10 +1,12 @@
 """The aligned model as a checkpoint of its own."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.paths import ROOT
 
 from fgaif_ray import storage
@@ -72,3 +74,41 @@ def test_an_adapter_of_another_model_leaves_nothing(aligned: tuple[Path, torch.T
     with pytest.raises(UserError, match=r"broken: .*model\.safetensors"):
         export_merged(config.model_copy(update={"policy": policy}), str(tmp_path / "out" / "merged"))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def small_update(run: Path, size: float) -> None:
+    """Shrink the published policy's update to this share of itself."""
+    file = run / "policy" / "adapter_model.safetensors"
+    save_file({n: t * size if ".lora_B." in n else t for n, t in load_file(file).items()}, file)
+
+
+def half_precision(folder: Path) -> str:
+    """The checkpoint in bfloat16."""
+    for path in Path(CHECKPOINT).iterdir():
+        if path.name != "model.safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    weights = load_file(Path(CHECKPOINT) / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+def test_an_update_that_rounding_swallows_is_refused_and_kept_in_float32(
+    aligned: tuple[Path, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(aligned[0], run)
+    small_update(run, 1e-4)
+    (tmp_path / "base").mkdir()
+    changes = [f"run.dir={run}", f"policy.model={half_precision(tmp_path / 'base')}"]
+    config = load_config("configs/shapes.yaml", changes)
+    with pytest.raises(UserError, match=r"Rounding would leave \d+% of the update .* --dtype float32"):
+        export_merged(config, str(tmp_path / "merged"))
+    assert not (tmp_path / "merged").exists()
+    export_merged(config, str(tmp_path / "merged"), "float32")
+    assert "100% of the update" in capsys.readouterr().out
+    assert load_backbone(str(tmp_path / "merged")).model.dtype == torch.float32
+
+
+def test_an_unknown_dtype_is_refused(aligned: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--dtype is one of float32"):
+        export_merged(config_of(aligned[0]), str(tmp_path / "new"), "int8")

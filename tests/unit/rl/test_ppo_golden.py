@@ -22,4 +22,5 @@ def two_steps() -> dict[str, float]:
 
 
 def test_ppo_is_what_it_was() -> None:
-    assert two_steps() == pytest.approx(json.loads(GOLDEN.read_text()), rel=2e-3, abs=1e-5)
+    golden, found = json.loads(GOLDEN.read_text()), two_steps()
+    assert {name: found[name] for name in golden} == pytest.approx(golden, rel=2e-3, abs=1e-5)

@@ -298,3 +298,11 @@ def test_repetition_is_seen_by_words_and_with_novelty_by_its_verdicts() -> None:
     metrics = trajectory_metrics([judged], ["existence", "novelty"])
     assert metrics["response/repeated_share"] == 1.0
     assert metrics["facts/per_response"] == 2  # novelty is no fact
+
+
+def test_explained_variance_is_about_what_was_really_paid() -> None:
+    """A critic that says the same of every token explains nothing, though lambda-returns are made of what it says."""
+    model = new_model()
+    with torch.no_grad():
+        model.value_head.bias.fill_(3.0)
+    assert experience(model, toy_responses()).metrics["critic/explained_variance_before"] <= 0.01

@@ -156,3 +156,9 @@ def test_facts_per_response_counts_what_is_not_absent_over_rewarded_responses() 
     full = reward_trajectory(trajectory("b"), ((WRONG_FACT, TRUE_FACT, WRONG_FACT),), RewardOptions())
     assert facts_per_response([rewarded("a"), full, trajectory("c")]) == 2.5  # and one verdict is absent
     assert math.isnan(facts_per_response([trajectory("c")]))
+
+
+def test_truncated_responses_can_be_kept_out_of_what_is_learnt() -> None:
+    cut = dataclasses.replace(rewarded("b"), finish_reason="length")
+    batch = collate([rewarded("a"), cut, trajectory("c")], 0).without_truncated()
+    assert batch.sample_mask.tolist() == [True, False, False]

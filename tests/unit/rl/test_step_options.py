@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -126,6 +126,42 @@ def test_ratios_of_whole_responses_are_the_mean_of_their_tokens(
     means = torch.exp(math.log(1.3) / lengths.double())  # [responses]
     assert by_response["policy/ratio_mean"] == pytest.approx(float((means * lengths).sum() / lengths.sum()), rel=1e-4)
     assert by_response["policy/clip_share"] == pytest.approx(float(lengths[means > 1.2].sum() / lengths.sum()))
+
+
+@pytest.mark.parametrize("level", ["sequence", "constant"])
+def test_the_loss_is_divided_by_what_the_option_says(
+    model: PolicyModel, measured: Experience, level: Literal["sequence", "constant"]
+) -> None:
+    """One response's tokens are worth 1, all others nothing."""
+    lengths = measured.mask.sum(1)
+    row = int(lengths.argmax())
+    advantages = torch.zeros_like(measured.advantages)
+    advantages[row] = 1.0
+    data, before = replace(placed(measured), advantages=advantages), model.trained_state()
+    config = ONE_STEP.model_copy(update={"loss_normalisation": level})
+    metrics = PPOUpdater(model, config, group(), max_tokens=20).update(data, 0, torch.Generator().manual_seed(0), 1)
+    model.load_trained_state(before)
+    share = {"sequence": 1 / len(lengths), "constant": float(lengths[row]) / (20 * len(lengths))}[level]
+    assert metrics["policy/loss"] == pytest.approx(-share, rel=1e-4)
+
+
+def test_a_constant_denominator_needs_the_longest_response(model: PolicyModel) -> None:
+    with pytest.raises(ValueError, match="needs the most tokens"):
+        PPOUpdater(model, ONE_STEP.model_copy(update={"loss_normalisation": "constant"}), group())
+
+
+def test_a_policy_that_has_moved_too_far_ends_the_epochs(learn: Callable[..., Learnt], measured: Experience) -> None:
+    moved = placed(measured, ratio=1.5)  # k3 of 1.5: .5 - ln 1.5 = .095
+    stopped, through = (learn(moved, epochs=2, target_kl=limit).metrics for limit in (0.09, 10.0))
+    assert (stopped["update/stopped_early"], through["update/stopped_early"]) == (1.0, 0.0)
+    assert all(not bool(change.any()) for change in learn(moved, epochs=2, target_kl=0.09).moved.values())
+
+
+def test_a_critic_learns_alone_in_its_first_steps(learn: Callable[..., Learnt], measured: Experience) -> None:
+    moved = learn(placed(measured), critic_warmup_steps=1).moved
+    trained = {name for name, change in moved.items() if bool(change.any())}
+    assert trained and not any(".policy." in name for name in trained)
+    assert any(".policy." in name and bool(change.any()) for name, change in learn(placed(measured)).moved.items())
 
 
 @pytest.mark.parametrize(("cap", "weight"), [(2.0, 2.0), (3.0, 3.0), (9.0, 5.0)])
