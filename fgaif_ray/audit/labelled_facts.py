@@ -142,7 +142,7 @@ def _parse(line: str, path: str, number: int, types: Sequence[str], labelled: bo
     if not isinstance(row, dict):
         raise UserError(f"{where} is not an object: give {{...}} with image and fact.")
     named = row.get("image")
-    images = named if isinstance(named, list) and labelled else [named]
+    images: list[Any] = named if isinstance(named, list) and labelled else [named]
     for key, texts in (("image", images), ("fact", [row.get("fact")])):
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where} has no text in {key!r}: give the image's path or URI and the fact.")

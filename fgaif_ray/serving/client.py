@@ -78,8 +78,8 @@ def reward_item(
     Raises:
         ValueError: there is no image, or neither a response nor ids are given.
     """
-    single = isinstance(image, bytes | str | os.PathLike | Image.Image)
-    files = [_encoded(one) for one in ([image] if single else image)]
+    images = [image] if isinstance(image, bytes | str | os.PathLike | Image.Image) else image
+    files = [_encoded(one) for one in images]
     ids = None if response_token_ids is None else list(response_token_ids)
     shown: dict[str, Any] = {"image": files[0]} if len(files) == 1 else {"images": files}
     return RewardItem(**shown, prompt=prompt, response=response, response_token_ids=ids)

@@ -82,7 +82,8 @@ def cut(images: Sequence[Images], data: DataConfig, source: str) -> ImageSets:
     sampled = min(data.sample_images, max(train // 2, train - data.align_images))
     parts = (groups[:sampled], groups[sampled:train][: data.align_images], groups[train:])
     _say_what_is_missing([len(part) for part in parts], data, source)
-    return ImageSets(*([images for group in part for images in group] for part in parts))
+    sample, align, evaluate = ([images for group in part for images in group] for part in parts)
+    return ImageSets(sample, align, evaluate)
 
 
 def _groups(images: Sequence[Images]) -> list[list[Images]]:
