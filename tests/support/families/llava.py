@@ -160,7 +160,11 @@ def draft_next() -> Draft:
 
 def draft_granite() -> Draft:
     tokenizer = qwen_tokenizer()
-    multipliers = {"embedding_multiplier": 12.0, "attention_multiplier": 0.0625, "residual_multiplier": 0.22}
+    multipliers: dict[str, Any] = {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.0625,
+        "residual_multiplier": 0.22,
+    }
     config = LlavaNextConfig(
         vision_config=siglip_tower(),
         text_config=GraniteConfig(
