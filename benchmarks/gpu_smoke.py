@@ -28,9 +28,8 @@ FAMILIES: Final = ("qwen3_vl", "qwen2_5_vl", "smolvlm", "llava", "llava_next", "
 """Those of the recipes first."""
 SEVEN_BILLION_GIB: Final = 60
 """Memory of a GPU that holds a 7B model with what an update needs."""
-ROUNDED: Final = 0.15
-"""Largest mean difference of log-probabilities in bfloat16, nats: with random weights they are further apart than with
-trained ones."""
+ROUNDED: Final = 0.1
+"""Largest mean difference of log-probabilities in bfloat16, nats; on a CPU these checkpoints are 0.02 apart."""
 EXACT: Final = 1e-3
 ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",

@@ -27,7 +27,7 @@ from fgaif_ray.vlm.group import LearnerGroup
 from fgaif_ray.vlm.image_features import ImageFeatures
 from fgaif_ray.vlm.inputs import EncodedPrompt, RowInputs, image_batches
 from fgaif_ray.vlm.lora import decoder_lora, with_own_layers
-from fgaif_ray.vlm.passes import DecoderPass, ImagePass, VocabularyScores
+from fgaif_ray.vlm.passes import DecoderPass, ImagePass, VocabularyScores, logit_scale
 from fgaif_ray.vlm.sharding import shard_backbone
 
 POLICY: Final = "policy"
@@ -162,6 +162,7 @@ class PolicyModel(nn.Module):
             backbone.front_end.banned_token_ids,
             temperature,
             getattr(backbone.model.config.get_text_config(), "final_logit_softcapping", None),
+            logit_scale(backbone.model.config),
         )
         self._sharded_over = sharded_over if sharded_over is not None and sharded_over.size > 1 else None
         if self._sharded_over is not None:

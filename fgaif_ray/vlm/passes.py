@@ -6,7 +6,7 @@ a module is called: whatever reads its weights must happen inside, and equally o
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class VocabularyScores(nn.Module):
         banned_token_ids: Sequence[int],
         temperature: float,
         soft_cap: float | None = None,
+        scale: float = 1.0,
     ) -> None:
         """Share a model's vocabulary head.
 
@@ -70,11 +71,13 @@ class VocabularyScores(nn.Module):
             banned_token_ids: tokens that are never sampled.
             temperature: of the sampling.
             soft_cap: bounds logits by its hyperbolic tangent (Gemma 2, section 2), where the family does.
+            scale: what logits are multiplied by, see ``logit_scale``.
         """
         super().__init__()
         self.head = head
         self.temperature = temperature
         self.soft_cap = soft_cap
+        self.scale = scale
         weight: Tensor = self.head.get_parameter("weight")
         self._vocabulary = int(weight.shape[0])
         banned = torch.tensor(list(banned_token_ids), dtype=torch.int64, device=weight.device)
@@ -103,6 +106,15 @@ class VocabularyScores(nn.Module):
         logits = self.head(states).float()  # [chunk, vocabulary]
         if self.soft_cap is not None:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
-        logits = (logits / self.temperature).index_fill(1, self._banned, float("-inf"))
+        logits = (logits * (self.scale / self.temperature)).index_fill(1, self._banned, float("-inf"))
         log_probs = -nn.functional.cross_entropy(logits, ids, reduction="none")  # [chunk]
         return log_probs, entropy_from_logits(logits) if with_entropy else None
+
+
+def logit_scale(config: Any) -> float:
+    """What the decoder of a configuration multiplies its logits by, as Cohere's and Granite's do; else 1.
+
+    Engines do so. transformers' classes for images and text leave it out, where it would not change greedy answers.
+    """
+    text = config.get_text_config()
+    return float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgaif_ray.config import Config, load_config
 from fgaif_ray.records import FACT_TYPES
 from support.fake_openai import FakeOpenAI, Reply, Request
 from support.families import build
@@ -48,8 +47,6 @@ class Finished:
     code: int
     output: str
     folder: Path
-    config: Config
-    """The file with what was put in."""
 
 
 def tiny_models(models: Mapping[str, str], folder: Path) -> list[str]:
@@ -84,7 +81,7 @@ def run_recipe(name: str, models: Mapping[str, str], folder: Path, changes: Sequ
             cwd=ROOT,
             check=False,
         )
-    return Finished(result.returncode, result.stdout, folder / "run", load_config(file, overrides))
+    return Finished(result.returncode, result.stdout, folder / "run")
 
 
 def extract(_number: int, body: Request) -> Reply:

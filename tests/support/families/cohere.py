@@ -1,4 +1,4 @@
-"""Command A Vision: SigLIP before a Cohere decoder, on whose logits vLLM and transformers differ."""
+"""Command A Vision: SigLIP before a Cohere decoder, which scales its logits."""
 
 from typing import Final
 
@@ -72,8 +72,8 @@ COHERE_FAMILIES: Final = (
         draft=draft_cohere2_vision,
         eos_tokens=("<|END_OF_TURN_TOKEN|>",),
         weight_names=(("model.vision_tower.", "model.vision_tower.vision_model."),),
+        logit_scale=LOGIT_SCALE,
         engine_lora=False,
-        engine_agrees=False,
-        notes="vLLM scales the logits as the configuration says, transformers does not; vLLM has no LoRA for it",
+        notes="scaled logits; vLLM has no LoRA for it",
     ),
 )

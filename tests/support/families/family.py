@@ -37,6 +37,8 @@ class Family:
     """Where the chat template is; None: the family has none."""
     processor_config: bool = True
     """False: published without ``processor_config.json``."""
+    logit_scale: float = 1.0
+    """Of the logits, where the family's decoder has one: transformers' class for images and text leaves it out."""
     linear_layers: tuple[str, ...] = (*("q_proj", "k_proj", "v_proj", "o_proj"), *("gate_proj", "up_proj", "down_proj"))
     """Names of the decoder's linear layers that an adapter is put on."""
     engine_lora: bool = True

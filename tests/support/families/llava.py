@@ -5,6 +5,7 @@ from typing import Any, Final
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    GraniteConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -35,6 +36,8 @@ from support.families.tokenizer import id_of, train_tokenizer, vocabulary_settin
 
 PINPOINTS: Final = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [3 * TILE, TILE], [TILE, 3 * TILE]]
 """Grids of tiles that a large image is cut into."""
+LOGITS_SCALING: Final = 4.0
+"""What Granite's decoder divides its logits by."""
 LANGUAGE_FIRST: Final = (
     ("lm_head.", "language_model.lm_head."),
     ("model.language_model.", "language_model.model."),
@@ -155,6 +158,42 @@ def draft_next() -> Draft:
     return Draft(LlavaNextForConditionalGeneration(config), processor)
 
 
+def draft_granite() -> Draft:
+    tokenizer = qwen_tokenizer()
+    multipliers: dict[str, Any] = {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.0625,
+        "residual_multiplier": 0.22,
+    }
+    config = LlavaNextConfig(
+        vision_config=siglip_tower(),
+        text_config=GraniteConfig(
+            **TEXT,
+            **vocabulary_settings(tokenizer),
+            **multipliers,
+            logits_scaling=LOGITS_SCALING,
+            tie_word_embeddings=True,
+        ),
+        image_token_index=id_of(tokenizer, "<image>"),
+        image_grid_pinpoints=PINPOINTS,
+        image_seq_length=(TILE // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=[-2, -1],
+        tie_word_embeddings=True,
+    )
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": TILE}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS
+        ),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=templates.LLAVA_QWEN,
+    )
+    return Draft(LlavaNextForConditionalGeneration(config), processor)
+
+
 def draft_onevision() -> Draft:
     tokenizer = qwen_tokenizer(video=True)
     config = LlavaOnevisionConfig(
@@ -211,6 +250,15 @@ LLAVA_FAMILIES: Final = (
         eos_tokens=("</s>",),
         weight_names=WRAPPED_TOWER,
         notes="tiles beside the whole image; the template ignores add_generation_prompt",
+    ),
+    Family(
+        name="granite_vision",
+        model_type="llava_next",
+        draft=draft_granite,
+        eos_tokens=("<|im_end|>",),
+        weight_names=WRAPPED_TOWER,
+        logit_scale=1 / LOGITS_SCALING,
+        notes="the class of LLaVA-NeXT with SigLIP's features of several layers and a Granite, which scales its logits",
     ),
     Family(
         name="llava_onevision",

@@ -45,6 +45,7 @@ def reference_log_probs(
     images: Sequence[Image],
     response_ids: Sequence[int],
     banned: Sequence[int] = (),
+    logit_scale: float = 1.0,
 ) -> Tensor:
     """Log-probabilities of a response's tokens by one forward pass in float32, ``[response_tokens]``.
 
@@ -54,6 +55,7 @@ def reference_log_probs(
         messages: see `reference_inputs`; `images` likewise.
         response_ids: the response, its EOS token included where it has one.
         banned: ids that cannot be sampled.
+        logit_scale: what transformers' logits are multiplied by first.
     """
     inputs = reference_inputs(folder, messages, images)
     length = inputs["input_ids"].shape[1]
@@ -64,6 +66,6 @@ def reference_log_probs(
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.zeros_like(response)], dim=1)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    logits: Tensor = model(**inputs, use_cache=False).logits[0, length - 1 : -1]
+    logits: Tensor = logit_scale * model(**inputs, use_cache=False).logits[0, length - 1 : -1]
     logits[:, list(banned)] = float("-inf")
     return logits.log_softmax(dim=-1).gather(1, response[0, :, None])[:, 0]

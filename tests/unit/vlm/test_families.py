@@ -15,6 +15,7 @@ PUBLISHED_NAMES = {
     "llava_interleave": ("language_model.model.norm.weight", "vision_tower.vision_model.post_layernorm.weight"),
     "pixtral": ("language_model.lm_head.weight", "vision_tower.patch_conv.weight"),
     "llava_next": ("language_model.model.norm.weight", "image_newline"),
+    "granite_vision": ("language_model.model.norm.weight", "vision_tower.vision_model.post_layernorm.weight"),
     "llava_onevision": ("language_model.model.norm.weight", "image_newline"),
     "qwen2_vl": ("model.norm.weight", "visual.patch_embed.proj.weight"),
     "qwen2_5_vl": ("model.norm.weight", "visual.merger.ln_q.weight"),

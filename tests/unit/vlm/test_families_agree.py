@@ -87,7 +87,8 @@ def test_a_batch_of_mixed_images_scores_as_transformers_alone_does(member: Membe
     responses = member.responses()
     found = log_probs(member, images, responses)
     for image, ids, own in zip(images, responses, found, strict=True):
-        expected = reference_log_probs(member.folder, ask(QUESTION), [image], ids, member.banned)
+        asked = (member.folder, ask(QUESTION), [image], ids, member.banned)
+        expected = reference_log_probs(*asked, logit_scale=member.family.logit_scale)
         torch.testing.assert_close(own, expected, rtol=0, atol=member.tolerance)
 
 
