@@ -160,7 +160,7 @@ def test_the_verifier_finds_each_fact_about_each_image_differently_likely(loop: 
 def test_the_reward_models_score_segments_by_the_image(loop: Loop) -> None:
     folders = {name: str(loop.folder / stages.REWARDS / name) for name in FACT_TYPES}
     model = load_reward_model(load_backbone(str(loop.models / REWARDS), "float32"), folders)
-    items = [ScoringItem(photo(*SIZES[seed], seed), PROMPT, ["It is red. ", "It is large."]) for seed in range(2)]
+    items = [ScoringItem([photo(*SIZES[seed], seed)], PROMPT, ["It is red. ", "It is large."]) for seed in range(2)]
     for scores in model.score_types(FACT_TYPES, items).values():
         assert all(abs(score.sum(axis=1) - 1).max() < 1e-5 for score in scores)
         assert abs(scores[0] - scores[1]).max() > 1e-4

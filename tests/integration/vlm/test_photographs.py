@@ -48,7 +48,7 @@ def sample(config: Config, photographs: Sequence[Path], stage: str) -> None:
 
 def check(verifier: VerifierConfig, questions: Sequence[FactQuestion]) -> Findings:
     """Facts about images, asked as the worker of the job does."""
-    images = {path: load_image(path) for path in dict.fromkeys(image for image, _ in questions)}
+    images = {path: [load_image(path)] for path in dict.fromkeys(image for image, _ in questions)}
     found = FactChecker(verifier, {}).ask(questions, images)
     gc.collect()
     return found
