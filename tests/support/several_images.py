@@ -56,7 +56,8 @@ def sample_and_compare(family: str, folder: Path) -> Agreement:
     config = config.model_copy(update={"data": data, "sample": sample})
     tasks = [{"image": images[0], "more_images": images[1:], "prompt": prompt} for prompt in PROMPTS]
     outputs: list[Any] = []
-    plain = sampler.generate
+    module: Any = sampler
+    plain = module.generate
 
     def with_log_probs(engine: Any, prompts: Any, parameters: Any) -> Any:
         for one in parameters:
@@ -64,12 +65,12 @@ def sample_and_compare(family: str, folder: Path) -> Agreement:
         outputs.extend(plain(engine, prompts, parameters))
         return outputs
 
-    sampler.generate = with_log_probs  # type: ignore[assignment]
+    module.generate = with_log_probs
     try:
         worker = sampler.Sampler(config, str(folder / "partial"))
         worker(seal(pa.Table.from_pylist(tasks, schema=TASK_SCHEMA)))
     finally:
-        sampler.generate = plain
+        module.generate = plain
     responses = [Response.from_row(row) for row in storage.read_rows(str(folder / "partial"))]
     learner = PolicyModel(load_backbone(model, "float32"), LoRAOptions(rank=4, alpha=8))
     shown = [load_images(response.images) for response in responses]

@@ -201,7 +201,7 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     requests = [
         RolloutRequest(base.front_end.prompt_ids("Describe it."), (picture(shade),), shade) for shade in range(6)
     ]
-    images = [decode_image(request.image) for request in requests]
+    images = [decode_image(request.images[0]) for request in requests]
 
     def learner_log_probs(rollouts: list[Rollout]) -> torch.Tensor:
         rows = model.encode(["Describe it."] * 6, images, [one.token_ids for one in rollouts])
