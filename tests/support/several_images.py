@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import pyarrow as pa
 import torch
 
 from actors.engine.blocks import seal
+from actors.engine.generate import generate
 from actors.sampling import sampler
 from actors.sampling.rows import TASK_SCHEMA
 from fgaif_ray import storage
@@ -56,21 +58,16 @@ def sample_and_compare(family: str, folder: Path) -> Agreement:
     config = config.model_copy(update={"data": data, "sample": sample})
     tasks = [{"image": images[0], "more_images": images[1:], "prompt": prompt} for prompt in PROMPTS]
     outputs: list[Any] = []
-    module: Any = sampler
-    plain = module.generate
 
     def with_log_probs(engine: Any, prompts: Any, parameters: Any) -> Any:
         for one in parameters:
             one.logprobs = 0
-        outputs.extend(plain(engine, prompts, parameters))
+        outputs.extend(generate(engine, prompts, parameters))
         return outputs
 
-    module.generate = with_log_probs
-    try:
+    with patch.object(sampler, "generate", with_log_probs):
         worker = sampler.Sampler(config, str(folder / "partial"))
         worker(seal(pa.Table.from_pylist(tasks, schema=TASK_SCHEMA)))
-    finally:
-        module.generate = plain
     responses = [Response.from_row(row) for row in storage.read_rows(str(folder / "partial"))]
     learner = PolicyModel(load_backbone(model, "float32"), LoRAOptions(rank=4, alpha=8))
     shown = [load_images(response.images) for response in responses]

@@ -438,14 +438,15 @@ def test_a_reference_may_have_several_images() -> None:
 
 def test_responses_about_several_images_are_rewarded_over_http(client: RewardClient, scorer: LocalScorer) -> None:
     chat = [{"role": "user", "content": "Is <image> like <image>?"}]
-    columns = {"images": [[pil(0), pil(1)], [pil(1), pil(0)]]}
-    [reward, *_] = TRLRewards(client).functions
-    first, swapped = reward(prompts=[chat] * 2, completions=[RESPONSE] * 2, **columns)
+    shown = [[pil(3), pil(90)], [pil(90), pil(3)]]
+    prompts, completions = [chat] * 2, [RESPONSE] * 2
     segments = segment_response(TOKENIZER, RESPONSE, None).segments
-    shown = ScoringItem([pil(0), pil(1)], "Is <image> like <image>?", segments)
-    [expected] = scorer.model.score("existence", [shown])
-    assert first == pytest.approx(float((expected[:, 1] - expected[:, 2]).mean()), abs=1e-4)
-    assert swapped != pytest.approx(first, abs=1e-4)
+    items = [ScoringItem(images, chat[0]["content"], segments) for images in shown]
+    expected = scorer.model.score_types(FACT_TYPES, items)
+    for fact_type, reward in zip(FACT_TYPES, TRLRewards(client).functions, strict=True):
+        found = reward(prompts=prompts, completions=completions, images=shown)
+        assert found == pytest.approx([(one[:, 1] - one[:, 2]).mean() for one in expected[fact_type]], abs=1e-4)
+    assert any(abs(first - swapped).max() > 1e-3 for first, swapped in expected.values())
 
 
 @pytest.mark.parametrize("label", [None, "", "cat.png", "3", {"image": "x.png"}, {"prompt": PROMPT}])
