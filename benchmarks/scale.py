@@ -89,7 +89,7 @@ class ConstantVerifier(Verifier):
     """
 
     def __init__(self, verification: Verification) -> None:
-        with patch("actors.labelling.verifier.FactChecker", lambda _: ConstantChecker()):
+        with patch("actors.labelling.verifier.FactChecker", lambda *_: ConstantChecker()):
             super().__init__(verification)
         self._worker = uuid4().hex
         self._log = Path(verification.config.verifier.model, f"{self._worker}.jsonl")
