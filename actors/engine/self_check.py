@@ -80,6 +80,7 @@ def check_model(model: str, options: SelfCheckOptions) -> Iterator[CheckResult]:
     for (width, height), count in tokens.items():
         yield CheckResult(f"tokens of an image of {width} x {height}", str(count))
     yield _reward_forward(backbone, options.lora)
+    del backbone  # its adapters are the rewards'; a large model need not be there three times
     policy = PolicyModel(load_backbone(model, options.dtype), options.lora)
     policy.backbone.move_to(device)
     policy.to(device)

@@ -1,9 +1,13 @@
 """An engine that remembers the images it is shown; what it answers means nothing."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from PIL.Image import Image
+
+from fgaif_ray.config import Config, VerifierConfig
+from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, make_config
 
 EOS = 2
 
@@ -27,3 +31,21 @@ class RecordingEngine:
             token_ids=[EOS], finish_reason="stop", logprobs=[{one: SimpleNamespace(logprob=-1.0) for one in wanted}]
         )
         return [SimpleNamespace(outputs=[output], prompt_token_ids=[], num_cached_tokens=0) for _ in prompts]
+
+
+def recorded_config(folder: Path, **data: Any) -> Config:
+    """A run of a few scenes with a second verifier, whose engines may all be recording ones.
+
+    Args:
+        folder: of the run.
+        data: keys of its section ``data``.
+    """
+    config = make_config(folder, "http://127.0.0.1:9/v1", images=BLOCK)
+    verifier = VerifierConfig.model_validate({"model": str(ANNOTATOR), "engine": ENGINE})
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "policy": config.policy.model_copy(update={"model": str(ANNOTATOR)}),
+            "label": config.label.model_copy(update={"second_verifier": verifier}),
+        }
+    )

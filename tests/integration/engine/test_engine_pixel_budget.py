@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, make_config, write_responses
-from support.recording_engine import RecordingEngine
+from support.label_helpers import write_responses
+from support.recording_engine import RecordingEngine, recorded_config
 
 from actors.engine.blocks import seal
 from actors.evaluation.generator import Generator
@@ -19,7 +19,7 @@ from actors.labelling.verifier import Verifier
 from actors.sampling.rows import TASK_SCHEMA
 from actors.sampling.sampler import Sampler
 from fgaif_ray import storage
-from fgaif_ray.config import Config, VerifierConfig
+from fgaif_ray.config import Config
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA
 from fgaif_ray.sources import prepare_images
 
@@ -39,15 +39,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> RecordingEngine:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A run of a few scenes with a budget of 30 x 30 pixels, and a second verifier."""
-    config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
-    verifier = VerifierConfig.model_validate({"model": str(ANNOTATOR), "engine": ENGINE})
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"max_pixels": 900}),
-            "policy": config.policy.model_copy(update={"model": str(ANNOTATOR)}),
-            "label": config.label.model_copy(update={"second_verifier": verifier}),
-        }
-    )
+    return recorded_config(tmp_path / "run", max_pixels=900)
 
 
 def sealed(row: dict[str, Any], schema: pa.Schema) -> pa.Table:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, make_config, write_responses
-from support.recording_engine import RecordingEngine
+from support.label_helpers import write_responses
+from support.recording_engine import RecordingEngine, recorded_config
 
 from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import seal
@@ -21,7 +21,7 @@ from actors.labelling.verifier import Verifier
 from actors.sampling.rows import REJECTED_FOLDER, TASK_SCHEMA
 from actors.sampling.sampler import Sampler
 from fgaif_ray import storage
-from fgaif_ray.config import Config, VerifierConfig
+from fgaif_ray.config import Config
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA
 from fgaif_ray.images import load_image
 from fgaif_ray.records import Feedback, Response, images_digest
@@ -47,15 +47,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> RecordingEngine:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A run of a few scenes, two of which a prompt may be about."""
-    config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
-    verifier = VerifierConfig.model_validate({"model": str(ANNOTATOR), "engine": ENGINE})
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"images_per_prompt": 2}),
-            "policy": config.policy.model_copy(update={"model": str(ANNOTATOR)}),
-            "label": config.label.model_copy(update={"second_verifier": verifier}),
-        }
-    )
+    return recorded_config(tmp_path / "run", images_per_prompt=2)
 
 
 @pytest.fixture
