@@ -95,6 +95,16 @@ def draft_qwen2_5_vl() -> Draft:
     return Draft(Qwen2_5_VLForConditionalGeneration(config), processor)
 
 
+def qwen3_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
+    """The processor of Qwen3-VL and what came after it."""
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=EDGES, patch_size=16),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=EDGES, patch_size=16),
+        chat_template=templates.chatml(IMAGE),
+    )
+
+
 def draft_qwen3_vl() -> Draft:
     tokenizer = train_tokenizer(SPECIAL_TOKENS, eos="<|im_end|>", pad="<|endoftext|>")
     rope = {"rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
@@ -105,13 +115,7 @@ def draft_qwen3_vl() -> Draft:
         tie_word_embeddings=True,
         **special_ids(tokenizer),
     )
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=EDGES, patch_size=16),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(size=EDGES, patch_size=16),
-        chat_template=templates.chatml(IMAGE),
-    )
-    return Draft(Qwen3VLForConditionalGeneration(config), processor)
+    return Draft(Qwen3VLForConditionalGeneration(config), qwen3_processor(tokenizer))
 
 
 QWEN_FAMILIES: Final = (

@@ -3,16 +3,12 @@
 from typing import Any, Final
 
 from transformers import (
-    Qwen2VLImageProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
 )
 
-from support.families import templates
 from support.families.family import Draft, Family
-from support.families.qwen import EDGES, IMAGE, SPECIAL_TOKENS, TOWER, special_ids, text_settings
+from support.families.qwen import SPECIAL_TOKENS, TOWER, qwen3_processor, special_ids, text_settings
 from support.families.sizes import HEAD_SIZE, HIDDEN_SIZE
 from support.families.tokenizer import train_tokenizer
 
@@ -35,13 +31,7 @@ def draft_qwen3_5() -> Draft:
         tie_word_embeddings=True,
         **special_ids(tokenizer),
     )
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=EDGES, patch_size=16),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(size=EDGES, patch_size=16),
-        chat_template=templates.chatml(IMAGE),
-    )
-    return Draft(Qwen3_5ForConditionalGeneration(config), processor)
+    return Draft(Qwen3_5ForConditionalGeneration(config), qwen3_processor(tokenizer))
 
 
 QWEN3_5_FAMILIES: Final = (
