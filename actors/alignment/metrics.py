@@ -37,7 +37,8 @@ def record_step(step: int, planned: int, figures: Mapping[str, float]) -> None:
     metrics.PPO_STEP.set(step)
     metrics.PPO_PLANNED_STEPS.set(planned)
     for name, gauge in _GAUGES.items():
-        gauge.set(figures[name])
+        if name in figures:  # an algorithm without a critic has no figures of one
+            gauge.set(figures[name])
     for name, counter in _COUNTERS.items():
         counter.inc(figures[name])
     for fact_type in types_of(figures):

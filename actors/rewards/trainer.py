@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -199,15 +200,22 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     Raises:
         UserError: they cannot be used.
     """
-    from fgaif_ray.rewards.data import from_feedback, prepare_data
+    from fgaif_ray.rewards.data import TrainingResponse, from_feedback, prepare_data
+    from fgaif_ray.rewards.planted import planted_responses
     from fgaif_ray.vlm.backbone import load_backbone
 
     rewards = config.rewards
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation, config.data.chat_template_kwargs)
     backbone.move_to(worker_device())
-    rows = map(Feedback.from_row, storage.read_rows(feedback, FEEDBACK_COLUMNS))
+    rows = [Feedback.from_row(row) for row in storage.read_rows(feedback, FEEDBACK_COLUMNS)]
+    rows.sort(key=lambda row: row.response.sample_id)
     responses = from_feedback(rows, config.run.type_names)
     reporter.send("begin", "read feedback", len(responses), "responses")
+
+    def plant(digests: Set[str]) -> list[TrainingResponse]:
+        known = [row for row in rows if row.response.image_sha256 in digests]
+        return planted_responses(known, config.run.types, rewards.planted_share, config.run.seed)
+
     data = prepare_data(
         backbone,
         responses,
@@ -215,6 +223,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
         config.run.seed,
         reporter.advance,
         config.data.pixel_budget,
+        plant,
     )
     counts = " and ".join(
         f"{part['responses']} responses ({part['segments']} segments, {part['images']} images) to {purpose}"
@@ -245,7 +254,7 @@ def train_missing(
     from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
     from fgaif_ray.rewards.data import FeatureCache
     from fgaif_ray.rewards.model import RewardModel
-    from fgaif_ray.rewards.training import train_reward_model
+    from fgaif_ray.rewards.training import examples_of, train_reward_model
 
     model, rewards = RewardModel(backbone), config.rewards
     features = FeatureCache(backbone, budget=config.data.pixel_budget)
@@ -258,7 +267,7 @@ def train_missing(
         reporter.advance(count, note)
 
     for task in missing_tasks(config, partial):
-        reporter.send("begin", f"reward model {task.name}", len(data.train) * rewards.epochs, "responses")
+        reporter.send("begin", f"reward model {task.name}", len(examples_of(task, data)) * rewards.epochs, "responses")
         seed = config.run.seed + tasks.index(task)
         checkpoint = TrainingCheckpoint(partial, task.name)
         metrics = train_reward_model(model, task, data, features, rewards, seed, advance, checkpoint)

@@ -30,9 +30,12 @@ class RewardsConfig(Section):
     learnt, and not what a verdict pays."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label that is spread evenly over the three classes while training."""
+    planted_share: float = Field(default=0.5, ge=0, le=1)
+    """Responses with planted repeats per labelled one, from which types with derived labels (``novelty``) learn too;
+    see ``fgaif_ray.rewards.planted``."""
     epochs: int = Field(default=1, ge=1)
     patience: int = Field(default=2, ge=1)
-    """Epochs without a better held-out balanced accuracy before training stops."""
+    """Epochs without a lower held-out loss before training stops."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Share of the images that is held out."""
     temperature_scaling: bool = False

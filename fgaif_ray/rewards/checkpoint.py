@@ -29,7 +29,8 @@ class TrainingState:
     epoch: int = 0
     """Number of finished epochs."""
     best_epoch: int = 0
-    best_score: float = -1.0
+    best_loss: float | None = None
+    """Held-out loss of the best epoch, the mean over heads; None before the first."""
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
     best_parameters: list[Tensor] = field(default_factory=list)
@@ -55,7 +56,7 @@ class TrainingCheckpoint:
         with tempfile.TemporaryDirectory() as temporary:
             save_tensors(tensors, Path(temporary) / TENSORS_FILE, {"format": "pt"})
             storage.upload_folder(temporary, storage.join(self._folder, name))
-        kept = {key: getattr(state, key) for key in ("epoch", "best_epoch", "best_score", "seconds", "curve")}
+        kept = {key: getattr(state, key) for key in ("epoch", "best_epoch", "best_loss", "seconds", "curve")}
         storage.write_json(self._pointer, {"folder": name, **kept})
         if before not in (None, name):
             storage.remove_folder(storage.join(self._folder, before))

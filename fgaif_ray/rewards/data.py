@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -59,7 +59,8 @@ class RewardData:
     train: list[Example]
     validation: list[Example]
     counts: Mapping[str, Mapping[str, int]]
-    """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``"""
+    """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``, and for ``train`` ``planted``: the
+    responses that were made (see ``fgaif_ray.rewards.planted``), which the others leave out."""
 
 
 def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
@@ -145,10 +146,18 @@ def prepare_data(
     seed: int,
     on_progress: Callable[[int], None],
     budget: PixelBudget = UNLIMITED,
+    plant: Callable[[Set[str]], Sequence[TrainingResponse]] | None = None,
 ) -> RewardData:
-    """Split responses and encode them; ``on_progress`` gets the number of responses encoded since its last call.
+    """Split responses and encode them.
 
-    Images are scaled to the budget, here and in ``FeatureCache``, which has to be given the same.
+    Args:
+        backbone: the backbone of the reward models.
+        responses: labelled ones.
+        validation_fraction: share of the images that is held out.
+        seed: decides which.
+        on_progress: gets the number of responses encoded since its last call.
+        budget: images are scaled to it, here and in ``FeatureCache``, which has to be given the same.
+        plant: makes more responses to train on, from the digests of the images that are not held out.
 
     Raises:
         UserError: fewer than two images, an image that cannot be read, or no response that fits the
@@ -170,6 +179,10 @@ def prepare_data(
             "segments": sum(len(example.encoded.separators) for example in examples[name]),
             "too_long": len(part) - len(examples[name]),
         }
+    if plant is not None:
+        planted = _encode(backbone, plant({one.image_sha256 for one in parts["train"]}), lambda _: None, budget)
+        examples["train"] += planted
+        counts["train"]["planted"] = len(planted)
     return RewardData(examples["train"], examples["validation"], counts)
 
 

@@ -1,9 +1,10 @@
 """Training of reward models on labelled segments (FGAIF section 3.3).
 
 The loss is cross-entropy at the separators only, weighted against the imbalance of the classes; AdamW with warm-up and
-cosine decay, as LLaVA is tuned; early stopping on the balanced accuracy over held-out images. Heads on one adapter
-are trained together, on the mean of their losses. Inside a ``torch.distributed`` group every worker takes its share
-of each batch and gradients are summed, so any number of workers follows the same steps.
+cosine decay, as LLaVA is tuned; early stopping on the loss over held-out images, since what a verdict pays is a
+probability, and the likeliest class says little where one class is rare. Heads on one adapter are trained together, on
+the mean of their losses. Inside a ``torch.distributed`` group every worker takes its share of each batch and gradients
+are summed, so any number of workers follows the same steps.
 """
 
 import math
@@ -87,18 +88,19 @@ def train_reward_model(
     started = time.monotonic()
     model.add_adapter(task.name, task.heads, options.lora, seed, task.granularity)
     parameters = model.trainable_parameters(task.heads[0])
-    weights = {head: loss_weights(_known(data.train, head), options.class_weights) for head in task.heads}
+    train = examples_of(task, data)
+    weights = {head: loss_weights(_known(train, head), options.class_weights) for head in task.heads}
     model.class_weights |= weights
     held_out = {head: _held_out(data.validation, head) for head in task.heads}
     optimiser = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
-    steps_per_epoch = math.ceil(len(data.train) / options.batch_size)
-    lengths = [example.length for example in data.train]
+    steps_per_epoch = math.ceil(len(train) / options.batch_size)
+    lengths = [example.length for example in train]
     state = checkpoint.load(parameters, optimiser) if checkpoint is not None else TrainingState()
     generator = random.Random(seed)
     for _ in range(state.epoch):  # restores the generator's state
         make_batches(lengths, options.batch_size, generator)
     if state.epoch:
-        on_progress(state.epoch * len(data.train), f"goes on after epoch {state.epoch}")
+        on_progress(state.epoch * len(train), f"goes on after epoch {state.epoch}")
     spent = state.seconds
     while state.epoch < options.epochs and state.epoch - state.best_epoch < options.patience:
         losses = []
@@ -106,7 +108,7 @@ def train_reward_model(
         state.epoch += 1
         of_all = f"epoch {state.epoch}/{options.epochs}"
         for batch in make_batches(lengths, options.batch_size, generator):
-            examples = [data.train[index] for index in batch]
+            examples = [train[index] for index in batch]
             losses.append(_step(model, task, examples, features, weights, parameters, options))
             for group in optimiser.param_groups:
                 group["lr"] = options.learning_rate * learning_rate_factor(step, options.epochs * steps_per_epoch)
@@ -116,11 +118,11 @@ def train_reward_model(
         predicted = predict_heads(model, task.heads, data.validation, features)
         probabilities = {head: predicted[head][held_out[head].known] for head in task.heads}
         entry = _entry(probabilities, held_out)
-        score = float(np.mean([found["balanced_accuracy"] for found in entry.values()]))
+        loss = float(np.mean([found["validation_loss"] for found in entry.values()]))
         state.curve.append({"epoch": state.epoch, "train_loss": float(np.mean(losses)), "heads": entry})
-        on_progress(0, f"{of_all}, held-out balanced accuracy {score:.3f}")
-        if score > state.best_score:
-            state.best_epoch, state.best_score, state.best_probabilities = state.epoch, score, probabilities
+        on_progress(0, f"{of_all}, held-out loss {loss:.3f}")
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_epoch, state.best_loss, state.best_probabilities = state.epoch, loss, probabilities
             state.best_parameters = [parameter.detach().clone() for parameter in parameters]
         state.seconds = spent + time.monotonic() - started
         if checkpoint is not None and _worker()[0] == 0:
@@ -150,6 +152,11 @@ def train_reward_model(
             for entry in state.curve
         ]
     return {name: {"fact_type": name, **shared, **found[task.head_of(name)]} for name in task.fact_types}
+
+
+def examples_of(task: RewardTask, data: RewardData) -> list[Example]:
+    """The examples to train on that have a label for one of the task's heads."""
+    return [one for one in data.train if any(_known([one], head) for head in task.heads)]
 
 
 def predict_heads(

@@ -115,6 +115,16 @@ def test_a_finished_run_is_not_run_again(finished: tuple[Config, Path], capsys: 
     assert "up to date" in capsys.readouterr().out
 
 
+def test_a_run_without_a_critic_has_no_figures_of_one(service: Path, tmp_path: Path) -> None:
+    tree = align_config(run_folder(service, tmp_path)).model_dump(mode="json")
+    tree["align"] |= {"algorithm": "grpo", "samples_per_prompt": 2, "steps": 1}
+    align.run(Config.model_validate(tree))
+    (row,) = read_lines(str(tmp_path / "policy" / "metrics.jsonl"))
+    assert not [name for name in row if name.startswith("critic/")]
+    assert row["update/skipped"] == 0
+    assert "adapter_model.safetensors" in {path.name for path in (tmp_path / "policy").iterdir()}
+
+
 def test_an_engine_that_disagrees_stops_the_run(service: Path, tmp_path: Path) -> None:
     """And the same command, with what stopped it repaired, goes on."""
     folder = run_folder(service, tmp_path)

@@ -192,8 +192,8 @@ def test_the_best_epoch_is_restored(data: RewardData) -> None:
     confusion = np.zeros((3, 3), int)
     np.add.at(confusion, (truth, probabilities.argmax(axis=1)), 1)
     assert metrics["confusion"] == confusion.tolist()
-    assert metrics["balanced_accuracy"] == max(entry["balanced_accuracy"] for entry in metrics["curve"])
-    assert metrics["curve"][metrics["best_epoch"] - 1]["balanced_accuracy"] == metrics["balanced_accuracy"]
+    assert metrics["negative_log_likelihood"] == min(entry["validation_loss"] for entry in metrics["curve"])
+    assert metrics["curve"][metrics["best_epoch"] - 1]["validation_loss"] == metrics["negative_log_likelihood"]
 
 
 def test_training_stops_when_nothing_improves(data: RewardData) -> None:
