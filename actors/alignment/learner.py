@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from torch import Tensor
 from actors.alignment import metrics as ppo_metrics
 from actors.alignment.experience import ExperienceSource, Sampled
 from actors.alignment.policy_versions import PolicyVersions
-from actors.alignment.rewarder import Rewarder
+from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion
 from actors.alignment.self_check import check_prompts, self_check
 from actors.cluster.device import worker_device
@@ -47,6 +47,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.scale import RunningScale, moments
 from fgaif_ray.rl.algorithms import ALGORITHMS
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.guards import TrainingGuards, TrainingStopped
@@ -68,6 +69,8 @@ logger = logging.getLogger(__name__)
 LOGGED_SAMPLES: Final = 4
 SAMPLES_LOGGED_EVERY: Final = 10
 """Steps; those of the last one are always logged."""
+NOT_COMPOSED: Final = {"failure", "truncated", "scale", "scale_steps"}
+"""Settings of ``align.reward`` that are about a batch, not about the reward of one response."""
 PROBES: Final = 2
 """Responses of each worker that the self-check looks at."""
 PROBE_ROWS: Final = 16
@@ -141,10 +144,11 @@ class Learner:
             _kl_controller(config),
             TrainingGuards(align.guards),
             self._previous,
+            _reward_scale(config),
         )
         self.step = self._saved_step = self._restore()
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
-        self._options = RewardOptions(**align.reward.model_dump(exclude={"failure", "truncated"}))
+        self._options = RewardOptions(**align.reward.model_dump(exclude=NOT_COMPOSED))
         self._log = self._open_log()
         rewarder = Rewarder(
             task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
@@ -258,7 +262,8 @@ class Learner:
             size, tokens = self._estimate_size
             estimates = estimate(self._model, rows, size, batch_tokens=tokens)
         verdicts, self._timings["reward"] = sampled.verdicts.result()
-        trajectories = sampled.trajectories(verdicts, self._options)
+        options, scale = self._scaled(verdicts)
+        trajectories = sampled.trajectories(verdicts, options)
         batch = self._collate(trajectories)
         probed = self._check_engine(rows, estimates, batch, sampled.version)
         with self._timed("update"):
@@ -284,7 +289,18 @@ class Learner:
             "count/unreadable": float(sampled.unreadable),
         }
         self._timings["sync"] = sampled.sync_seconds
-        return trajectory_metrics(trajectories, self._options.types) | experience.metrics | probed | updates | own
+        measured = trajectory_metrics(trajectories, self._options.types)
+        return measured | experience.metrics | probed | updates | own | scale
+
+    def _scaled(self, verdicts: Sequence[TypeVerdicts]) -> tuple[RewardOptions, dict[str, float]]:
+        """The options of this step's rewards, the same in all processes, and the types' factors as metrics."""
+        scale = self._state.reward_scale
+        if scale is None:
+            return self._options, {}
+        known = [one.probabilities for one in verdicts if one.probabilities is not None]
+        scale.add(moments(known, self._options), self._group)
+        factors = {f"reward_scale/{name}": factor for name, factor in scale.factors().items()}
+        return replace(self._options, weights=scale.weights(self._options.weights)), factors
 
     @property
     def _estimate_size(self) -> tuple[int, int | None]:
@@ -419,6 +435,11 @@ def _sampled_until(pending: "Future[Sampled]", now: float) -> float:
     """Return when the sampling ahead ended, or now."""
     done = pending.done() and pending.exception() is None
     return pending.result().ended if done else now
+
+
+def _reward_scale(config: Config) -> RunningScale | None:
+    reward = config.align.reward
+    return None if reward.scale == "none" else RunningScale(reward.scale, reward.scale_steps, config.run.type_names)
 
 
 def _kl_controller(config: Config) -> KLController:

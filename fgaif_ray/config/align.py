@@ -61,6 +61,11 @@ class RewardComposition(Section):
     value: Literal["expected", "argmax"] = "expected"
     weights: dict[str, float] = by_type(DEFAULT_WEIGHT)
     """What a verdict of each fact type counts; 0 leaves the type out of the reward."""
+    scale: Literal["none", "running_std", "running_rms"] = "none"
+    """What rewards of each type are divided by, so that equal weights pay types alike: their standard deviation over
+    the last steps, or their root mean square (see ``fgaif_ray.rewards.scale``)."""
+    scale_steps: int = Field(default=10, ge=1)
+    """Steps that ``scale`` looks back at, the present one included."""
     granularity: Literal["segment", "response"] = "segment"
     """``response`` pays the sum of the segments' rewards once, at the last token."""
     normalise_by_segments: bool = False
@@ -231,6 +236,11 @@ class AlignConfig(Section):
             raise ValueError(
                 f"align.algorithm={self.algorithm} credits segments: leave align.reward.granularity at segment and "
                 "align.reward.normalise_by_segments at false"
+            )
+        if self.algorithm == "grpo" and self.reward.scale != "none":
+            raise ValueError(
+                "align.algorithm=grpo divides each type's rewards by their deviation in the group: leave "
+                "align.reward.scale at none"
             )
         return self
 

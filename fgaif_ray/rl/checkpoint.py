@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from safetensors.torch import load_file, save_file
 
+from fgaif_ray.rewards.scale import RunningScale
 from fgaif_ray.rl.guards import TrainingGuards
 from fgaif_ray.rl.kl import KLController
 from fgaif_ray.rl.policy import PolicyModel
@@ -34,6 +35,7 @@ class LearnerState:
     guards: TrainingGuards
     previous: PreviousPolicy | None = None
     """The policy that samples the batch of ``next_step``."""
+    reward_scale: RunningScale | None = None
 
     def save(self, folder: str | Path, next_step: int) -> None:
         """Write the state to a local folder; ``next_step`` is the step that a resumed run begins with."""
@@ -48,6 +50,8 @@ class LearnerState:
             "kl_controller": self.kl_controller.state_dict(),
             "guards": self.guards.state_dict(),
         }
+        if self.reward_scale is not None:
+            state["reward_scale"] = self.reward_scale.state_dict()
         (target / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str | Path) -> int:
@@ -60,4 +64,6 @@ class LearnerState:
             self.previous.load_state_dict(load_file(source / PREVIOUS_POLICY_FILE))
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.guards.load_state_dict(state["guards"])
+        if self.reward_scale is not None:
+            self.reward_scale.load_state_dict(state["reward_scale"])
         return int(state["next_step"])

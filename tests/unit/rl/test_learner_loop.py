@@ -211,6 +211,18 @@ def test_killed_and_resumed_is_uninterrupted_to_the_bit(runs: Runs, staleness: i
     assert (killed / "adapter_model.safetensors").read_bytes() == (straight / "adapter_model.safetensors").read_bytes()
 
 
+def test_rewards_are_scaled_by_the_last_steps_across_a_kill(runs: Runs) -> None:
+    as_it_is = figures(runs.run("plain", 0))
+    runs.settings, runs.checkpoint = {"align.reward.scale": "running_std", "align.reward.scale_steps": 3}, None
+    straight = figures(runs.run("straight", 0))
+    runs.checkpoint = None
+    runs.run("killed", 0, kill_after=2)
+    assert figures(runs.run("killed", 0)) == straight
+    factors = [row["reward_scale/existence"] for row in straight]
+    assert len(set(factors)) == STEPS and min(factors) > 1
+    assert straight[0]["reward/existence"] == pytest.approx(factors[0] * as_it_is[0]["reward/existence"])
+
+
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_notice_is_followed_by_a_checkpoint_before_the_update_that_was_sampled_for(
     runs: Runs, staleness: int
