@@ -9,6 +9,7 @@ in both sides of its ratio. The last line is one JSON object; what was not measu
 * ``update_over_torch``: responses per second of the learner's update, over a bare torch loop of the same passes;
 * ``sync_share``: share of a PPO step of ``jobs.align`` that putting the new policy into the engines takes;
 * ``overlap_over_sequential``: time of a step with ``rollout.max_staleness: 1``, over that with 0;
+* ``rloo_over_ppo``: time of a step of RLOO, which has no critic, over that of PPO with as many responses;
 * ``step_over_trl``: responses per second of whole PPO steps, over those of TRL's ``GRPOTrainer`` (`pip install
   trl==1.16.0 datasets`; null where it is not installed).
 """
@@ -24,7 +25,14 @@ from typing import Final
 
 from fgaif_ray.config import Config, load_config
 
-KEYS: Final = ("rollout_over_vllm", "update_over_torch", "sync_share", "overlap_over_sequential", "step_over_trl")
+KEYS: Final = (
+    "rollout_over_vllm",
+    "update_over_torch",
+    "sync_share",
+    "overlap_over_sequential",
+    "rloo_over_ppo",
+    "step_over_trl",
+)
 ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -55,12 +63,16 @@ def measure_update(config: Config, quick: bool) -> Figures:
 
 
 def measure_loop(config: Config, quick: bool) -> Figures:
-    """Times of the steps of `jobs.align`, sequential and overlapped."""
+    """Times of the steps of `jobs.align`, sequential, overlapped, and without a critic."""
     from benchmarks.ppo_loop import measure
 
     found = measure(config, steps=4 if quick else 10, repeats=1 if quick else 2)
     print(found.describe())
-    return {"sync_share": found.sync_share, "overlap_over_sequential": found.overlap_over_sequential}
+    return {
+        "sync_share": found.sync_share,
+        "overlap_over_sequential": found.over_sequential("overlapped"),
+        "rloo_over_ppo": found.over_sequential("rloo"),
+    }
 
 
 def measure_trl(config: Config, quick: bool) -> Figures:

@@ -1,14 +1,16 @@
-"""Times of the steps of `jobs.align`, sequential and overlapped, and the share of them that a new policy's sync takes.
+"""Times of the steps of `jobs.align`: PPO, PPO that samples ahead, RLOO; and the share that a new policy's sync takes.
 
 The job is the real one: Ray Train learners, rollout workers, the reward service with reward models of random adapters,
-with the configuration's batches and placement. Learning rates are so low that responses keep their length. Runs with
-`rollout.max_staleness` 0 and 1 take turns; both ask the same service. Times are those of ``metrics.jsonl``, of the
+with the configuration's batches and placement. Learning rates are so low that responses keep their length. The
+three kinds of runs take turns and ask the same service; RLOO has several responses to each image and prompt, and no
+critic. Times are those of ``metrics.jsonl``, of the
 slowest learner; they begin with the wait for a batch and end when the new policy is published. Steps that warm up, and
 the last one, which samples nothing ahead, are left out.
 
 * ``sync_share``: ``timing/sync`` over ``timing/step`` of the sequential runs: writing the adapter, the other learners'
   wait for it, and every rollout worker's loading it.
 * ``overlap_over_sequential``: the median step overlapped over the median step sequential.
+* ``rloo_over_ppo``: the median step of RLOO over the median step of PPO, both sequential, with as many responses.
 """
 
 import statistics
@@ -26,6 +28,13 @@ from fgaif_ray.storage import stages
 from jobs import align
 
 PHASES: Final = ("wait", "rollout", "reward", "reference", "update", "sync")
+SAMPLES: Final = 4
+"""Responses to each image and prompt of RLOO."""
+WAYS: Final = {
+    "sequential": ("align.algorithm=ppo", "align.samples_per_prompt=1", "align.rollout.max_staleness=0"),
+    "overlapped": ("align.algorithm=ppo", "align.samples_per_prompt=1", "align.rollout.max_staleness=1"),
+    "rloo": ("align.algorithm=rloo", f"align.samples_per_prompt={SAMPLES}", "align.rollout.max_staleness=0"),
+}
 Step = dict[str, float]
 """Seconds of each phase, and of the step."""
 
@@ -34,23 +43,23 @@ Step = dict[str, float]
 class Loop:
     """The steps that count, of all runs."""
 
-    sequential: list[Step]
-    overlapped: list[Step]
+    steps: dict[str, list[Step]]
+    """By the names of ``WAYS``."""
 
     @property
     def sync_share(self) -> float:
         """Share of the sequential steps' time."""
-        return sum(step["sync"] for step in self.sequential) / sum(step["step"] for step in self.sequential)
+        steps = self.steps["sequential"]
+        return sum(step["sync"] for step in steps) / sum(step["step"] for step in steps)
 
-    @property
-    def overlap_over_sequential(self) -> float:
-        """Ratio of the median steps."""
-        return _median(self.overlapped, "step") / _median(self.sequential, "step")
+    def over_sequential(self, way: str) -> float:
+        """Ratio of the median steps of a way and of PPO in sequence."""
+        return _median(self.steps[way], "step") / _median(self.steps["sequential"], "step")
 
     def describe(self) -> str:
         """Lines for people: median seconds of each phase."""
         lines = []
-        for name, steps in (("sequential", self.sequential), ("overlapped", self.overlapped)):
+        for name, steps in self.steps.items():
             phases = ", ".join(f"{phase} {_median(steps, phase):.3f}" for phase in PHASES)
             seconds = [step["step"] for step in steps]
             lines.append(
@@ -61,7 +70,7 @@ class Loop:
 
 
 def measure(config: Config, steps: int, repeats: int, warm_up: int = 2) -> Loop:
-    """Run both ways.
+    """Run all ways in turn.
 
     Args:
         config: the run's; its data and rewards are replaced.
@@ -82,7 +91,7 @@ def measure(config: Config, steps: int, repeats: int, warm_up: int = 2) -> Loop:
         "align.ppo.critic_learning_rate=1.0e-9",
         f"align.checkpoint_every={steps}",
     ]
-    found: dict[int, list[Step]] = {0: [], 1: []}
+    found: dict[str, list[Step]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         rewards = Path(folder) / "rewards"
         models = make_models(config, rewards)
@@ -90,15 +99,15 @@ def measure(config: Config, steps: int, repeats: int, warm_up: int = 2) -> Loop:
             reward_service.deploy(config, models)
             try:
                 for repeat in range(repeats):
-                    for staleness in (0, 1):
-                        run = Path(folder) / f"{repeat}-{staleness}"
+                    for way, settings in WAYS.items():
+                        run = Path(folder) / f"{repeat}-{way}"
                         run.mkdir()
                         (run / "rewards").symlink_to(rewards)
-                        own = [f"run.dir={run}", f"data.path={folder}", f"align.rollout.max_staleness={staleness}"]
-                        found[staleness] += _steps(change_config(config, [*shared, *own]))[warm_up:-1]
+                        own = [f"run.dir={run}", f"data.path={folder}"]
+                        found[way] += _steps(change_config(config, [*shared, *own, *settings]))[warm_up:-1]
             finally:
                 reward_service.shutdown(config.serve.app_name)
-    return Loop(found[0], found[1])
+    return Loop(found)
 
 
 def _steps(config: Config) -> list[Step]:
