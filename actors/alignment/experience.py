@@ -70,7 +70,7 @@ class Sampled:
                 reward_failure=verdict.failure,
             )
             if verdict.probabilities is not None:
-                trajectory = reward_trajectory(trajectory, verdict.probabilities, options)
+                trajectory = reward_trajectory(trajectory, verdict.probabilities, options, verdict.facts)
             trajectories.append(trajectory)
         return trajectories
 

@@ -298,7 +298,8 @@ class Learner:
         if scale is None:
             return self._options, {}
         known = [one.probabilities for one in verdicts if one.probabilities is not None]
-        scale.add(moments(known, self._options), self._group)
+        facts = [one.facts for one in verdicts if one.facts is not None]
+        scale.add(moments(known, self._options, facts), self._group)
         factors = {f"reward_scale/{name}": factor for name, factor in scale.factors().items()}
         return replace(self._options, weights=scale.weights(self._options.weights)), factors
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -37,6 +38,8 @@ class TypeVerdicts:
     """The text that the spans refer to."""
     probabilities: tuple[tuple[tuple[float, ...], ...], ...] | None = None
     """``[segments, types, classes]``; None where the reward is unavailable."""
+    facts: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+    """``[segments, types, 2]`` expected facts, and false ones where one is; None where they are not counted."""
     failure: str | None = None
     refused: bool = False
     """Whether the service has read the response and cannot score it, so that a retry is useless."""
@@ -112,13 +115,20 @@ def _verdicts(answer: ResponseVerdicts | None, types: Sequence[str]) -> TypeVerd
         return TypeVerdicts(failure=reason, refused=True)
     if missing := [kind for kind in types if kind not in answer.probabilities]:
         return TypeVerdicts(failure=f"the reward service does not score the fact type {missing[0]}", refused=True)
-    by_type = [answer.probabilities[kind].tolist() for kind in types]  # [types][segments][classes]
+    counted = all(kind in answer.facts for kind in types)
     return TypeVerdicts(
         spans=tuple((span.start, span.end) for span in answer.response.spans),
         token_ends=tuple(answer.token_ends or ()),
         response=answer.response.text,
-        probabilities=tuple(tuple(map(tuple, segment)) for segment in zip(*by_type, strict=True)),
+        probabilities=_by_segment([answer.probabilities[kind] for kind in types]),
+        facts=_by_segment([answer.facts[kind] for kind in types]) if counted else None,
     )
+
+
+def _by_segment(by_type: "Sequence[NDArray[Any]]") -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Turn ``[types][segments, numbers]`` into ``[segments, types, numbers]``."""
+    rows = [one.tolist() for one in by_type]
+    return tuple(tuple(map(tuple, segment)) for segment in zip(*rows, strict=True))
 
 
 def _reason(error: Exception) -> str:

@@ -213,7 +213,7 @@ class RewardGateway:
 
     def _compose(self, one: ResponseVerdicts) -> ScoredResponse:
         options = self._settings.options
-        return compose_response(one.response, one.probabilities, one.token_ends, options, one.model_version)
+        return compose_response(one.response, one.probabilities, one.token_ends, options, one.model_version, one.facts)
 
     def _count_waiting(self, more: int) -> None:
         self._waiting_items += more
@@ -243,7 +243,9 @@ class RewardGateway:
                 scored[index] = (
                     outcome
                     if isinstance(outcome, ItemError)
-                    else ResponseVerdicts(good[index].response, ends[index], outcome, version)
+                    else ResponseVerdicts(
+                        good[index].response, ends[index], outcome.probabilities, version, outcome.facts
+                    )
                 )
         results = iter(scored[index] for index in range(len(good)))
         return [item if isinstance(item, ItemError) else next(results) for item in items]

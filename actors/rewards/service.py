@@ -58,7 +58,7 @@ BATCH_WAIT_S: Final = 0.01
 PROXY_MARGIN_S: Final = 30.0
 """Seconds that the proxy waits longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
-HANDLE_FORMAT: Final = "verdicts-2"
+HANDLE_FORMAT: Final = "verdicts-3"
 """Version of what goes in and out through the gateway's handle; a running service with another format is replaced."""
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
@@ -196,6 +196,11 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
             "These reward models give one verdict per response: leave align.reward.normalise_by_segments at false, "
             "which would divide it by the number of segments."
         )
+    if config.align.reward.unit == "fact" and not all(read_folder(one).counts_facts for one in reward_folders.values()):
+        raise UserError(
+            "align.reward.unit=fact pays each fact, and these reward models do not count facts: train them with "
+            "rewards.fact_counts=true, or set align.reward.unit to segment."
+        )
     digest = token_digest(token) if token is not None else None
     identity = fingerprint(
         HANDLE_FORMAT,
@@ -212,6 +217,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         options=RewardOptions(
             weights=config.align.reward.weights,
             value=config.align.reward.value,
+            unit=config.align.reward.unit,
             granularity=config.align.reward.granularity,
             normalise_by_segments=config.align.reward.normalise_by_segments,
         ),
@@ -247,6 +253,7 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
         value=config.align.reward.value,
         granularity=config.align.reward.granularity,
         normalise_by_segments=config.align.reward.normalise_by_segments,
+        unit=config.align.reward.unit,
     )
 
 

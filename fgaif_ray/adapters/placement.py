@@ -23,6 +23,7 @@ def service_options(models: ModelList) -> RewardOptions:
     return RewardOptions(
         weights=models.weights,
         value="argmax" if models.value == "argmax" else "expected",
+        unit="fact" if models.unit == "fact" else "segment",
         granularity="response" if models.granularity == "response" else "segment",
         normalise_by_segments=models.normalise_by_segments,
     )
@@ -49,7 +50,7 @@ def place_rewards(
         share a token add up), zero elsewhere. Empty for a response without tokens.
 
     Raises:
-        ValueError: the answer is about another text than the ids decode to.
+        ValueError: the answer is about another text than the ids decode to, or counts no facts where they are paid.
     """
     if scored.response != decode_response(tokenizer, token_ids):
         raise ValueError("the scored text is not what the token ids decode to: score decode_response(tokenizer, ids)")
@@ -61,6 +62,9 @@ def place_rewards(
     triples = [[segment.probabilities[fact_type] for fact_type in types] for segment in scored.segments]
     probabilities = torch.tensor(triples, dtype=torch.float32).reshape(-1, len(types), 3)  # [segments, types, classes]
     places = torch.tensor(ends, dtype=torch.int64)  # [segments]
-    composed = compose_rewards(probabilities, places, len(token_ids), finish_reason, options)
+    counts = [[segment.facts[name] for name in types] for segment in scored.segments if segment.facts is not None]
+    facts = torch.tensor(counts, dtype=torch.float32).reshape(-1, len(types), 2)  # [segments, types, 2]
+    counted = facts if len(facts) == len(probabilities) else None
+    composed = compose_rewards(probabilities, places, len(token_ids), finish_reason, options, counted)
     per_token: list[float] = composed.per_token.tolist()
     return per_token

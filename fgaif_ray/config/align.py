@@ -66,6 +66,9 @@ class RewardComposition(Section):
     the last steps, or their root mean square (see ``fgaif_ray.rewards.scale``)."""
     scale_steps: int = Field(default=10, ge=1)
     """Steps that ``scale`` looks back at, the present one included."""
+    unit: Literal["segment", "fact"] = "segment"
+    """What a verdict is paid for: the ``segment``, however many facts it states, or each ``fact`` of the type in it, as
+    reward models with ``rewards.fact_counts`` estimate their number (see ``fgaif_ray.rewards.fact_counts``)."""
     granularity: Literal["segment", "response"] = "segment"
     """``response`` pays the sum of the segments' rewards once, at the last token."""
     normalise_by_segments: bool = False

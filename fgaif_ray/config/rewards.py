@@ -33,6 +33,9 @@ class RewardsConfig(Section):
     planted_share: float = Field(default=0.5, ge=0, le=1)
     """Responses with planted repeats per labelled one, from which types with derived labels (``novelty``) learn too;
     see ``fgaif_ray.rewards.planted``."""
+    fact_counts: bool = False
+    """Whether estimates of how many facts a segment states are fitted and kept beside the heads, after training
+    (``fgaif_ray.rewards.fact_counts``): ``align.reward.unit: fact`` takes them."""
     epochs: int = Field(default=1, ge=1)
     patience: int = Field(default=2, ge=1)
     """Epochs without a lower held-out loss before training stops."""

@@ -99,6 +99,19 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _facts_are_counted_where_they_are_paid(self) -> Self:
+        if self.rewards.kind == "coarse" and self.rewards.fact_counts:
+            raise ValueError(
+                "rewards.kind=coarse judges no segment whose facts could be counted: leave rewards.fact_counts at false"
+            )
+        if self.align.reward.unit == "fact" and not self.rewards.fact_counts:
+            raise ValueError(
+                "align.reward.unit=fact pays by the number of facts in a segment, which reward models estimate with "
+                "rewards.fact_counts=true: set it, and train them again"
+            )
+        return self
+
 
 def _assign(tree: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import torch
-
 from fgaif_ray.config import ReportConfig, RewardComposition
 from fgaif_ray.errors import ItemError
 from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
@@ -21,7 +19,7 @@ from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
 from fgaif_ray.report.judged import DRAWN, IMPROVED, WORST, JudgedAnswer, JudgedExample, JudgedSegment
 from fgaif_ray.rewards.composition import segment_rewards
-from fgaif_ray.rewards.scoring import Scorer, ScoringOutcome, TypeProbabilities, make_batch, score_batches
+from fgaif_ray.rewards.scoring import ItemVerdicts, Scorer, ScoringOutcome, make_batch, score_batches, stacked
 from fgaif_ray.segments import Span, split_segments
 from fgaif_ray.shapes.scenes import GRID, Scene
 
@@ -245,13 +243,12 @@ def _judge(
     return JudgedAnswer(text=answer.text, finish_reason=answer.finish_reason, segments=segments)
 
 
-def _scores(
-    outcome: TypeProbabilities, reward: RewardComposition
-) -> list[tuple[dict[str, list[float]], dict[str, float]]]:
+def _scores(outcome: ItemVerdicts, reward: RewardComposition) -> list[tuple[dict[str, list[float]], dict[str, float]]]:
     """Return per segment the class probabilities and the weighted reward by fact type."""
     types = tuple(reward.weights)
-    classes = torch.stack([torch.from_numpy(outcome[kind]) for kind in types], dim=1)  # [segments, types, classes]
-    earned = segment_rewards(classes, reward.weights, reward.value)  # [segments, types]
+    classes = stacked(outcome.probabilities, types)  # [segments, types, classes]
+    facts = stacked(outcome.facts, types) if reward.unit == "fact" else None  # [segments, types, 2]
+    earned = segment_rewards(classes, reward.weights, reward.value, facts)  # [segments, types]
     return [
         (dict(zip(types, triples, strict=True)), dict(zip(types, rewards, strict=True)))
         for triples, rewards in zip(classes.tolist(), earned.tolist(), strict=True)

@@ -72,7 +72,7 @@ asks for it. The metrics after scaling use, for each image, a temperature that w
 
 {_deciles(metrics["signed_calibration"]["bins"])}
 
-| epoch | training loss | held-out loss | held-out balanced accuracy |
+{_facts(metrics)}| epoch | training loss | held-out loss | held-out balanced accuracy |
 |---|---|---|---|
 {epochs}
 
@@ -85,6 +85,25 @@ def _deciles(bins: Sequence[Mapping[str, float]]) -> str:
     """What verdicts pay beside what their labels are worth, by tenths of the verdicts."""
     rows = (f"| {one['count']} | {one['reward']:+.3f} | {one['label']:+.3f} |" for one in bins)
     return "\n".join(["| verdicts, by what they pay | mean reward | mean label |", "|---|---|---|", *rows])
+
+
+def _facts(metrics: Mapping[str, Any]) -> str:
+    """What the estimates of the number of facts are worth, if there are any."""
+    if "fact_counts" not in metrics:
+        return ""
+    titles = {"facts": "facts in a segment that has any", "false_facts": "false ones where one is"}
+    rows = "\n".join(
+        f"| {titles[name]} | {one['segments']} | {_figure(one['mean'])} | {_figure(one['mean_predicted'])} "
+        f"| {_figure(one['error'])} | {_figure(one['deviation'])} |"
+        for name, one in metrics["fact_counts"].items()
+    )
+    return f"""It also estimates how many facts of its type a segment states, for `align.reward.unit: fact`:
+
+| estimate | segments | mean | mean estimate | root mean square error | of the mean |
+|---|---|---|---|---|---|
+{rows}
+
+"""
 
 
 def _what_it_does(metrics: Mapping[str, Any]) -> str:

@@ -7,6 +7,9 @@ for it.
 Where novelty is judged, a segment that repeats what was said earns nothing for being true, and still pays for being
 false: r_k = P(consistent) (1 - w P(repeats)) - P(hallucinated), with the weight w of novelty, which by itself earns
 nothing.
+
+Where facts are paid instead of segments, P(consistent) and P(hallucinated) are replaced by the expected numbers of true
+and of false facts (see ``fact_counts``).
 """
 
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ from fgaif_ray.records import CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED,
 from fgaif_ray.rewards.kinds import Granularity
 
 RewardValue = Literal["expected", "argmax"]
+RewardUnit = Literal["segment", "fact"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,8 @@ class RewardOptions:
     """Weight of each fact type, in the order of arrays; every type is named, 0 switches one off."""
     value: RewardValue = "expected"
     """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""
+    unit: RewardUnit = "segment"
+    """``segment`` pays a verdict once; ``fact`` for each fact of its type, which takes estimates of their number."""
     granularity: Granularity = "segment"
     """`segment` pays at each segment end; `response` the same sum once, at the last token."""
     normalise_by_segments: bool = False
@@ -56,6 +62,8 @@ class RewardOptions:
             raise ValueError("weights must name the fact types")
         if self.value not in ("expected", "argmax"):
             raise ValueError(f"value must be 'expected' or 'argmax', not {self.value!r}")
+        if self.unit not in ("segment", "fact"):
+            raise ValueError(f"unit must be 'segment' or 'fact', not {self.unit!r}")
         if self.granularity not in ("segment", "response"):
             raise ValueError(f"granularity must be 'segment' or 'response', not {self.granularity!r}")
         if not self.missing_eos_penalty >= 0:
@@ -76,7 +84,12 @@ class ComposedRewards:
     """`[response_tokens]` reward given to PPO, before the KL penalty."""
 
 
-def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: RewardValue = "expected") -> Tensor:
+def segment_rewards(
+    probabilities: Tensor,
+    weights: Mapping[str, float],
+    value: RewardValue = "expected",
+    facts: Tensor | None = None,
+) -> Tensor:
     """Compute the weighted reward of each segment and fact type.
 
     Args:
@@ -85,12 +98,13 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
         weights: one weight per fact type; that of novelty says how far a repetition takes away what is paid for truth.
         value: `argmax` gives +1 for consistent, -1 for hallucinated, 0 for absent (FGAIF);
             `expected` gives P(consistent) - P(hallucinated).
+        facts: `[segments, types, 2]` expected facts, and false ones where one is, to be paid each; None pays segments.
 
     Returns:
         `[segments, types]`.
 
     Raises:
-        ValueError: the shape is wrong, or a probability is not finite.
+        ValueError: a shape is wrong, or a number is not finite.
     """
     if probabilities.dim() != 3 or probabilities.shape[1:] != (len(weights), len(CLASS_NAMES)):
         raise ValueError(
@@ -102,13 +116,31 @@ def segment_rewards(probabilities: Tensor, weights: Mapping[str, float], value: 
         probabilities = nn.functional.one_hot(probabilities.argmax(dim=-1), len(CLASS_NAMES)).to(probabilities.dtype)
     elif value != "expected":
         raise ValueError(f"value must be 'expected' or 'argmax', not {value!r}")
-    true, false = probabilities[..., CONSISTENT], probabilities[..., HALLUCINATED]  # [segments, types] each
+    hallucinated = probabilities[..., HALLUCINATED]  # [segments, types]
+    true, false = probabilities[..., CONSISTENT], hallucinated  # [segments, types] each
+    if facts is not None:
+        if facts.shape != (*true.shape, 2) or not bool(torch.isfinite(facts).all()):
+            raise ValueError(f"facts must be finite, [segments, {len(weights)}, 2], not {list(facts.shape)}")
+        stated, wrong = facts.to(true).unbind(dim=-1)  # [segments, types] each
+        true, false = true * stated + hallucinated * (stated - wrong), hallucinated * wrong
     scale = probabilities.new_tensor(list(weights.values()))  # [types]
     if NOVELTY_TYPE in weights:
         place = list(weights).index(NOVELTY_TYPE)
-        true = true * (1 - scale[place] * false[:, place : place + 1])
+        true = true * (1 - scale[place] * hallucinated[:, place : place + 1])
         scale = scale.index_fill(0, torch.tensor([place], device=scale.device), 0.0)
     return (true - false) * scale
+
+
+def reward_segments(probabilities: Tensor, options: RewardOptions, facts: Tensor | None = None) -> Tensor:
+    """`segment_rewards` as the options say.
+
+    Raises:
+        ValueError: as there, and where facts are to be paid and have not been counted.
+    """
+    paid = facts if options.unit == "fact" else None
+    if options.unit == "fact" and facts is None:
+        raise ValueError("unit 'fact' needs reward models that were trained with rewards.fact_counts")
+    return segment_rewards(probabilities, options.weights, options.value, paid)
 
 
 def token_rewards(segment_totals: Tensor, token_ends: Tensor, response_length: int) -> Tensor:
@@ -147,6 +179,7 @@ def compose_rewards(
     response_length: int,
     finish_reason: str,
     options: RewardOptions,
+    facts: Tensor | None = None,
 ) -> ComposedRewards:
     """Compute the dense reward of one response.
 
@@ -157,13 +190,14 @@ def compose_rewards(
         response_length: tokens in the response, at least 1.
         finish_reason: `stop` where the response ended by itself; anything else takes the missing-EOS penalty.
         options: weights and choices; `normalise_by_segments` does not apply to the length penalty.
+        facts: `[segments, types, 2]`, see `segment_rewards`; needed where facts are paid, and not looked at elsewhere.
 
     Raises:
-        ValueError: a shape or an index does not fit, or the response has no token.
+        ValueError: a shape or an index does not fit, the response has no token, or facts are paid and not counted.
     """
     if response_length < 1:
         raise ValueError("a response needs at least one token to carry a reward")
-    per_type = segment_rewards(probabilities, options.weights, options.value)  # [segments, types]
+    per_type = reward_segments(probabilities, options, facts)  # [segments, types]
     totals = per_type.sum(dim=1)  # [segments]
     if options.normalise_by_segments:
         totals = totals / max(len(totals), 1)

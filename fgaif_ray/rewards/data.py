@@ -3,13 +3,13 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.records import FACT_TYPES, Feedback
+from fgaif_ray.records import FACT_TYPES, Feedback, Segment
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
@@ -18,6 +18,11 @@ from fgaif_ray.vlm.image_features import ImageFeatures
 FEATURE_CACHE_BYTES: Final = 4 << 30
 BUCKET_BATCHES: Final = 16
 """Responses are shuffled, and sorted by length within this many batches' worth, before they are cut into batches."""
+
+
+FactCounts = Mapping[str, tuple[tuple[int, int], ...]]
+"""``[segments]`` facts, and how many of them are false, by type; they mean something where the label says that there
+are facts."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class TrainingResponse:
     prompt: str
     segments: tuple[str, ...]
     labels: Mapping[str, tuple[int, ...]]
+    facts: FactCounts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,15 @@ class Example:
     encoded: EncodedItem
     labels: Mapping[str, tuple[int, ...]]
     image_sha256: str = ""
+    facts: FactCounts = field(default_factory=dict)
 
     def labels_of(self, head: str) -> tuple[int, ...]:
         """Targets of a head: ``[segments]`` class codes or ``IGNORED``; one of them for the coarse head."""
         return (response_label(self.labels),) if head == COARSE else self.labels[head]
+
+    def facts_of(self, head: str) -> tuple[tuple[int, int], ...]:
+        """``[segments]`` facts, and how many of them are false; one of each where none were counted."""
+        return self.facts.get(head, ((1, 1),) * len(self.encoded.separators))
 
     @property
     def length(self) -> int:
@@ -83,6 +94,7 @@ def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -
             prompt=row.response.prompt,
             segments=tuple(segment.text for segment in row.segments),
             labels={name: tuple(_code(segment.labels[name]) for segment in row.segments) for name in types},
+            facts={name: tuple(_facts(segment, name) for segment in row.segments) for name in types},
         )
         for row in known
     ]
@@ -90,6 +102,16 @@ def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -
 
 def _code(label: int | None) -> int:
     return IGNORED if label is None else label
+
+
+def _facts(segment: Segment, name: str) -> tuple[int, int]:
+    """Count a type's facts and the false ones among them, as few as fit a label that says that there are any.
+
+    A label may have been replaced (by a person, by noise) and say more than the facts do.
+    """
+    verdicts = [fact.consistent for fact in segment.facts if fact.type == name]
+    facts = max(len(verdicts), 1)
+    return facts, max(facts - sum(verdicts), 1) if verdicts else 1
 
 
 def split_by_image(
@@ -198,7 +220,7 @@ def _encode(
         encoded = encode_item(backbone, item)
         if len(encoded) <= backbone.max_length:
             kept = replace(encoded, prompt=encoded.prompt.without_pixels())  # of many images they would fill the memory
-            examples.append(Example(response.images, kept, response.labels, response.image_sha256))
+            examples.append(Example(response.images, kept, response.labels, response.image_sha256, response.facts))
         on_progress(1)
     return examples
 

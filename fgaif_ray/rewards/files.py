@@ -1,8 +1,9 @@
 """The folder of a reward model: an adapter in PEFT layout, a head, and a description read without loading weights.
 
-``head.safetensors`` holds ``weight [3, hidden]``, ``bias [3]`` without the class weights of the loss, and
-``temperature []``; its metadata names the fact type, the classes and the granularity. Folders with the same adapter
-files share the adapter in memory and its forward pass; the head is a folder's own.
+``head.safetensors`` holds ``weight [3, hidden]``, ``bias [3]`` without the class weights of the loss,
+``temperature []`` and, with ``rewards.fact_counts``, ``facts.weight [2, hidden]`` and ``facts.bias [2]``; its metadata
+names the fact type, the classes and the granularity. Folders with the same adapter files share the adapter in memory
+and its forward pass; the head is a folder's own.
 """
 
 import hashlib
@@ -41,6 +42,11 @@ class RewardModelFiles:
         """The version of what it says: another one where its temperature is applied."""
         scaled = fingerprint(self.version, "temperature scaling")[: len(self.version)]
         return scaled if temperature_scaling else self.version
+
+    @property
+    def counts_facts(self) -> bool:
+        """Whether it estimates how many facts a segment states."""
+        return "fact_counts" in self.metadata
 
     @property
     def granularity(self) -> Granularity:

@@ -24,6 +24,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT, CLASS_NAMES
+from fgaif_ray.rewards.fact_counts import TARGETS, bounded
 from fgaif_ray.rewards.files import ADAPTER_FILES, HEAD_FILE, RewardModelFiles, read_folder, save_tensors
 from fgaif_ray.rewards.kinds import Granularity
 from fgaif_ray.vlm.backbone import Backbone
@@ -31,6 +32,8 @@ from fgaif_ray.vlm.image_features import ImageFeatures
 from fgaif_ray.vlm.inputs import EncodedPrompt
 from fgaif_ray.vlm.lora import decoder_lora, with_own_layers
 
+COUNTS: Final = "facts."
+"""Begins the names of a readout's tensors in the file of a head."""
 SCORING_BATCH: Final = 32
 """Responses of one forward pass when scoring."""
 
@@ -47,6 +50,17 @@ class ScoringItem:
     prompt: str
     segments: Sequence[str]
     """Segments in order; white space around them makes no difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What reward models say about responses."""
+
+    probabilities: dict[str, list[NDArray[np.float32]]]
+    """Per type and response ``[segments, 3]``: absent, consistent, hallucinated."""
+    facts: dict[str, list[NDArray[np.float32]]]
+    """Per type and response ``[segments, 2]``: expected facts, and false ones where one is (see ``fact_counts``). Types
+    without a readout are missing."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,8 @@ class RewardModel(nn.Module):
         self.temperature_scaling = temperature_scaling
         self.class_weights: dict[str, NDArray[np.float64]] = {}
         """Head in training -> weights of the classes in its loss, ``[3]``; saved heads do without."""
+        self.fact_counts = nn.ModuleDict()
+        """Head -> readout of how many facts a segment states (``rewards.fact_counts``); not all heads have one."""
         self._adapter_of: dict[str, str] = {}
         self._granularity: dict[str, Granularity] = {}
         self._loaded: dict[str, str] = {}  # digest of an adapter's files -> its name here
@@ -172,12 +188,26 @@ class RewardModel(nn.Module):
             self._load_adapter(fact_type, local, folder, files)
         head = load_file(local / HEAD_FILE)
         temperature = head.pop("temperature", torch.ones(()))
+        counts = {name.removeprefix(COUNTS): head.pop(name) for name in list(head) if name.startswith(COUNTS)}
         self._add_head(fact_type, self._loaded[files.adapter], files.granularity)
         wanted = self.heads[fact_type].state_dict()
         if {name: value.shape for name, value in head.items()} != {n: value.shape for n, value in wanted.items()}:
             raise self._misfit(folder, local)
         self.heads[fact_type].load_state_dict(head)
         self.temperatures[fact_type] = float(temperature)
+        if counts:
+            self.set_fact_counts(fact_type, counts)
+
+    def set_fact_counts(self, head: str, weights: Mapping[str, Tensor]) -> None:
+        """Give a head a readout of facts.
+
+        Args:
+            head: its name.
+            weights: ``weight [2, hidden]`` and ``bias [2]``.
+        """
+        readout = nn.Linear(self.backbone.hidden_size, 2, dtype=torch.float32)
+        readout.load_state_dict(dict(weights))
+        self.fact_counts[head] = readout.to(self.backbone.device)
 
     def _load_adapter(self, name: str, local: Path, folder: str, files: RewardModelFiles) -> None:
         weights = load_file(local / ADAPTER_FILES[1])
@@ -211,6 +241,9 @@ class RewardModel(nn.Module):
         metadata = {"format": "pt", "fact_type": fact_type, "classes": ",".join(CLASS_NAMES)}
         tensors = self.heads[head].state_dict() | {"temperature": torch.tensor(self.temperatures[head])}
         tensors["bias"] = tensors["bias"] - self._shift(head)
+        if head in self.fact_counts:
+            tensors |= {f"{COUNTS}{name}": value for name, value in self.fact_counts[head].state_dict().items()}
+            metadata["fact_counts"] = ",".join(TARGETS)
         save_tensors(tensors, folder / HEAD_FILE, metadata | {"granularity": self._granularity[head]})
 
     def trainable_parameters(self, head: str) -> list[nn.Parameter]:
@@ -245,6 +278,19 @@ class RewardModel(nn.Module):
             Per head ``[separators, 3]`` float32; the separators of the first response, then those of the second, and
             so on. A head that judges responses has one row for each, ``[batch, 3]``.
         """
+        states = self.states_of(heads, items, features)
+        return {head: self.heads[head](state) for head, state in states.items()}
+
+    def states_of(
+        self, heads: Sequence[str], items: Sequence[EncodedItem], features: Sequence[ImageFeatures]
+    ) -> dict[str, Tensor]:
+        """Compute what heads read, in one forward pass per adapter: per head ``[separators, hidden]`` float32.
+
+        Args:
+            heads: whose states.
+            items: as in ``logits_of``.
+            features: as in ``logits_of``.
+        """
         adapters = dict.fromkeys(self._known_adapter(head) for head in heads)
         places = {head: self._places(head, items) for head in heads}  # before the passes: a copy waits for the device
         found: dict[str, Tensor] = {}
@@ -253,7 +299,7 @@ class RewardModel(nn.Module):
             for head in heads:
                 if self._adapter_of[head] == adapter:
                     rows, columns = places[head].unbind(dim=1)  # [separators] each
-                    found[head] = self.heads[head](hidden[rows, columns].float())
+                    found[head] = hidden[rows, columns].float()
         return {head: found[head] for head in heads}
 
     def _places(self, head: str, items: Sequence[EncodedItem]) -> Tensor:
@@ -271,12 +317,16 @@ class RewardModel(nn.Module):
         """Compute the class probabilities of every segment for one fact type; see ``score_types``."""
         return self.score_types([fact_type], items)[fact_type]
 
-    @torch.no_grad()
     def score_types(
         self, fact_types: Sequence[str], items: Sequence[ScoringItem]
     ) -> dict[str, list[NDArray[np.float32]]]:
-        """Compute the class probabilities of every segment for several fact types. Images are encoded once, and read
-        once per adapter.
+        """Compute the class probabilities of every segment; see ``judge``."""
+        return self.judge(fact_types, items).probabilities
+
+    @torch.no_grad()
+    def judge(self, fact_types: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
+        """Compute the class probabilities of every segment for several fact types, and how many facts it states for
+        those that have a readout. Images are encoded once, and read once per adapter.
 
         If a type judges whole responses, its verdict is that of the last segment, and the segments before it are
         certainly absent: they earn nothing, and the verdict is paid once.
@@ -286,27 +336,30 @@ class RewardModel(nn.Module):
             items: responses, in any number.
 
         Returns:
-            Per type and response ``[segments, 3]`` float32 (absent, consistent, hallucinated), in the order
-            of ``items``; a response is scored the same alone and in any batch.
+            In the order of ``items``; a response is scored the same alone and in any batch.
 
         Raises:
             ValueError: a prompt cannot be asked about its images, or a response is longer than the backbone's context.
             ArithmeticError: a score is not finite.
         """
         scores = {name: [np.zeros((0, len(CLASS_NAMES)), np.float32) for _ in items] for name in fact_types}
+        counted = [name for name in fact_types if name in self.fact_counts]
+        facts = {name: [np.zeros((0, 2), np.float32) for _ in items] for name in counted}
         encoded = {index: encode_item(self.backbone, item) for index, item in enumerate(items) if item.segments}
         order = sorted(encoded, key=lambda index: len(encoded[index]))
         longest = len(encoded[order[-1]]) if order else 0
         if longest > self.backbone.max_length:
             raise ValueError(f"a response takes {longest} tokens, but the backbone reads {self.backbone.max_length}")
-        found: list[tuple[list[int], dict[str, Tensor]]] = []  # on the device: the next images are read meanwhile
+        # On the device: the next images are read meanwhile.
+        found: list[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]] = []
         for start in range(0, len(order), SCORING_BATCH):
             batch = order[start : start + SCORING_BATCH]
             features = self.backbone.image_features([encoded[index].prompt for index in batch])
-            logits = self.logits_of(fact_types, [encoded[index] for index in batch], features)
+            states = self.states_of(fact_types, [encoded[index] for index in batch], features)
             scaled = self.temperature_scaling
-            found.append((batch, {name: self.probabilities(name, one, scaled) for name, one in logits.items()}))
-        for batch, by_type in found:
+            probable = {name: self.probabilities(name, self.heads[name](s), scaled) for name, s in states.items()}
+            found.append((batch, probable, {name: bounded(self.fact_counts[name](states[name])) for name in counted}))
+        for batch, by_type, counts in found:
             lengths = [len(encoded[index].separators) for index in batch]
             for name, on_device in by_type.items():
                 probabilities = on_device.cpu().numpy()  # [separators, 3]
@@ -316,7 +369,13 @@ class RewardModel(nn.Module):
                     probabilities = _at_last_segments(probabilities, lengths)
                 for index, part in zip(batch, np.split(probabilities, np.cumsum(lengths)[:-1]), strict=True):
                     scores[name][index] = part
-        return scores
+            for name, estimates in counts.items():
+                numbers = estimates.cpu().numpy()  # [separators, 2]
+                if not np.isfinite(numbers).all():
+                    raise ArithmeticError(f"the {name} reward model gave a number of facts that is not finite")
+                for index, part in zip(batch, np.split(numbers, np.cumsum(lengths)[:-1]), strict=True):
+                    facts[name][index] = part
+        return Judged(scores, facts)
 
     def probabilities(self, head: str, logits: Tensor, scaled: bool = False) -> Tensor:
         """Turn a head's logits into probabilities under the labels' own balance.

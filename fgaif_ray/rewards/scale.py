@@ -14,15 +14,17 @@ TRL has it, each reward by itself, over a group.)
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
 from fgaif_ray.records import CLASS_NAMES, NOVELTY_TYPE
-from fgaif_ray.rewards.composition import RewardOptions, segment_rewards
+from fgaif_ray.rewards.composition import RewardOptions, reward_segments
 from fgaif_ray.vlm.group import LearnerGroup
 
+Verdicts = Sequence[Sequence[Sequence[float]]]
 ScaleKind = Literal["running_std", "running_rms"]
 
 LEAST_DEVIATION: Final = 0.2
@@ -30,19 +32,25 @@ LEAST_DEVIATION: Final = 0.2
 five times what its weight says, however rare it is, or however alike its rewards are."""
 
 
-def moments(verdicts: Iterable[Sequence[Sequence[Sequence[float]]]], options: RewardOptions) -> Tensor:
+def moments(verdicts: Iterable[Verdicts], options: RewardOptions, facts: Iterable[Verdicts] = ()) -> Tensor:
     """Return count, sum and sum of squares of the segments' rewards by type, before weights, ``[types, 3]`` float64.
 
     Args:
         verdicts: ``[segments, types, classes]`` probabilities of each response whose reward is available.
         options: how they become rewards; of its weights only that of novelty matters.
+        facts: ``[segments, types, 2]`` of the same responses, where facts are paid.
     """
     before = {name: weight if name == NOVELTY_TYPE else 1.0 for name, weight in options.weights.items()}
-    segments = [segment for response in verdicts for segment in response]
-    shape = (len(segments), len(before), len(CLASS_NAMES))
-    rewards = segment_rewards(torch.tensor(segments, dtype=torch.float64).reshape(shape), before, options.value)
-    count = torch.full((len(before),), float(len(segments)), dtype=torch.float64)
+    probabilities = _joined(verdicts, len(before), len(CLASS_NAMES))  # [segments, types, classes]
+    counts = _joined(facts, len(before), 2)  # [segments, types, 2]
+    rewards = reward_segments(probabilities, replace(options, weights=before), counts)  # [segments, types]
+    count = torch.full((len(before),), float(len(rewards)), dtype=torch.float64)
     return torch.stack([count, rewards.sum(0), rewards.square().sum(0)], dim=1)
+
+
+def _joined(responses: Iterable[Verdicts], types: int, numbers: int) -> Tensor:
+    segments = [segment for response in responses for segment in response]
+    return torch.tensor(segments, dtype=torch.float64).reshape(len(segments), types, numbers)
 
 
 class RunningScale:

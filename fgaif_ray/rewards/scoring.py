@@ -10,7 +10,7 @@ import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -22,12 +22,12 @@ from fgaif_ray.errors import ItemError, NonFiniteScoreError
 from fgaif_ray.images import decode_image
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import fingerprint
-from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, segment_rewards
+from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward_segments
 from fgaif_ray.segments import Decoder, Span, segment_token_ends, split_segments, token_offsets
 from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, ScoredResponse, SegmentReward
 
 if TYPE_CHECKING:
-    from fgaif_ray.rewards.model import ScoringItem
+    from fgaif_ray.rewards.model import Judged, ScoringItem
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 TypeProbabilities = dict[str, NDArray[np.float32]]
 """Fact type -> `[segments, classes]`."""
+TypeFacts = dict[str, NDArray[np.float32]]
+"""Fact type -> `[segments, 2]` expected facts, and false ones where one is; types that are not counted are missing."""
 
 
 class Tokenizer(Decoder, Protocol):
@@ -142,6 +144,7 @@ class ResponseVerdicts:
     probabilities: TypeProbabilities
     model_version: str
     """Of the models that gave the probabilities."""
+    facts: TypeFacts = field(default_factory=dict)
 
 
 def compose_response(
@@ -150,6 +153,7 @@ def compose_response(
     ends: Sequence[int] | None,
     options: RewardOptions,
     model_version: str,
+    facts: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> ScoredResponse:
     """Join verdicts and segments to the dense reward of a response.
 
@@ -159,13 +163,14 @@ def compose_response(
         ends: `token_ends` of the response.
         options: weights and choices. The missing-EOS penalty is the trainer's: no finish reason is known here.
         model_version: of the models that gave the probabilities.
+        facts: `[segments, 2]` of each fact type, where facts are paid.
 
     Raises:
-        ValueError: probabilities are not finite or of another shape.
+        ValueError: probabilities are not finite or of another shape, or facts are paid and not counted.
     """
-    stacked = np.stack([probabilities[fact_type] for fact_type in options.types], axis=1)  # [segments, types, classes]
-    tensor = torch.from_numpy(np.ascontiguousarray(stacked))
-    per_type = segment_rewards(tensor, options.weights, options.value)  # [segments, types]
+    tensor = stacked(probabilities, options.types)  # [segments, types, classes]
+    counts = stacked(facts, options.types) if facts else None  # [segments, types, 2]
+    per_type = reward_segments(tensor, options, counts)  # [segments, types]
     totals = per_type.sum(dim=1).tolist()
     triples = {fact_type: probabilities[fact_type].tolist() for fact_type in options.types}
     segments = [
@@ -176,6 +181,7 @@ def compose_response(
             probabilities={fact_type: triples[fact_type][index] for fact_type in options.types},
             rewards=dict(zip(options.types, values, strict=True)),
             reward=totals[index],
+            facts={name: tuple(numbers[index].tolist()) for name, numbers in facts.items()} if facts else None,
         )
         for index, (span, values) in enumerate(zip(response.spans, per_type.tolist(), strict=True))
     ]
@@ -183,7 +189,9 @@ def compose_response(
     if ends is not None and response.token_ids is not None:
         length = len(response.token_ids)
         places = torch.tensor(ends, dtype=torch.int64)  # [segments]
-        per_token = compose_rewards(tensor, places, length, "stop", options).per_token.tolist() if length else []
+        per_token = (
+            compose_rewards(tensor, places, length, "stop", options, counts).per_token.tolist() if length else []
+        )
     return ScoredResponse(
         response=response.text,
         segments=segments,
@@ -191,6 +199,11 @@ def compose_response(
         token_rewards=per_token,
         model_version=model_version,
     )
+
+
+def stacked(by_type: Mapping[str, NDArray[np.float32]], types: Sequence[str]) -> torch.Tensor:
+    """Join arrays by type, ``[segments, ...]`` each, to one ``[segments, types, ...]``."""
+    return torch.from_numpy(np.stack([by_type[name] for name in types], axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +240,18 @@ def make_batch(items: Sequence[tuple[Sequence[bytes], str, list[str]]]) -> Scori
 class Scorer(Protocol):
     """`fgaif_ray.rewards.model.RewardModel`, as far as it is needed here."""
 
-    def score_types(
-        self, fact_types: Sequence[str], items: "Sequence[ScoringItem]"
-    ) -> dict[str, list[NDArray[np.float32]]]: ...
+    def judge(self, fact_types: Sequence[str], items: "Sequence[ScoringItem]") -> "Judged": ...
 
 
-ScoringOutcome = TypeProbabilities | ItemError
+@dataclass(frozen=True, slots=True)
+class ItemVerdicts:
+    """Verdicts of several reward models on one item."""
+
+    probabilities: TypeProbabilities
+    facts: TypeFacts = field(default_factory=dict)
+
+
+ScoringOutcome = ItemVerdicts | ItemError
 """The outcome of one item."""
 
 
@@ -251,13 +270,13 @@ def merge_verdicts(parts: Sequence[ScoredBatch]) -> ScoredBatch:
     versions = {fact_type: version for part in parts for fact_type, version in part.versions.items()}
     outcomes: list[ScoringOutcome] = []
     for row in zip(*(part.outcomes for part in parts), strict=True):
-        merged: TypeProbabilities = {}
+        merged = ItemVerdicts({})
         failed: ItemError | None = None
         for outcome in row:
             if isinstance(outcome, ItemError):
                 failed = outcome
             else:
-                merged |= outcome
+                merged = ItemVerdicts(merged.probabilities | outcome.probabilities, merged.facts | outcome.facts)
         outcomes.append(failed or merged)
     return ScoredBatch(versions, outcomes)
 
@@ -275,7 +294,7 @@ def score_batches(
     An item that the model refuses fails alone: if the pass over all items fails, each is scored by itself.
 
     Returns:
-        For each batch, for each item, the probabilities by fact type or why there are none.
+        For each batch, for each item, the verdicts by fact type or why there are none.
     """
     from fgaif_ray.rewards.model import ScoringItem
 
@@ -309,7 +328,7 @@ def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringI
     if not items:
         return []
     try:
-        scores = model.score_types(fact_types, items)
+        found = model.judge(fact_types, items)
     except (ValueError, ArithmeticError, RuntimeError) as error:
         if len(items) > 1:
             return [outcome for item in items for outcome in _score_items(model, fact_types, [item])]
@@ -320,7 +339,12 @@ def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringI
             message = "the reward model gave this item a score that is not a number"
             return [NonFiniteScoreError("scoring_failed", message)]
         return [ItemError("scoring_failed", "the reward model failed on this item")]
-    return [{fact_type: scores[fact_type][index] for fact_type in fact_types} for index in range(len(items))]
+    return [
+        ItemVerdicts(
+            *({name: rows[index] for name, rows in part.items()} for part in (found.probabilities, found.facts))
+        )
+        for index in range(len(items))
+    ]
 
 
 def probe_batch() -> ScoringBatch:

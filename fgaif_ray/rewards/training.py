@@ -21,10 +21,11 @@ from torch import Tensor, distributed, nn
 
 from fgaif_ray.config import RewardsConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import CLASS_NAMES
+from fgaif_ray.records import CLASS_NAMES, CONSISTENT, HALLUCINATED
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
 from fgaif_ray.rewards.class_balance import loss_weights
 from fgaif_ray.rewards.data import Example, FeatureCache, RewardData, make_batches
+from fgaif_ray.rewards.fact_counts import TARGETS, Moments, fit_readout
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, RewardTask
 from fgaif_ray.rewards.metrics import held_out_figures, negative_log_likelihood
 from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel
@@ -144,6 +145,8 @@ def train_reward_model(
         head: held_out_figures(state.best_probabilities[head], held_out[head].truth, held_out[head].images)
         for head in task.heads
     }
+    if options.fact_counts:
+        _count_facts(model, task.heads, train, data.validation, features, found)
     for head, figures in found.items():
         model.temperatures[head] = figures["temperature"]
         figures["class_weights"] = dict(zip(CLASS_NAMES, weights[head].tolist(), strict=True))
@@ -188,6 +191,46 @@ def predict_heads(
     for values in result.values():
         _sum_over_workers(values)
     return {head: values.cpu().numpy() for head, values in result.items()}
+
+
+def _count_facts(
+    model: RewardModel,
+    heads: Sequence[str],
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    features: FeatureCache,
+    figures: Mapping[str, dict[str, Any]],
+) -> None:
+    """Give the heads readouts of facts, on all workers, and their metrics what these are worth."""
+    seen, held_out = (_fact_moments(model, heads, part, features) for part in (train, validation))
+    for head in heads:
+        weights, figures[head]["fact_counts"] = fit_readout(seen[head], held_out[head])
+        model.set_fact_counts(head, weights)
+
+
+@torch.no_grad()
+def _fact_moments(
+    model: RewardModel, heads: Sequence[str], examples: Sequence[Example], features: FeatureCache
+) -> dict[str, dict[str, Moments]]:
+    """Sum the states of segments with facts over all workers, by head and by what is counted."""
+    hidden, device = model.backbone.hidden_size, model.backbone.device
+    found = {head: {target: Moments.empty(hidden, device) for target in TARGETS} for head in heads}
+    order = sorted(range(len(examples)), key=lambda index: examples[index].length)
+    rank, workers = _worker()
+    for start in range(rank * SCORING_BATCH, len(order), workers * SCORING_BATCH):
+        batch = [examples[index] for index in order[start : start + SCORING_BATCH]]
+        images = features([example.images for example in batch])
+        for head, states in model.states_of(heads, [example.encoded for example in batch], images).items():
+            labels = torch.tensor([label for example in batch for label in example.labels_of(head)], device=device)
+            counts = torch.tensor([facts for example in batch for facts in example.facts_of(head)], device=device)
+            false = labels == HALLUCINATED  # [segments]
+            for target, column, chosen in zip(TARGETS, (0, 1), ((labels == CONSISTENT) | false, false), strict=True):
+                found[head][target].add(states[chosen], counts[chosen, column])
+    for by_target in found.values():
+        for moments in by_target.values():
+            for sums in (moments.outer, moments.cross, moments.square):
+                _sum_over_workers(sums)
+    return found
 
 
 def _held_out(examples: Sequence[Example], head: str) -> _HeldOut:

@@ -89,6 +89,7 @@ def read_lines(uri: str) -> list[dict[str, Any]]:
 
 def _sample(step: int, trajectory: Trajectory, types: Sequence[str]) -> dict[str, Any]:
     probabilities, rewards = trajectory.class_probabilities or (), trajectory.per_type_rewards or ()
+    facts = trajectory.fact_counts or [None] * len(probabilities)
     segments = [
         {
             "start": start,
@@ -97,9 +98,10 @@ def _sample(step: int, trajectory: Trajectory, types: Sequence[str]) -> dict[str
             "token_end": token_end,
             "probabilities": dict(zip(types, map(list, classes), strict=True)),
             "rewards": dict(zip(types, earned, strict=True)),
+            **({} if counts is None else {"facts": dict(zip(types, map(list, counts), strict=True))}),
         }
-        for (start, end), token_end, classes, earned in zip(
-            trajectory.segment_spans, trajectory.token_ends, probabilities, rewards, strict=False
+        for (start, end), token_end, classes, earned, counts in zip(
+            trajectory.segment_spans, trajectory.token_ends, probabilities, rewards, facts, strict=False
         )
     ]
     return {

@@ -47,6 +47,8 @@ class Trajectory(ImageRow):
     """`[segments]` index in `token_ids` of each segment's last token."""
     class_probabilities: tuple[tuple[tuple[float, ...], ...], ...] | None = None
     """`[segments, types, classes]`; None where the reward is unavailable."""
+    fact_counts: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+    """`[segments, types, 2]` expected facts, and false ones where one is; None where they are not counted."""
     per_type_rewards: tuple[tuple[float, ...], ...] | None = None
     """`[segments, types]` weighted; None until rewarded."""
     token_rewards: tuple[float, ...] | None = None
@@ -62,6 +64,7 @@ class Trajectory(ImageRow):
             ("behaviour_log_probs", self.behaviour_log_probs, tokens),
             ("token_ends", self.token_ends, segments),
             ("class_probabilities", self.class_probabilities, segments),
+            ("fact_counts", self.fact_counts, segments),
             ("per_type_rewards", self.per_type_rewards, segments),
             ("token_rewards", self.token_rewards, tokens),
         ]
@@ -78,12 +81,22 @@ class Trajectory(ImageRow):
 
 
 def reward_trajectory(
-    trajectory: Trajectory, probabilities: Sequence[Sequence[Sequence[float]]], options: RewardOptions
+    trajectory: Trajectory,
+    probabilities: Sequence[Sequence[Sequence[float]]],
+    options: RewardOptions,
+    facts: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> Trajectory:
-    """Return the trajectory with its class probabilities `[segments, types, classes]` and the rewards made of them.
+    """Return the trajectory with its verdicts and the rewards made of them.
+
+    Args:
+        trajectory: without rewards.
+        probabilities: `[segments, types, classes]`.
+        options: how rewards are made.
+        facts: `[segments, types, 2]`, see `fgaif_ray.rewards.fact_counts`; None where they are not counted.
 
     Raises:
-        ValueError: the probabilities do not fit the trajectory's segments or are not finite.
+        ValueError: the probabilities do not fit the trajectory's segments or are not finite, or facts are paid and not
+            counted.
     """
     # A response without segments would lose its last two dimensions on the way through lists.
     shape = (len(probabilities), len(options.types), len(CLASS_NAMES))
@@ -94,10 +107,12 @@ def reward_trajectory(
         len(trajectory.token_ids),
         trajectory.finish_reason,
         options,
+        None if facts is None else torch.tensor(facts, dtype=torch.float64).reshape(*shape[:2], 2),
     )
     return replace(
         trajectory,
         class_probabilities=tuple(tuple(map(tuple, types)) for types in probabilities),
+        fact_counts=None if facts is None else tuple(tuple(map(tuple, types)) for types in facts),
         per_type_rewards=tuple(map(tuple, composed.per_type.tolist())),
         token_rewards=tuple(composed.per_token.tolist()),
         reward_failure=None,
@@ -106,7 +121,7 @@ def reward_trajectory(
 
 def facts_per_response(trajectories: Sequence[Trajectory], types: Sequence[str] = FACT_TYPES) -> float:
     """Return the mean number of segment and type pairs that hold a fact (most probable class not absent), by the
-    reward models.
+    reward models, or of facts in them where these are counted.
 
     It stands for coverage while training: a policy that says less loses facts. Novelty is no fact. Over rewarded
     trajectories; NaN where there are none.
@@ -118,12 +133,13 @@ def facts_per_response(trajectories: Sequence[Trajectory], types: Sequence[str] 
     facts = [place for place, name in enumerate(types) if name != NOVELTY_TYPE]
     counts = [
         sum(
-            max(range(len(CLASS_NAMES)), key=verdicts[place].__getitem__) != ABSENT
-            for verdicts in segments
+            1.0 if one.fact_counts is None else one.fact_counts[row][place][0]
+            for row, verdicts in enumerate(one.class_probabilities)
             for place in facts
+            if max(range(len(CLASS_NAMES)), key=verdicts[place].__getitem__) != ABSENT
         )
-        for segments in (trajectory.class_probabilities for trajectory in trajectories)
-        if segments is not None
+        for one in trajectories
+        if one.class_probabilities is not None
     ]
     return sum(counts) / len(counts) if counts else math.nan
 

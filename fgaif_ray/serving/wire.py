@@ -118,6 +118,8 @@ class SegmentReward(ResponseModel):
     """Weighted reward by fact type."""
     reward: FiniteFloat
     """Their sum."""
+    facts: dict[str, tuple[FiniteFloat, FiniteFloat]] | None = None
+    """Expected facts, and false ones where one is, by fact type; left out where they are not counted."""
 
     def __getattr__(self, name: str) -> Any:
         probabilities = self.__dict__.get("probabilities", {})
@@ -144,7 +146,7 @@ class SegmentReward(ResponseModel):
         spread: dict[str, Any] = {}
         for name, value in serialise(self).items():
             spread |= value if name == "probabilities" else {name: value}
-        return spread
+        return spread if self.facts is not None else {name: spread[name] for name in spread if name != "facts"}
 
 
 def spread_types(schema: dict[str, Any], types: Sequence[str]) -> None:
@@ -203,6 +205,7 @@ class ModelList(ResponseModel):
     temperature_scaling: bool = False
     weights: dict[str, float]
     value: str
+    unit: str = "segment"
     granularity: str = "segment"
     normalise_by_segments: bool = False
 

@@ -74,10 +74,10 @@ ALIGN_PLACEMENT: Final = frozenset(
     | {"checkpoint_every", "tracking", "guards"}  # a run that a guard has stopped goes on
 )
 """Settings of ``align`` that do not change the policy."""
-REWARDS_LATER: Final = ("planted_share",)
+REWARDS_LATER: Final = ("planted_share", "fact_counts")
 ALIGN_LATER: Final = ("algorithm",)
 PPO_LATER: Final = ("clip_high", "ratio", "critic_warmup_steps", "target_kl", "loss_normalisation")
-REWARD_LATER: Final = ("truncated", "scale", "scale_steps")
+REWARD_LATER: Final = ("truncated", "scale", "scale_steps", "unit")
 """Settings of ``rewards``, ``align``, ``align.ppo`` and ``align.reward`` that came after runs had been made: at their
 defaults they do not count."""
 
@@ -270,9 +270,8 @@ def rewards(config: Config, of_feedback: str | None = None) -> Stage:
     Raises:
         UserError: the responses have not been labelled.
     """
-    settings = config.rewards.model_dump(
-        mode="json", exclude={*REWARD_PLACEMENT, *at_default(config.rewards, REWARDS_LATER)}
-    )
+    left_out = {*REWARD_PLACEMENT, *at_default(config.rewards, REWARDS_LATER)}
+    settings = config.rewards.model_dump(mode="json", exclude=left_out)
     source = of_feedback or _fingerprint_of(config, FEEDBACK)
     types = label_key(config.run.types)
     return Stage(config.run.dir, REWARDS, fingerprint("rewards-2", settings, config.run.seed, source, *types))

@@ -18,7 +18,7 @@ from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, EvaluationAnswer, Evaluati
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.examples import choose_examples
 from fgaif_ray.rewards.metrics import held_out_figures, scale_probabilities
-from fgaif_ray.rewards.model import ScoringItem
+from fgaif_ray.rewards.model import Judged, ScoringItem
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS, NO_ERRORS, POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.oracle import label_claims, read_claims
 from fgaif_ray.shapes.render import render
@@ -35,9 +35,7 @@ class NoisyTruth:
         self._scenes = scenes
         self._generator = np.random.default_rng(0)
 
-    def score_types(
-        self, fact_types: Sequence[str], items: Sequence[ScoringItem]
-    ) -> dict[str, list[NDArray[np.float32]]]:
+    def judge(self, fact_types: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
         scores: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in fact_types}
         for item in items:
             text, spans = "", []
@@ -52,7 +50,7 @@ class NoisyTruth:
                     logits[row, found[kind]] += 4
                 shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
                 scores[kind].append(shares.astype(np.float32))
-        return scores
+        return Judged(scores, {})
 
 
 def publish(

@@ -21,8 +21,8 @@ from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.examples import AnswerPair, judge_examples, pair_answers
 from fgaif_ray.rewards import data as reward_data
-from fgaif_ray.rewards.model import ScoringItem
-from fgaif_ray.rewards.scoring import make_batch, score_batches
+from fgaif_ray.rewards.model import Judged, ScoringItem
+from fgaif_ray.rewards.scoring import ItemVerdicts, make_batch, score_batches
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
 BUDGET = PixelBudget(max=900)
@@ -59,9 +59,10 @@ class Watching:
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
 
-    def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> dict[str, list[Any]]:
+    def judge(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
         self.sizes += [image.size for item in items for image in item.images]
-        return {kind: [np.array([[0.0, 1.0, 0.0]] * len(item.segments)) for item in items] for kind in kinds}
+        scores = [np.array([[0.0, 1.0, 0.0]] * len(item.segments), np.float32) for item in items]
+        return Judged(dict.fromkeys(kinds, scores), {})
 
 
 def test_training_reads_reduced_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +98,9 @@ def test_the_service_scores_like_the_model_on_reduced_images(tmp_path: Path, mon
     [[scored]] = RewardScorer(settings)._score_now([batch])
     item = ScoringItem([decode_image(picture(), BUDGET)], PROMPT, ["A red circle."])
     expected = offline_model(folders).score_types(FACT_TYPES, [item])
-    assert isinstance(scored, dict)
+    assert isinstance(scored, ItemVerdicts)
     for fact_type in FACT_TYPES:
-        np.testing.assert_allclose(scored[fact_type], expected[fact_type][0], atol=1e-5)
+        np.testing.assert_allclose(scored.probabilities[fact_type], expected[fact_type][0], atol=1e-5)
 
 
 def test_a_service_with_another_budget_is_another_service(tmp_path: Path) -> None:

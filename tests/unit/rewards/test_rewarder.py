@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from ray import serve
 from support.local_gateway import TOKEN, WEIGHTS, LocalScorer, local_gateway, served
 from support.reward_helpers import RESPONSE
@@ -51,7 +54,9 @@ def asked(gateway: RewardGateway, monkeypatch: pytest.MonkeyPatch) -> tuple[list
     return items, Rewarder("rewards", 60.0, len(items)).score(items)
 
 
-def rewarded(item: dict[str, Any], verdicts: TypeVerdicts, probabilities: Sequence[Any]) -> Trajectory:
+def rewarded(
+    item: dict[str, Any], verdicts: TypeVerdicts, probabilities: Sequence[Any], options: RewardOptions = OPTIONS
+) -> Trajectory:
     trajectory = Trajectory(
         sample_id="a",
         image="a.png",
@@ -64,7 +69,7 @@ def rewarded(item: dict[str, Any], verdicts: TypeVerdicts, probabilities: Sequen
         segment_spans=verdicts.spans,
         token_ends=verdicts.token_ends,
     )
-    return reward_trajectory(trajectory, probabilities, OPTIONS)
+    return reward_trajectory(trajectory, probabilities, options, verdicts.facts)
 
 
 def test_the_learner_gets_the_very_verdicts_that_http_clients_get(
@@ -104,3 +109,24 @@ def test_what_cannot_be_scored_is_refused_and_the_others_are_not(
     items[1]["response_token_ids"] = [len(TOKENIZER)]
     verdicts = Rewarder("rewards", 60.0, 3).score(items)
     assert [verdict.refused for verdict in verdicts] == [False, True, False]
+
+
+def test_the_learner_gets_counts_of_facts_in_the_order_of_its_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = LocalScorer(tmp_path)
+    for place, name in enumerate(FACT_TYPES):
+        weights = {"weight": torch.zeros(2, scorer.model.backbone.hidden_size), "bias": torch.tensor([place + 2.0, 2])}
+        scorer.model.set_fact_counts(name, weights)
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: Handle(local_gateway(scorer, RewardOptions())))
+    [item] = handle_items([RESPONSE])
+    [verdict] = Rewarder("rewards", 60.0, 4, FACT_TYPES[::-1]).score([item])
+    assert verdict.facts is not None and set(verdict.facts) == {((4.0, 2.0), (3.0, 2.0), (2.0, 2.0))}
+    options = RewardOptions(weights=dict.fromkeys(FACT_TYPES[::-1], 1.0), unit="fact")
+    assert verdict.probabilities is not None
+    earned = rewarded(item, verdict, verdict.probabilities, options).per_type_rewards
+    expected = [
+        [true * facts + false * (facts - 4) for (_, true, false), facts in zip(segment, (4, 3, 2), strict=True)]
+        for segment in verdict.probabilities
+    ]
+    np.testing.assert_allclose(earned, expected, rtol=1e-6)

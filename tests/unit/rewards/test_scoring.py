@@ -18,6 +18,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions, RewardValue
 from fgaif_ray.rewards.model import RewardModel, ScoringItem
 from fgaif_ray.rewards.scoring import (
+    ItemVerdicts,
     ScoredBatch,
     combined_version,
     compose_response,
@@ -243,7 +244,7 @@ def test_scores_are_those_of_the_model_whatever_the_batches(model: RewardModel) 
         item = ScoringItem([Image.open(io.BytesIO(data)).convert("RGB")], prompt, segments)
         for fact_type in FACT_TYPES:
             [expected] = model.score(fact_type, [item])
-            np.testing.assert_allclose(outcome[fact_type], expected, atol=1e-5)
+            np.testing.assert_allclose(outcome.probabilities[fact_type], expected, atol=1e-5)
 
 
 def test_an_item_that_cannot_be_scored_fails_alone(model: RewardModel) -> None:
@@ -275,9 +276,9 @@ def test_all_images_of_an_item_are_seen_in_order(model: RewardModel) -> None:
     both, swapped, first = score_batches(model, FACT_TYPES, [batch])[0]
     shown = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
     [expected] = model.score("existence", [ScoringItem(shown, prompt, segments)])
-    np.testing.assert_allclose(both["existence"], expected, atol=1e-5)
-    assert not np.allclose(both["existence"], swapped["existence"], atol=1e-3)
-    assert not np.allclose(both["existence"], first["existence"], atol=1e-3)
+    np.testing.assert_allclose(both.probabilities["existence"], expected, atol=1e-5)
+    assert not np.allclose(both.probabilities["existence"], swapped.probabilities["existence"], atol=1e-3)
+    assert not np.allclose(both.probabilities["existence"], first.probabilities["existence"], atol=1e-3)
 
 
 def test_a_prompt_with_other_places_than_images_is_not_scored(model: RewardModel) -> None:
@@ -288,19 +289,22 @@ def test_a_prompt_with_other_places_than_images_is_not_scored(model: RewardModel
 
 def test_the_probe_can_be_scored(model: RewardModel) -> None:
     [[outcome]] = score_batches(model, FACT_TYPES, [probe_batch()])
-    assert isinstance(outcome, dict) and {values.shape for values in outcome.values()} == {(1, 3)}
+    assert isinstance(outcome, ItemVerdicts)
+    assert {values.shape for values in outcome.probabilities.values()} == {(1, 3)}
 
 
 def test_an_item_that_one_model_cannot_score_has_no_verdict() -> None:
-    values = np.zeros((1, 3), np.float32)
+    values, counts = np.zeros((1, 3), np.float32), np.ones((1, 2), np.float32)
     merged = merge_verdicts(
         [
-            ScoredBatch({"a": "1"}, [{"a": values}, {"a": values}]),
-            ScoredBatch({"b": "2"}, [{"b": values}, ItemError("x", "y")]),
+            ScoredBatch({"a": "1"}, [ItemVerdicts({"a": values}), ItemVerdicts({"a": values})]),
+            ScoredBatch({"b": "2"}, [ItemVerdicts({"b": values}, {"b": counts}), ItemError("x", "y")]),
         ]
     )
     assert merged.versions == {"a": "1", "b": "2"}
-    assert set(merged.outcomes[0]) == {"a", "b"} and isinstance(merged.outcomes[1], ItemError)
+    both, failed = merged.outcomes
+    assert isinstance(both, ItemVerdicts) and isinstance(failed, ItemError)
+    assert set(both.probabilities) == {"a", "b"} and set(both.facts) == {"b"}
 
 
 def test_the_combined_version_changes_with_any_model() -> None:
