@@ -218,6 +218,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
             weights=config.align.reward.weights,
             value=config.align.reward.value,
             unit=config.align.reward.unit,
+            false_cost=config.align.reward.false_cost,
             granularity=config.align.reward.granularity,
             normalise_by_segments=config.align.reward.normalise_by_segments,
         ),
@@ -254,6 +255,7 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
         granularity=config.align.reward.granularity,
         normalise_by_segments=config.align.reward.normalise_by_segments,
         unit=config.align.reward.unit,
+        false_cost=config.align.reward.false_cost,
     )
 
 

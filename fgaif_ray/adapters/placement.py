@@ -24,6 +24,7 @@ def service_options(models: ModelList) -> RewardOptions:
         weights=models.weights,
         value="argmax" if models.value == "argmax" else "expected",
         unit="fact" if models.unit == "fact" else "segment",
+        false_cost=models.false_cost,
         granularity="response" if models.granularity == "response" else "segment",
         normalise_by_segments=models.normalise_by_segments,
     )

@@ -69,6 +69,9 @@ class RewardComposition(Section):
     unit: Literal["segment", "fact"] = "segment"
     """What a verdict is paid for: the ``segment``, however many facts it states, or each ``fact`` of the type in it, as
     reward models with ``rewards.fact_counts`` estimate their number (see ``fgaif_ray.rewards.fact_counts``)."""
+    false_cost: float = Field(default=1.0, ge=0)
+    """What a false statement costs, in units of what a true one earns. A statement pays where its probability to be
+    true is above ``false_cost / (1 + false_cost)``: a half, two thirds at 2."""
     granularity: Literal["segment", "response"] = "segment"
     """``response`` pays the sum of the segments' rewards once, at the last token."""
     normalise_by_segments: bool = False

@@ -248,7 +248,7 @@ def _scores(outcome: ItemVerdicts, reward: RewardComposition) -> list[tuple[dict
     types = tuple(reward.weights)
     classes = stacked(outcome.probabilities, types)  # [segments, types, classes]
     facts = stacked(outcome.facts, types) if reward.unit == "fact" else None  # [segments, types, 2]
-    earned = segment_rewards(classes, reward.weights, reward.value, facts)  # [segments, types]
+    earned = segment_rewards(classes, reward.weights, reward.value, facts, reward.false_cost)  # [segments, types]
     return [
         (dict(zip(types, triples, strict=True)), dict(zip(types, rewards, strict=True)))
         for triples, rewards in zip(classes.tolist(), earned.tolist(), strict=True)

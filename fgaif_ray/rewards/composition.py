@@ -40,6 +40,9 @@ class RewardOptions:
     """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""
     unit: RewardUnit = "segment"
     """``segment`` pays a verdict once; ``fact`` for each fact of its type, which takes estimates of their number."""
+    false_cost: float = 1.0
+    """What a false statement costs, in units of what a true one earns; at least 0. A statement pays where its
+    probability to be true is above `false_cost / (1 + false_cost)`."""
     granularity: Granularity = "segment"
     """`segment` pays at each segment end; `response` the same sum once, at the last token."""
     normalise_by_segments: bool = False
@@ -66,6 +69,8 @@ class RewardOptions:
             raise ValueError(f"unit must be 'segment' or 'fact', not {self.unit!r}")
         if self.granularity not in ("segment", "response"):
             raise ValueError(f"granularity must be 'segment' or 'response', not {self.granularity!r}")
+        if not self.false_cost >= 0:
+            raise ValueError(f"false_cost must be at least 0, not {self.false_cost}")
         if not self.missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty must be at least 0, not {self.missing_eos_penalty}")
         if not (self.length_penalty >= 0 and self.length_target >= 0):
@@ -89,6 +94,7 @@ def segment_rewards(
     weights: Mapping[str, float],
     value: RewardValue = "expected",
     facts: Tensor | None = None,
+    false_cost: float = 1.0,
 ) -> Tensor:
     """Compute the weighted reward of each segment and fact type.
 
@@ -99,6 +105,7 @@ def segment_rewards(
         value: `argmax` gives +1 for consistent, -1 for hallucinated, 0 for absent (FGAIF);
             `expected` gives P(consistent) - P(hallucinated).
         facts: `[segments, types, 2]` expected facts, and false ones where one is, to be paid each; None pays segments.
+        false_cost: what a false statement costs, in units of what a true one earns.
 
     Returns:
         `[segments, types]`.
@@ -128,7 +135,7 @@ def segment_rewards(
         place = list(weights).index(NOVELTY_TYPE)
         true = true * (1 - scale[place] * hallucinated[:, place : place + 1])
         scale = scale.index_fill(0, torch.tensor([place], device=scale.device), 0.0)
-    return (true - false) * scale
+    return (true - false_cost * false) * scale
 
 
 def reward_segments(probabilities: Tensor, options: RewardOptions, facts: Tensor | None = None) -> Tensor:
@@ -140,7 +147,7 @@ def reward_segments(probabilities: Tensor, options: RewardOptions, facts: Tensor
     paid = facts if options.unit == "fact" else None
     if options.unit == "fact" and facts is None:
         raise ValueError("unit 'fact' needs reward models that were trained with rewards.fact_counts")
-    return segment_rewards(probabilities, options.weights, options.value, paid)
+    return segment_rewards(probabilities, options.weights, options.value, paid, options.false_cost)
 
 
 def token_rewards(segment_totals: Tensor, token_ends: Tensor, response_length: int) -> Tensor:

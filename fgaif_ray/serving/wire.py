@@ -206,6 +206,7 @@ class ModelList(ResponseModel):
     weights: dict[str, float]
     value: str
     unit: str = "segment"
+    false_cost: float = 1.0
     granularity: str = "segment"
     normalise_by_segments: bool = False
 

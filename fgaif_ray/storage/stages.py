@@ -77,7 +77,7 @@ ALIGN_PLACEMENT: Final = frozenset(
 REWARDS_LATER: Final = ("planted_share", "fact_counts")
 ALIGN_LATER: Final = ("algorithm",)
 PPO_LATER: Final = ("clip_high", "ratio", "critic_warmup_steps", "target_kl", "loss_normalisation")
-REWARD_LATER: Final = ("truncated", "scale", "scale_steps", "unit")
+REWARD_LATER: Final = ("truncated", "scale", "scale_steps", "unit", "false_cost")
 """Settings of ``rewards``, ``align``, ``align.ppo`` and ``align.reward`` that came after runs had been made: at their
 defaults they do not count."""
 

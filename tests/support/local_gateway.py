@@ -56,6 +56,7 @@ def local_gateway(
         value=options.value,
         granularity=options.granularity,
         normalise_by_segments=options.normalise_by_segments,
+        false_cost=options.false_cost,
     )
     settings = GatewaySettings(
         identity="test",

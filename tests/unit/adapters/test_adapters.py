@@ -293,7 +293,7 @@ def test_a_wrapped_generator_is_otherwise_the_one_it_wraps(url: str) -> None:
     [
         RewardOptions(weights=WEIGHTS, value="argmax"),
         RewardOptions(weights=WEIGHTS, granularity="response"),
-        RewardOptions(weights=WEIGHTS, normalise_by_segments=True),
+        RewardOptions(weights=WEIGHTS, normalise_by_segments=True, false_cost=2.0),
     ],
     ids=["argmax", "response", "normalised"],
 )

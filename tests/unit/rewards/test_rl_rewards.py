@@ -12,6 +12,7 @@ from fgaif_ray.rewards.composition import (
     RewardOptions,
     RewardValue,
     compose_rewards,
+    reward_segments,
     segment_rewards,
     token_rewards,
 )
@@ -32,6 +33,21 @@ def test_argmax_gives_plus_one_minus_one_and_zero() -> None:
 def test_expected_is_the_difference_of_probabilities() -> None:
     probabilities = torch.tensor([[[0.2, 0.5, 0.3], [0.1, 0.4, 0.5], [0.5, 0.3, 0.2]]])
     torch.testing.assert_close(segment_rewards(probabilities, ONES, "expected"), torch.tensor([[0.2, -0.1, 0.1]]))
+
+
+@pytest.mark.parametrize(("false_cost", "earned"), [(0.5, [0.35, 0.15, 0.2]), (2.0, [-0.1, -0.6, -0.1])])
+def test_a_false_statement_costs_what_it_is_said_to_cost(false_cost: float, earned: list[float]) -> None:
+    probabilities = torch.tensor([[[0.2, 0.5, 0.3], [0.1, 0.4, 0.5], [0.5, 0.3, 0.2]]])
+    options = RewardOptions(weights=ONES, false_cost=false_cost)
+    torch.testing.assert_close(reward_segments(probabilities, options), torch.tensor([earned]))
+
+
+@pytest.mark.parametrize("false_cost", [0.5, 1.0, 2.0, 3.0])
+def test_a_statement_pays_above_the_probability_that_its_cost_asks_for(false_cost: float) -> None:
+    limit = false_cost / (1 + false_cost)
+    options = RewardOptions(weights={"existence": 1.0}, false_cost=false_cost)
+    for true, pays in ((limit + 0.01, True), (limit - 0.01, False)):
+        assert bool(reward_segments(torch.tensor([[[0.0, true, 1 - true]]]), options) > 0) == pays
 
 
 def test_the_weights_name_the_types_in_the_order_of_the_probabilities() -> None:
