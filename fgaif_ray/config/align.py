@@ -238,12 +238,14 @@ class AlignConfig(Section):
             )
         if self.critic_from_reward is not None:
             raise ValueError(f"align.algorithm={self.algorithm} has no critic: leave align.critic_from_reward out")
+        if self.algorithm != "grpo":
+            return self
         if self.reward.granularity == "response" or self.reward.normalise_by_segments:
             raise ValueError(
-                f"align.algorithm={self.algorithm} credits segments: leave align.reward.granularity at segment and "
+                "align.algorithm=grpo credits segments: leave align.reward.granularity at segment and "
                 "align.reward.normalise_by_segments at false"
             )
-        if self.algorithm == "grpo" and self.reward.scale != "none":
+        if self.reward.scale != "none":
             raise ValueError(
                 "align.algorithm=grpo divides each type's rewards by their deviation in the group: leave "
                 "align.reward.scale at none"

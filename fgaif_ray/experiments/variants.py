@@ -2,23 +2,22 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config, change_config
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import fingerprint
+from fgaif_ray.records import NOVELTY_TYPE, fingerprint
 
 IMAGES_FOLDER: Final = "experiment-images"
 """Folder beside the runs of all experiments of a configuration, which share it."""
 TRUTH_ANSWERS_FILE: Final = "truth-answers.json"
 NOISE_LEVELS: Final = (0.1, 0.2, 0.4)
 DIRECTIONS: Final = ("to_hallucinated", "to_consistent")
-COARSE: Final = ("rewards.kind=coarse", "align.reward.length_penalty=0")
-"""One verdict per response. It does not grow with what is said, so there is nothing for a length term to hold back; and
-the term, set beside some seven verdicts a response, would outweigh the single one."""
+GROUP: Final = 4
+"""Responses to an image and prompt of variants that compare them, where the configuration has fewer than two."""
 AUGMENTED: Final = 0.5
 """Share of the training images that the augmented variants of ``ood`` change."""
 
@@ -90,8 +89,31 @@ _WITHOUT: Final = {
     "existence": ("wo-object", "Obj"),
     "attribute": ("wo-attribute", "Att"),
     "relation": ("wo-relation", "Rel"),
+    "novelty": ("wo-novelty", "Nov"),
 }
-"""The paper's names of the ablations by fact type, for files and for people."""
+"""The paper's names of the ablations by fact type, for files and for people; novelty is ours."""
+
+
+def _coarse(base: Config) -> tuple[str, ...]:
+    """One verdict per response.
+
+    It does not grow with what is said, so there is nothing for a length term to hold back; and the term, set beside
+    some seven verdicts a response, would outweigh the single one. It counts no facts and tells nothing of repeats.
+    """
+    plain = ("rewards.kind=coarse", "rewards.fact_counts=false", "align.reward.unit=segment")
+    novelty = ("align.reward.weights.novelty=0",) if NOVELTY_TYPE in base.run.type_names else ()
+    return (*plain, "align.reward.length_penalty=0", *novelty)
+
+
+def _algorithms(base: Config) -> list[Variant]:
+    """The other ways to credit tokens, with as many responses a step."""
+    samples = max(base.align.samples_per_prompt, GROUP)
+    settings = {"ppo": 1, "grpo": samples, "rloo": samples}
+    return [
+        Variant(name, name.upper(), (f"align.algorithm={name}", f"align.samples_per_prompt={number}"))
+        for name, number in settings.items()
+        if name != base.align.algorithm
+    ]
 
 
 def _ablation(base: Config) -> Experiment:
@@ -100,7 +122,10 @@ def _ablation(base: Config) -> Experiment:
     for kind in base.run.type_names:
         name, short = _WITHOUT.get(kind, (f"wo-{kind}", kind))
         variants.append(Variant(name, f"w/o-{short}", (*ai, f"align.reward.weights.{kind}=0")))
-    variants.append(Variant("coarse", "w-Coarse", (*ai, *COARSE)))
+    if base.align.reward.unit == "fact":
+        variants.append(Variant("per-segment", "paid per segment", (*ai, "align.reward.unit=segment")))
+    variants += [replace(one, overrides=(*ai, *one.overrides)) for one in _algorithms(base)]
+    variants.append(Variant("coarse", "w-Coarse", (*ai, *_coarse(base))))
     variants.append(Variant("coarse-sum", "w-Coarse, summed verdicts", (*ai, "align.reward.granularity=response")))
     coarse = (
         "w-Coarse trains one reward model with one verdict per response and takes no length term: one verdict does not "
@@ -172,14 +197,14 @@ def _ood(base: Config) -> Experiment:
     )
 
 
-def _unified(_base: Config) -> Experiment:
+def _unified(base: Config) -> Experiment:
     return Experiment(
         "unified",
-        "Three reward models, one with three heads, or one verdict per response: quality and cost side by side.",
+        "A reward model per type, one with all heads, or one verdict per response: quality and cost side by side.",
         (
-            Variant("separate", "three models", ("rewards.kind=separate",)),
-            Variant("multitask", "one model, three heads", ("rewards.kind=multitask",)),
-            Variant("coarse", "one verdict per response", COARSE),
+            Variant("separate", "a model per type", ("rewards.kind=separate",)),
+            Variant("multitask", "one model, all heads", ("rewards.kind=multitask",)),
+            Variant("coarse", "one verdict per response", _coarse(base)),
         ),
         (
             "One verdict per response takes no length term: it does not grow with what is said.",
@@ -190,7 +215,7 @@ def _unified(_base: Config) -> Experiment:
 
 
 def _cost(base: Config) -> Experiment:
-    coarse = [*COARSE]
+    coarse = [*_coarse(base)]
     if base.data.source == "shapes":
         note = (
             "The extractor of the embedded world reads one segment at a time, so labels cost the coarse path the "

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, NOVELTY_TYPE
 
 IGNORED: Final = -100
 """Code of a label that is not to be learnt; cross-entropy ignores it by default."""
@@ -54,12 +54,13 @@ def response_label(labels: Mapping[str, tuple[int, ...]]) -> int:
 
     One hallucinated segment of any type makes the response hallucinated, even if other labels are unknown.
     Otherwise it is unknown if any of them is; consistent if there is a fact; and absent if there is none, because a
-    response that states nothing must not be paid like one that is right.
+    response that states nothing must not be paid like one that is right. What repeats is not false: novelty does not
+    count.
 
     Args:
         labels: fact type -> ``[segments]`` class codes, or ``IGNORED``.
     """
-    codes = {code for of_type in labels.values() for code in of_type}
+    codes = {code for name, of_type in labels.items() if name != NOVELTY_TYPE for code in of_type}
     if HALLUCINATED in codes:
         return HALLUCINATED
     if IGNORED in codes:

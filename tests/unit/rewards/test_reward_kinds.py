@@ -106,6 +106,11 @@ def test_one_hallucinated_sub_sentence_makes_the_response_hallucinated(labels: d
     assert (label == ABSENT) == (set(codes) == {ABSENT})
 
 
+def test_a_response_that_repeats_itself_is_not_hallucinated() -> None:
+    true = dict.fromkeys(FACT_TYPES, (CONSISTENT, CONSISTENT))
+    assert response_label({**true, "novelty": (CONSISTENT, HALLUCINATED)}) == CONSISTENT
+
+
 def train_kind(data: RewardData, folder: Path, kind: str, **rewards: Any) -> dict[str, dict[str, Any]]:
     """Train into ``folder`` as the job does; returns the metrics by fact type."""
     config = job_config(folder, kind=kind, **rewards)
