@@ -1,9 +1,10 @@
 """How many facts a segment states, as the training labels tell: what pay per fact needs beside verdicts.
 
 A verdict says of a segment that it has facts of a type, and whether one of them is false, not how many there are. Two
-readouts of a reward model's own states at the separators estimate that: the facts of the type in a segment that has
-any, and those of them that are false where one is. They are fitted after training, by ridge regression on the same
-training images, and change no verdict.
+readouts of a reward model's own states estimate that: the facts of the type in a segment that has any, and those of
+them that are false where one is. They read the sum of the states of the segment's tokens, since facts add up over what
+states them; at the separator alone a model that has learnt verdicts keeps little of numbers. They are fitted after
+training, by ridge regression on the same training images, and change no verdict.
 
     pay = P(consistent) * facts + P(hallucinated) * (facts - 2 * false)        which is P(c) - P(h) for a single fact
 

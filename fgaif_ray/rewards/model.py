@@ -7,7 +7,7 @@ the prompt and all the text up to there. Types may share an adapter, whose forwa
 them, and a head may read one class per response, at its last separator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -61,6 +61,16 @@ class Judged:
     facts: dict[str, list[NDArray[np.float32]]]
     """Per type and response ``[segments, 2]``: expected facts, and false ones where one is (see ``fact_counts``). Types
     without a readout are missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStates:
+    """What is read of the segments of a batch, float32."""
+
+    ends: Tensor
+    """``[separators, hidden]`` at the separators."""
+    sums: Tensor | None
+    """``[separators, hidden]`` summed over the tokens of each segment and its separator; None unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -279,28 +289,49 @@ class RewardModel(nn.Module):
             so on. A head that judges responses has one row for each, ``[batch, 3]``.
         """
         states = self.states_of(heads, items, features)
-        return {head: self.heads[head](state) for head, state in states.items()}
+        return {head: self.heads[head](state.ends) for head, state in states.items()}
 
     def states_of(
-        self, heads: Sequence[str], items: Sequence[EncodedItem], features: Sequence[ImageFeatures]
-    ) -> dict[str, Tensor]:
-        """Compute what heads read, in one forward pass per adapter: per head ``[separators, hidden]`` float32.
+        self,
+        heads: Sequence[str],
+        items: Sequence[EncodedItem],
+        features: Sequence[ImageFeatures],
+        summed: Collection[str] = (),
+    ) -> dict[str, SegmentStates]:
+        """Compute what heads read, in one forward pass per adapter.
 
         Args:
             heads: whose states.
             items: as in ``logits_of``.
             features: as in ``logits_of``.
+            summed: heads that read the sums over segments, too.
         """
         adapters = dict.fromkeys(self._known_adapter(head) for head in heads)
         places = {head: self._places(head, items) for head in heads}  # before the passes: a copy waits for the device
-        found: dict[str, Tensor] = {}
+        within = self._tokens_of_segments(items) if summed else None  # [tokens, 3]
+        found: dict[str, SegmentStates] = {}
         for adapter in adapters:
             hidden = self._hidden(adapter, items, features)  # [batch, tokens, hidden]
             for head in heads:
                 if self._adapter_of[head] == adapter:
                     rows, columns = places[head].unbind(dim=1)  # [separators] each
-                    found[head] = hidden[rows, columns].float()
+                    ends = hidden[rows, columns].float()
+                    sums = None
+                    if within is not None and head in summed:
+                        rows, columns, segments = within.unbind(dim=1)  # [tokens] each
+                        sums = torch.zeros_like(ends).index_add_(0, segments, hidden[rows, columns].float())
+                    found[head] = SegmentStates(ends, sums)
         return {head: found[head] for head in heads}
+
+    def _tokens_of_segments(self, items: Sequence[EncodedItem]) -> Tensor:
+        """Return row, position and number of the segment of each token of a response, ``[tokens, 3]``."""
+        found, number = [], 0
+        for row, item in enumerate(items):
+            start = len(item.prompt)
+            for separator in item.separators:
+                found += [(row, column, number) for column in range(start, separator + 1)]
+                start, number = separator + 1, number + 1
+        return torch.tensor(found, device=self.backbone.device).reshape(-1, 3)
 
     def _places(self, head: str, items: Sequence[EncodedItem]) -> Tensor:
         """Return row and position of each separator that a head reads, ``[separators, 2]``."""
@@ -355,11 +386,12 @@ class RewardModel(nn.Module):
         for start in range(0, len(order), SCORING_BATCH):
             batch = order[start : start + SCORING_BATCH]
             features = self.backbone.image_features([encoded[index].prompt for index in batch])
-            states = self.states_of(fact_types, [encoded[index] for index in batch], features)
+            states = self.states_of(fact_types, [encoded[index] for index in batch], features, counted)
             scaled = self.temperature_scaling
-            probable = {name: self.probabilities(name, self.heads[name](s), scaled) for name, s in states.items()}
-            found.append((batch, probable, {name: bounded(self.fact_counts[name](states[name])) for name in counted}))
-        for batch, by_type, counts in found:
+            probable = {name: self.probabilities(name, self.heads[name](s.ends), scaled) for name, s in states.items()}
+            counts = {name: bounded(self.fact_counts[name](states[name].sums)) for name in counted}
+            found.append((batch, probable, counts))
+        for batch, by_type, estimated in found:
             lengths = [len(encoded[index].separators) for index in batch]
             for name, on_device in by_type.items():
                 probabilities = on_device.cpu().numpy()  # [separators, 3]
@@ -369,7 +401,7 @@ class RewardModel(nn.Module):
                     probabilities = _at_last_segments(probabilities, lengths)
                 for index, part in zip(batch, np.split(probabilities, np.cumsum(lengths)[:-1]), strict=True):
                     scores[name][index] = part
-            for name, estimates in counts.items():
+            for name, estimates in estimated.items():
                 numbers = estimates.cpu().numpy()  # [separators, 2]
                 if not np.isfinite(numbers).all():
                     raise ArithmeticError(f"the {name} reward model gave a number of facts that is not finite")

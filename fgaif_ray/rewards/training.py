@@ -220,12 +220,13 @@ def _fact_moments(
     for start in range(rank * SCORING_BATCH, len(order), workers * SCORING_BATCH):
         batch = [examples[index] for index in order[start : start + SCORING_BATCH]]
         images = features([example.images for example in batch])
-        for head, states in model.states_of(heads, [example.encoded for example in batch], images).items():
+        for head, states in model.states_of(heads, [example.encoded for example in batch], images, heads).items():
+            assert states.sums is not None
             labels = torch.tensor([label for example in batch for label in example.labels_of(head)], device=device)
             counts = torch.tensor([facts for example in batch for facts in example.facts_of(head)], device=device)
             false = labels == HALLUCINATED  # [segments]
             for target, column, chosen in zip(TARGETS, (0, 1), ((labels == CONSISTENT) | false, false), strict=True):
-                found[head][target].add(states[chosen], counts[chosen, column])
+                found[head][target].add(states.sums[chosen], counts[chosen, column])
     for by_target in found.values():
         for moments in by_target.values():
             for sums in (moments.outer, moments.cross, moments.square):
