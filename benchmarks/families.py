@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from benchmarks import PAPER_SETUP
 from benchmarks.ppo import ENVIRONMENT
 from benchmarks.tiny_families import HEAD_SIZE, build_wide_family, families
 from fgaif_ray.config import Config, load_config
@@ -59,6 +60,7 @@ def configure(name: str, model: str, device: str, quick: bool) -> Config:
     return load_config(
         Path(__file__).resolve().parent.parent / "configs" / "shapes.yaml",
         [
+            *PAPER_SETUP,
             f"policy.model={model}",
             f"policy.dtype={dtype}",
             f"align.rollout.engine.dtype={dtype}",

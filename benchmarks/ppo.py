@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from benchmarks import PAPER_SETUP
 from fgaif_ray.config import Config, load_config
 
 KEYS: Final = (
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    config = load_config(options.config, [*(QUICK if options.quick else ()), *options.set])
+    config = load_config(options.config, [*PAPER_SETUP, *(QUICK if options.quick else ()), *options.set])
     figures: Figures = dict.fromkeys(KEYS)
     for part in options.only:
         alone = len(options.only) == 1

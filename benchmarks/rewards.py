@@ -31,6 +31,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks import PAPER_SETUP
 from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.serving.client import AsyncRewardClient, reward_item
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(options.config, [f"run.dir={folder}/run"])
+        config = load_config(options.config, [*PAPER_SETUP, f"run.dir={folder}/run"])
         count, rounds = (96, 1) if options.quick else (960, 3)
         figures = measure(config, count, rounds, Path(folder))
     print(json.dumps({key: round(value, 4) for key, value in figures.items()}))

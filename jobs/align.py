@@ -63,7 +63,8 @@ def run(config: Config) -> None:
     with connect(config), reward_app(config) as app_name:
         steps, done_before = train_policy(config, stage, asked, app_name, front_end.banned_token_ids)
     goodput = publish_policy(config, stage, steps, done_before, time.monotonic() - started)
-    say(f"align: {steps} PPO steps, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
+    name = config.align.algorithm.upper()
+    say(f"align: {steps} steps of {name}, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
 
 
 def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:

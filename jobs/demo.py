@@ -71,9 +71,9 @@ def plan_lines(config: Config) -> list[str]:
         ),
         ("sample", stages.RESPONSES, "the policy describes the first of them"),
         ("label", stages.FEEDBACK, "an extractor finds facts in that, a verifier judges them"),
-        ("train-rewards", stages.REWARDS, f"a reward model per fact type, at most {config.rewards.epochs} epochs"),
+        ("train-rewards", stages.REWARDS, f"reward models, at most {config.rewards.epochs} epochs"),
         ("serve-rewards", "", "online while the policy is aligned"),
-        ("align", stages.POLICY, f"{config.align.steps} PPO steps of {config.align.rollout_batch_size} responses"),
+        ("align", stages.POLICY, f"{config.align.steps} steps of {config.align.rollout_batch_size} responses"),
         ("evaluate", stages.EVALUATION, "before and after alignment"),
         ("report", stages.REPORT, "report.html"),
     )

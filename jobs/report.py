@@ -68,6 +68,7 @@ def _judge(config: Config, stage: "Stage") -> None:
         "title": config.report.title,
         "policy": config.policy.model,
         "steps": config.align.steps,
+        "algorithm": config.align.algorithm,
         "verdicts_by_truth": truth is not None,
         "temperature_scaling": config.rewards.temperature_scaling,
         "config": recorded_config(config),

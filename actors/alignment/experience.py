@@ -198,7 +198,7 @@ def _answered(
             draws.append(draw)
             rollouts.append(answer)
     if not rollouts:
-        raise UserError(f"The rollout engine takes none of the prompts of a PPO step: {refused.reason}.")
+        raise UserError(f"The rollout engine takes none of the prompts of a step: {refused.reason}.")
     return tuple(draws), tuple(rollouts)
 
 
@@ -212,7 +212,7 @@ def _readable(wanted: Sequence[Draw], budget: PixelBudget) -> tuple[tuple[Draw, 
     draws = tuple(draw for draw in wanted if all(path in opened for path in draw.images))
     if not draws:
         step = int(wanted[0].sample_id.split("-")[0]) + 1
-        raise UserError(f"None of the images of PPO step {step} can be read, {wanted[0].images[0]} for one.")
+        raise UserError(f"None of the images of step {step} can be read, {wanted[0].images[0]} for one.")
     return draws, opened
 
 

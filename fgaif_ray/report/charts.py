@@ -88,7 +88,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, below: str = "PPO step") -> Markup | None:
+def line_chart(title: str, series: Sequence[Series], *, zero: bool = False, below: str = "step") -> Markup | None:
     """Draw lines over steps: the raw values pale, their moving average bold.
 
     Args:

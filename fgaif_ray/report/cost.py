@@ -50,7 +50,7 @@ def stages(run_dir: str) -> list[dict[str, Any]]:
 
 
 def phases(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the mean seconds of the phases of a PPO step; the rest of the step is ``other``, unless phases overlap.
+    """Return the mean seconds of the phases of a step; the rest of the step is ``other``, unless phases overlap.
 
     Args:
         steps: the lines of ``metrics.jsonl``.
@@ -103,7 +103,7 @@ def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, A
         pairs.append(("responses labelled", show_count(labels["rows"])))
         pairs.append(("facts verified", show_count(sum((labels.get("facts") or {}).values()))))
     if steps:
-        pairs.append(("PPO steps", show_count(len(steps))))
+        pairs.append(("Steps of alignment", show_count(len(steps))))
     for name, key in (("responses", "count/responses"), ("tokens", "count/tokens")):
         total = sum(line.get(key) or 0 for line in steps)
         if total:

@@ -100,7 +100,7 @@ def training_charts(folder: str, types: Sequence[str] = FACT_TYPES) -> list[dict
         ]
         legend = _legend(series)
         said = "; ".join(f"{line['name']} {line['ends']}" for line in legend)
-        chart = line_chart(f"{panel.title}, {panel.unit}, over PPO steps: {said}", series, zero=True)
+        chart = line_chart(f"{panel.title}, {panel.unit}, over steps: {said}", series, zero=True)
         if chart is not None:
             charts.append(
                 {"title": panel.title, "unit": panel.unit, "minor": panel.minor, "chart": chart, "legend": legend}

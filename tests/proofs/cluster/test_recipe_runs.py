@@ -47,4 +47,4 @@ def test_a_recipe_goes_through_every_stage(recipe: Recipe, tmp_path: Path) -> No
     assert finished.code == 0, finished.output[-6000:]
     assert [stage for stage in STAGES if f"== {stage}:" not in finished.output] == []
     assert (finished.folder / "report.html").exists()
-    assert "align: 1 PPO steps" in finished.output
+    assert "align: 1 steps of PPO" in finished.output

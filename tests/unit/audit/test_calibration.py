@@ -209,7 +209,7 @@ def test_a_number_stands_for_all_types() -> None:
 
 def test_a_type_without_a_threshold_has_the_plain_one() -> None:
     config = load_config("configs/shapes.yaml", ["label.verifier.threshold={relation: 0.8}"])
-    assert config.label.verifier.threshold == {"existence": 0.5, "attribute": 0.5, "relation": 0.8}
+    assert config.label.verifier.threshold == {"existence": 0.5, "attribute": 0.5, "relation": 0.8, "novelty": 0.5}
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 1.5, "high", {"relation": 0}])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import PAPER_SETUP
 from benchmarks.ppo import KEYS, QUICK
 from benchmarks.ppo_rounds import Rounds, Side, load_policy, take_turns
 from benchmarks.ppo_update import encode_captions, update_passes
@@ -22,7 +23,7 @@ TINY = (*QUICK, "align.rollout_batch_size=6", "align.ppo.minibatch_size=3", "ali
 
 @pytest.fixture(scope="module")
 def config(repository: Path) -> Config:
-    return load_config(repository / "configs/shapes.yaml", [*TINY, f"policy.model={repository}/{POLICY}"])
+    return load_config(repository / "configs/shapes.yaml", [*PAPER_SETUP, *TINY, f"policy.model={repository}/{POLICY}"])
 
 
 def test_it_prints_one_object_whatever_was_measured(repository: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import PAPER_SETUP
 from benchmarks.rewards import in_process, make_load, make_models
 from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.images import decode_image
@@ -17,7 +18,7 @@ BACKBONE = "fgaif_ray/shapes/checkpoints/policy"
 
 @pytest.fixture(scope="module")
 def config(repository: Path) -> Config:
-    return load_config(repository / "configs/shapes.yaml", [f"rewards.backbone={repository}/{BACKBONE}"])
+    return load_config(repository / "configs/shapes.yaml", [*PAPER_SETUP, f"rewards.backbone={repository}/{BACKBONE}"])
 
 
 def test_the_service_and_the_bare_models_get_the_same_responses() -> None:

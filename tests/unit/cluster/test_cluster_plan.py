@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paths import ROOT
 
+from benchmarks import PAPER_SETUP
 from fgaif_ray.cluster.node_types import ClusterFile, NodeType, matches, read_cluster_file
 from fgaif_ray.cluster.plan import plan_cluster, plan_notes, plan_table
 from fgaif_ray.config import Config, load_config
@@ -33,7 +34,7 @@ def cluster(*node_types: NodeType, max_workers: int = 10) -> ClusterFile:
 
 
 def shapes(*overrides: str) -> Config:
-    return load_config(ROOT / "configs" / "shapes.yaml", overrides)
+    return load_config(ROOT / "configs" / "shapes.yaml", [*PAPER_SETUP, *overrides])
 
 
 def placed(config: Config, on: ClusterFile) -> dict[str, dict[str, int]]:

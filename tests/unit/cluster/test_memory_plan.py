@@ -11,6 +11,7 @@ from support.official_llava import config_7b, config_13b, write_config
 from support.paths import ROOT
 from torch.optim import AdamW
 
+from benchmarks import PAPER_SETUP
 from fgaif_ray.cluster.actor_memory import GIB, RUNTIME, footprint
 from fgaif_ray.cluster.dry_run import dry_run
 from fgaif_ray.cluster.memory_plan import MemoryPlan, plan_memory
@@ -33,7 +34,7 @@ from jobs.cli import EXIT_USER_ERROR, main
 
 
 def shapes(*overrides: str) -> Config:
-    return load_config(ROOT / "configs" / "shapes.yaml", overrides)
+    return load_config(ROOT / "configs" / "shapes.yaml", [*PAPER_SETUP, *overrides])
 
 
 def sizes(config: Config, request: Any, gpu: int | None = None) -> dict[str, int | None]:
@@ -316,7 +317,7 @@ def test_without_gpus_the_table_has_no_limit(capsys: pytest.CaptureFixture[str])
     assert call_plan() == 0
     output = capsys.readouterr().out
     rows = [line for line in output.splitlines() if "weights of fgaif_ray/shapes/checkpoints/" in line]
-    assert len(rows) == 10 and all(line.split()[-1] == "none" for line in rows)
+    assert len(rows) == 8 and all(line.split()[-1] == "none" for line in rows)
     assert "warning" not in output
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from benchmarks import PAPER_SETUP
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
@@ -30,7 +31,7 @@ OVERRIDES = (
 
 @pytest.fixture
 def config(repository: Path) -> Config:
-    return load_config(repository / "configs" / "shapes.yaml", OVERRIDES)
+    return load_config(repository / "configs" / "shapes.yaml", [*PAPER_SETUP, *OVERRIDES])
 
 
 def asked_amounts(path: Path) -> list[str]:
@@ -128,13 +129,13 @@ def test_a_scaling_config_takes_what_a_trainer_asks_for(config: Config) -> None:
 
 
 def test_no_labels_are_asked_for_by_default(repository: Path) -> None:
-    plain = load_config(repository / "configs" / "shapes.yaml")
+    plain = load_config(repository / "configs" / "shapes.yaml", PAPER_SETUP)
     for requests in resources.stage_requests(plain).values():
         assert all("label_selector" not in request.options() for request in requests)
 
 
 def test_a_shared_reward_service_is_one_deployment(repository: Path) -> None:
-    shared = load_config(repository / "configs" / "shapes.yaml", ["serve.placement=shared"])
+    shared = load_config(repository / "configs" / "shapes.yaml", [*PAPER_SETUP, "serve.placement=shared"])
     assert list(resources.reward_scorers(shared)) == ["SharedReward"]
 
 

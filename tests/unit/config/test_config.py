@@ -32,7 +32,7 @@ def test_an_override_changes_one_key() -> None:
 
 def test_the_weight_of_one_fact_type_leaves_the_others() -> None:
     weights = load_config("configs/shapes.yaml", ["align.reward.weights.relation=2"]).align.reward.weights
-    assert weights == {"existence": 1, "attribute": 1, "relation": 2}
+    assert weights == {"existence": 1, "attribute": 1, "relation": 2, "novelty": 1}
 
 
 def test_the_earlier_name_of_control_items_is_taken() -> None:

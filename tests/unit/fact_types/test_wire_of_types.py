@@ -75,6 +75,6 @@ def test_a_type_that_there_is_not_is_no_attribute() -> None:
 
 def test_the_interface_names_the_types_of_the_service() -> None:
     default, own = schema_of_segments(*DEFAULT), schema_of_segments(*DEFAULT, COUNTING_TYPE)
-    assert list(default["properties"]) == default["required"]
-    assert list(default["properties"])[3:] == ["existence", "attribute", "relation", "rewards", "reward"]
+    assert list(default["properties"]) == [*default["required"], "facts"]
+    assert default["required"][3:] == ["existence", "attribute", "relation", "rewards", "reward"]
     assert own["properties"]["counting"] == default["properties"]["existence"] | {"title": "Counting"}

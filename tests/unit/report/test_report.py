@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.report_run import publish, reward_figures, write_examples, write_run
 
+from benchmarks import PAPER_SETUP
 from fgaif_ray import storage
 from fgaif_ray.config import Config, ReportConfig, RewardComposition, load_config
 from fgaif_ray.errors import UserError
@@ -301,6 +302,7 @@ def configure(repository: Path, folder: Path) -> Config:
     return load_config(
         repository / "configs" / "shapes.yaml",
         [
+            *PAPER_SETUP,
             f"run.dir={folder}",
             f"rewards.backbone={checkpoint}",
             "data.sample_images=1",

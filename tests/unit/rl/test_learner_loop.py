@@ -22,6 +22,7 @@ from support.paths import ROOT
 from actors.alignment import experience, learner
 from actors.alignment.rewarder import TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest
+from benchmarks import PAPER_SETUP
 from fgaif_ray.config import Config, LoRAOptions, load_config
 from fgaif_ray.rl.guards import TrainingStopped
 from fgaif_ray.rl.policy import PolicyModel
@@ -178,7 +179,9 @@ class Runs:
             "align.checkpoint_every": every,
             "align.threads": 1,
         } | self.settings
-        return load_config("configs/shapes.yaml", [f"{key}={value}" for key, value in settings.items()])
+        return load_config(
+            "configs/shapes.yaml", [*PAPER_SETUP, *(f"{key}={value}" for key, value in settings.items())]
+        )
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from support.paths import ROOT
 
+from benchmarks import PAPER_SETUP
 from fgaif_ray import storage
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.feedback.label_sources import feedback_stages
@@ -15,12 +16,15 @@ from fgaif_ray.rewards.files import published_versions
 from fgaif_ray.sources import ImageSets
 from fgaif_ray.storage import stages
 
+THEN = [*PAPER_SETUP, "rewards.planted_share=0.5", "align.reward.length_target=46"]
+"""What `configs/shapes.yaml` said when the fingerprints were written down."""
 CONFIGURATIONS = {
-    "shapes": ("shapes.yaml", []),
+    "shapes": ("shapes.yaml", THEN),
     "paper": ("paper.yaml", []),
     "changed": (
         "shapes.yaml",
         [
+            *THEN,
             "label.noise.relation.to_hallucinated=0.2",
             "rewards.temperature_scaling=true",
             "label.verifier.threshold=0.4",
