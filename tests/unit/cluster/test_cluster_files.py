@@ -15,6 +15,7 @@ from fgaif_ray.cluster.node_types import PLACEHOLDER, read_cluster_file
 from fgaif_ray.cluster.plan import plan_cluster
 from fgaif_ray.config import load_config
 from fgaif_ray.errors import UserError
+from scripts.set_up import locked_entries
 
 RAY_FILES = [ROOT / "cluster.yaml", ROOT / "deploy" / "gcp.yaml"]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -182,7 +183,7 @@ def test_manifests_hold_only_keys_that_kuberay_knows(path: Path) -> None:
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_manifests_run_the_ray_of_the_lock_with_a_token_and_autoscaling(path: Path) -> None:
     cluster = cluster_of(path)
-    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "requirements" / "gpu.lock").read_text()
+    assert f"ray=={cluster['rayVersion']}" in locked_entries(ROOT / "requirements" / "gpu.lock")
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True and cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -291,6 +292,7 @@ def test_the_image_is_pinned_locked_and_not_root() -> None:
     )
     installs = [words for name, words in found if name == "RUN" and "pip install" in words]
     assert len(installs) == 2 and all("--no-deps" in words for words in installs)
+    assert ["--require-hashes" in words for words in installs if "--requirement" in words] == [True]
 
 
 def test_what_the_image_copies_is_there() -> None:
@@ -306,8 +308,7 @@ def test_the_lock_of_the_image_satisfies_the_project() -> None:
     from packaging.utils import canonicalize_name
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = (ROOT / "requirements" / "gpu.lock").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = dict(pin.split("==") for pin in locked_entries(ROOT / "requirements" / "gpu.lock"))
     extras = project["optional-dependencies"]
     wanted = [Requirement(text) for text in [*project["dependencies"], *extras["gpu"], *extras["cloud"]]]
     assert [str(one) for one in wanted if pins.get(canonicalize_name(one.name), "0") not in one.specifier] == []
