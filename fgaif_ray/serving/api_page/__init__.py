@@ -1,6 +1,6 @@
 """The page that documents the service's interface and tries it: Swagger UI over `/openapi.json`.
 
-A token is typed into it, so that it loads nothing from elsewhere: ``swagger/`` holds the files of swagger-ui-dist 5.35.0
+A token is typed into it, so that it loads nothing from elsewhere: ``swagger/`` holds files of swagger-ui-dist 5.35.0
 (Apache-2.0), unchanged.
 """
 

@@ -1,7 +1,6 @@
 """What the reward service is deployed with, before anything is started: its token and its gateways."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def no_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FGAIF_REWARD_TOKEN", raising=False)
-    yield
 
 
 @pytest.mark.parametrize("token", ["secret\n", "\n", "se cret", "s\u00e9cret", "\u2019secret"])

@@ -1,4 +1,4 @@
-"""The documentation page of the reward service in a real browser, and its addresses, over HTTP from the real gateway."""
+"""The documentation page of the reward service in a real browser, served by the real gateway over HTTP."""
 
 from collections.abc import Iterator
 from pathlib import Path
