@@ -48,7 +48,7 @@ POD_KEYS = {
     "volumes",
 }  # fmt: skip
 CONTAINER_KEYS = {
-    "name", "image", "securityContext", "envFrom", "ports", "resources", "readinessProbe", "livenessProbe",
+    "name", "image", "securityContext", "env", "envFrom", "ports", "resources", "readinessProbe", "livenessProbe",
     "volumeMounts",
 }  # fmt: skip
 
@@ -160,8 +160,17 @@ def test_no_secret_stands_in_a_file(path: Path) -> None:
     texts = [
         (name, value) for name, value in leaves(load(path)) if isinstance(value, str) and SECRET_NAMES.search(name)
     ]
-    # A mount of the user's own token file is all that may be named so.
-    assert {value for _, value in texts} <= {"~/.ray/auth_token", "nvidia.com/gpu", "install-nvidia-driver"}
+    # A mount of the user's own token file and the name of a secret's key are all that may be named so.
+    allowed = {"~/.ray/auth_token", "nvidia.com/gpu", "install-nvidia-driver", "FGAIF_REWARD_TOKEN"}
+    assert {value for _, value in texts} <= allowed
+
+
+def test_pods_of_the_endpoints_get_the_token_that_they_ask_for_and_no_other_secret() -> None:
+    for _, _, pod in pods(KUBERAY / "rayservice.yaml"):
+        for container in pod["containers"]:
+            assert "envFrom" not in container
+            [variable] = container["env"]
+            assert variable["name"] == variable["valueFrom"]["secretKeyRef"]["key"] == "FGAIF_REWARD_TOKEN"
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
@@ -257,6 +266,10 @@ def test_the_network_policy_opens_nothing_but_the_endpoints_to_others() -> None:
     assert [peer["podSelector"]["matchLabels"] for rule in outside for peer in rule["from"]] == [
         {"app.kubernetes.io/name": "kuberay-operator"}
     ]
+    # A pod's labels are for whoever makes it to choose: without its namespace a peer could be anybody's.
+    peers = [peer for rule in outside for peer in rule["from"]]
+    peers += [peer for rule in own["spec"]["egress"] for peer in rule["to"] if "namespaceSelector" in peer]
+    assert [set(peer["namespaceSelector"]["matchLabels"]) for peer in peers] == [{"kubernetes.io/metadata.name"}] * 2
     (rule,) = callers["spec"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == [8000]
     component = callers["spec"]["podSelector"]["matchLabels"]
