@@ -67,8 +67,8 @@ format: setup ## format the code and fix what ruff can fix
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
 
-lock: ## write requirements/cpu.lock from what is installed in .venv
-	$(VENV_PYTHON) scripts/lock.py
+lock: ## write requirements/cpu.lock from what is installed in .venv (reads hashes from the package index)
+	$(VENV_PYTHON) -m scripts.lock
 
 check-pythons: setup ## check that both locks resolve, cpu.lock for Python 3.11, 3.12 and 3.13 (reads the package index)
 	$(VENV_PYTHON) -m scripts.check_pythons

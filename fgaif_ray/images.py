@@ -30,6 +30,8 @@ DRAFT_SIDES: Final = 2
 """A JPEG is decoded at a fraction of its size where that leaves so many times the sides that are wanted."""
 MAX_DATA_URL_BYTES: Final = 32 << 20
 """Bytes of an image file in a data URL."""
+MAX_IMAGE_FILE_BYTES: Final = 256 << 20
+"""Bytes of an image file: MAX_PIXELS without compression, and room to spare."""
 _DATA_URL: Final = re.compile(r"data:(?:image/[a-z0-9.+-]+)?(?:;[^,;]*)*?;base64,", re.IGNORECASE)
 _FOREIGN: Final = {
     "AVIF": re.compile(rb".{4}ftyp(?:avi[fs]|m[is]f1.{0,64}?avi[fs])", re.DOTALL),
@@ -82,6 +84,19 @@ def _reason(data: bytes) -> str:
     return "the data are no readable image"
 
 
+def read_image_file(uri: str) -> bytes:
+    """Read the file of an image, by path or URI, not more than MAX_IMAGE_FILE_BYTES of it.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file (a device or a pipe has no end).
+        ValueError: it is larger.
+    """
+    data = storage.read_start(uri, MAX_IMAGE_FILE_BYTES + 1)
+    if len(data) > MAX_IMAGE_FILE_BYTES:
+        raise ValueError(f"the file is larger than {MAX_IMAGE_FILE_BYTES >> 20} MiB")
+    return data
+
+
 def load_image(path: str, budget: PixelBudget = UNLIMITED) -> Image.Image:
     """Open an image by path or URI as ``decode_image`` does.
 
@@ -89,9 +104,10 @@ def load_image(path: str, budget: PixelBudget = UNLIMITED) -> Image.Image:
         UserError: it cannot be read or is not a usable image.
     """
     try:
-        return decode_image(storage.read_bytes(path), budget)
+        return decode_image(read_image_file(path), budget)
     except OSError as error:
-        raise UserError(f"Cannot read the image {path}: check that the file exists and may be read.") from error
+        reason = f" ({error})" if isinstance(error, storage.IrregularFileError) else ""
+        raise UserError(f"Cannot read the image {path}{reason}: check that the file exists and may be read.") from error
     except ValueError as error:
         raise UserError(f"{path} is not a usable image: {error}; remove or replace it.") from error
 

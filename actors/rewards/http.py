@@ -4,18 +4,19 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fgaif_ray.fact_types import DEFAULT, FactType, type_names
+from fgaif_ray.serving import api_page
 from fgaif_ray.serving.playground import build_playground
 from fgaif_ray.serving.remote_reward import remote_answer
 from fgaif_ray.serving.wire import (
@@ -34,7 +35,7 @@ from fgaif_ray.serving.wire import (
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS: Final = frozenset({"/live", "/ready", "/docs", "/openapi.json", "/playground"})
+OPEN_PATHS: Final = api_page.PATHS | {"/live", "/ready", "/openapi.json", "/playground"}
 """Routes without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
 
 BODY_PATHS: Final = frozenset({"/v1/rewards", "/get_reward"})
@@ -209,7 +210,9 @@ def build_app(
         title="FGAIF reward service",
         summary=f"Dense rewards for image descriptions: {_and(types)}, per segment",
         version="1",
+        docs_url=None,  # FastAPI's page loads Swagger UI from another site
         redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever host the request names
     )
     app.add_middleware(Guard, digest=digest, observe=observe)
 
@@ -268,6 +271,15 @@ def build_app(
     async def live() -> Status:
         """Whether the gateway runs."""
         return Status(status="live", model_version=backend.models().model_version)
+
+    def show(file: api_page.PageFile) -> Callable[[], Awaitable[Response]]:
+        async def shown() -> Response:
+            return Response(file.content, media_type=file.media_type, headers=api_page.HEADERS)
+
+        return shown
+
+    for path, file in api_page.read_page_files().items():
+        app.get(path, include_in_schema=False)(show(file))
 
     @app.get("/playground", include_in_schema=False)
     async def playground() -> HTMLResponse:

@@ -12,6 +12,7 @@ where `rewards.kind` has one adapter for all, whose forward pass gives all verdi
 
 import asyncio
 import ipaddress
+import math
 import os
 import re
 import socket
@@ -46,6 +47,7 @@ from fgaif_ray.rewards.scoring import (
     probe_batch,
     score_batches,
 )
+from fgaif_ray.serving.bearer_token import check_token
 from fgaif_ray.serving.client import RewardClient
 from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
 from fgaif_ray.storage import stages
@@ -186,7 +188,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
     missing = [fact_type for fact_type in config.run.type_names if fact_type not in reward_folders]
     if missing:
         raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
-    token = os.environ.get(TOKEN_VARIABLE) or None
+    token = _token()
     if token is None and not _is_loopback(config.serve.host):
         message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
         raise UserError(f"{message} serve on 127.0.0.1.")
@@ -223,7 +225,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
             normalise_by_segments=config.align.reward.normalise_by_segments,
         ),
         max_batch_size=config.serve.max_batch_size,
-        max_waiting_items=config.serve.max_waiting_items,
+        max_waiting_items=math.ceil(config.serve.max_waiting_items / resources.reward_gateway(config).count),
         request_timeout_s=config.serve.request_timeout_s,
         token_digest=digest,
     )
@@ -309,10 +311,11 @@ def _application(
         )
 
     scorers = [scorer(name, fact_types) for name, fact_types in resources.reward_scorers(config).items()]
+    request = resources.reward_gateway(config, gateway_node)
     gateway = serve.deployment(
         name="RewardGateway",
-        num_replicas=1,
-        ray_actor_options=resources.reward_gateway(gateway_node).options(),
+        num_replicas=request.count,
+        ray_actor_options=request.options(),
         max_ongoing_requests=1024,  # the gateway turns requests away itself, with an answer of its own shape
         max_constructor_retry_count=1,
         graceful_shutdown_wait_loop_s=0.5,
@@ -321,6 +324,19 @@ def _application(
         max_surge_percent=100,  # it asks for next to nothing
     )
     return gateway(serve.ingress()(RewardGateway)).bind(settings, scorers)
+
+
+def _token() -> str | None:
+    """Return the bearer token that the environment holds.
+
+    Raises:
+        UserError: no client could send it.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    try:
+        return check_token(token, TOKEN_VARIABLE) if token else None
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -12,7 +12,7 @@ from actors.engine.block_counts import BlockCounts
 from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage
 from fgaif_ray import storage
 from fgaif_ray.config import DataConfig
-from fgaif_ray.images import decode_image
+from fgaif_ray.images import decode_image, read_image_file
 from fgaif_ray.records import PROVIDED, RESPONSES_SCHEMA, Response, image_fields, images_digest, sample_identity
 from fgaif_ray.sources import ProvidedResponse
 
@@ -57,7 +57,7 @@ def _response(given: ProvidedResponse) -> Response:
     """
     digests = []
     for image in given.images:
-        data = storage.read_bytes(image)
+        data = read_image_file(image)
         decode_image(data)
         digests.append(hashlib.sha256(data).hexdigest())
     digest = images_digest(digests)

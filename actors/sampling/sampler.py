@@ -17,7 +17,7 @@ from actors.engine.start import image_prompt, start_engine
 from actors.sampling.rows import REJECTED_FOLDER, REJECTED_IMAGES_SCHEMA, RejectedImage, SamplingTask
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.images import decode_image
+from fgaif_ray.images import decode_image, read_image_file
 from fgaif_ray.records import (
     RESPONSES_SCHEMA,
     Response,
@@ -112,7 +112,7 @@ class Sampler:
         data = self._config.data
         data.check_prompt(task.prompt, len(task.images))
         self._front_end.prompt_ids(task.prompt, len(task.images))
-        files = [storage.read_bytes(image) for image in task.images]
+        files = [read_image_file(image) for image in task.images]
         images = tuple(decode_image(file, data.pixel_budget) for file in files)
         digest = images_digest([hashlib.sha256(file).hexdigest() for file in files])
         settings = sampling_settings(self._config)

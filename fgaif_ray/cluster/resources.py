@@ -4,6 +4,7 @@ A stage's actors are started with ``ResourceRequest.options()``, and ``stage_req
 ``fgaif_ray.cluster.plan``, so that a plan cannot promise anything else than what runs.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -13,6 +14,10 @@ from fgaif_ray.config import Config, EngineConfig, VerifierConfig
 EXTRACTION_CPUS: Final = 0.5
 """An extraction worker waits for its endpoint most of the time."""
 GATEWAY_CPUS: Final = 0.1
+GATEWAYS: Final = 2
+"""One goes on where the other one dies."""
+ROOM_FOR_GATEWAYS: Final = 4
+"""Processors of a machine that has room for so many; each is a process that has to start and to hold a tokenizer."""
 LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """Adapter ranks that vLLM reserves room for; an adapter of a rank in between takes the next one."""
 LORA_SLOTS: Final = 2
@@ -136,15 +141,18 @@ def reward_replica(config: Config, deployment: str) -> ResourceRequest:
     )
 
 
-def reward_gateway(node: str | None = None) -> ResourceRequest:
-    """Of the gateway before the reward deployments.
+def reward_gateway(config: Config, node: str | None = None) -> ResourceRequest:
+    """Of the gateways before the reward deployments: ``serve.gateways``, or as many as this machine has room for.
 
     Args:
-        node: id of the node that it has to be on, even if that has no CPU to give, as a head; None for any node.
+        config: of the run.
+        node: id of the node that they have to be on, even if that has no CPU to give, as a head; None for any node.
     """
+    has_room = len(os.sched_getaffinity(0)) >= ROOM_FOR_GATEWAYS
+    count = config.serve.gateways or (GATEWAYS if has_room else 1)
     if node is not None:
-        return ResourceRequest("RewardGateway", "serve", 1, 0, label_selector={NODE_LABEL: node})
-    return ResourceRequest("RewardGateway", "serve", 1, GATEWAY_CPUS)
+        return ResourceRequest("RewardGateway", "serve", count, 0, label_selector={NODE_LABEL: node})
+    return ResourceRequest("RewardGateway", "serve", count, GATEWAY_CPUS)
 
 
 def rollout_worker(config: Config) -> ResourceRequest:
@@ -178,7 +186,7 @@ def stage_requests(config: Config) -> dict[str, list[ResourceRequest]]:
         "label": [fact_extraction(config), verifier(config.label.verifier)],
         **({} if second is None else {"label, second": [verifier(second, second=True)]}),
         "train_rewards": [reward_trainer(config)],
-        SERVE_STAGE: [reward_gateway(), *(reward_replica(config, name) for name in reward_scorers(config))],
+        SERVE_STAGE: [reward_gateway(config), *(reward_replica(config, name) for name in reward_scorers(config))],
         ALIGN_STAGE: [learner(config), rollout_worker(config)],
         "evaluate": [generator(config)],
     }

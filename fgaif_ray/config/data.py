@@ -45,6 +45,9 @@ class DataConfig(Section):
     split: str | None = None
     """Split of a dataset, e.g. ``train``; None takes the only one."""
     columns: ColumnNames = ColumnNames()
+    images_outside_path: bool = False
+    """Whether the rows of ``rows`` and ``dataset`` may name images that are not below the folder of ``path``: any file
+    that this user can read, and any URI of object storage."""
     shapes: ShapesConfig = ShapesConfig()
     sample_images: int = Field(default=3500, ge=1)
     """Images whose responses are labelled to train the reward models (FGAIF section 4.1: 3,500)."""
@@ -130,6 +133,8 @@ class DataConfig(Section):
             )
         if self.shapes != ShapesConfig() and self.source != "shapes":
             raise ValueError(f"data.shapes is not read with data.source={self.source}: leave it out")
+        if self.images_outside_path and self.source not in ("rows", "dataset"):
+            raise ValueError(f"data.images_outside_path is not read with data.source={self.source}: leave it out")
         if self.split is not None and self.source != "dataset":
             raise ValueError(f"data.split is not read with data.source={self.source}: leave it out, or set dataset")
         return self

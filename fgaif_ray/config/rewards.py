@@ -70,6 +70,9 @@ class ServeConfig(Section):
     requests wait for the new ones, up to ``request_timeout_s``; it works on any machine. ``rolling``: new replicas
     start beside the old ones, which go when the new ones are ready, so callers do not notice; it needs capacity for
     one more replica of each reward model, and waits until there is."""
+    gateways: int | None = Field(default=None, ge=1)
+    """Processes that take requests in. Where one dies, callers that try again are answered by another one meanwhile.
+    None: two where the machine that deploys has four processors or more, else one."""
     max_batch_size: int = Field(default=32, ge=1)
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=1, ge=1)
@@ -79,5 +82,6 @@ class ServeConfig(Section):
     """Labels of the nodes that the replicas may run on."""
     threads: int | None = Field(default=None, ge=1)
     max_waiting_items: int = Field(default=2048, ge=1)
-    """Responses of HTTP requests that are being scored or wait for it; a request that does not fit gets 429."""
+    """Responses of HTTP requests that are being scored or wait for it, over all gateways; a request that does not fit
+    gets 429."""
     request_timeout_s: float = Field(default=60, gt=0)

@@ -14,14 +14,16 @@ from typing import Any, Final, cast
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
-from fgaif_ray.errors import UserError
-from fgaif_ray.records import fingerprint
+from fgaif_ray.errors import BrokenFileError, UserError
+from fgaif_ray.records import CLASS_NAMES, fingerprint
 from fgaif_ray.rewards.kinds import Granularity, RewardKind
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.checkpoint import check_adapter, check_safetensors
 
 ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 HEAD_FILE: Final = ADAPTER_FILES[-1]
+CLASSES: Final = ",".join(CLASS_NAMES)
+"""The classes of a head's rows, in its metadata."""
 METRICS_FILE: Final = "metrics.json"
 """The file that is written last: a folder that has it is complete."""
 _CHUNK: Final = 1 << 24
@@ -63,9 +65,12 @@ def read_folder(folder: str) -> RewardModelFiles:
     check_adapter(folder)
     head = storage.join(folder, HEAD_FILE)
     header = check_safetensors(head, storage.repair_advice(head))
+    metadata = header.get("__metadata__", {})
+    if metadata.get("classes", CLASSES) != CLASSES:  # its numbers would fit, and mean something else
+        raise BrokenFileError(head, f"its classes are {metadata['classes']!r}, not {CLASSES!r}", "train it again")
     digests = [_digest(storage.join(folder, name)) for name in ADAPTER_FILES]
     adapter, version = (hashlib.sha256(b"".join(part)).hexdigest()[:12] for part in (digests[:-1], digests))
-    return RewardModelFiles(adapter, version, header.get("__metadata__", {}))
+    return RewardModelFiles(adapter, version, metadata)
 
 
 def published_reward_folders(config: Config) -> dict[str, str]:

@@ -25,7 +25,7 @@ from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT, CLASS_NAMES
 from fgaif_ray.rewards.fact_counts import TARGETS, bounded
-from fgaif_ray.rewards.files import ADAPTER_FILES, HEAD_FILE, RewardModelFiles, read_folder, save_tensors
+from fgaif_ray.rewards.files import ADAPTER_FILES, CLASSES, HEAD_FILE, RewardModelFiles, read_folder, save_tensors
 from fgaif_ray.rewards.kinds import Granularity
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.image_features import ImageFeatures
@@ -248,7 +248,7 @@ class RewardModel(nn.Module):
         config = replace(self._peft.peft_config[adapter], inference_mode=True)
         config.save_pretrained(str(folder))
         save_tensors(self._adapter_state(adapter), folder / ADAPTER_FILES[1], {"format": "pt"})
-        metadata = {"format": "pt", "fact_type": fact_type, "classes": ",".join(CLASS_NAMES)}
+        metadata = {"format": "pt", "fact_type": fact_type, "classes": CLASSES}
         tensors = self.heads[head].state_dict() | {"temperature": torch.tensor(self.temperatures[head])}
         tensors["bias"] = tensors["bias"] - self._shift(head)
         if head in self.fact_counts:

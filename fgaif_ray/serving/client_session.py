@@ -10,10 +10,12 @@ import httpx2
 from pydantic import ValidationError
 from tenacity import RetryCallState, retry_if_exception_type, retry_if_result, stop_after_attempt, wait_exponential
 
+from fgaif_ray.serving.bearer_token import check_token
 from fgaif_ray.serving.wire import (
     MAX_BODY_BYTES,
     MAX_ITEMS,
     TOKEN_VARIABLE,
+    ErrorDetail,
     ErrorResponse,
     ModelList,
     RewardItem,
@@ -23,6 +25,9 @@ from fgaif_ray.serving.wire import (
 
 RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
 """Statuses of a busy, restarting or lost service. Scoring has no side effect, so a retry is safe."""
+
+PROXY_STATUSES: Final = frozenset({404, 408})
+"""Statuses below 500 with which Ray's proxy, in words of its own, answers for a service that is not there."""
 
 REFUSED_STATUSES: Final = frozenset({413, 422})
 """Statuses of an item that is wrong or too large; a retry would be refused again."""
@@ -71,8 +76,7 @@ class RetryPolicy:
     def options(self) -> dict[str, Any]:
         """What tenacity is told of this policy; the last answer, or its error, is the outcome of all tries."""
         return {
-            "retry": retry_if_exception_type(httpx2.TransportError)
-            | retry_if_result(lambda answer: answer.status_code in RETRIED_STATUSES),
+            "retry": retry_if_exception_type(httpx2.TransportError) | retry_if_result(_may_succeed_later),
             "stop": stop_after_attempt(self.max_retries + 1),
             "wait": self._delay,
             "retry_error_callback": lambda state: state.outcome.result(),
@@ -111,7 +115,8 @@ class Session:
             items_per_request: longer lists, and images that are too large together, are sent in several requests.
 
         Raises:
-            ValueError: the URL is not HTTP, or there are more items than a request may have.
+            ValueError: the URL is not HTTP, no header can carry the token, or there are more items than a request may
+                have.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, not {url!r}")
@@ -120,7 +125,7 @@ class Session:
         token = token or os.environ.get(TOKEN_VARIABLE)
         self._options: dict[str, Any] = {
             "base_url": url,
-            "headers": {"authorization": f"Bearer {token}"} if token else {},
+            "headers": {"authorization": f"Bearer {check_token(token)}"} if token else {},
             "timeout": httpx2.Timeout(timeout_s, connect=connect_timeout_s),
             "trust_env": False,
         }
@@ -141,6 +146,20 @@ class Session:
             size += len(encoded) + 1
         if part:
             yield part
+
+
+def _may_succeed_later(answer: httpx2.Response) -> bool:
+    """Whether a retry makes sense: the service is busy, or something before it answers in its place."""
+    status = answer.status_code
+    return status in RETRIED_STATUSES or ((status in PROXY_STATUSES or status >= 500) and _error_in(answer) is None)
+
+
+def _error_in(answer: httpx2.Response) -> ErrorDetail | None:
+    """The error of the service, None where the answer is not the service's."""
+    try:
+        return ErrorResponse.model_validate_json(answer.content).error
+    except ValidationError:
+        return None
 
 
 def _seconds(retry_after: str | None) -> float:
@@ -164,11 +183,10 @@ def checked(answer: httpx2.Response) -> httpx2.Response:
     """
     if answer.is_success:
         return answer
-    try:
-        error = ErrorResponse.model_validate_json(answer.content).error
-    except ValidationError:
+    error = _error_in(answer)
+    if error is None:
         message = f"the reward service answered {answer.status_code}: {answer.text[:200]}"
-        raise RewardServiceError(message, status=answer.status_code, code="unknown") from None
+        raise RewardServiceError(message, status=answer.status_code, code="unknown")
     message = f"the reward service answered {answer.status_code} {error.code}: {error.message}"
     raise RewardServiceError(message, status=answer.status_code, code=error.code, request_id=error.request_id)
 

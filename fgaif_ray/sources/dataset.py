@@ -4,6 +4,7 @@ A folder is read through pyarrow. A name takes the package ``datasets``, which d
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from fgaif_ray import storage
 from fgaif_ray.config import DataConfig
 from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.records import fingerprint
+from fgaif_ray.sources.image_paths import ImagePaths
 from fgaif_ray.sources.row import Row, RowSource
 from fgaif_ray.sources.tables import BATCH_ROWS, embeds_images, read_tables
 
@@ -44,10 +46,11 @@ def _open_folder(data: DataConfig, path: str) -> RowSource:
         for entry in _read_json(storage.join(folder, STATE_FILE)).get("_data_files", [])
     ]
     embedded = [embeds_images(_schema(uri), data.columns, uri) for uri in files]
+    resolve = partial(ImagePaths((path,), data.images_outside_path).resolve, folder=folder)
 
     def read() -> Iterator[Row]:
         for uri in files:
-            yield from read_tables(_batches(uri), data.columns, folder, uri)
+            yield from read_tables(_batches(uri), data.columns, resolve, uri)
 
     return RowSource(path, fingerprint([storage.file_key(uri) for uri in files]), any(embedded), read)
 
@@ -106,9 +109,18 @@ def _open_name(data: DataConfig, name: str) -> RowSource:
         dataset = dataset[_choose(list(dataset), None, name)]
     tables = dataset.with_format("arrow")
     embedded = embeds_images(dataset.data.schema, data.columns, name)
+    resolve = partial(ImagePaths(_download_folders(), data.images_outside_path).resolve, folder=".")
 
     def read() -> Iterator[Row]:
-        yield from read_tables(tables.iter(batch_size=BATCH_ROWS), data.columns, ".", name)
+        yield from read_tables(tables.iter(batch_size=BATCH_ROWS), data.columns, resolve, name)
 
     files = [storage.file_key(entry["filename"]) for entry in dataset.cache_files]
     return RowSource(name, fingerprint(files, len(dataset), data.split), embedded, read)
+
+
+def _download_folders() -> tuple[str, ...]:
+    """Where ``datasets`` keeps what it downloads; the images of a dataset by its name are there, or in its rows."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return str(config.HF_DATASETS_CACHE), str(HF_HUB_CACHE)

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import read_data_url
@@ -19,6 +18,9 @@ PROVIDED_SCHEMA: Final = pa.schema(
     [pa.field("image", pa.string()), MORE_IMAGES, pa.field("prompt", pa.string()), pa.field("response", pa.string())]
 )
 _DATA_URL: Final = "data:"
+
+ResolveImage = Callable[[str], str]
+"""Makes the path or URI of an image of what a row names; raises ValueError where the row may not name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +84,19 @@ def columns_in(present: Collection[str], columns: ColumnNames) -> ColumnNames:
     return columns.model_copy(update=found)
 
 
-def parse_row(values: Mapping[str, Any], columns: ColumnNames, folder: str, where: str) -> Row:
+def parse_row(values: Mapping[str, Any], columns: ColumnNames, resolve: ResolveImage, where: str) -> Row:
     """Build a row from the configured columns.
 
     Args:
         values: by column name; those of ``columns.image`` and ``columns.prompt`` must be there.
         columns: names of the columns.
-        folder: what relative image paths are relative to.
+        resolve: makes paths of what the row names as images.
         where: the place of the row, for messages, e.g. ``"rows.jsonl, line 3"``.
 
     Raises:
         UserError: a value is missing, of another type, or cannot be used.
     """
-    images = _images(values.get(columns.image), columns.image, folder, where)
+    images = _images(values.get(columns.image), columns.image, resolve, where)
     prompt = response = None
     if columns.prompt is not None:
         prompt, response = _prompt(values.get(columns.prompt), len(images), columns.prompt, where)
@@ -164,17 +166,17 @@ def _text(text: Any, column: str, where: str) -> str | None:
     return text if text.strip() else None
 
 
-def _images(value: Any, column: str, folder: str, where: str) -> tuple[str | bytes, ...]:
+def _images(value: Any, column: str, resolve: ResolveImage, where: str) -> tuple[str | bytes, ...]:
     """Return the images of a row, which may be one or a list of them.
 
     Raises:
         UserError: there is none, or one of them cannot be used.
     """
     listed = (value or [None]) if isinstance(value, list) else [value]
-    return tuple(_image(one, column, folder, where) for one in listed)
+    return tuple(_image(one, column, resolve, where) for one in listed)
 
 
-def _image(value: Any, column: str, folder: str, where: str) -> str | bytes:
+def _image(value: Any, column: str, resolve: ResolveImage, where: str) -> str | bytes:
     if isinstance(value, Mapping):  # Hugging Face's image columns
         value = value.get("bytes") or value.get("path")
     if not value:
@@ -185,9 +187,7 @@ def _image(value: Any, column: str, folder: str, where: str) -> str | bytes:
         raise UserError(
             f"{where}: {column!r} is not an image but {type(value).__name__}; give a path, a URI or a file's bytes."
         )
-    if value[: len(_DATA_URL)].lower() == _DATA_URL:
-        try:
-            return read_data_url(value)
-        except ValueError as error:
-            raise UserError(f"{where}: {column!r} cannot be used: {error}.") from error
-    return storage.resolve_path(value, folder)
+    try:
+        return read_data_url(value) if value[: len(_DATA_URL)].lower() == _DATA_URL else resolve(value)
+    except ValueError as error:
+        raise UserError(f"{where}: {column!r} cannot be used: {error}.") from error

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -73,7 +74,7 @@ def _open(config: Config) -> RowSource:
     if data.source == "dataset":
         return open_dataset(data)
     assert data.path is not None  # the configuration checks it
-    return open_files(data.path, data.columns)
+    return open_files(data.path, data.columns, data.images_outside_path)
 
 
 def _holds_images(source: RowSource) -> bool:
@@ -161,13 +162,14 @@ def _write_stored(stage: storage.Stage, part: Sequence[Row], number: int) -> Non
 
 def _stored(stage: storage.Stage) -> RowSource:
     """Read the rows of a published stage."""
+    resolve = partial(storage.resolve_path, folder=stage.folder)  # what they name was looked at when it was stored
 
     def read() -> Iterator[Row]:
         for uri in storage.list_parts(stage.folder):
             for number, values in enumerate(storage.read_part(uri), start=1):
                 columns = ColumnNames(prompt=None if values["prompt"] is None else "prompt")
                 values["image"] = list(ImageRow(**read_images(values)).images)
-                yield parse_row(values, columns, stage.folder, f"{uri}, row {number}")
+                yield parse_row(values, columns, resolve, f"{uri}, row {number}")
 
     return RowSource(stage.folder, stage.fingerprint, False, read)
 

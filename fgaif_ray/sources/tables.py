@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ from fgaif_ray import storage
 from fgaif_ray.config import ColumnNames
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import fingerprint
-from fgaif_ray.sources.row import Row, RowSource, columns_in, parse_row
+from fgaif_ray.sources.image_paths import ImagePaths
+from fgaif_ray.sources.row import ResolveImage, Row, RowSource, columns_in, parse_row
 
 JSON_LINES: Final = (".jsonl", ".ndjson", ".json")
 PARQUET: Final = (".parquet",)
@@ -21,16 +23,22 @@ READ_BUFFER: Final = 1 << 20
 """Read buffer in bytes; without it a whole column of a row group would be read at once."""
 
 
-def open_files(path: str, columns: ColumnNames) -> RowSource:
+def open_files(path: str, columns: ColumnNames, images_outside: bool = False) -> RowSource:
     """Open the rows of a JSON lines or Parquet file, or of all such files in a folder, in the order of their names.
 
     A ``.json`` file is read as JSON lines if it is named itself; in a folder it is ignored.
+
+    Args:
+        path: of the file or folder.
+        columns: names of the columns.
+        images_outside: whether rows may name images that are not below the folder (see ``ImagePaths``).
 
     Raises:
         UserError: there are no rows, or a Parquet file lacks the columns.
     """
     if storage.is_folder(path):
         kinds = (*JSON_LINES[:2], *PARQUET)
+        root = path
         files = [uri for name, uri in storage.list_files(path).items() if name.lower().endswith(kinds)]
         if not files:
             raise UserError(f"The folder {path} holds no rows ({', '.join(kinds)}): set data.path to one that does.")
@@ -39,13 +47,15 @@ def open_files(path: str, columns: ColumnNames) -> RowSource:
     elif not path.lower().endswith((*JSON_LINES, *PARQUET)):
         raise UserError(f"{path} is neither JSON lines nor Parquet: give a file that ends in .jsonl or .parquet.")
     else:
-        files = [path]
+        root, files = storage.parent(path), [path]
+    images = ImagePaths((root,), images_outside)
     parquet = [uri for uri in files if uri.lower().endswith(PARQUET)]
     embedded = [embeds_images(_schema(uri), columns, uri) for uri in parquet]
 
     def read() -> Iterator[Row]:
         for uri in files:
-            yield from (_read_parquet if uri in parquet else _read_lines)(uri, columns)
+            resolve = partial(images.resolve, folder=storage.parent(uri))
+            yield from (_read_parquet if uri in parquet else _read_lines)(uri, columns, resolve)
 
     key = fingerprint([storage.file_key(uri) for uri in files])
     return RowSource(path, key, any(embedded), read)
@@ -65,16 +75,16 @@ def embeds_images(schema: pa.Schema, columns: ColumnNames, name: str) -> bool:
 
 
 def read_tables(
-    tables: Iterable[pa.Table | pa.RecordBatch], columns: ColumnNames, folder: str, name: str
+    tables: Iterable[pa.Table | pa.RecordBatch], columns: ColumnNames, resolve: ResolveImage, name: str
 ) -> Iterator[Row]:
-    """Yield the rows of consecutive tables; ``folder`` is what relative image paths are relative to."""
+    """Yield the rows of consecutive tables; ``resolve`` makes paths of what they name as images."""
     number = 0
     for table in tables:
         found = columns_in(table.schema.names, columns)
         used = [column for column in wanted_columns(found) if column in table.schema.names]
         for values in table.select(used).to_pylist():
             number += 1
-            yield parse_row(values, found, folder, f"{name}, row {number}")
+            yield parse_row(values, found, resolve, f"{name}, row {number}")
 
 
 def wanted_columns(columns: ColumnNames) -> Sequence[str]:
@@ -91,7 +101,7 @@ def _schema(uri: str) -> pa.Schema:
         raise UserError(f"{uri} is not a readable Parquet file: replace it.") from error
 
 
-def _read_parquet(uri: str, columns: ColumnNames) -> Iterator[Row]:
+def _read_parquet(uri: str, columns: ColumnNames, resolve: ResolveImage) -> Iterator[Row]:
     try:
         with (
             storage.open_binary(uri) as binary,
@@ -100,13 +110,12 @@ def _read_parquet(uri: str, columns: ColumnNames) -> Iterator[Row]:
             present = file.schema_arrow.names
             used = [column for column in wanted_columns(columns_in(present, columns)) if column in present]
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=used, use_threads=False)
-            yield from read_tables(batches, columns, storage.parent(uri), uri)
+            yield from read_tables(batches, columns, resolve, uri)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{uri} is a broken Parquet file ({error}): replace it.") from error
 
 
-def _read_lines(uri: str, columns: ColumnNames) -> Iterator[Row]:
-    folder = storage.parent(uri)
+def _read_lines(uri: str, columns: ColumnNames, resolve: ResolveImage) -> Iterator[Row]:
     seen: set[str] = set()
     try:
         with storage.open_binary(uri) as file:
@@ -118,7 +127,7 @@ def _read_lines(uri: str, columns: ColumnNames) -> Iterator[Row]:
                     if found.image not in values:
                         raise _no_column(where, "image", columns.image, values)
                     seen.update(values)
-                    yield parse_row(values, found, folder, where)
+                    yield parse_row(values, found, resolve, where)
     except OSError as error:
         raise UserError(f"Cannot read {uri}: check that the file exists and may be read.") from error
     if not seen:

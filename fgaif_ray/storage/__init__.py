@@ -2,6 +2,7 @@
 
 from fgaif_ray.storage.files import (
     MANIFEST,
+    IrregularFileError,
     broken_file,
     exists,
     file_key,
@@ -15,6 +16,7 @@ from fgaif_ray.storage.files import (
     parent,
     read_bytes,
     read_json,
+    read_start,
     remove_file,
     remove_folder,
     repair_advice,
@@ -43,6 +45,7 @@ from fgaif_ray.storage.stage import (
 __all__ = [
     "COPIED_FROM",
     "MANIFEST",
+    "IrregularFileError",
     "Stage",
     "broken_file",
     "copy_stage",
@@ -65,6 +68,7 @@ __all__ = [
     "read_manifest",
     "read_part",
     "read_rows",
+    "read_start",
     "remove_file",
     "remove_folder",
     "repair_advice",

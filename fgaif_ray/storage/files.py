@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import uuid
 from pathlib import Path
@@ -132,6 +133,31 @@ def read_bytes(uri: str) -> bytes:
     filesystem, path = filesystem_of(uri)
     data: bytes = filesystem.cat_file(path)
     return data
+
+
+class IrregularFileError(OSError):
+    """What was to be read is a folder, a device or a pipe."""
+
+
+def read_start(uri: str, size: int) -> bytes:
+    """Read a file of a local path or URI, ``size`` bytes of it at most.
+
+    Raises:
+        IrregularFileError: it is not a regular file.
+    """
+    filesystem, path = filesystem_of(uri)
+    if not is_local(uri):
+        data: bytes = filesystem.cat_file(path, 0, size)
+        return data
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for somebody to write to it
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise IrregularFileError("it is not a regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(min(size, status.st_size))
+    finally:
+        os.close(descriptor)
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -36,6 +36,19 @@ READ_JSON: Final = (
 VISION_SECTIONS: Final = ("vision", "visual")
 """Sections of ``config.json`` that describe how a model sees begin so."""
 WEIGHTS_FILE: Final = "model.safetensors"
+READ_TEXT: Final = ("chat_template.jinja", "merges.txt", *TOKENIZER_FILES)
+"""Files without a form that would tell whether they are whole."""
+LONGEST_HEADER: Final = 100_000_000
+"""Bytes; safetensors reads no longer ones."""
+STAND_INS: Final = (
+    (
+        re.compile(rb"version https://git-lfs\.github\.com/spec/"),
+        "it is a Git LFS pointer: `git lfs pull` brings the file",
+    ),
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b", re.IGNORECASE), "it is an HTML page, not the file"),
+)
+"""What downloads leave in place of a file, by how it begins."""
+STAND_IN_BYTES: Final = 256
 _HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -96,6 +109,10 @@ def check_checkpoint(model: str, *, sees_images: bool = True) -> Path:
     for file in (folder / name for name in READ_JSON):
         if file.exists():
             _read_settings(file)
+    for file in (folder / name for name in READ_TEXT):
+        if file.exists():
+            with file.open("rb") as opened:
+                _refuse_stand_in(str(file), opened.read(STAND_IN_BYTES))
     _require_one(folder, TOKENIZER_FILES)
     if sees_images:
         _require_one(folder, PROCESSOR_FILES)
@@ -168,14 +185,18 @@ def check_safetensors(uri: str, advice: str = "download or write the model again
     """
     try:
         with storage.open_binary(uri) as file:
-            (size,) = struct.unpack("<Q", file.read(8))
+            start = file.read(STAND_IN_BYTES)
+            _refuse_stand_in(uri, start, advice)
+            (size,) = struct.unpack("<Q", start[:8])
             length = file.seek(0, 2)
             file.seek(8)
-            header = json.loads(file.read(size)) if size <= length else None
-        if not isinstance(header, dict):
-            raise broken(uri, "it is cut short", advice)
+            if size > length:
+                raise broken(uri, "it is cut short", advice)
+            if size > LONGEST_HEADER:
+                raise ValueError("no header is as long")
+            header = json.loads(file.read(size))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = _reason(error) if isinstance(error, OSError) else "it is not a whole safetensors file"
         raise broken(uri, reason, advice) from error
     if length != 8 + size + max(ends, default=0):
@@ -265,11 +286,21 @@ def _require_one(folder: Path, names: tuple[str, ...]) -> None:
         raise broken(folder / names[0], "it is missing")
 
 
+def _refuse_stand_in(uri: str, start: bytes, advice: str = "download or write the model again") -> None:
+    for form, reason in STAND_INS:
+        if form.match(start):
+            raise broken(uri, reason, advice)
+
+
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        _refuse_stand_in(str(file), data[:STAND_IN_BYTES])
+        value = json.loads(data)
     except (OSError, ValueError) as error:
         raise broken(file, _reason(error)) from error
+    except RecursionError as error:
+        raise broken(file, "it is not JSON") from error
     if not isinstance(value, dict):
         raise broken(file, "it is not a JSON object")
     return value

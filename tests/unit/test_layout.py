@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from support.paths import ROOT
 
 from jobs.cli import SUMMARIES
+from scripts.set_up import locked_entries
 
 PACKAGES = ("fgaif_ray", "actors", "jobs")
 FORBIDDEN_IMPORTS = {
@@ -177,8 +178,7 @@ def test_every_data_file_is_packaged() -> None:
 
 def test_the_lock_satisfies_every_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = (ROOT / "requirements" / "cpu.lock").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = dict(pin.split("==") for pin in locked_entries(ROOT / "requirements" / "cpu.lock"))
     extras = project["optional-dependencies"]
     wanted = [Requirement(text) for text in [*project["dependencies"], *extras["cpu"], *extras["dev"]]]
     unmet = [

@@ -15,6 +15,7 @@ from fgaif_ray.cluster.node_types import PLACEHOLDER, read_cluster_file
 from fgaif_ray.cluster.plan import plan_cluster
 from fgaif_ray.config import load_config
 from fgaif_ray.errors import UserError
+from scripts.set_up import locked_entries
 
 RAY_FILES = [ROOT / "cluster.yaml", ROOT / "deploy" / "gcp.yaml"]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -47,7 +48,7 @@ POD_KEYS = {
     "volumes",
 }  # fmt: skip
 CONTAINER_KEYS = {
-    "name", "image", "securityContext", "envFrom", "ports", "resources", "readinessProbe", "livenessProbe",
+    "name", "image", "securityContext", "env", "envFrom", "ports", "resources", "readinessProbe", "livenessProbe",
     "volumeMounts",
 }  # fmt: skip
 
@@ -159,8 +160,17 @@ def test_no_secret_stands_in_a_file(path: Path) -> None:
     texts = [
         (name, value) for name, value in leaves(load(path)) if isinstance(value, str) and SECRET_NAMES.search(name)
     ]
-    # A mount of the user's own token file is all that may be named so.
-    assert {value for _, value in texts} <= {"~/.ray/auth_token", "nvidia.com/gpu", "install-nvidia-driver"}
+    # A mount of the user's own token file and the name of a secret's key are all that may be named so.
+    allowed = {"~/.ray/auth_token", "nvidia.com/gpu", "install-nvidia-driver", "FGAIF_REWARD_TOKEN"}
+    assert {value for _, value in texts} <= allowed
+
+
+def test_pods_of_the_endpoints_get_the_token_that_they_ask_for_and_no_other_secret() -> None:
+    for _, _, pod in pods(KUBERAY / "rayservice.yaml"):
+        for container in pod["containers"]:
+            assert "envFrom" not in container
+            [variable] = container["env"]
+            assert variable["name"] == variable["valueFrom"]["secretKeyRef"]["key"] == "FGAIF_REWARD_TOKEN"
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
@@ -182,7 +192,7 @@ def test_manifests_hold_only_keys_that_kuberay_knows(path: Path) -> None:
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_manifests_run_the_ray_of_the_lock_with_a_token_and_autoscaling(path: Path) -> None:
     cluster = cluster_of(path)
-    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "requirements" / "gpu.lock").read_text()
+    assert f"ray=={cluster['rayVersion']}" in locked_entries(ROOT / "requirements" / "gpu.lock")
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True and cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -256,6 +266,10 @@ def test_the_network_policy_opens_nothing_but_the_endpoints_to_others() -> None:
     assert [peer["podSelector"]["matchLabels"] for rule in outside for peer in rule["from"]] == [
         {"app.kubernetes.io/name": "kuberay-operator"}
     ]
+    # A pod's labels are for whoever makes it to choose: without its namespace a peer could be anybody's.
+    peers = [peer for rule in outside for peer in rule["from"]]
+    peers += [peer for rule in own["spec"]["egress"] for peer in rule["to"] if "namespaceSelector" in peer]
+    assert [set(peer["namespaceSelector"]["matchLabels"]) for peer in peers] == [{"kubernetes.io/metadata.name"}] * 2
     (rule,) = callers["spec"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == [8000]
     component = callers["spec"]["podSelector"]["matchLabels"]
@@ -291,6 +305,7 @@ def test_the_image_is_pinned_locked_and_not_root() -> None:
     )
     installs = [words for name, words in found if name == "RUN" and "pip install" in words]
     assert len(installs) == 2 and all("--no-deps" in words for words in installs)
+    assert ["--require-hashes" in words for words in installs if "--requirement" in words] == [True]
 
 
 def test_what_the_image_copies_is_there() -> None:
@@ -306,8 +321,7 @@ def test_the_lock_of_the_image_satisfies_the_project() -> None:
     from packaging.utils import canonicalize_name
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = (ROOT / "requirements" / "gpu.lock").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = dict(pin.split("==") for pin in locked_entries(ROOT / "requirements" / "gpu.lock"))
     extras = project["optional-dependencies"]
     wanted = [Requirement(text) for text in [*project["dependencies"], *extras["gpu"], *extras["cloud"]]]
     assert [str(one) for one in wanted if pins.get(canonicalize_name(one.name), "0") not in one.specifier] == []

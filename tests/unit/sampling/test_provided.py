@@ -1,6 +1,7 @@
 """Provided responses about several images, and those that cannot be shown."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,14 @@ def test_a_response_about_two_images_keeps_both(tmp_path: Path) -> None:
         (("00.png", "01.png"), "What is in <image>?", "1 place for an image"),
         (("00.png", "01.png", "00.png"), "Compare.", "more than data.images_per_prompt (2)"),
         (("00.png", "none.png"), "Compare.", "none.png"),
+        (("00.png", "pipe.png"), "Compare.", "not a regular file"),
     ],
 )
 def test_a_response_that_cannot_be_shown_is_rejected_alone(
     tmp_path: Path, images: tuple[str, ...], prompt: str, reason: str
 ) -> None:
     write_pictures(tmp_path, 2)
+    os.mkfifo(tmp_path / "pipe.png")
     given = about(*(str(tmp_path / name) for name in images), prompt=prompt)
     good = about(str(tmp_path / "00.png"))
     assert write(tmp_path / "out", [given, good]) == BlockCounts(done=1, rejected=1)

@@ -151,6 +151,51 @@ def test_other_errors_are_not_tried_again(server: Server, score: Score, status: 
 
 @both
 @pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b"Path '/v1/rewards' not found. Ping http://.../-/routes for available routes."),
+        (500, b"Internal Server Error"),
+        (408, b"Request 1b6a timed out after 90.0s."),
+        (500, {"detail": "no"}),
+        (599, b""),
+    ],
+)
+def test_what_a_proxy_answers_in_place_of_the_service_is_tried_again(
+    server: Server, score: Score, status: int, body: Any
+) -> None:
+    """Ray's proxy answers so while there is no gateway: at its start, while it drains, and after it has died."""
+    server.answer = lambda number, sent: scored(sent) if number == 3 else (status, {}, body)
+    assert len(score(server.url, [ITEM], {"retries": QUICK})) == 1
+
+
+@both
+@pytest.mark.parametrize("status", [301, 401, 403, 405, 413])
+def test_what_a_proxy_will_not_let_through_is_not_tried_again(server: Server, score: Score, status: int) -> None:
+    server.answer = lambda number, body: (status, {}, b"<html>")
+    with pytest.raises(RewardServiceError, match=f"answered {status}: <html>"):
+        score(server.url, [ITEM], {"retries": QUICK})
+    assert len(server.requests) == 1
+
+
+@both
+def test_another_page_than_a_reward_service_is_given_up_in_the_end(server: Server, score: Score) -> None:
+    server.answer = lambda number, body: (404, {}, b"<html>Not here")
+    with pytest.raises(RewardServiceError, match="answered 404: <html>Not here") as error:
+        score(server.url, [ITEM], {"retries": QUICK})
+    assert (error.value.code, len(server.requests)) == ("unknown", 3)
+
+
+@both
+@pytest.mark.parametrize("token", ["secret\n", " secret", "se cret", "s\u00e9cret", "secret\x7f", "\u201csecret\u201d"])
+def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(score: Score, token: str) -> None:
+    with pytest.raises(ValueError, match="token has") as error:
+        score("http://127.0.0.1:9", [ITEM], {"token": token})
+    seen = str(error.value) + repr(error.value.__context__) + repr(error.value.__cause__)
+    assert "cret" not in seen
+
+
+@both
+@pytest.mark.parametrize(
     "answer",
     [
         (200, {}, {"results": [], "model_version": "v", "request_id": "r"}),

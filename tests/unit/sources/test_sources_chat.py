@@ -21,7 +21,7 @@ COUNT = 9
 
 
 def read_row(columns: ColumnNames | None = None, **values: Any) -> Row:
-    return parse_row({"image": "a.png"} | values, columns or ColumnNames(), "photos", "row 1")
+    return parse_row({"image": "a.png"} | values, columns or ColumnNames(), "photos/{}".format, "row 1")
 
 
 def user(content: Any) -> dict[str, Any]:

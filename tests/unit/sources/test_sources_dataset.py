@@ -98,7 +98,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, NamedDatas
             raise ValueError(f'Unknown split "{split}". Should be one of {list(splits)}.')
         return splits if split is None else splits[split]
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    cache = SimpleNamespace(HF_DATASETS_CACHE=tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, config=cache))
     return splits
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,40 @@ def test_a_broken_file_is_named(model: Path, name: str, damage: Callable[[Path],
     with pytest.raises(BrokenFileError, match="broken: ") as caught:
         check_checkpoint(str(model))
     assert caught.value.file == str(model / name)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 4967\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>" + b"x" * 5000 + b"</body></html>"
+
+
+@pytest.mark.parametrize(("content", "said"), [(LFS, "Git LFS"), (PAGE, "HTML page")], ids=["LFS", "HTML"])
+@pytest.mark.parametrize(
+    "name", [WEIGHTS, "config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"]
+)
+def test_what_a_download_left_in_place_of_a_file_is_named(model: Path, name: str, content: bytes, said: str) -> None:
+    (model / name).write_bytes(content)
+    with pytest.raises(BrokenFileError, match=said) as caught:
+        check_checkpoint(str(model))
+    assert caught.value.file == str(model / name)
+
+
+@pytest.mark.parametrize("header", [b'{"a": 1' + b" " * 100, b"[" * 100_000], ids=["open", "deep"])
+def test_a_header_that_is_no_header_is_named(model: Path, header: bytes) -> None:
+    (model / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BrokenFileError, match="not a whole safetensors file"):
+        check_checkpoint(str(model))
+
+
+def test_a_header_of_a_gigabyte_is_not_read(model: Path) -> None:
+    with open(model / WEIGHTS, "wb") as file:
+        file.write((1 << 30).to_bytes(8, "little"))
+        file.truncate(2 << 30)  # takes no space
+    tracemalloc.start()
+    with pytest.raises(BrokenFileError, match="not a whole safetensors file"):
+        check_checkpoint(str(model))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 @pytest.mark.parametrize(
