@@ -200,11 +200,13 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
         UserError: they cannot be used.
     """
     from fgaif_ray.rewards.data import from_feedback, prepare_data
+    from fgaif_ray.rewards.self_check import require_backbone
     from fgaif_ray.vlm.backbone import load_backbone
 
     rewards = config.rewards
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation, config.data.chat_template_kwargs)
     backbone.move_to(worker_device())
+    require_backbone(backbone, config.data.images_per_prompt, config.data.pixel_budget)
     rows = map(Feedback.from_row, storage.read_rows(feedback, FEEDBACK_COLUMNS))
     responses = from_feedback(rows, config.run.type_names)
     reporter.send("begin", "read feedback", len(responses), "responses")
