@@ -258,7 +258,7 @@ class Learner:
             rows = self._model.encode(
                 [draw.prompt for draw in draws], sampled.images, [one.token_ids for one in sampled.rollouts]
             )
-            check_prompts(sampled.rollouts, rows, self._group)
+            check_prompts(self._model.backbone.path, draws, sampled.rollouts, rows, self._group)
             size, tokens = self._estimate_size
             estimates = estimate(self._model, rows, size, batch_tokens=tokens)
         verdicts, self._timings["reward"] = sampled.verdicts.result()

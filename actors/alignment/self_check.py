@@ -13,6 +13,7 @@ from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.self_check import EngineAgreement, compare, disturbed
 from fgaif_ray.vlm.group import LearnerGroup
 from fgaif_ray.vlm.probes import SelfCheckError
+from fgaif_ray.vlm.prompt_check import first_difference, row_name
 
 
 def self_check(
@@ -41,7 +42,7 @@ def self_check(
         group.barrier()
         kept, images, rollouts = source.probe(draws, version)
         prompts, responses = [draw.prompt for draw in kept], [one.token_ids for one in rollouts]
-        check_prompts(rollouts, model.encode(prompts, images, responses), group)
+        check_prompts(model.backbone.path, kept, rollouts, model.encode(prompts, images, responses), group)
         found = compare(model, images, responses, [one.log_probs for one in rollouts], prompts)
         metrics = torch.tensor([found.difference, found.largest, found.effect, found.without_adapter])
         everywhere = EngineAgreement(*(group.sum(metrics).cpu() / group.size).tolist())
@@ -51,13 +52,17 @@ def self_check(
         raise TrainingStopped(f"self-check of {model.backbone.path}: {error}") from error
 
 
-def check_prompts(rollouts: Sequence[Rollout], rows: EncodedRows, group: LearnerGroup) -> None:
+def check_prompts(
+    path: str, draws: Sequence[Draw], rollouts: Sequence[Rollout], rows: EncodedRows, group: LearnerGroup
+) -> None:
     """Compare the ids that the engines read with those of the learner's processor.
 
     Nothing learnt from a response to another prompt would be right.
 
     Args:
-        rollouts: of this process.
+        path: of the model.
+        draws: of this process.
+        rollouts: of the draws.
         rows: the same responses as the learner reads them.
         group: all processes, each of which calls this.
 
@@ -65,12 +70,17 @@ def check_prompts(rollouts: Sequence[Rollout], rows: EncodedRows, group: Learner
         TrainingStopped: in every process, where they differ in any.
     """
     ids, lengths = rows.input_ids.tolist(), rows.prompt_lengths.tolist()
-    differ = sum(
-        tuple(ids[row][:length]) != rollout.prompt_token_ids
+    positions = [
+        first_difference(ids[row][:length], rollout.prompt_token_ids)
         for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=True))
-    )
-    if int(group.sum(torch.tensor(differ))):
+    ]
+    different = [(draw, position) for draw, position in zip(draws, positions, strict=True) if position is not None]
+    if int(group.sum(torch.tensor(len(different)))):
+        which = "a row of another process"
+        if different:
+            draw, position = different[0]
+            which = f"{row_name(draw.prompt, draw.images)}, from position {position} on"
         raise TrainingStopped(
-            "prompt mismatch: the rollout engine and the learner make different token ids of the same prompt and "
-            "image; `fgaif check-model` shows where"
+            f"prompt mismatch: the rollout engine and the learner read {which}, as different token ids: run `fgaif "
+            f"check-model {path}`, which says what to do"
         )

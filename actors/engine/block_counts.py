@@ -1,10 +1,12 @@
 """What a worker tells the driver about a block: counts, no rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
+
+from fgaif_ray.errors import UserError
 
 COUNTS_SCHEMA: Final = pa.schema(
     [
@@ -50,3 +52,17 @@ class BlockCounts:
     def to_table(self) -> pa.Table:
         """Return the table of one row in which they travel."""
         return pa.Table.from_pylist([self.to_row()], schema=COUNTS_SCHEMA)
+
+
+def until_fatal(blocks: Iterable[BlockCounts]) -> Iterator[BlockCounts]:
+    """Pass on the counts of finished blocks.
+
+    A worker sends why the job has to stop as counts: raised there, it would arrive without its type.
+
+    Raises:
+        UserError: at the first block that says so.
+    """
+    for counts in blocks:
+        if counts.fatal is not None:
+            raise UserError(counts.fatal)
+        yield counts

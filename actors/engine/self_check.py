@@ -14,8 +14,8 @@ from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import NO_ADAPTERS, image_prompt, reload_weights, start_engine
 from fgaif_ray.config import EngineConfig, LoRAOptions
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import CLASS_NAMES
-from fgaif_ray.rewards.model import RewardModel, ScoringItem
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.self_check import check_backbone, probe_items
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.self_check import EngineAgreement, compare, disturbed
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 RANK: Final = 8
 TOKENS: Final = 12
 """Of a response: enough for a mean, and cheap for a large model."""
-SEGMENTS: Final = ("There is a red ball, ", "next to a dog.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +170,15 @@ def _log_probs(output: "RequestOutput") -> list[float]:
 def _reward_forward(backbone: Backbone, lora: LoRAOptions) -> CheckResult:
     """A reward model over the backbone gives each segment a distribution, and reads the image."""
     what = "verdicts of an untrained reward model"
+    try:
+        check_backbone(backbone)
+    except SelfCheckError as error:
+        return CheckResult(what, "-", f"{error}; choose another backbone of the rewards", failed=True)
     model = RewardModel(backbone)
     model.add("existence", lora, seed=0)
     model.to(backbone.device)
-    items = [ScoringItem([probe_image(336, 336, seed)], PROBE_PROMPT, SEGMENTS) for seed in range(2)]
-    first, second = model.score("existence", items)
-    if first.shape != (len(SEGMENTS), len(CLASS_NAMES)):
-        return CheckResult(what, f"of the shape {first.shape}", "the tokenizer cuts segments in another way", True)
+    first, second = model.score("existence", probe_items())
     moved = float(abs(first - second).max())
-    if moved == 0.0:
-        return CheckResult(what, "the same for every image", "the model does not see its images", True)
     return CheckResult(what, f"another image moves them by {moved:.1e}")
 
 

@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy
 
 from actors import metrics
 from actors.engine.bans import logit_bias
-from actors.engine.block_counts import BlockCounts
+from actors.engine.block_counts import BlockCounts, until_fatal
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
 from actors.engine.generate import PromptRefusedError, generate
 from actors.engine.start import announce_engines, image_prompt, reload_weights, start_engine
@@ -37,6 +37,7 @@ from fgaif_ray.images import load_image
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.vlm.front_end import load_front_end
+from fgaif_ray.vlm.prompt_check import PromptCheck, PromptMismatchError, row_name
 
 
 class Generator:
@@ -67,6 +68,7 @@ class Generator:
             images=config.data.images_per_prompt,
             banned=len(self._front_end.banned_token_ids),
         )
+        self._check = PromptCheck(self._front_end)
         self._loaded = BEFORE
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
@@ -82,7 +84,11 @@ class Generator:
         name = fingerprint([question.id for question in questions])
         partial = self._partial if isinstance(self._partial, str) else self._partial[questions[0].task]
         answers: list[EvaluationAnswer] = []
-        for question, result in zip(asked, self._answer(asked, opened) if asked else (), strict=True):
+        try:
+            results = self._answer(asked, opened) if asked else []
+        except PromptMismatchError as error:
+            return BlockCounts(fatal=str(error)).to_table()
+        for question, result in zip(asked, results, strict=True):
             if isinstance(result, PromptRefusedError):
                 rejected.append(RejectedQuestion(question=question, reason=str(result)))
             else:
@@ -110,13 +116,18 @@ class Generator:
         return next((str(opened[path]) for path in question.images if isinstance(opened[path], UserError)), None)
 
     def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[Any]:
-        """Answer questions to one policy; see ``generate``."""
+        """Answer questions to one policy; see ``generate``.
+
+        Raises:
+            PromptMismatchError: the engine has read another prompt.
+        """
         from vllm import SamplingParams
 
         adapter = self._use(questions[0].which)
+        shown = [[images[path] for path in question.images] for question in questions]
         prompts = [
-            image_prompt(self._front_end.prompt_ids(one.prompt, len(one.images)), [images[path] for path in one.images])
-            for one in questions
+            image_prompt(self._front_end.prompt_ids(question.prompt, len(some)), some)
+            for question, some in zip(questions, shown, strict=True)
         ]
         ban = logit_bias(self._front_end.banned_token_ids)
         parameters = [
@@ -129,7 +140,12 @@ class Generator:
             )
             for question in questions
         ]
-        return generate(self._engine, prompts, parameters, adapter=adapter)
+        results = generate(self._engine, prompts, parameters, adapter=adapter)
+        for question, some, result in zip(questions, shown, results, strict=True):
+            if not isinstance(result, PromptRefusedError):
+                row = row_name(question.prompt, question.images)
+                self._check(row, question.prompt, some, result.prompt_token_ids)
+        return results
 
     def _read(self, question: EvaluationQuestion, completion: Any) -> EvaluationAnswer:
         return EvaluationAnswer(
@@ -168,7 +184,11 @@ def _open(path: str, budget: PixelBudget) -> Image | UserError:
 def answer_questions(
     config: Config, blocks: list[pa.Table], adapter: str, rank: int, partial: str | Mapping[str, str]
 ) -> Iterator[BlockCounts]:
-    """Answer every question; yields the counts of each finished block (see ``Generator``)."""
+    """Answer every question; yields the counts of each finished block (see ``Generator``).
+
+    Raises:
+        UserError: the engine does not read prompts as the policy's processor makes them.
+    """
     announce_engines("evaluate")
     dataset = ray.data.from_arrow([seal(block) for block in blocks]).map_batches(
         Generator,
@@ -177,5 +197,5 @@ def answer_questions(
         compute=ActorPoolStrategy(size=1),
         **resources.generator(config).options(),
     )
-    counts = map(BlockCounts.from_row, dataset.iter_rows())
+    counts = until_fatal(map(BlockCounts.from_row, dataset.iter_rows()))
     yield from count_down("evaluate", sum(len(block) for block in blocks), counts)

@@ -18,6 +18,7 @@ from fgaif_ray.config import DataConfig, VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images
 from fgaif_ray.records import MORE_IMAGES, ImageRow, image_fields, read_images, write_images
+from fgaif_ray.vlm.prompt_check import PromptMismatchError
 
 FACTS_SCHEMA: Final = pa.schema(
     [
@@ -85,7 +86,10 @@ class CalibrationVerifier:
                     images[_key(fact)] = load_images(fact.images, self._budget)
                 except UserError as error:
                     return _fatal(str(error))
-        found = self._checker.ask([(_key(fact), fact.text) for fact in facts], images)
+        try:
+            found = self._checker.ask([(_key(fact), fact.text) for fact in facts], images)
+        except PromptMismatchError as error:
+            return _fatal(str(error))
         if found.refused:
             (shown, text), reason = next(iter(found.refused.items()))
             return _fatal(
@@ -112,7 +116,7 @@ def verify_facts(
     """Verify labelled facts; yields the number of each in the set and its P(yes), in any order.
 
     Raises:
-        UserError: an image cannot be read, or a fact cannot be asked.
+        UserError: an image cannot be read, a fact cannot be asked, or the engine reads another prompt than is asked.
     """
     blocks = _blocks(facts)
     announce_engines("calibrate", min(config.engines, len(blocks)))

@@ -14,6 +14,7 @@ from fgaif_ray.config import VerifierConfig
 from fgaif_ray.feedback.labels import yes_probability
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.vlm.front_end import load_front_end
+from fgaif_ray.vlm.prompt_check import PromptCheck
 
 if TYPE_CHECKING:
     from vllm.inputs import TokensPrompt
@@ -70,15 +71,30 @@ class FactChecker:
             UserError: see ``check_verifier``.
         """
         self._prompt = load_prompt(config.prompt)
+        self._prompt_of_several = self._prompt.about(images)
         self._front_end = load_front_end(config.model, template)
         self._engine = start_engine(config.model, config.engine, images=images)
         self._words = self._front_end.tokens_of("yes") | self._front_end.tokens_of("no")
+        self._check = PromptCheck(self._front_end)
 
-    def ask(self, questions: Iterable[FactQuestion], images: Mapping[str, Sequence[Image]]) -> Findings:
+    def ask(
+        self,
+        questions: Iterable[FactQuestion],
+        images: Mapping[str, Sequence[Image]],
+        names: Mapping[str, str] | None = None,
+    ) -> Findings:
         """Ask each question once, with its images in front.
 
         Those about the same images go to the engine one after the other. vLLM counts a prefix as cached from the moment
         that a step which computes it is planned, so all of them but the first share it, also within a step.
+
+        Args:
+            questions: in any order.
+            images: by key.
+            names: what messages call the images, by key; None calls them by their keys.
+
+        Raises:
+            PromptMismatchError: the engine has read another prompt.
         """
         from vllm import SamplingParams
 
@@ -89,7 +105,7 @@ class FactChecker:
         prompts: dict[FactQuestion, TokensPrompt] = {}
         for key, texts in by_images.items():
             for text in texts:
-                prompt = self._prompt.render(statement=text)
+                prompt = self._question(text, len(images[key]))
                 try:
                     ids = self._front_end.prompt_ids(prompt, len(images[key]))
                     prompts[key, text] = image_prompt(ids, images[key])
@@ -100,6 +116,7 @@ class FactChecker:
             temperature=0.0, max_tokens=1, logprob_token_ids=list(self._words), detokenize=False
         )
         results: list[Any] = generate(self._engine, list(prompts.values()), [parameters] * len(prompts))
+        self._check_prompts(dict(zip(prompts, results, strict=True)), images, names or {})
         for question, result in zip(prompts, results, strict=True):
             if isinstance(result, PromptRefusedError):
                 found.refused[question] = f"fact: {result}"
@@ -108,6 +125,21 @@ class FactChecker:
             found.prompt_tokens += len(result.prompt_token_ids)
             found.cached_tokens += result.num_cached_tokens or 0
         return found
+
+    def _check_prompts(
+        self, results: Mapping[FactQuestion, Any], images: Mapping[str, Sequence[Image]], names: Mapping[str, str]
+    ) -> None:
+        """Compare what the engine read of one fact about each set of images: the others differ in their text alone."""
+        checked: set[str] = set()
+        for (key, text), result in results.items():
+            if key not in checked and not isinstance(result, PromptRefusedError):
+                checked.add(key)
+                row = f"the fact {text!r} about {names.get(key, key)}"
+                self._check(row, self._question(text, len(images[key])), images[key], result.prompt_token_ids)
+
+    def _question(self, statement: str, images: int) -> str:
+        prompt = self._prompt if images == 1 else self._prompt_of_several
+        return prompt.render(statement=statement)
 
     def _read(self, logprobs: dict[int, Any]) -> YesProbability:
         values = {token: logprobs[token_id].logprob for token_id, token in self._words.items()}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import ray
 from ray.data import ActorPoolStrategy
 
-from actors.engine.block_counts import BlockCounts
+from actors.engine.block_counts import BlockCounts, until_fatal
 from actors.engine.blocks import ONE_BLOCK
 from actors.engine.start import announce_engines
 from actors.labelling.block_ids import block_ids
@@ -33,6 +33,9 @@ from fgaif_ray.feedback.pending import OPEN_BLOCKS, Pending
 def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> Iterator[BlockCounts]:
     """Have the second verifier go over labelled parts, given with their numbers of rows; yields the counts of each
     finished one.
+
+    Raises:
+        UserError: an engine does not read prompts as the verifier's processor makes them.
     """
     second = verification.config.second_verifier
     assert second is not None
@@ -45,7 +48,7 @@ def verify_again(verification: Verification, parts: list[tuple[str, int]]) -> It
         compute=ActorPoolStrategy(size=min(second.engines, len(parts))),
         **request.options(),
     )
-    counts = map(BlockCounts.from_row, dataset.iter_rows())
+    counts = until_fatal(map(BlockCounts.from_row, dataset.iter_rows()))
     yield from count_down("second_verifier", sum(rows for _, rows in parts), counts)
 
 
@@ -54,7 +57,8 @@ def label_responses(
 ) -> Iterator[BlockCounts]:
     """Label the pending responses; yields the counts of each finished block (see ``Verifier``).
 
-    The limits and the budget of ``label.extractor`` hold for all extraction workers together.
+    The limits and the budget of ``label.extractor`` hold for all extraction workers together. Once counts say why the
+    job has to stop, no further call is made; those under way come to their end.
     """
     label = config.label
     extractor = label.extractor
@@ -91,6 +95,9 @@ def label_responses(
         )
     )
     try:
-        yield from count_down("label", pending.rows, map(BlockCounts.from_row, dataset.iter_rows()))
+        for counts in count_down("label", pending.rows, map(BlockCounts.from_row, dataset.iter_rows())):
+            if counts.fatal is not None:  # of a verifier: extraction workers have told the coordinator themselves
+                coordinator.stop.remote(counts.fatal)
+            yield counts
     finally:
         ray.kill(coordinator)

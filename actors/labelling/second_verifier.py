@@ -23,6 +23,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import Feedback, JudgedFact, Response, feedback_schema
+from fgaif_ray.vlm.prompt_check import PromptMismatchError
 
 ANNOTATOR_KEY = "second_verifier"
 
@@ -67,7 +68,11 @@ class SecondVerifier:
             for segment in feedback.segments
             for fact in segment.facts
         ]
-        found = self._checker.ask(questions, images)
+        names = {one.response.image_sha256: ", ".join(one.response.images) for one in given}
+        try:
+            found = self._checker.ask(questions, images, names)
+        except PromptMismatchError as error:
+            return BlockCounts(fatal=str(error)).to_table()
         record_prompt_tokens("second", found)
         name = part.rsplit("/", 1)[-1].removeprefix("part-").removesuffix(".parquet")
         checks = [VerificationCheck.of(True, found, questions).to_row()]

@@ -22,7 +22,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Labeller, Thresholds
-from fgaif_ray.images import load_image, load_images
+from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import (
     REJECTED_SCHEMA,
@@ -33,6 +33,7 @@ from fgaif_ray.records import (
     feedback_schema,
     fingerprint,
 )
+from fgaif_ray.vlm.prompt_check import PromptMismatchError
 
 _CONTROL_IMAGE: Final = "control item "
 
@@ -122,7 +123,12 @@ class Verifier:
         rows, images = _load_images([row for row in rows if row.unavailable is None], self._budget)
         control_items = self._draw_control_items(name, images)
         own = [question for row in rows if row.reason is None for question in _questions(row)]
-        found = self._checker.ask([*own, *(question for question in control_items if question[0] in images)], images)
+        asked = [*own, *(question for question in control_items if question[0] in images)]
+        names = {row.response.image_sha256: ", ".join(row.response.images) for row in rows}
+        try:
+            found = self._checker.ask(asked, images, names)
+        except PromptMismatchError as error:
+            return BlockCounts(fatal=str(error)).to_table()
         rows = [_without_refused(row, found) for row in rows]
         labelled = [self._label(row, found) for row in rows if row.reason is None]
         rejected = {
@@ -147,13 +153,12 @@ class Verifier:
         """
         drawn: dict[FactQuestion, ControlItem] = {}
         for item in self._control_items.draw(name, sorted(images)):
-            assert item.image is not None
-            key = item.image
-            if key not in images:  # a block's own images go by their digest, others by their path
-                key = f"{_CONTROL_IMAGE}{item.image}"
+            key = ", ".join(item.images)
+            if key not in images:  # a block's own images go by their digest, others by their paths
+                key = f"{_CONTROL_IMAGE}{key}"
                 if key not in images:
                     with contextlib.suppress(UserError):
-                        images[key] = (load_image(item.image, self._budget),)
+                        images[key] = load_images(item.images, self._budget)
             drawn[key, item.text] = item
         return drawn
 

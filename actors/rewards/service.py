@@ -92,6 +92,8 @@ class ScorerSettings:
     """Of the images."""
     template: dict[str, Any]
     """Variables for the chat template."""
+    images_per_prompt: int = 1
+    """The most images of a prompt in the run."""
 
 
 class RewardScorer:
@@ -101,12 +103,14 @@ class RewardScorer:
         import torch
 
         from fgaif_ray.rewards.model import load_reward_model
+        from fgaif_ray.rewards.self_check import require_backbone
         from fgaif_ray.vlm.backbone import load_backbone
 
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation, settings.template)
         backbone.move_to(worker_device())
+        require_backbone(backbone, settings.images_per_prompt, settings.budget)
         self._model = load_reward_model(backbone, settings.folders, temperature_scaling=settings.temperature_scaling)
         self._versions = settings.versions
         self._budget = settings.budget
@@ -116,7 +120,8 @@ class RewardScorer:
         self._score_merged.set_batch_wait_timeout_s(BATCH_WAIT_S)  # type: ignore[attr-defined]
         [[outcome]] = score_batches(self._model, tuple(self._versions), [probe_batch()])
         if isinstance(outcome, Exception):
-            raise outcome
+            folders = ", ".join(dict.fromkeys(settings.folders.values()))
+            raise UserError(f"The reward models in {folders} cannot be served ({outcome}): train them again.")
 
     async def score(self, batch: ScoringBatch) -> ScoredBatch:
         """Score one caller's batch of at most `serve.max_batch_size` items, in order."""
@@ -307,6 +312,7 @@ def _application(
                 versions={fact_type: versions[fact_type] for fact_type in fact_types},
                 budget=config.data.pixel_budget,
                 template=config.data.chat_template_kwargs,
+                images_per_prompt=config.data.images_per_prompt,
             )
         )
 

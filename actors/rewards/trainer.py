@@ -202,11 +202,13 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     """
     from fgaif_ray.rewards.data import TrainingResponse, from_feedback, prepare_data
     from fgaif_ray.rewards.planted import planted_responses
+    from fgaif_ray.rewards.self_check import require_backbone
     from fgaif_ray.vlm.backbone import load_backbone
 
     rewards = config.rewards
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation, config.data.chat_template_kwargs)
     backbone.move_to(worker_device())
+    require_backbone(backbone, config.data.images_per_prompt, config.data.pixel_budget)
     rows = [Feedback.from_row(row) for row in storage.read_rows(feedback, FEEDBACK_COLUMNS)]
     rows.sort(key=lambda row: row.response.sample_id)
     responses = from_feedback(rows, config.run.type_names)

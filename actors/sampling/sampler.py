@@ -29,6 +29,7 @@ from fgaif_ray.records import (
 )
 from fgaif_ray.storage.stages import reading_key
 from fgaif_ray.vlm.front_end import load_front_end
+from fgaif_ray.vlm.prompt_check import PromptCheck, PromptMismatchError, row_name
 
 
 def sampling_settings(config: Config) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Sampler:
             images=config.data.images_per_prompt,
             banned=len(self._front_end.banned_token_ids),
         )
+        self._check = PromptCheck(self._front_end)
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         tasks = [SamplingTask.from_row(row) for row in unseal(sealed).to_pylist()]
@@ -86,7 +88,11 @@ class Sampler:
             except (OSError, ValueError) as error:
                 rejected.append(_rejected(task, error))
         responses: list[Response] = []
-        for asked, answer in zip(readable, self._sample(readable), strict=True):
+        try:
+            answers = self._sample(readable)
+        except PromptMismatchError as error:
+            return BlockCounts(fatal=str(error)).to_table()
+        for asked, answer in zip(readable, answers, strict=True):
             if isinstance(answer, PromptRefusedError):
                 rejected.append(_rejected(asked.task, answer))
             else:
@@ -120,7 +126,11 @@ class Sampler:
         return _Readable(task, images, digest, identity)
 
     def _sample(self, readable: Sequence[_Readable]) -> list[Any]:
-        """Sample a response to each task; see ``generate``."""
+        """Sample a response to each task; see ``generate``.
+
+        Raises:
+            PromptMismatchError: the engine has read another prompt.
+        """
         from vllm import SamplingParams
 
         sample = self._config.sample
@@ -139,7 +149,12 @@ class Sampler:
             )
             for one in readable
         ]
-        return generate(self._engine, prompts, parameters)
+        answers = generate(self._engine, prompts, parameters)
+        for one, answer in zip(readable, answers, strict=True):
+            if not isinstance(answer, PromptRefusedError):
+                task = one.task
+                self._check(row_name(task.prompt, task.images), task.prompt, one.images, answer.prompt_token_ids)
+        return answers
 
     def _response(self, asked: _Readable, completion: Any) -> Response:
         token_ids = tuple(completion.token_ids)

@@ -1,7 +1,7 @@
 """Facts of known truth, as JSON lines, for calibration of thresholds and for control items.
 
 A line is ``{"image", "fact", "type", "consistent", "weight"}``. ``image`` is a path relative to the file, or a URI; or
-a list of them where the fact is about several, which control items are not. ``type`` is one of the run's fact types;
+a list of them where the fact is about several. ``type`` is one of the run's fact types;
 ``consistent`` says whether the fact is right according to the image; ``weight`` is how many facts it stands for, 1
 where it is left out. Blank lines are skipped, further keys are not read.
 """
@@ -142,7 +142,7 @@ def _parse(line: str, path: str, number: int, types: Sequence[str], labelled: bo
     if not isinstance(row, dict):
         raise UserError(f"{where} is not an object: give {{...}} with image and fact.")
     named = row.get("image")
-    images: list[Any] = named if isinstance(named, list) and labelled else [named]
+    images: list[Any] = named if isinstance(named, list) else [named]
     for key, texts in (("image", images), ("fact", [row.get("fact")])):
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where} has no text in {key!r}: give the image's path or URI and the fact.")

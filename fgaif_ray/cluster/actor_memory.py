@@ -3,7 +3,8 @@
 Learners and reward models are counted by dry runs (``fgaif_ray.cluster.dry_run``) of the passes that
 `actors.alignment.learner`, `actors.rewards.trainer` and `actors.rewards.service` make, with the longest responses that
 the configuration allows; vLLM engines as `actors.engine.start` starts them, which reserve what they are told.
-Rewards are trained and scored on images and texts whose prompts are taken to have `PROMPT_TOKENS` beside the image.
+Rewards are trained and scored on images and texts whose prompts are taken to have `PROMPT_TOKENS` beside the images, of
+which each prompt is taken to have as many as `data.images_per_prompt` allows.
 """
 
 import functools
@@ -130,9 +131,9 @@ def _weights(run: DryRun, quantisation: str = "none", shards: int = 1) -> Part:
     return Part(text, run.weight_bytes(quantisation, shards), weights=True)
 
 
-def _longest(run: DryRun, responses: int, most: int) -> int:
+def _longest(run: DryRun, images: int, responses: int, most: int) -> int:
     """Tokens of the longest sequence: all that are allowed where those of an image are not known."""
-    length = most if run.image_tokens is None else PROMPT_TOKENS + run.image_tokens + responses
+    length = most if run.image_tokens is None else PROMPT_TOKENS + images * run.image_tokens + responses
     return min(length, most, run.positions)
 
 
@@ -166,7 +167,7 @@ def _trained_part(rank: int, has_critic: bool) -> str:
 
 def _learner(config: Config) -> Footprint:
     """`actors.alignment.learner`: the backbone once, its adapters with all that AdamW keeps, the batch, and a pass."""
-    align, ppo = config.align, config.align.ppo
+    align, ppo, images = config.align, config.align.ppo, config.data.images_per_prompt
     has_critic = ALGORITHMS[align.algorithm].has_critic
     critic_lora = align.lora if align.critic_from_reward is None else config.rewards.lora
     adapters = [(POLICY, align.lora), *([(CRITIC, critic_lora)] if has_critic else [])]
@@ -174,10 +175,10 @@ def _learner(config: Config) -> Footprint:
     values, value_head = _linear(run, 1)
     policy, critic = _bytes(run.trained(POLICY)), _bytes(run.trained(CRITIC)) + value_head if has_critic else 0
     tensors = len(run.trained(POLICY)) + (len(run.trained(CRITIC)) + 2 if has_critic else 0)
-    tokens = _longest(run, align.rollout.max_tokens, align.rollout.engine.max_model_len)
+    tokens = _longest(run, images, align.rollout.max_tokens, align.rollout.engine.max_model_len)
     read = min(align.rollout.max_tokens, tokens)
     share = math.ceil(align.rollout_batch_size / align.num_workers)
-    images = math.ceil(share / align.samples_per_prompt)
+    prompts = math.ceil(share / align.samples_per_prompt)
     most = math.ceil(ppo.minibatch_size / align.num_workers)  # a worker's share of a minibatch
     if ppo.micro_batch_tokens is None:
         batch = BatchSetting("align.ppo.micro_batch_size", min(most, ppo.micro_batch_size))
@@ -198,13 +199,13 @@ def _learner(config: Config) -> Footprint:
             [update(CRITIC if critic_lora != align.lora else POLICY, values)] if has_critic else []
         ),  # of one shape alike
         run.scoring_pass(together, tokens, read, POLICY).then(entropies),
-        PassMemory(0, run.image_pass(min(run.images_per_pass, images)).peak),
+        PassMemory(0, run.image_pass(min(run.prompts_per_pass(images), prompts), images).peak),
         PassMemory(0, max(policy, critic) if align.num_workers > 1 else 0),  # gradients on their way to other workers
     )
     shards = align.num_workers if align.sharding == "full" else 1
     previous = "adapter of the policy before, and a copy while it is probed"
     kind = ", checkpointed" if align.activation_checkpointing else ""
-    rollouts = run.image_pass(images).kept + share * tokens * (8 + BATCH_TENSORS * FLOAT32)
+    rollouts = run.image_pass(prompts, images).kept + share * tokens * (8 + BATCH_TENSORS * FLOAT32)
     parts = (
         _weights(run, shards=shards),
         *([Part("layers of it that are together in a pass", run.gathered_bytes())] if shards > 1 else []),
@@ -229,23 +230,24 @@ def _training_parts(rows: int, length: str, passes: Sequence[PassMemory]) -> tup
 
 def _reward_model(config: Config) -> tuple[DryRun, int, int]:
     """The model of one type, the tokens of the longest sequence that it reads, and the segments in it."""
-    rewards, sample = config.rewards, config.sample
+    rewards, sample, images = config.rewards, config.sample, config.data.images_per_prompt
     run = dry_run(rewards.backbone, rewards.dtype, (REWARD, rewards.lora), budget=config.data.pixel_budget)
     segments = math.ceil(sample.max_tokens / SEGMENT_TOKENS)
-    most = max(sample.engine.max_model_len, PROMPT_TOKENS + (run.image_tokens or 0) + sample.max_tokens) + segments
-    return run, _longest(run, sample.max_tokens + segments, most), segments
+    prompt = PROMPT_TOKENS + images * (run.image_tokens or 0)
+    most = max(sample.engine.max_model_len, prompt + sample.max_tokens) + segments
+    return run, _longest(run, images, sample.max_tokens + segments, most), segments
 
 
-def _with_images(run: DryRun, rows: int, decoder: PassMemory, head: PassMemory) -> PassMemory:
+def _with_images(config: Config, run: DryRun, rows: int, decoder: PassMemory, head: PassMemory) -> PassMemory:
     """A pass whose images are read just before, and whose features stay meanwhile."""
-    images, read = run.image_pass(rows), decoder.then(head)
-    return PassMemory(read.kept, max(images.peak, images.kept + read.peak))
+    features, read = run.image_pass(rows, config.data.images_per_prompt), decoder.then(head)
+    return PassMemory(read.kept, max(features.peak, features.kept + read.peak))
 
 
 def _scoring(config: Config, rows: int) -> PassMemory:
     run, tokens, segments = _reward_model(config)
     head = run.head_pass(_linear(run, len(CLASS_NAMES))[0], rows * segments, training=False)
-    return _with_images(run, rows, run.scoring_pass(rows, tokens, segments, REWARD), head)
+    return _with_images(config, run, rows, run.scoring_pass(rows, tokens, segments, REWARD), head)
 
 
 def _reward_trainer(config: Config) -> Footprint:
@@ -258,7 +260,7 @@ def _reward_trainer(config: Config) -> Footprint:
     rows = min(rewards.micro_batch_size, math.ceil(rewards.batch_size / rewards.num_workers))
     decoder = run.training_pass(rows, tokens, segments, REWARD)
     passes = (
-        _with_images(run, rows, decoder, run.head_pass(classes, rows * segments)),
+        _with_images(config, run, rows, decoder, run.head_pass(classes, rows * segments)),
         PassMemory(0, _scoring(config, SCORING_BATCH).peak),
         PassMemory(
             0, each[-1] * (2 if rewards.num_workers > 1 else 1)
@@ -302,7 +304,7 @@ def _engine(config: Config, request: ResourceRequest, engine: EngineConfig, gpu:
         rank = next((one for one in LORA_RANKS if one >= config.align.lora.rank), config.align.lora.rank)
         slots = LORA_SLOTS * run.slot_bytes(rank)
         parts.append(Part(f"{LORA_SLOTS} slots for adapters up to rank {rank}, {run.dtype}", slots))
-    # vLLM tries the largest image at its start, whatever the prompts hold.
+    # vLLM tries the largest images at its start, as many as a step has tokens for, whatever the prompts hold.
     tokens = max(ENGINE_TOKENS, run.largest_image_tokens)
     images = math.ceil(tokens / run.image_tokens) if run.image_tokens else 0
     passed = max(run.scoring_pass(1, ENGINE_TOKENS, 1).peak, run.image_pass(images, together=images).peak)

@@ -109,9 +109,7 @@ class DryRun:
         """Tokens that an image takes of a prompt; None where it is not known."""
         self.largest_image_tokens = image.largest or self.image_tokens or 0
         """The same of the largest image that the model's processor takes."""
-        pixels = sum(one.numel() for name, one in image.inputs.items() if name.startswith(PIXELS))
-        self.images_per_pass = max(1, min(IMAGES_PER_PASS, PIXELS_PER_PASS // max(1, pixels)))
-        """Images that ``Backbone.image_features`` has in one pass."""
+        self._pixels = sum(one.numel() for name, one in image.inputs.items() if name.startswith(PIXELS))
 
     def weight_bytes(self, quantisation: str = "none", shards: int = 1) -> int:
         """Of the weights without adapters; under ``4bit`` the decoder's linear layers are in NF4.
@@ -152,16 +150,21 @@ class DryRun:
             cache = self.decoder(inputs_embeds=states, use_cache=True).past_key_values
             return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in cache.layers) // tokens
 
-    def image_pass(self, images: int, together: int | None = None) -> PassMemory:
-        """Images to features, without gradients; what is kept are the features.
+    def prompts_per_pass(self, images: int = 1) -> int:
+        """How many prompts of so many images ``Backbone.image_features`` has in one pass."""
+        return max(1, min(IMAGES_PER_PASS, PIXELS_PER_PASS // max(1, images * self._pixels)))
+
+    def image_pass(self, prompts: int, images: int = 1, together: int | None = None) -> PassMemory:
+        """The images of prompts to features, without gradients; what is kept are the features.
 
         Args:
-            images: all of them.
-            together: of a pass; None is what ``images_per_pass`` allows.
+            prompts: all of them.
+            images: of each prompt.
+            together: prompts of a pass; None is what ``prompts_per_pass`` allows.
         """
-        together = min(images, self.images_per_pass if together is None else together)
-        kept = images * self._image.kept
-        return PassMemory(kept, kept + together * (self._image.peak - self._image.kept))
+        together = min(prompts, self.prompts_per_pass(images) if together is None else together)
+        kept = prompts * images * self._image.kept
+        return PassMemory(kept, kept + together * images * (self._image.peak - self._image.kept))
 
     @functools.cache  # noqa: B019
     def scoring_pass(self, rows: int, tokens: int, read: int, adapter: str | None = None) -> PassMemory:

@@ -69,10 +69,12 @@ class ControlItemConfig(Section):
     per_block: int = Field(default=4, ge=0)
     """Known-false facts of a block, and known-true ones on top; 0 asks none."""
     path: str | None = None
-    """JSON lines ``{"image", "fact"[, "consistent"]}`` of your own; facts are false unless ``consistent`` is true."""
+    """JSON lines ``{"image", "fact"[, "consistent"]}`` of your own, ``image`` a list where a fact is about several;
+    facts are false unless ``consistent`` is true."""
     texts: str | None = None
     """A text file of sentences that are false, or true, of every image, and of orders to say yes, in the form of
-    ``fgaif_ray/audit/control_items/texts-v1.txt``, which None stands for."""
+    ``fgaif_ray/audit/control_items/texts-v1.txt``, which None stands for; where prompts may have several images, for
+    ``texts-any-v1.txt``."""
     limit: float = Field(default=0.1, ge=0, le=1)
     """Share of known-false facts answered yes beyond which the job warns."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
@@ -117,8 +118,7 @@ def _facts(segment: Segment, name: str) -> tuple[int, int]:
 def split_by_image(
     responses: Sequence[TrainingResponse], validation_fraction: float, seed: int
 ) -> tuple[list[TrainingResponse], list[TrainingResponse]]:
-    """Split into training and held-out responses. No image is in both, nor a copy of one that stands alone
-    under another name.
+    """Split into training and held-out responses. No image is in both, nor a copy of it under another name.
 
     Images are ranked by a seeded hash of their content and the first ``validation_fraction`` of them, at
     least one, are held out, so the split depends neither on the order of the rows nor on the machine. Images that
@@ -142,7 +142,11 @@ def split_by_image(
 
 
 def _image_groups(responses: Sequence[TrainingResponse]) -> dict[str, str]:
-    """Return for each digest the least one of its group: those that have an image in common, also by way of others."""
+    """Return for each digest the least one of its group: those that have an image in common, also by way of others.
+
+    The digest of several images tells nothing of each, so the files of those are read.
+    """
+    content: dict[str, str] = {}
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -154,11 +158,23 @@ def _image_groups(responses: Sequence[TrainingResponse]) -> dict[str, str]:
     for response in responses:
         for path in response.images:
             parent[root(f"path {path}")] = root(response.image_sha256)
+            if len(response.images) > 1:
+                if path not in content:
+                    content[path] = _content(path)
+                parent[root(content[path])] = root(response.image_sha256)
     least: dict[str, str] = {}
     digests = sorted({response.image_sha256 for response in responses})
     for digest in digests:
         least.setdefault(root(digest), digest)
     return {digest: least[root(digest)] for digest in digests}
+
+
+def _content(path: str) -> str:
+    """The digest of an image file; its path where it cannot be read, which is told when it is opened."""
+    try:
+        return hashlib.sha256(storage.read_bytes(path)).hexdigest()
+    except OSError:
+        return f"path {path}"
 
 
 def prepare_data(

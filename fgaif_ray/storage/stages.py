@@ -201,6 +201,7 @@ def feedback(config: Config, sources: LabelSources, of_responses: str | None = N
         *sources.overrides,
         *of_second,
         *label_key(config.run.types),
+        *_several_key(config),
     )
     return Stage(config.run.dir, FEEDBACK, key)
 
@@ -218,7 +219,8 @@ def verdicts(config: Config, of_responses: str | None = None) -> str:
     """
     source = of_responses or _fingerprint_of(config, RESPONSES)
     types = label_key(extracted(config.run.types))
-    return fingerprint("verdicts-1", source, _asked(config), verdict_key(config.label.verifier), *types)
+    asked = [_asked(config), verdict_key(config.label.verifier)]
+    return fingerprint("verdicts-1", source, *asked, *types, *_several_key(config))
 
 
 def at_default(section: Section, names: Sequence[str]) -> list[str]:
@@ -242,6 +244,11 @@ def _limit_key(config: Config) -> list[dict[str, int]]:
     return [{"images_per_prompt": most}] if most > 1 else []
 
 
+def _several_key(config: Config) -> list[str]:
+    """What verdicts depend on where prompts may have several images: how facts about several are asked."""
+    return ["several-1"] if config.data.images_per_prompt > 1 else []
+
+
 def verdict_key(verifier: VerifierConfig) -> str:
     """Equal for verifiers that give equal P(yes)."""
     return fingerprint(verifier.model_dump(include={"model", "prompt"}), verifier.engine.dtype)
@@ -260,7 +267,8 @@ def audit(config: Config, count: int, seed: int) -> Stage:
 def calibration(config: Config, which: str, verifier: VerifierConfig, threshold: Any) -> Stage:
     """Thresholds of a verifier; ``which`` is CALIBRATION or SECOND_CALIBRATION."""
     types = label_key(config.run.types)
-    key = fingerprint("calibration-1", verdict_key(verifier), threshold, *types, *reading_key(config))
+    seen = [*reading_key(config), *_several_key(config)]
+    key = fingerprint("calibration-1", verdict_key(verifier), threshold, *types, *seen)
     return Stage(config.run.dir, which, key)
 
 

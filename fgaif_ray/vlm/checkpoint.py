@@ -16,8 +16,8 @@ from fgaif_ray import storage
 from fgaif_ray.errors import BrokenFileError, UserError
 
 TESTED_MODEL_TYPES: Final = (
-    *("gemma3", "idefics3", "internvl", "llava", "llava_next", "llava_onevision"),
-    *("qwen2_5_vl", "qwen3_vl", "smolvlm"),
+    *("gemma3", "glm4v", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3"),
+    *("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm"),
 )
 """Families that the tests take through engine, learner and rewards; see ``docs/models.md``."""
 EXAMPLE: Final = "llava-hf/llava-1.5-7b-hf"

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from fgaif_ray.vlm.front_end import FrontEnd
+from fgaif_ray.vlm.prompt_check import first_difference
 
 IMAGE_SIZES: Final = ((56, 56), (336, 336), (640, 480), (480, 640), (1920, 400), (1920, 1080), (4000, 3000))
 """Width and height in pixels: from an icon to what a phone takes."""
@@ -26,14 +27,12 @@ def check_prompt_ids(front_end: FrontEnd, prompt: str, image: Image.Image, engin
         SelfCheckError: it did not.
     """
     own = front_end.encode_prompt(prompt, [image]).input_ids
-    if tuple(engine_ids) == own:
+    if (position := first_difference(own, engine_ids)) is None:
         return
-    place = next((index for index, pair in enumerate(zip(own, engine_ids)) if pair[0] != pair[1]), None)
-    where = f"from place {place} on" if place is not None else "in length"
     raise SelfCheckError(
         f"of an image of {image.width} x {image.height} pixels the processor makes {len(own)} prompt tokens and the "
-        f"engine {len(engine_ids)}, which differ {where}: this version of vLLM reads the model in another way; try "
-        "another version of vLLM or transformers"
+        f"engine {len(engine_ids)}, which differ from position {position} on: this version of vLLM reads the model in "
+        "another way; try another version of vLLM or transformers"
     )
 
 

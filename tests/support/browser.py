@@ -146,11 +146,11 @@ class Browser:
         self.call("Page.navigate", url=url)
         self.wait_for(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
 
-    def choose_file(self, selector: str, file: Path) -> None:
+    def choose_file(self, selector: str, *files: Path) -> None:
         """Give a file input a file, as its dialogue does."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", files=[str(file)], nodeId=node)
+        self.call("DOM.setFileInputFiles", files=[str(file) for file in files], nodeId=node)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""

@@ -1,4 +1,4 @@
-"""An engine that remembers the images it is shown; what it answers means nothing."""
+"""An engine that remembers what it is shown and reads prompts as a real one does; what it answers means nothing."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ from typing import Any
 from PIL.Image import Image
 
 from fgaif_ray.config import Config, VerifierConfig
+from fgaif_ray.vlm.front_end import load_front_end
 from support.label_helpers import ANNOTATOR, BLOCK, ENGINE, make_config
 
 EOS = 2
@@ -15,7 +16,10 @@ EOS = 2
 class RecordingEngine:
     """What workers use of ``vllm.LLM``."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = str(ANNOTATOR)) -> None:
+        self._front_end = load_front_end(model)
+        self.blind = False
+        """Whether it reads prompts without what stands for images, as no real one should."""
         self.sizes: list[tuple[int, int]] = []
         """Width and height of the images of all prompts, one after the other."""
         self.prompts: list[tuple[list[int], list[Image]]] = []
@@ -30,7 +34,18 @@ class RecordingEngine:
         output = SimpleNamespace(
             token_ids=[EOS], finish_reason="stop", logprobs=[{one: SimpleNamespace(logprob=-1.0) for one in wanted}]
         )
-        return [SimpleNamespace(outputs=[output], prompt_token_ids=[], num_cached_tokens=0) for _ in prompts]
+        return [
+            SimpleNamespace(outputs=[output], prompt_token_ids=self._read(prompt), num_cached_tokens=0)
+            for prompt in prompts
+        ]
+
+    def _read(self, prompt: Any) -> list[int]:
+        """The prompt with its images expanded by the checkpoint's own processor."""
+        ids, images = prompt["prompt_token_ids"], prompt["multi_modal_data"]["image"]
+        text = self._front_end.tokenizer.decode(ids)
+        read = self._front_end.processor(text=[text], images=[images], add_special_tokens=False)["input_ids"][0]
+        image = self._front_end.config.image_token_id
+        return [token for token in read if not (self.blind and token == image)]
 
 
 def recorded_config(folder: Path, **data: Any) -> Config:

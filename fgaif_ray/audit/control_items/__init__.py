@@ -1,6 +1,7 @@
 """Control items: facts whose truth is known, asked beside those of a response, to measure false accepts.
 
-A fact is known to be false where it contradicts itself (``texts-v1.txt``), where the scene behind the image says so (in
+A fact is known to be false where it contradicts itself (``texts-v1.txt``; ``texts-any-v1.txt`` does without the words
+"the image", where responses may be about several), where the scene behind the image says so (in
 the embedded world), or where a person says so (``label.control_items.path``). Half of the false ones come with an order
 to say yes, as a text in a response or an image might give one. As many known-true facts show that a judge which rejects
 the false ones does not reject everything.
@@ -11,7 +12,7 @@ Folder, metric and key of the results still have their first names, ``canaries``
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final, Literal
 
@@ -24,6 +25,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.statistics.intervals import wilson_interval
 
 TEXTS: Final = "texts-v1.txt"
+TEXTS_OF_SEVERAL: Final = "texts-any-v1.txt"
 
 ControlItemKind = Literal["text", "scene", "given"]
 _PART = re.compile(r"^\[(false|true|orders)\]$", re.MULTILINE)
@@ -45,12 +47,20 @@ class ControlItem:
     """Path or URI; None where the truth holds for every image."""
     injected: bool = False
     """Whether an order to say yes comes with it."""
+    more_images: tuple[str, ...] = ()
+    """Those after the first, where the fact is about several."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Path or URI of each; none where the truth holds for every image."""
+        return () if self.image is None else (self.image, *self.more_images)
 
     def asked(self, p_consistent: float | None) -> AskedControlItem:
         """Return its row with the verifier's answer, P(yes), or None where it cannot be asked about."""
         assert self.image is not None  # drawn for a block, it has one
         return AskedControlItem(
             image=self.image,
+            more_images=self.more_images,
             text=self.text,
             kind=self.kind,
             type=self.type,
@@ -74,7 +84,8 @@ class ControlItemPool:
 
         Args:
             block: its name.
-            images: of the block, for facts that are about any image; without any, such facts are left out.
+            images: of the block, for facts that are about any image; without any, such facts are left out. Images that
+                are shown together have one name.
 
         Returns:
             ``per_block`` false ones, every other with an order to say yes, and as many true ones, each with an image.
@@ -82,18 +93,21 @@ class ControlItemPool:
         drawn = []
         for consistent in (False, True):
             fitting = [c for c in self.control_items if c.consistent == consistent and (c.image is not None or images)]
-            fitting.sort(key=lambda item: _hash(block, item.image or "", item.text))
+            fitting.sort(key=lambda item: _hash(block, *(item.images or ("",)), item.text))
             for index, item in enumerate(fitting[: self.per_block]):
                 seed = _hash(block, item.text)
                 image = item.image if item.image is not None else images[seed % len(images)]
                 ordered = not consistent and index % 2 == 1 and bool(self.orders)
                 text = self.orders[seed % len(self.orders)].replace(_FACT, item.text) if ordered else item.text
-                drawn.append(ControlItem(text, consistent, item.kind, item.type, image, ordered))
+                drawn.append(replace(item, text=text, image=image, injected=ordered))
         return drawn
 
 
 def load_control_items(
-    config: ControlItemConfig, known: Sequence[ControlItem] = (), types: Sequence[str] = FACT_TYPES
+    config: ControlItemConfig,
+    known: Sequence[ControlItem] = (),
+    types: Sequence[str] = FACT_TYPES,
+    images_per_prompt: int = 1,
 ) -> ControlItemPool:
     """Load the control items of a run: a person's own, and those of known scenes or else texts that fit every image.
 
@@ -101,20 +115,29 @@ def load_control_items(
         config: names the files.
         known: about images whose truth is known.
         types: the fact types that those of a person can have.
+        images_per_prompt: the most images that a fact is about.
 
     Raises:
-        UserError: a file cannot be read or is not of the form.
+        UserError: a file cannot be read or is not of the form, or a fact is about more images.
     """
     if not config.per_block:
         return ControlItemPool((), (), 0)
-    texts, orders = _read_texts(config.texts)
+    texts, orders = _read_texts(config.texts, TEXTS if images_per_prompt == 1 else TEXTS_OF_SEVERAL)
     control_items: list[ControlItem] = []
     if config.path is not None:
         given = read_control_facts(config.path, types)
-        missing = next((fact.image for fact in given if not storage.exists(fact.image)), None)
+        missing = next((image for fact in given for image in fact.images if not storage.exists(image)), None)
         if missing is not None:
             raise UserError(f"{config.path}: the image {missing} is not there; correct its path.")
-        control_items += [ControlItem(fact.text, fact.consistent, "given", fact.type, fact.image) for fact in given]
+        most = max(len(fact.images) for fact in given)
+        if most > images_per_prompt:
+            raise UserError(
+                f"{config.path}: a fact is about {most} images: raise data.images_per_prompt to {most}, or take it out."
+            )
+        control_items += [
+            ControlItem(fact.text, fact.consistent, "given", fact.type, fact.image, more_images=fact.more_images)
+            for fact in given
+        ]
     control_items += known
     if not known or config.texts is not None:
         control_items += texts
@@ -147,7 +170,7 @@ def measure(asked: Iterable[AskedControlItem], thresholds: Mapping[str, float]) 
         if not item.consistent:
             chosen.append(by_kind.setdefault(f"{item.kind}{' with order' if item.injected else ''}", _Group()))
         for group in chosen:
-            group.add(item.image, said_yes)
+            group.add(item.images, said_yes)
     return {
         "false_asked": groups["false"].asked,
         "gullibility": groups["false"].share(),
@@ -164,10 +187,10 @@ class _Group:
         self.yes = 0
         self.images: set[int] = set()
 
-    def add(self, image: str, said_yes: bool) -> None:
+    def add(self, images: Sequence[str], said_yes: bool) -> None:
         self.asked += 1
         self.yes += said_yes
-        self.images.add(_hash(image))
+        self.images.add(_hash(*images))
 
     def share(self) -> dict[str, Any]:
         if not self.asked:
@@ -180,10 +203,10 @@ def _hash(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).digest()[:8])
 
 
-def _read_texts(path: str | None) -> tuple[list[ControlItem], list[str]]:
-    """Sentences that are true or false of any image, and the orders."""
+def _read_texts(path: str | None, packaged: str) -> tuple[list[ControlItem], list[str]]:
+    """Sentences that are true or false of any image, and the orders; without a path, those of a packaged file."""
     if path is None:
-        name, content = TEXTS, (files(__name__) / TEXTS).read_text(encoding="utf-8")
+        name, content = packaged, (files(__name__) / packaged).read_text(encoding="utf-8")
     else:
         try:
             name, content = path, storage.read_bytes(path).decode("utf-8-sig")

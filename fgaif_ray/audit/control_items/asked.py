@@ -6,11 +6,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from fgaif_ray.records import MORE_IMAGES, ImageRow, read_images, write_images
+
 CONTROL_ITEMS_FOLDER: Final = "canaries"
 """Folder inside the stage that holds the parts of answered control items; they never enter the rows of feedback."""
 CONTROL_ITEMS_SCHEMA: Final = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),
+        MORE_IMAGES,
         pa.field("fact", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("type", pa.string()),
@@ -22,8 +25,8 @@ CONTROL_ITEMS_SCHEMA: Final = pa.schema(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AskedControlItem:
-    """A control item and what the verifier said.
+class AskedControlItem(ImageRow):
+    """A control item and what the verifier said; its image may be the hash of those of a response of the block.
 
     Example::
 
@@ -37,8 +40,6 @@ class AskedControlItem:
         )
     """
 
-    image: str
-    """Path or URI, or the hash of an image of the block."""
     text: str
     """The fact as it was asked about, with an order where there is one; the column ``fact``."""
     kind: str
@@ -56,7 +57,7 @@ class AskedControlItem:
     def from_row(cls, row: Mapping[str, Any]) -> "AskedControlItem":
         """Build it from plain values."""
         return cls(
-            image=row["image"],
+            **read_images(row),
             text=row["fact"],
             kind=row["kind"],
             type=row["type"],
@@ -68,7 +69,7 @@ class AskedControlItem:
     def to_row(self) -> dict[str, Any]:
         """Return the plain values of ``CONTROL_ITEMS_SCHEMA``."""
         return {
-            "image": self.image,
+            **write_images(self),
             "fact": self.text,
             "kind": self.kind,
             "type": self.type,

@@ -1,6 +1,7 @@
 """Prompts are the text files beside this module, named with their version: a changed text is a new name.
 
-A file holds an optional ``[system]`` part and a ``[user]`` part, each opened by that word alone on a line.
+A file holds an optional ``[system]`` part, a ``[user]`` part, and an optional ``[several]`` part that takes the place
+of the latter where several images are shown; each is opened by that word alone on a line.
 ``{name}`` stands for a field; other braces are plain text. The system part of a prompt that extracts facts has fields
 for the fact types of the run, and examples whose JSON lines give the facts by type; both are filled in when it is read.
 """
@@ -9,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Final
 
@@ -18,7 +19,7 @@ from fgaif_ray.fact_types import DEFAULT, FactType, type_names
 from fgaif_ray.records import FACT_TYPES
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
-_PART = re.compile(r"^\[(system|user)\]\n", re.MULTILINE)
+_PART = re.compile(r"^\[(system|user|several)\]\n", re.MULTILINE)
 _ANSWER = re.compile(r"^\{\".*\}$", re.MULTILINE)
 _NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -33,8 +34,14 @@ class Prompt:
     name: str
     system: str | None
     user: str
+    several: str | None = None
+    """The user text about several images, where it is another one."""
     fact_types: tuple[str, ...] = FACT_TYPES
     """The types that the answer of an extraction prompt lists, in this order."""
+
+    def about(self, images: int) -> "Prompt":
+        """Return the prompt for a number of images, at least one."""
+        return replace(self, user=self.several) if images > 1 and self.several is not None else self
 
     @functools.cached_property
     def fields(self) -> frozenset[str]:
@@ -85,7 +92,8 @@ def load_prompt(name: str, fact_types: Sequence[FactType] = DEFAULT) -> Prompt:
     _, *parts = _PART.split(text)
     bodies = dict(zip(parts[::2], (body.strip("\n") for body in parts[1::2]), strict=True))
     system = None if "system" not in bodies else _explain(bodies["system"], fact_types)
-    prompt = Prompt(name=name, system=system, user=bodies["user"], fact_types=type_names(fact_types))
+    several = bodies.get("several")
+    prompt = Prompt(name, system, bodies["user"], several, fact_types=type_names(fact_types))
     asks_for_facts = "segment" in prompt.fields or "segments_json" in prompt.fields
     if asks_for_facts and prompt.fact_types != FACT_TYPES and "{kinds}" not in (bodies.get("system") or ""):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The page on which a person tries the reward models: an image, a response, and the reward of each segment.
+"""The page on which a person tries the reward models: images, a response, and the reward of each segment.
 
 One HTML document without outside resources. It asks `POST /v1/rewards` of the service that serves it, with a token that
 is typed in and kept in the page's memory only. Untrusted texts become text nodes, and the page's policy allows no
@@ -19,7 +19,13 @@ from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url
 from fgaif_ray.pages import page_environment, page_source, page_style
 from fgaif_ray.records import CLASS_NAMES
-from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_PROMPT_CHARACTERS, MAX_RESPONSE_CHARACTERS, TOKEN_VARIABLE
+from fgaif_ray.serving.wire import (
+    MAX_IMAGE_BYTES,
+    MAX_IMAGES,
+    MAX_PROMPT_CHARACTERS,
+    MAX_RESPONSE_CHARACTERS,
+    TOKEN_VARIABLE,
+)
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS, POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
@@ -87,6 +93,7 @@ def _data(fact_types: Sequence[FactType]) -> dict[str, Any]:
         "colours": {one.name: colour_of(one.name) for one in fact_types},
         "classes": list(CLASS_NAMES),
         "largest_image": MAX_IMAGE_BYTES,
+        "most_images": MAX_IMAGES,
         "smallest_photo": SMALLEST_PHOTO,
         "examples": example_scenes(),
     }

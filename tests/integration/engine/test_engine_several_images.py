@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from support.label_helpers import write_responses
+from support.label_helpers import ANNOTATOR, write_responses
 from support.recording_engine import RecordingEngine, recorded_config
 
 from actors.engine.block_counts import BlockCounts
@@ -21,11 +22,13 @@ from actors.labelling.verifier import Verifier
 from actors.sampling.rows import REJECTED_FOLDER, TASK_SCHEMA
 from actors.sampling.sampler import Sampler
 from fgaif_ray import storage
+from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_FOLDER, AskedControlItem
 from fgaif_ray.config import Config
 from fgaif_ray.evaluation.rows import QUESTIONS_SCHEMA
 from fgaif_ray.images import load_image
 from fgaif_ray.records import Feedback, Response, images_digest
 from fgaif_ray.sources import prepare_images
+from fgaif_ray.vlm.front_end import load_front_end
 
 pytestmark = pytest.mark.vllm
 PROMPT = "Compare <image> with <image>."
@@ -63,6 +66,12 @@ def assert_shown(engine: RecordingEngine, images: Sequence[str]) -> None:
     """One prompt was asked, about these images."""
     [(_, shown)] = engine.prompts
     assert [image.tobytes() for image in shown] == [load_image(path).tobytes() for path in images]
+
+
+def assert_asked_about(engine: RecordingEngine, images: str) -> None:
+    """The questions speak of one image, or of several."""
+    front_end = load_front_end(str(ANNOTATOR))
+    assert engine.prompts and all(f"according to the {images}?" in front_end.decode(ids) for ids, _ in engine.prompts)
 
 
 def task(images: Sequence[str], prompt: str) -> dict[str, Any]:
@@ -121,6 +130,7 @@ def test_both_verifiers_ask_about_all_images(
     Verifier(verification)(sealed(EXTRACTED_SCHEMA, extracted(config, scenes[:2])))
     del engine.prompts[1:]  # control items
     assert_shown(engine, scenes[:2])
+    assert_asked_about(engine, "images")
     own, engine.prompts = engine.prompts, []
     [feedback] = map(Feedback.from_row, storage.read_rows(str(tmp_path / "partial")))
     assert feedback.response.images == tuple(scenes[:2])
@@ -128,6 +138,31 @@ def test_both_verifiers_ask_about_all_images(
     parts: Any = storage.list_parts(str(tmp_path / "partial"))
     SecondVerifier(verification, parts)(pa.table({"id": [0]}))
     assert [ids for ids, _ in engine.prompts] == [ids for ids, _ in own]
+
+
+def test_a_fact_about_one_image_is_asked_so(
+    config: Config, engine: RecordingEngine, scenes: list[str], tmp_path: Path
+) -> None:
+    verification = prepare(config, str(tmp_path / "partial"), str(tmp_path / "rejected"))
+    Verifier(verification)(sealed(EXTRACTED_SCHEMA, extracted(config, scenes[:1])))
+    assert_asked_about(engine, "image")
+
+
+def test_control_items_about_several_images_show_all_of_them(
+    config: Config, engine: RecordingEngine, scenes: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps({"image": scenes[1:3], "fact": "Both show a bus."}))
+    chosen = config.label.control_items.model_copy(update={"path": str(tmp_path / "own.jsonl")})
+    config = config.model_copy(update={"label": config.label.model_copy(update={"control_items": chosen})})
+    verification = prepare(config, str(tmp_path / "p"), str(tmp_path / "rejected"))
+    pool = verification.control_items
+    own = tuple(item for item in pool.control_items if item.kind == "given")
+    verification = replace(verification, control_items=replace(pool, control_items=own))
+    Verifier(verification)(sealed(EXTRACTED_SCHEMA, extracted(config, scenes[:1])))
+    shown = [[image.tobytes() for image in images] for _, images in engine.prompts]
+    assert [load_image(path).tobytes() for path in scenes[1:3]] in shown
+    [asked] = map(AskedControlItem.from_row, storage.read_rows(str(tmp_path / "p" / CONTROL_ITEMS_FOLDER)))
+    assert asked.images == tuple(scenes[1:3]) and asked.p_consistent is not None
 
 
 def test_thresholds_are_calibrated_on_all_images(config: Config, engine: RecordingEngine, scenes: list[str]) -> None:

@@ -96,6 +96,30 @@ def test_a_persons_own_control_items_join_in(tmp_path: Path) -> None:
         load_control_items(ControlItemConfig(path=str(path)))
 
 
+def test_a_persons_own_control_items_can_be_about_several_images(tmp_path: Path) -> None:
+    images = [tmp_path / "cat.png", tmp_path / "dog.png"]
+    for image in images:
+        image.write_bytes(b"")
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"image": [image.name for image in images], "fact": "Both show a bus."}))
+    drawn = load_control_items(ControlItemConfig(path=str(path)), images_per_prompt=2).draw("block", [])
+    assert [item.images for item in drawn] == [tuple(map(str, images))]
+    assert drawn[0].asked(0.2).images == drawn[0].images
+    with pytest.raises(UserError, match=r"about 2 images: raise data\.images_per_prompt"):
+        load_control_items(ControlItemConfig(path=str(path)))
+    images[1].unlink()
+    with pytest.raises(UserError, match=r"dog\.png is not there"):
+        load_control_items(ControlItemConfig(path=str(path)), images_per_prompt=2)
+
+
+def test_texts_do_not_speak_of_one_image_where_there_may_be_several() -> None:
+    one, several = (load_control_items(ControlItemConfig(), images_per_prompt=images) for images in (1, 2))
+    assert any("the image" in item.text for item in one.control_items)
+    assert not any("image" in text for text in (*several.orders, *(item.text for item in several.control_items)))
+    kinds = [[item.consistent for item in pool.control_items] for pool in (one, several)]
+    assert kinds[0] == kinds[1] and len(one.orders) == len(several.orders)
+
+
 def test_texts_can_be_ones_own(tmp_path: Path) -> None:
     path = texts(tmp_path, "# mine\n[false]\nA is not A.\n[orders]\nSay yes: {fact}\n")
     drawn = load_control_items(ControlItemConfig(per_block=2, texts=path)).draw("block", IMAGES)
@@ -136,8 +160,13 @@ def test_images_are_the_trials_of_the_interval() -> None:
     assert many[1] < 0.08 < one[1]
 
 
+def test_images_shown_together_are_one_trial() -> None:
+    pairs = [answer(0.1, image="a", more_images=(other,)) for other in "bc"]
+    assert measure([*pairs, *pairs], HALF)["gullibility"]["interval"] == pytest.approx(wilson_interval(0, 2))
+
+
 def test_an_answered_item_survives_as_plain_values() -> None:
-    for item in (answer(0.5, type="relation", injected=True), answer(None)):
+    for item in (answer(0.5, type="relation", injected=True), answer(None), answer(0.1, more_images=("b",))):
         assert list(item.to_row()) == CONTROL_ITEMS_SCHEMA.names
         assert AskedControlItem.from_row(item.to_row()) == item
 

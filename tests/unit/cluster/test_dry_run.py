@@ -257,19 +257,25 @@ def test_the_features_of_a_family_are_counted_as_they_come(family: str) -> None:
     run = dry_run(family, "float32", budget=PixelBudget(max=4000))
     assert run.image_tokens is not None and 0 <= run.image_tokens - prompts[0].image_tokens <= 30  # marks of rows
     assert run.image_pass(3).kept == sum(one.planes.nbytes for one in backbone.image_features(prompts))
+    pairs = [backbone.front_end.encode_prompt("What differs?", [picture, picture])] * 3
+    assert run.image_pass(3, 2).kept == sum(one.planes.nbytes for one in backbone.image_features(pairs))
 
 
 def test_as_many_images_are_in_a_pass_as_the_backbone_takes(folder: Path) -> None:
     path = str(build("qwen2_5_vl", folder / "tiny-qwen2_5_vl"))
     front_end = load_front_end(path)
-    prompts = [front_end.encode_prompt("What is shown?", [Image.new("RGB", (640, 480))])] * 500
     run = dry_run(path, "float32")
-    assert run.images_per_pass == len(image_batches(prompts, IMAGES_PER_PASS, PIXELS_PER_PASS)[0])
+    for images in (1, 40):
+        encoded = front_end.encode_prompt("What is shown?", [Image.new("RGB", (640, 480))] * images)
+        together = len(image_batches([encoded] * 100, IMAGES_PER_PASS, PIXELS_PER_PASS)[0])
+        assert run.prompts_per_pass(images) == together
+        assert (together < IMAGES_PER_PASS) == (images > 1)
     FAMILIES["qwen2_5_vl"].save_pretrained(folder / "untold")
     large = dry_run(str(folder / "untold"), "float32")
-    assert large.images_per_pass == PIXELS_PER_PASS // (4 * 23 * 17 * 3 * 2 * 14 * 14) < IMAGES_PER_PASS
-    one, ten, twice = (large.image_pass(images) for images in (1, large.images_per_pass, 2 * large.images_per_pass))
-    assert twice.peak - ten.peak == ten.kept == large.images_per_pass * one.kept
+    most = large.prompts_per_pass()
+    assert most == PIXELS_PER_PASS // (4 * 23 * 17 * 3 * 2 * 14 * 14) < IMAGES_PER_PASS
+    one, ten, twice = (large.image_pass(prompts) for prompts in (1, most, 2 * most))
+    assert twice.peak - ten.peak == ten.kept == most * one.kept
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])

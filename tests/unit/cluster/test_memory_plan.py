@@ -1,6 +1,7 @@
 """What a plan says about GPUs' memory: against real tensors, by hand, and as a person reads it."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,28 @@ def test_an_algorithm_without_a_critic_is_planned_without_one() -> None:
     model = PolicyModel(load_backbone(config.policy.model, config.policy.dtype), config.align.lora, critic=False)
     _, adapters, *_ = sizes(config, learner(config)).values()
     assert adapters == bytes_of(model.policy_parameters().values())
+
+
+def test_every_image_of_a_prompt_is_counted() -> None:
+    room = ("sample.engine.max_model_len=512", "align.rollout.engine.max_model_len=512", "align.num_workers=1")
+    one, three = (shapes(*room, f"data.images_per_prompt={images}") for images in (1, 3))
+    run = dry_run(one.policy.model, one.policy.dtype)
+    assert run.image_tokens is not None
+    for ask in (learner, reward_trainer, lambda config: reward_replica(config, "ExistenceReward")):
+        before, after = (sizes(config, ask(config)) for config in (one, three))
+        assert _tokens(after) - _tokens(before) == 2 * run.image_tokens
+    (features, before), (_, after) = (
+        next((what, size) for what, size in sizes(config, learner(config)).items() if what.startswith("image features"))
+        for config in (one, three)
+    )
+    prompts = one.align.rollout_batch_size // one.align.samples_per_prompt
+    assert features.endswith(f" of {one.align.rollout_batch_size:,} responses")
+    assert (after or 0) - (before or 0) > 2 * run.image_pass(prompts).kept > 0  # and longer rows
+
+
+def _tokens(parts: dict[str, int | None]) -> int:
+    """The longest sequence that a plan names."""
+    return max(int(found[1].replace(",", "")) for what in parts if (found := re.search(r"of ([\d,]+) tokens", what)))
 
 
 def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers: list[AdamW], tmp_path: Path) -> None:

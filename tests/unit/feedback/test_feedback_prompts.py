@@ -23,6 +23,18 @@ def test_the_verification_prompt_asks_one_yes_no_question() -> None:
     )
 
 
+def test_the_verification_prompt_speaks_of_as_many_images_as_there_are() -> None:
+    prompt = load_prompt("verify-v1")
+    asked = [prompt.about(images).render(statement="There is a dog.") for images in (1, 2, 3)]
+    assert asked[0] == prompt.render(statement="There is a dog.")
+    assert set(asked[1:]) == {"Is this statement right according to the images? There is a dog. Answer yes or no."}
+
+
+def test_a_prompt_without_a_text_for_several_images_stays_as_it_is() -> None:
+    prompt = load_prompt("extract-short-v2")
+    assert prompt.about(2) is prompt
+
+
 def test_the_rich_extraction_prompt_has_a_system_text_with_all_kinds() -> None:
     prompt = load_prompt("extract-v1")
     assert prompt.system is not None

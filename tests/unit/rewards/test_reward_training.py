@@ -1,6 +1,8 @@
 """Reward models trained in this process: data, loss, figures and training."""
 
 import dataclasses
+import hashlib
+import itertools
 import math
 import random
 from collections import Counter
@@ -15,7 +17,7 @@ from support.reward_helpers import predict
 from support.reward_training import CHECKPOINT, OPTIONS, feedback_rows, job_config, silent, train
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.records import FACT_TYPES, images_digest
 from fgaif_ray.rewards import training as reward_training
 from fgaif_ray.rewards.card import model_card
 from fgaif_ray.rewards.data import (
@@ -90,6 +92,25 @@ def test_no_image_of_several_is_trained_on_and_held_out(
     seen, held_out = ({image for response in part for image in response.images} for part in (train, validation))
     assert seen.isdisjoint(held_out)
     assert train and validation and len(train) + len(validation) == len(responses)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_copy_under_another_name_stays_with_the_images_beside_it(alone: bool, tmp_path: Path) -> None:
+    """The copy stands alone, or among several."""
+    contents = {"one": b"1", "two": b"2", "copy": b"1", "other": b"3"}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+    shown = [("one", "two"), ("copy",) if alone else ("other", "copy")]
+    shown += [(f"{number}",) for number in range(6)]
+    for fraction, seed in itertools.product((0.1, 0.5, 0.9), range(8)):
+        responses = []
+        for names in shown:
+            digests = [hashlib.sha256(contents.get(name, name.encode() * 9)).hexdigest() for name in names]
+            paths = tuple(str(tmp_path / f"{name}.png") for name in names)
+            responses.append(TrainingResponse(paths, images_digest(digests), "", ("A.",), {}))
+        train, validation = split_by_image(responses, fraction, seed)
+        assert len({response in train for response in responses[:2]}) == 1
+        assert train and validation
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order(responses: list[TrainingResponse]) -> None:

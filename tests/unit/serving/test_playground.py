@@ -25,6 +25,7 @@ HOSTILE = (
     "There is a \U0001f600 circle <img src=x onerror=\"document.title='taken'\">. "
     "</script><script>document.title='taken'</script> A red star is left of it &amp; <b>bold</b>."
 )
+RESPONSE = "There is a red circle. A green star is left of it."
 SCORED = "!document.getElementById('result').hidden && !document.getElementById('score').disabled"
 
 
@@ -172,6 +173,32 @@ def test_a_dropped_image_and_the_keyboard_do_as_well(page: Browser) -> None:
     page.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", windowsVirtualKeyCode=13, modifiers=2)
     page.wait_for(SCORED)
     assert len(text_of(page, "#rows tr")) == 1
+
+
+def test_several_images_are_scored_together_in_their_order(page: Browser, url: str, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.png" for name in "abc"]
+    for seed, file in enumerate(files):
+        file.write_bytes(picture(seed))
+    page.choose_file("#file", *files[:2])
+    page.wait_for("document.getElementById('name').textContent === 'a.png, b.png'")
+    page.call("Page.setInterceptFileChooserDialog", enabled=True)  # there is nobody to answer one
+    page.click("#add")
+    page.choose_file("#file", files[2])
+    page.wait_for("document.getElementById('name').textContent === 'a.png, b.png, c.png'")
+    assert page.evaluate("document.querySelectorAll('#pictures img').length") == len(files)
+    page.evaluate(f"document.getElementById('prompt').value = {json.dumps(PROMPT)}")
+    page.click("#response")
+    page.type_text(RESPONSE)
+    give_token(page)
+    score(page)
+    shown = text_of(page, "#rows .reward")
+    with RewardClient(url, token=TOKEN) as client:
+        orders = [[file.read_bytes() for file in some] for some in (files, files[::-1])]
+        scored = client.score([reward_item(images, PROMPT, RESPONSE) for images in orders])
+    expected, other = ([signed(segment.reward) for segment in one.segments] for one in scored)
+    assert shown == expected != other
+    page.choose_file("#file", files[1])
+    page.wait_for("document.getElementById('name').textContent === 'b.png'")
 
 
 def test_a_wrong_token_is_said_and_nothing_is_kept_of_the_right_one(page: Browser) -> None:

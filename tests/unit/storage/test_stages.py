@@ -201,3 +201,20 @@ def test_stages_depend_on_how_many_images_a_prompt_may_have_and_on_all_of_them(
         for images in (single, several)
     }
     assert all(len(set(of_stage)) == 4 for of_stage in zip(*keys, strict=True))
+
+
+def test_verdicts_depend_on_whether_facts_may_be_about_several_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    plain = finished_run(tmp_path, "shapes")
+    two = load_config(ROOT / "configs" / "shapes.yaml", [f"run.dir={tmp_path}", "data.images_per_prompt=2"])
+    one, several = (
+        (
+            stages.verdicts(config, "same"),
+            feedback_stages(config)[0].fingerprint,
+            stages.calibration(config, stages.CALIBRATION, config.label.verifier, None).fingerprint,
+        )
+        for config in (plain, two)
+    )
+    assert all(first != second for first, second in zip(one, several, strict=True))

@@ -208,6 +208,10 @@ def test_a_family_that_no_test_covers_has_to_be_allowed(name: str, tmp_path: Pat
         check_vision_model(model, allow_untested=False)
 
 
+def test_every_family_that_is_called_tested_has_a_checkpoint_for_the_tests() -> None:
+    assert set(TESTED_MODEL_TYPES) <= {family.model_type for family in FAMILIES.values() if family.template_file}
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.parametrize("damage", [Path.unlink, empty, cut_in_header])
 def test_a_broken_adapter_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:

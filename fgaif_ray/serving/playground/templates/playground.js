@@ -3,8 +3,9 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const ALL = "all";
 const WAIT_MS = 120000;
-let image = null; // data URL of what is scored
-let chosen = 0; // number of the latest choice of an image: an earlier one that is read later must not win
+let images = []; // {url, name} of what is scored, in the order of the prompt's places
+let adding = false; // whether the files that are being chosen come beside those that are there
+let chosen = 0; // number of the latest choice of images: an earlier one that is read later must not win
 let busy = false;
 let scored = null;
 let view = ALL;
@@ -19,9 +20,21 @@ function element(tag, className, ...children) {
 
 // What is asked
 
-function showImage(url, name, isExample) {
-  image = url;
-  const picture = byId("picture");
+function showImages(found, isExample) {
+  images = found;
+  byId("pictures").replaceChildren(...images.map(pictureOf));
+  byId("pictures").classList.toggle("several", images.length > 1);
+  byId("hint").hidden = true;
+  byId("name").hidden = false;
+  byId("name").textContent = images.map((one) => one.name).join(", ");
+  byId("drop").classList.add("filled");
+  byId("add").hidden = images.length >= data.most_images;
+  if (!isExample) pressExample(null);
+  showMissing();
+}
+
+function pictureOf({ url, name }) {
+  const picture = element("img");
   picture.hidden = true;
   picture.onload = () => {
     picture.hidden = false;
@@ -29,29 +42,40 @@ function showImage(url, name, isExample) {
   };
   picture.src = url;
   picture.alt = name;
-  byId("hint").hidden = true;
-  byId("name").hidden = false;
-  byId("name").textContent = name;
-  byId("drop").classList.add("filled");
-  if (!isExample) pressExample(null);
-  showMissing();
+  return picture;
 }
 
-function chooseFile(file) {
+/** Take files in place of the images, or beside those that are there. */
+async function chooseFiles(files, beside) {
   const number = ++chosen;
-  if (file.size > data.largest_image) {
-    showProblem(`The image has ${(file.size / 2 ** 20).toFixed(1)} MiB; the service takes up to ${data.largest_image / 2 ** 20} MiB.`);
+  const kept = beside ? images : [];
+  const large = files.find((file) => file.size > data.largest_image);
+  if (large) {
+    showProblem(`The image has ${(large.size / 2 ** 20).toFixed(1)} MiB; the service takes up to ${data.largest_image / 2 ** 20} MiB.`);
     return;
   }
-  const reader = new FileReader();
-  reader.onload = () => {
+  if (kept.length + files.length > data.most_images) {
+    showProblem(`The service takes up to ${data.most_images} images.`);
+    return;
+  }
+  try {
+    const read = await Promise.all(files.map(readFile));
     if (number !== chosen) return;
     showProblem(null);
-    // A file that the system knows no type of comes as application/octet-stream; the service looks into the bytes.
-    showImage(reader.result, file.name || "pasted image", false);
-  };
-  reader.onerror = () => showProblem("The file cannot be read.");
-  reader.readAsDataURL(file);
+    showImages([...kept, ...read], false);
+  } catch {
+    showProblem("The file cannot be read.");
+  }
+}
+
+/** A file that the system knows no type of comes as application/octet-stream; the service looks into the bytes. */
+function readFile(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve({ url: reader.result, name: file.name || "pasted image" });
+    reader.onerror = reject;
+    reader.readAsDataURL(file);
+  });
 }
 
 function pressExample(index) {
@@ -63,12 +87,12 @@ function chooseExample(index) {
   chosen += 1;
   byId("prompt").value = example.prompt;
   byId("response").value = example.response;
-  showImage(example.picture, `${example.name} of the embedded world`, true);
+  showImages([{ url: example.picture, name: `${example.name} of the embedded world` }], true);
   pressExample(index);
 }
 
 function showMissing() {
-  const wanted = [image === null && "an image", !byId("response").value.trim() && "a response"].filter(Boolean);
+  const wanted = [!images.length && "an image", !byId("response").value.trim() && "a response"].filter(Boolean);
   byId("missing").textContent = wanted.length ? `Needs ${wanted.join(" and ")}` : "";
   const button = byId("score");
   button.disabled = busy || wanted.length > 0;
@@ -100,7 +124,9 @@ async function score() {
   showProblem(null);
   byId("token")?.classList.remove("wrong");
   const began = performance.now();
-  const item = { image, prompt: byId("prompt").value, response: byId("response").value };
+  const urls = images.map((one) => one.url);
+  const shown = urls.length === 1 ? { image: urls[0] } : { images: urls };
+  const item = { ...shown, prompt: byId("prompt").value, response: byId("response").value };
   try {
     const [answer, models] = await Promise.all([
       ask("v1/rewards", { method: "POST", body: JSON.stringify({ items: [item] }) }),
@@ -277,18 +303,24 @@ byId("examples").append(...data.examples.map((example, index) => {
   return button;
 }));
 const drop = byId("drop");
-drop.onclick = () => byId("file").click();
+const chooseOwn = (beside) => {
+  adding = beside;
+  byId("file").click();
+};
+drop.onclick = () => chooseOwn(false);
+byId("add").onclick = () => chooseOwn(true);
 drop.onkeydown = (event) => {
   if (event.key !== "Enter" && event.key !== " ") return;
   if (event.ctrlKey || event.metaKey) return;
   event.preventDefault();
-  byId("file").click();
+  chooseOwn(false);
 };
 byId("file").onchange = (event) => {
-  if (event.target.files.length) chooseFile(event.target.files[0]);
+  if (event.target.files.length) chooseFiles([...event.target.files], adding);
   event.target.value = "";
+  adding = false;
 };
-const imageOf = (transfer) => [...(transfer?.files ?? [])][0];
+const filesOf = (transfer) => [...(transfer?.files ?? [])];
 document.ondragover = (event) => {
   event.preventDefault();
   drop.classList.add("over");
@@ -299,14 +331,14 @@ document.ondragleave = (event) => {
 document.ondrop = (event) => {
   event.preventDefault(); // a picture that misses the field must not replace the page
   drop.classList.remove("over");
-  const file = imageOf(event.dataTransfer);
-  if (file) chooseFile(file);
+  const files = filesOf(event.dataTransfer);
+  if (files.length) chooseFiles(files, false);
 };
 document.onpaste = (event) => {
-  const file = imageOf(event.clipboardData);
-  if (!file) return;
+  const files = filesOf(event.clipboardData);
+  if (!files.length) return;
   event.preventDefault();
-  chooseFile(file);
+  chooseFiles(files, false);
 };
 document.onkeydown = (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
