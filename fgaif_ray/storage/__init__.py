@@ -2,6 +2,7 @@
 
 from fgaif_ray.storage.files import (
     MANIFEST,
+    absolute,
     broken_file,
     exists,
     file_key,
@@ -44,6 +45,7 @@ __all__ = [
     "COPIED_FROM",
     "MANIFEST",
     "Stage",
+    "absolute",
     "broken_file",
     "copy_stage",
     "exists",
