@@ -1,115 +1,86 @@
-"""The shipped GPU configurations start: every stage asks Ray for the configuration's own GPUs.
+"""GPU configurations on several nodes: every stage gets the GPUs it asks for, on the nodes whose labels it asks for.
 
-The GPUs are numbers (`ray.logical_gpus`), models and data are those of the embedded world, made small; placement,
-worker numbers, sync and data types are the configuration's.
+The nodes are those of the shipped `cluster.yaml`, with logical GPUs, and one more with a single GPU; all tests share
+them. Models are tiny and compute on the CPU. Other configurations: `tests/proofs/cluster/test_recipe_runs.py`.
 """
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from support.local_nodes import LONGEST_S, LocalNodes
 from support.paths import ROOT
+from support.placed_actors import PlacedActors
+from support.recipe_run import Recipe, run_recipe
 
-from fgaif_ray.config import Config
+from actors.cluster.device import LOGICAL_GPUS
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(LONGEST_S)]
 
-CHECKPOINTS = "fgaif_ray/shapes/checkpoints"
-ENGINE = {"max_model_len": 512, "max_num_seqs": 16, "kv_cache_gib": 0.1, "enforce_eager": True, "threads": 1}
-"""What vLLM's CPU build needs."""
-SMALL: dict[str, Any] = {
-    "data": {
-        "source": "shapes",
-        "path": None,
-        "annotations": None,
-        "sample_images": 16,
-        "align_images": 8,
-        "evaluate_images": 5,
-        "prompts": ["Describe this image in detail."],
-    },
-    "policy": {"model": f"{CHECKPOINTS}/policy"},
-    "sample": {"max_tokens": 48, "engine": ENGINE},
-    "label": {
-        "extractor": {
-            "base_url": None,
-            "serve_model": f"{CHECKPOINTS}/extractor",
-            "model": "extractor",
-            "compact_json": False,
-            "prompt": "extract-short-v2",
-            "mode": "segment",
-            "max_tokens": 160,
-            "price": None,
-            "budget": None,
-            "requests_per_minute": None,
-            "tokens_per_minute": None,
-            "engine": ENGINE,
-        },
-        "verifier": {"model": f"{CHECKPOINTS}/annotator", "prompt": "verify-v1", "engine": ENGINE},
-    },
-    "rewards": {
-        "backbone": f"{CHECKPOINTS}/annotator",
-        "quantisation": "none",
-        "epochs": 1,
-        "lora": {"rank": 4},
-        "batch_size": 8,
-        "threads": 1,
-    },
-    "serve": {"port": 0, "threads": 1},
-    "align": {
-        "steps": 1,
-        "rollout_batch_size": 8,
-        "lora": {"rank": 4},
-        "ppo": {"minibatch_size": 8, "micro_batch_size": 2},
-        "rollout": {"max_tokens": 48, "engine": ENGINE},
-        "threads": 1,
-    },
-    "evaluate": {"max_tokens": 48, "engine": ENGINE},
+COUNTS = {"data": 1, "inference": 4, "training": 2}
+"""Nodes of each type of `cluster.yaml` that the recipe below needs at a time."""
+ALONE = "alone"
+SECTIONS = {
+    "label.extractor": "data",
+    "sample.engine": "inference",
+    "label.verifier.engine": "inference",
+    "rewards": "training",
+    "serve": "inference",
+    "align": "training",
+    "align.rollout.engine": "inference",
+    "evaluate.engine": "inference",
 }
-PLACEMENT = ("num_gpus", "gpus_per_worker", "num_workers", "workers", "engines", "placement", "sync", "dtype")
+"""Roles as docs/operations.md gives them to sections of the configuration."""
+ACTORS = {
+    "Sampler": "inference",
+    "FactExtraction": "data",
+    "Verifier": "inference",
+    "RayTrainWorker": "training",
+    "SharedReward": "inference",
+    "RolloutWorker": "inference",
+    "Generator": "inference",
+}
+"""Where the actors of those sections belong."""
 
 
-def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **tree,
-        **{
-            key: merged(tree[key], value) if isinstance(value, dict) and isinstance(tree.get(key), dict) else value
-            for key, value in changes.items()
-        },
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalNodes]:
+    """The nodes; they claim many CPUs that are not there, and a process for each would be started at once."""
+    types = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
+    variables = {"RAY_prestart_worker_first_driver": "0", "RAY_num_workers_soft_limit": "1", LOGICAL_GPUS: "1"}
+    with LocalNodes(**variables) as nodes:
+        for name, count in COUNTS.items():
+            resources, labels = types[name]["resources"], types[name]["labels"]
+            for _ in range(count):
+                nodes.add(labels["role"], resources["CPU"], resources.get("GPU", 0))
+        nodes.add(ALONE, 8, 1)
+        yield nodes
+
+
+def run_on(cluster: LocalNodes, recipe: Recipe, roles: dict[str, str], folder: Path) -> PlacedActors:
+    """Run all stages, each on the nodes of a role."""
+    places = [f"{section}.label_selector.role={role}" for section, role in roles.items()]
+    with PlacedActors(cluster.address) as placed:
+        run_recipe(recipe, folder, [f"ray.address={cluster.address}", *places]).check()
+    return placed
+
+
+def test_a_recipe_for_several_nodes_uses_each_stage_s_own(cluster: LocalNodes, tmp_path: Path) -> None:
+    recipe = Recipe("qwen2.5-vl-7b-8x80gb", "qwen2_5_vl", "qwen3_vl")
+    placed = run_on(cluster, recipe, SECTIONS, tmp_path)
+    assert {name: {cluster.roles[node] for node in placed.of(name)} for name in ACTORS} == {
+        name: {role} for name, role in ACTORS.items()
     }
+    trainers = placed.of("RayTrainWorker")
+    assert len(trainers) == 8 + 4 and len(set(trainers)) == 2  # four GPUs a node: eight reward trainers fill both
+    assert len(set(placed.of("RolloutWorker"))) == 3
 
 
-def placement(tree: Any, path: str = "") -> dict[str, Any]:
-    """Every setting of a configuration that says where something runs."""
-    if not isinstance(tree, dict):
-        return {}
-    found = {f"{path}{key}": value for key, value in tree.items() if key in PLACEMENT}
-    for key, value in tree.items():
-        found |= placement(value, f"{path}{key}.")
-    return found
-
-
-@pytest.mark.parametrize("name", ["llava-1.5-7b", "paper"])
-def test_a_gpu_configuration_goes_through_every_stage(name: str, tmp_path: Path) -> None:
-    tree = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-    small = merged(tree, SMALL)
-    small["run"] = {"dir": str(tmp_path / "run"), "seed": 0}
-    small["ray"] = {"num_cpus": 64, "logical_gpus": 8, "object_store_gib": 0.2}
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(small))
-    shipped, used = (placement(Config.model_validate(one).model_dump()) for one in (tree, small))
-    assert {key: used[key] for key in shipped} == shipped
-    assert sum("gpu" in key and value > 0 for key, value in shipped.items()) >= 5
-    result = subprocess.run(
-        [sys.executable, "-m", "jobs.pipeline", "--config", str(file)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"RAY_TMPDIR": "/tmp"},
-        cwd=ROOT,
-        check=False,
+def test_a_recipe_for_one_gpu_shares_it(cluster: LocalNodes, tmp_path: Path) -> None:
+    """Learner, rollouts and rewards on fractions of it at a time; all else has it alone."""
+    placed = run_on(
+        cluster, Recipe("qwen3-vl-2b-24gb", "qwen3_vl", "qwen3_vl"), dict.fromkeys(SECTIONS, ALONE), tmp_path
     )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert (tmp_path / "run" / "report.html").exists()
+    assert {cluster.roles[node] for name in ACTORS for node in placed.of(name)} == {ALONE}
+    assert all(placed.of(name) for name in ACTORS)
