@@ -130,27 +130,24 @@ class RolloutWorker:
 
     def generate(self, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout | RefusedRollout]:
         """Sample one response per request, in order, from the given version."""
-        from vllm import SamplingParams
-
         opened = open_images((path for request in requests for path in request.images), self._budget)
         shown = [_shown(request, opened) for request in requests]
-        asked = [
-            (image_prompt(request.prompt_token_ids, images), SamplingParams(seed=request.seed, **self._options))
-            for request, images in zip(requests, shown, strict=True)
-            if not isinstance(images, RefusedRollout)
-        ]
+        pairs = zip(requests, shown, strict=True)
+        asked = [(request, images) for request, images in pairs if not isinstance(images, RefusedRollout)]
+        answers = iter(self._answer(asked, version))
+        return [images if isinstance(images, RefusedRollout) else next(answers) for images in shown]
+
+    def _answer(
+        self, asked: "Sequence[tuple[RolloutRequest, list[Image]]]", version: PolicyVersion
+    ) -> list[Rollout | RefusedRollout]:
+        """Sample one response per request, whose images are open."""
+        from vllm import SamplingParams
+
+        prompts = [image_prompt(request.prompt_token_ids, images) for request, images in asked]
+        parameters = [SamplingParams(seed=request.seed, **self._options) for request, _ in asked]
         began = time.monotonic()
-        results = iter(
-            answer_each(
-                lambda some, own: self._shared.generate(some, own, version),
-                [prompt for prompt, _ in asked],
-                [parameters for _, parameters in asked],
-            )
-        )
-        found = [
-            images if isinstance(images, RefusedRollout) else _rollout(next(results), version.number)
-            for images in shown
-        ]
+        results = answer_each(lambda some, own: self._shared.generate(some, own, version), prompts, parameters)
+        found = [_rollout(result, version.number) for result in results]
         rollouts = [one for one in found if isinstance(one, Rollout)]
         metrics.ROLLOUT_DURATION.observe(time.monotonic() - began)
         metrics.ROLLOUT_RESPONSES.inc(len(rollouts))
