@@ -262,7 +262,8 @@ def test_images_by_path_are_scored_like_their_files(model: RewardModel, tmp_path
     Image.open(io.BytesIO(picture())).save(path)
     items = [((image,), PROMPT, ["A red circle."]) for image in (picture(), str(path), str(tmp_path / "none.png"))]
     [(by_file, by_path, missing)] = score_batches(model, FACT_TYPES, [make_batch(items)])
-    np.testing.assert_allclose(by_path["existence"], by_file["existence"], atol=1e-5)
+    assert isinstance(by_path, ItemVerdicts) and isinstance(by_file, ItemVerdicts)
+    np.testing.assert_allclose(by_path.probabilities["existence"], by_file.probabilities["existence"], atol=1e-5)
     assert isinstance(missing, ItemError) and missing.code == "invalid_image" and "none.png" in str(missing)
 
 
