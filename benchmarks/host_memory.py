@@ -1,6 +1,6 @@
 """Memory of the host while images travel: as much after many steps as after few.
 
-    python -m benchmarks.host_memory [--steps 40] [--batch 8] [--megapixels 4] [--set SECTION.KEY=VALUE]
+    python -m benchmarks.host_memory [--steps 20] [--batch 8] [--megapixels 4] [--set SECTION.KEY=VALUE]
 
 The real jobs `fgaif sample` and `fgaif align` on photograph-like JPEG files, no two of them the same, with the tiny
 models of the embedded world: these scale every image to 60 x 60 pixels, so that little is computed and all else is as
@@ -147,7 +147,7 @@ class ObjectStore:
 class Watch:
     """Looks at this process, all that it has started, and the object store while the block runs.
 
-    Example: ``with Watch(lambda: done() / 40) as watch: ...`` and then ``watch.measured()``
+    Example: ``with Watch(lambda: done() / 20) as watch: ...`` and then ``watch.measured()``
     """
 
     def __init__(self, share: Callable[[], float]) -> None:
@@ -190,13 +190,13 @@ def write_photographs(folder: Path, count: int, megapixels: float) -> float:
     """Write as many JPEG files with the detail of a photograph; returns their mean size in MiB."""
     side = round((megapixels * 1e6) ** 0.5)
     generator = np.random.default_rng(0)
-    rough = Image.fromarray(generator.integers(0, 255, (side // 40, side // 40, 3), dtype=np.uint8))
-    base = np.asarray(rough.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
+    rough = Image.fromarray(generator.integers(0, 255, (side // 40 + 1, side // 40 + 1, 3), dtype=np.uint8))
+    smooth = np.asarray(rough.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
     grain = generator.integers(-8, 9, (side, side, 1), dtype=np.int16)
+    picture = np.clip(smooth + grain, 0, 255).astype(np.uint8)
     folder.mkdir()
     for number in range(count):
-        picture = np.clip(np.roll(base, number * 7, axis=1) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{number:05d}.jpg", quality=88)
+        Image.fromarray(np.roll(picture, number * 7, axis=1)).save(folder / f"{number:05d}.jpg", quality=88)
     return statistics.mean(path.stat().st_size for path in folder.iterdir()) / MIB
 
 
@@ -233,7 +233,7 @@ def measure(config: Config, steps: int) -> Mapping[str, Measured]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="blocks of sampling, and steps of alignment")
+    parser.add_argument("--steps", type=int, default=20, help="blocks of sampling, and steps of alignment")
     parser.add_argument("--batch", type=int, default=8, help="images of each")
     parser.add_argument("--megapixels", type=float, default=4.0, help="of an image")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one key")
