@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-scale bench-gpu gpu-smoke lint format lock check-pythons pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-ppo: setup ## measure PPO against bare vLLM, torch and TRL, e.g. with ARGS
 
 bench-families: setup ## measure learner and rollouts of many families against bare torch and vLLM (ARGS=--quick is short)
 	$(VENV_PYTHON) -m benchmarks.families $(ARGS)
+
+bench-memory: setup ## measure the memory of all processes while images travel (ARGS="--steps 10" is short)
+	$(VENV_PYTHON) -m benchmarks.host_memory $(ARGS)
 
 bench-scale: setup ## measure how labelling grows with local nodes (ARGS="--nodes 2 --blocks 4" is short)
 	$(VENV_PYTHON) -m benchmarks.scale $(ARGS)

@@ -17,7 +17,7 @@ from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, Rol
 from actors.engine.start import image_prompt, reload_weights, start_engine
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, change_config
-from fgaif_ray.images import decode_image
+from fgaif_ray.images import load_image
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.self_check import compare
 from fgaif_ray.vlm.backbone import Backbone
@@ -42,9 +42,9 @@ def measure(config: Config, rounds: int, device: str = "cpu") -> tuple[Rounds, f
     config = change_config(config, [f"align.rollout.engine.threads={THREADS}"])
     model = load_policy(config, device)
     backbone, size = model.backbone, config.align.rollout_batch_size
-    questions = [draw_questions(config.data.prompts, number * size, size) for number in range(rounds + 1)]
     banned = backbone.front_end.banned_token_ids
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as images, tempfile.TemporaryDirectory() as folder:
+        questions = [draw_questions(config.data.prompts, number * size, size, images) for number in range(rounds + 1)]
         model.save_policy(folder)
         version = PolicyVersion(1, folder)
         worker = RolloutWorker(config, banned)
@@ -66,13 +66,14 @@ def measure(config: Config, rounds: int, device: str = "cpu") -> tuple[Rounds, f
 
         found = take_turns(ours, theirs, rounds)
         sampled = [one for one in worker.generate(requests[0], version) if isinstance(one, Rollout)]
+        difference = _difference(model, questions[0][:COMPARED], sampled[:COMPARED])
     tokens = sum(len(one.token_ids) for one in sampled) / size
     print(f"rollout: {size} responses a round, {tokens:.1f} tokens each, sync {config.align.rollout.sync}")
-    return found, _difference(model, questions[0][:COMPARED], sampled[:COMPARED])
+    return found, difference
 
 
 def _difference(model: PolicyModel, questions: list[Question], rollouts: list[Rollout]) -> float:
-    images = [decode_image(one.image) for one in questions]
+    images = [load_image(one.image) for one in questions]
     responses, log_probs = [one.token_ids for one in rollouts], [one.log_probs for one in rollouts]
     return compare(model, images, responses, log_probs, [one.prompt for one in questions]).difference
 
@@ -107,4 +108,4 @@ class _Bare:
 
 
 def _prompts(backbone: Backbone, questions: list[Question]) -> list[Any]:
-    return [image_prompt(backbone.front_end.prompt_ids(one.prompt), [decode_image(one.image)]) for one in questions]
+    return [image_prompt(backbone.front_end.prompt_ids(one.prompt), [load_image(one.image)]) for one in questions]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fgaif_ray.config import Config
-from fgaif_ray.images import encode_image
 from fgaif_ray.shapes.render import render
 from fgaif_ray.shapes.scenes import draw_scene
 
@@ -25,8 +24,8 @@ class Question:
     """What a response is sampled to."""
 
     prompt: str
-    image: bytes
-    """An image file, as the learner hands it to the rollout workers."""
+    image: str
+    """Path of an image file, as the learner hands it to the rollout workers."""
     seed: int
 
 
@@ -69,12 +68,14 @@ def take_turns(ours: Side, theirs: Side, rounds: int) -> Rounds:
     return Rounds(*rates)
 
 
-def draw_questions(prompts: Sequence[str], first: int, count: int) -> list[Question]:
-    """Questions about as many different scenes, the ``first``-th and those after it."""
-    return [
-        Question(prompts[index % len(prompts)], encode_image(render(draw_scene("train", index)), "PNG"), index)
-        for index in range(first, first + count)
-    ]
+def draw_questions(prompts: Sequence[str], first: int, count: int, folder: str) -> list[Question]:
+    """Questions about as many different scenes, the ``first``-th and those after it, whose images go into a folder."""
+    questions = []
+    for index in range(first, first + count):
+        path = f"{folder}/{index}.png"
+        render(draw_scene("train", index)).save(path)
+        questions.append(Question(prompts[index % len(prompts)], path, index))
+    return questions
 
 
 def load_policy(config: Config, device: str = "cpu") -> "PolicyModel":

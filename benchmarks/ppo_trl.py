@@ -27,7 +27,7 @@ import torch
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, RolloutWorker
 from benchmarks.ppo_rounds import Question, Rounds, draw_questions, load_policy
 from fgaif_ray.config import Config, change_config
-from fgaif_ray.images import decode_image
+from fgaif_ray.images import load_image
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.step import PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import Trajectory, collate
@@ -91,7 +91,7 @@ class OwnStep:
         """Responses, and the picture of each; responses to one question share the object."""
         requests, images = [], []
         for question in questions:
-            ids, image = self._model.backbone.front_end.prompt_ids(question.prompt), decode_image(question.image)
+            ids, image = self._model.backbone.front_end.prompt_ids(question.prompt), load_image(question.image)
             for sample in range(SAMPLES):
                 requests.append(RolloutRequest(ids, (question.image,), question.seed * SAMPLES + sample))
                 images.append(image)
@@ -169,10 +169,7 @@ def make_trainer(config: Config, questions: Sequence[Question], steps: int, outp
         reward_funcs=reward,
         args=arguments,
         train_dataset=Dataset.from_list(
-            [
-                {"prompt": [{"role": "user", "content": one.prompt}], "image": decode_image(one.image)}
-                for one in questions
-            ]
+            [{"prompt": [{"role": "user", "content": one.prompt}], "image": load_image(one.image)} for one in questions]
         ),
         processing_class=backbone.front_end.processor,
         peft_config=LoraConfig(
@@ -198,8 +195,8 @@ def measure(config: Config, rounds: int) -> Rounds:
     torch.set_num_threads(THREADS)
     size = config.align.rollout_batch_size
     count = size // SAMPLES
-    questions = draw_questions(config.data.prompts, 0, (rounds + 1) * count)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as images, tempfile.TemporaryDirectory() as folder:
+        questions = draw_questions(config.data.prompts, 0, (rounds + 1) * count, images)
         trainer, lengths = make_trainer(config, questions, rounds + 1, str(Path(folder) / "trl"))
         own = OwnStep(config, Path(folder))
 

@@ -15,6 +15,7 @@ reference, critic), unless ``estimates`` asks for them, on both sides; `benchmar
 
 import math
 import random
+import tempfile
 from collections.abc import Iterator
 
 import torch
@@ -24,7 +25,7 @@ from benchmarks.gpu_bare import BareUpdate
 from benchmarks.gpu_model import rewarded_trajectories
 from benchmarks.ppo_rounds import Rounds, draw_questions, load_policy, take_turns
 from fgaif_ray.config import Config, PPOConfig
-from fgaif_ray.images import decode_image
+from fgaif_ray.images import load_image
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.micro_batches import micro_batches as cut_micro_batches
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
@@ -92,13 +93,15 @@ def _wait(device: torch.device) -> None:
 def encode_captions(config: Config, model: PolicyModel) -> EncodedRows:
     """A step's batch of captions, each about the image that it was written for."""
     size, backbone = config.align.rollout_batch_size, model.backbone
-    questions = draw_questions(config.data.prompts, 0, size)
+    with tempfile.TemporaryDirectory() as folder:
+        questions = draw_questions(config.data.prompts, 0, size, folder)
+        images = [load_image(one.image) for one in questions]
     captions = [write_caption(draw_scene("train", index), POLICY_ERRORS, random.Random(index)) for index in range(size)]
     responses = [
         [*backbone.front_end.tokenizer(caption, add_special_tokens=False)["input_ids"], backbone.eos_token_id]
         for caption in captions
     ]
-    return model.encode([one.prompt for one in questions], [decode_image(one.image) for one in questions], responses)
+    return model.encode([one.prompt for one in questions], images, responses)
 
 
 def update_passes(rows: EncodedRows, ppo: PPOConfig, minibatches: int, seed: int) -> Iterator[Tensor]:

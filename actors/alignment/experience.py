@@ -4,7 +4,7 @@ the reward service at once. All of it runs in the background, so that the learne
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,9 @@ from ray.actor import ActorHandle
 
 from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest, sample
+from fgaif_ray import storage
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import decode_image, read_image_file
+from fgaif_ray.images import open_images
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import image_fields
 from fgaif_ray.rewards.composition import RewardOptions
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 PromptIds = dict[tuple[str, int], tuple[int, ...]]
 """Token ids by prompt and number of images."""
-OpenedImages = dict[str, tuple[bytes, Image]]
-"""File and picture of each image, by path."""
+OpenedImages = Mapping[str, Image | UserError]
+"""By path, or why it cannot be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class ExperienceSource:
     def __init__(
         self, front_end: FrontEnd, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder, budget: PixelBudget
     ) -> None:
-        """Start two threads: one for sampling, one for rewards.
+        """Start its threads: for sampling, for the learner's own images meanwhile, and for rewards.
 
         Args:
             front_end: tokenizes prompts, in the caller's thread.
@@ -90,6 +91,7 @@ class ExperienceSource:
         """
         self._front_end, self._workers, self._rewarder, self._budget = front_end, workers, rewarder, budget
         self._sampling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
+        self._opening = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opening")
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
     def start(self, draws: Sequence[Draw], version: PolicyVersion, *, sync: bool = False) -> "Future[Sampled]":
@@ -108,7 +110,7 @@ class ExperienceSource:
 
     def probe(
         self, draws: Sequence[Draw], version: PolicyVersion
-    ) -> tuple[tuple[Draw, ...], list[tuple[Image, ...]], tuple[Rollout, ...]]:
+    ) -> tuple[tuple[Draw, ...], tuple[tuple[Image, ...], ...], tuple[Rollout, ...]]:
         """Sample a few responses at once, without rewards, from every rollout worker in turn.
 
         Returns:
@@ -117,14 +119,11 @@ class ExperienceSource:
         Raises:
             UserError: none of the images can be read, or none suits the engine.
         """
-        wanted, opened = _readable(draws, self._budget)
-        requests = _requests(wanted, self._prompt_ids(wanted), opened)
-        kept, rollouts = _answered(wanted, sample(self._workers, requests, version))
-        return kept, [_pictures(draw, opened) for draw in kept], rollouts
+        return self._ask(draws, self._prompt_ids(draws), version)
 
     def close(self) -> None:
         """Release the threads without waiting for what is under way."""
-        for pool in (self._sampling, self._asking):
+        for pool in (self._sampling, self._opening, self._asking):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _prompt_ids(self, draws: Sequence[Draw]) -> PromptIds:
@@ -132,17 +131,15 @@ class ExperienceSource:
         return {one: self._front_end.prompt_ids(*one) for one in asked}
 
     def _sample(self, wanted: tuple[Draw, ...], prompt_ids: PromptIds, version: PolicyVersion, sync: bool) -> Sampled:
-        draws, opened = _readable(wanted, self._budget)
         sync_began = time.monotonic()
         if sync:
             ray.get([worker.serve.remote(version) for worker in self._workers])
         began = time.monotonic()
-        answers = sample(self._workers, _requests(draws, prompt_ids, opened), version)
+        draws, images, rollouts = self._ask(wanted, prompt_ids, version)
         ended = time.monotonic()
-        draws, rollouts = _answered(draws, answers)
         items = [
             {
-                "images": _files(draw, opened),
+                "images": tuple(map(storage.absolute, draw.images)),
                 "prompt": draw.prompt,
                 "response": None,
                 "response_token_ids": list(rollout.token_ids),
@@ -151,7 +148,7 @@ class ExperienceSource:
         ]
         return Sampled(
             draws=draws,
-            images=tuple(_pictures(draw, opened) for draw in draws),
+            images=images,
             rollouts=rollouts,
             verdicts=self._asking.submit(self._score, items),
             unreadable=len(wanted) - len(draws),
@@ -161,67 +158,68 @@ class ExperienceSource:
             sync_seconds=began - sync_began if sync else 0.0,
         )
 
+    def _ask(
+        self, wanted: Sequence[Draw], prompt_ids: PromptIds, version: PolicyVersion
+    ) -> tuple[tuple[Draw, ...], tuple[tuple[Image, ...], ...], tuple[Rollout, ...]]:
+        """Sample responses, and open the images for the learner's own passes while the engines work.
+
+        Raises:
+            UserError: none of the images can be read, or none suits the engine.
+        """
+        requests = [
+            RolloutRequest(
+                prompt_ids[draw.prompt, len(draw.images)], tuple(map(storage.absolute, draw.images)), draw.seed
+            )
+            for draw in wanted
+        ]
+        opening = self._opening.submit(open_images, [path for draw in wanted for path in draw.images], self._budget)
+        answers = sample(self._workers, requests, version)
+        return _usable(wanted, opening.result(), answers)
+
     def _score(self, items: list[dict[str, Any]]) -> tuple[list[TypeVerdicts], float]:
         began = time.monotonic()
         return self._rewarder.score(items), time.monotonic() - began
 
 
-def _files(draw: Draw, opened: OpenedImages) -> tuple[bytes, ...]:
-    return tuple(opened[path][0] for path in draw.images)
+def _pictures(draw: Draw, opened: OpenedImages) -> tuple[Image, ...] | None:
+    """The images of a draw; None, and a line in the log, where one of them cannot be opened."""
+    pictures: list[Image] = []
+    for path in draw.images:
+        image = opened[path]
+        if isinstance(image, UserError):
+            logger.warning("left out %s: %s", path, image)
+            return None
+        pictures.append(image)
+    return tuple(pictures)
 
 
-def _pictures(draw: Draw, opened: OpenedImages) -> tuple[Image, ...]:
-    return tuple(opened[path][1] for path in draw.images)
+def _usable(
+    wanted: Sequence[Draw], opened: OpenedImages, answers: Sequence[Rollout | RefusedRollout]
+) -> tuple[tuple[Draw, ...], tuple[tuple[Image, ...], ...], tuple[Rollout, ...]]:
+    """Leave out, and name in the log, what cannot be read here or was not answered.
 
-
-def _requests(draws: Sequence[Draw], prompt_ids: PromptIds, opened: OpenedImages) -> list[RolloutRequest]:
-    return [
-        RolloutRequest(prompt_ids[draw.prompt, len(draw.images)], _files(draw, opened), draw.seed) for draw in draws
-    ]
-
-
-def _answered(
-    asked: Sequence[Draw], answers: "Sequence[Rollout | RefusedRollout]"
-) -> tuple[tuple[Draw, ...], tuple[Rollout, ...]]:
-    """Leave out what the engine did not take; it is named in the log.
+    Returns:
+        ``[responses]`` draws, the images of each, and the responses.
 
     Raises:
         UserError: there is nothing else.
     """
-    draws, rollouts = [], []
-    for draw, answer in zip(asked, answers, strict=True):
+    readable = [
+        (draw, pictures, answer)
+        for draw, answer in zip(wanted, answers, strict=True)
+        if (pictures := _pictures(draw, opened)) is not None
+    ]
+    if not readable:
+        step = int(wanted[0].sample_id.split("-")[0]) + 1
+        raise UserError(f"None of the images of step {step} can be read, {wanted[0].images[0]} for one.")
+    usable = []
+    for draw, pictures, answer in readable:
         if isinstance(answer, RefusedRollout):
             logger.warning("left out %s: %s", ", ".join(draw.images), answer.reason)
             refused = answer
         else:
-            draws.append(draw)
-            rollouts.append(answer)
-    if not rollouts:
+            usable.append((draw, pictures, answer))
+    if not usable:
         raise UserError(f"The rollout engine takes none of the prompts of a step: {refused.reason}.")
-    return tuple(draws), tuple(rollouts)
-
-
-def _readable(wanted: Sequence[Draw], budget: PixelBudget) -> tuple[tuple[Draw, ...], OpenedImages]:
-    """The draws whose images can all be read, and what was read.
-
-    Raises:
-        UserError: there are none.
-    """
-    opened = _open_images(wanted, budget)
-    draws = tuple(draw for draw in wanted if all(path in opened for path in draw.images))
-    if not draws:
-        step = int(wanted[0].sample_id.split("-")[0]) + 1
-        raise UserError(f"None of the images of step {step} can be read, {wanted[0].images[0]} for one.")
-    return draws, opened
-
-
-def _open_images(draws: Sequence[Draw], budget: PixelBudget) -> OpenedImages:
-    """Load the readable images; the others are named in the log."""
-    opened: OpenedImages = {}
-    for path in {path: None for draw in draws for path in draw.images}:
-        try:
-            data = read_image_file(path)
-            opened[path] = data, decode_image(data, budget)
-        except (OSError, ValueError) as error:
-            logger.warning("left out %s: %s", path, error)
-    return opened
+    draws, images, rollouts = zip(*usable, strict=True)
+    return draws, images, rollouts

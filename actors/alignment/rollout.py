@@ -6,7 +6,7 @@ own inside the engine: the prefix cache tells adapters apart by name, so no vers
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,11 @@ from actors.engine.start import announce_engines, image_prompt, reload_weights, 
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config, RolloutConfig
-from fgaif_ray.images import decode_image
+from fgaif_ray.errors import UserError
+from fgaif_ray.images import open_images
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from vllm import RequestOutput
 
 MAX_RESTARTS: Final = 5
@@ -51,8 +53,9 @@ class RolloutRequest:
 
     prompt_token_ids: tuple[int, ...]
     """``[prompt_tokens]`` with each image as one token."""
-    images: tuple[bytes, ...]
-    """Encoded image files, in the order of their places."""
+    images: tuple[str, ...]
+    """Paths or URIs, in the order of their places. The worker opens them: images of a batch are gigabytes, and each
+    message would hold them once more."""
     seed: int
     """Seed that decides the response, whatever else is in the batch."""
 
@@ -127,13 +130,21 @@ class RolloutWorker:
 
     def generate(self, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout | RefusedRollout]:
         """Sample one response per request, in order, from the given version."""
+        opened = open_images((path for request in requests for path in request.images), self._budget)
+        shown = [_shown(request, opened) for request in requests]
+        pairs = zip(requests, shown, strict=True)
+        asked = [(request, images) for request, images in pairs if not isinstance(images, RefusedRollout)]
+        answers = iter(self._answer(asked, version))
+        return [images if isinstance(images, RefusedRollout) else next(answers) for images in shown]
+
+    def _answer(
+        self, asked: "Sequence[tuple[RolloutRequest, list[Image]]]", version: PolicyVersion
+    ) -> list[Rollout | RefusedRollout]:
+        """Sample one response per request, whose images are open."""
         from vllm import SamplingParams
 
-        prompts = [
-            image_prompt(request.prompt_token_ids, [decode_image(file, self._budget) for file in request.images])
-            for request in requests
-        ]
-        parameters = [SamplingParams(seed=request.seed, **self._options) for request in requests]
+        prompts = [image_prompt(request.prompt_token_ids, images) for request, images in asked]
+        parameters = [SamplingParams(seed=request.seed, **self._options) for request, _ in asked]
         began = time.monotonic()
         results = answer_each(lambda some, own: self._shared.generate(some, own, version), prompts, parameters)
         found = [_rollout(result, version.number) for result in results]
@@ -202,6 +213,17 @@ def sample(
     calls: list[Any] = [worker.generate.remote(part, version) for worker, part in zip(workers, parts, strict=False)]
     answers: list[list[Rollout | RefusedRollout]] = ray.get(calls)
     return [rollout for answer in answers for rollout in answer]
+
+
+def _shown(request: RolloutRequest, opened: "Mapping[str, Image | UserError]") -> "list[Image] | RefusedRollout":
+    """The images of a request, or why it cannot be asked."""
+    images: list[Image] = []
+    for path in request.images:
+        image = opened[path]
+        if isinstance(image, UserError):
+            return RefusedRollout(str(image))
+        images.append(image)
+    return images
 
 
 def _rollout(result: "RequestOutput | PromptRefusedError", version: int) -> Rollout | RefusedRollout:

@@ -28,7 +28,8 @@ def worker_device() -> "torch.device":
     """
     import torch
 
-    if not ray.get_gpu_ids() or are_logical():
+    # Without Ray, Ray's function would start one.
+    if not ray.is_initialized() or not ray.get_gpu_ids() or are_logical():
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(

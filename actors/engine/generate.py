@@ -42,7 +42,7 @@ def answer_each(
     """Answer prompts; those that the engine refuses fail alone.
 
     vLLM looks at all prompts before it computes anything, and refuses them together. The halves are then tried apart,
-    which costs little: what it makes of an image is in its cache.
+    which costs little: what it makes of the last images is in its cache.
 
     Args:
         ask: gives an engine prompts with their parameters.

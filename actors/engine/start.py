@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 CPU_BATCH_TOKENS = 4096
 """Tokens of a step on CPU; longer prompts get as many as they need."""
+IMAGE_CACHE_GIB = 0.5
+"""Images as the processor makes them that an engine keeps in host memory. They come back within a batch or not for a
+long time, and vLLM's own 4 GiB would fill up over a run, in every engine."""
 NO_ADAPTERS = "does not support LoRA"
 """In vLLM's message about an architecture that it serves without adapters."""
 
@@ -101,6 +104,7 @@ def start_engine(
             enforce_eager=config.enforce_eager,
             enable_prefix_caching=True,
             limit_mm_per_prompt={"image": images, "video": 0},  # no memory for videos, where the family has them
+            mm_processor_cache_gb=IMAGE_CACHE_GIB,
             logprobs_mode="processed_logprobs",
             max_logprobs=log_probs,
             disable_log_stats=True,

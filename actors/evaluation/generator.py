@@ -33,8 +33,7 @@ from fgaif_ray.evaluation.rows import (
     EvaluationQuestion,
     RejectedQuestion,
 )
-from fgaif_ray.images import load_image
-from fgaif_ray.pixel_budget import PixelBudget
+from fgaif_ray.images import open_images
 from fgaif_ray.records import fingerprint
 from fgaif_ray.vlm.front_end import load_front_end
 from fgaif_ray.vlm.prompt_check import PromptCheck, PromptMismatchError, row_name
@@ -75,7 +74,7 @@ class Generator:
         questions = [EvaluationQuestion.from_row(row) for row in unseal(sealed).to_pylist()]
         asked: list[EvaluationQuestion] = []
         rejected: list[RejectedQuestion] = []
-        opened: dict[str, Image | UserError] = {}
+        opened = open_images((path for question in questions for path in question.images), self._data.pixel_budget)
         for question in questions:
             if (reason := self._refusal(question, opened)) is not None:
                 rejected.append(RejectedQuestion(question=question, reason=reason))
@@ -104,15 +103,12 @@ class Generator:
             metrics.EVALUATION_TOKENS.inc(answer.tokens, policy=answer.question.which)
         return BlockCounts(done=len(answers), rejected=len(rejected)).to_table()
 
-    def _refusal(self, question: EvaluationQuestion, opened: dict[str, Image | UserError]) -> str | None:
-        """Open the images of a question that are not open yet; returns why it cannot be asked, or None."""
+    def _refusal(self, question: EvaluationQuestion, opened: Mapping[str, Image | UserError]) -> str | None:
+        """Return why a question cannot be asked, or None."""
         try:
             self._data.check_prompt(question.prompt, len(question.images))
         except ValueError as error:
             return str(error)
-        for path in question.images:
-            if path not in opened:
-                opened[path] = _open(path, self._data.pixel_budget)
         return next((str(opened[path]) for path in question.images if isinstance(opened[path], UserError)), None)
 
     def _answer(self, questions: Sequence[EvaluationQuestion], images: Mapping[str, Any]) -> list[Any]:
@@ -172,13 +168,6 @@ class Generator:
 def _record(questions: Iterable[EvaluationQuestion], outcome: str) -> None:
     for (which, task), count in Counter((question.which, question.task) for question in questions).items():
         metrics.EVALUATION_ANSWERS.inc(count, policy=which, task=task, outcome=outcome)
-
-
-def _open(path: str, budget: PixelBudget) -> Image | UserError:
-    try:
-        return load_image(path, budget)
-    except UserError as error:
-        return error
 
 
 def answer_questions(

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import ray
 from fastapi import FastAPI
+from ray import ObjectRef
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -22,6 +24,7 @@ from fgaif_ray.errors import ItemError
 from fgaif_ray.fact_types import DEFAULT, FactType
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.scoring import (
+    ImageSource,
     ResponseVerdicts,
     ScoredBatch,
     ScoringBatch,
@@ -45,6 +48,8 @@ GatewayResult = TypeVar("GatewayResult")
 READY_FOR_S: Final = 5.0
 """Seconds for which one forward pass proves the models ready."""
 PROBE_TIMEOUT_S: Final = 10.0
+INLINE_BYTES: Final = 100 << 10
+"""Arguments of a call up to this size travel inside it, larger ones through the object store."""
 MAX_REPLICAS_TRIED: Final = 4
 """Replicas that one batch may lose before it is given up, since it may be what kills them."""
 
@@ -71,8 +76,7 @@ class GatewaySettings:
 class ItemToScore:
     """An item that passed the checks."""
 
-    images: tuple[bytes, ...]
-    """Encoded image files."""
+    images: tuple[ImageSource, ...]
     prompt: str
     response: SegmentedResponse
 
@@ -104,9 +108,9 @@ class RewardGateway:
         """Score a batch of responses for callers inside the cluster, which compose the rewards themselves.
 
         Args:
-            items: `{"image": encoded image file as bytes, "prompt": str, "response": str | None,
-                "response_token_ids": [response_tokens] | None}`, any number of them; `"images"` has a sequence of
-                files in place of `"image"`.
+            items: `{"image": path or URI, or an encoded image file as bytes, "prompt": str, "response": str | None,
+                "response_token_ids": [response_tokens] | None}`, any number of them; `"images"` has a sequence in place
+                of `"image"`. Paths are opened by the reward deployments, whose nodes must be able to.
 
         Returns:
             In order; None where there is no verdict (the log says why).
@@ -115,8 +119,8 @@ class RewardGateway:
         def opened(item: dict[str, Any]) -> ItemToScore:
             ids = item.get("response_token_ids")
             response = segment_response(self._tokenizer, item.get("response"), ids)
-            files = item["images"] if "images" in item else [item["image"]]
-            return ItemToScore(tuple(files), item["prompt"], response)  # the scorers open the images, once
+            images = item["images"] if "images" in item else [item["image"]]
+            return ItemToScore(tuple(images), item["prompt"], response)  # the scorers open the images, once
 
         began, status = time.monotonic(), 500
         try:
@@ -251,13 +255,18 @@ class RewardGateway:
         return [item if isinstance(item, ItemError) else next(results) for item in items]
 
     async def _call_all(self, batch: ScoringBatch) -> ScoredBatch:
-        parts = await asyncio.gather(*(self._call(scorer, batch) for scorer in self._scorers))
+        message: ScoringBatch | ObjectRef[ScoringBatch] = batch
+        if len(self._scorers) > 1 and batch.file_bytes > INLINE_BYTES:  # a call to each would hold a copy of its own
+            message = ray.put(batch)
+        parts = await asyncio.gather(*(self._call(scorer, message) for scorer in self._scorers))
         verdicts = merge_verdicts(parts)
         if not any(isinstance(outcome, ItemError) for outcome in verdicts.outcomes):
             self._ready_until = time.monotonic() + READY_FOR_S
         return verdicts
 
-    async def _call(self, scorer: DeploymentHandle[Any], batch: ScoringBatch) -> ScoredBatch:
+    async def _call(
+        self, scorer: DeploymentHandle[Any], batch: "ScoringBatch | ObjectRef[ScoringBatch]"
+    ) -> ScoredBatch:
         """Call one deployment; a batch that a dying replica lost goes to another one."""
 
         async def call() -> ScoredBatch:

@@ -60,7 +60,7 @@ BATCH_WAIT_S: Final = 0.01
 PROXY_MARGIN_S: Final = 30.0
 """Seconds that the proxy waits longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
-HANDLE_FORMAT: Final = "verdicts-3"
+HANDLE_FORMAT: Final = "verdicts-4"
 """Version of what goes in and out through the gateway's handle; a running service with another format is replaced."""
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 

@@ -9,7 +9,7 @@ import binascii
 import io
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from fgaif_ray.errors import ItemError, NonFiniteScoreError
-from fgaif_ray.images import decode_image
+from fgaif_ray.errors import ItemError, NonFiniteScoreError, UserError
+from fgaif_ray.images import decode_image, open_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward_segments
@@ -40,6 +40,9 @@ TypeProbabilities = dict[str, NDArray[np.float32]]
 """Fact type -> `[segments, classes]`."""
 TypeFacts = dict[str, NDArray[np.float32]]
 """Fact type -> `[segments, 2]` expected facts, and false ones where one is; types that are not counted are missing."""
+ImageSource = bytes | str
+"""An encoded image file, or the path or URI of one. Paths are never taken from an HTTP request: they are those of the
+run's own images, and travel instead of what they name."""
 
 
 class Tokenizer(Decoder, Protocol):
@@ -218,21 +221,26 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class ScoringBatch:
-    """A message to a reward model's process, with each image once, as the encoded file."""
+    """A message to a reward model's process, with each image once."""
 
-    images: list[bytes]
+    images: list[ImageSource]
     items: list[BatchItem]
 
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the image files in it."""
+        return sum(len(image) for image in self.images if isinstance(image, bytes))
 
-def make_batch(items: Sequence[tuple[Sequence[bytes], str, list[str]]]) -> ScoringBatch:
-    """Build a batch of (image files, prompt, segments); equal images are sent once."""
-    position: dict[bytes, int] = {}
+
+def make_batch(items: Sequence[tuple[Sequence[ImageSource], str, list[str]]]) -> ScoringBatch:
+    """Build a batch of (images, prompt, segments); equal images are sent once."""
+    position: dict[ImageSource, int] = {}
     batch_items = [
-        BatchItem(tuple(position.setdefault(data, len(position)) for data in files), prompt, segments)
-        for files, prompt, segments in items
+        BatchItem(tuple(position.setdefault(image, len(position)) for image in images), prompt, segments)
+        for images, prompt, segments in items
     ]
     return ScoringBatch(list(position), batch_items)
 
@@ -298,12 +306,7 @@ def score_batches(
     """
     from fgaif_ray.rewards.model import ScoringItem
 
-    opened: dict[bytes, Image.Image | ItemError] = {}
-    for data in {data for batch in batches for data in batch.images}:
-        try:
-            opened[data] = open_image(data, budget)
-        except ItemError as error:
-            opened[data] = error
+    opened = _open({image for batch in batches for image in batch.images}, budget)
     outcomes: list[list[ScoringOutcome | None]] = [[None] * len(batch) for batch in batches]
     places: list[tuple[int, int]] = []
     items: list[ScoringItem] = []
@@ -322,6 +325,18 @@ def score_batches(
     for (row, column), outcome in zip(places, _score_items(model, fact_types, items), strict=True):
         outcomes[row][column] = outcome
     return [[outcome for outcome in row if outcome is not None] for row in outcomes]
+
+
+def _open(images: Collection[ImageSource], budget: PixelBudget) -> dict[ImageSource, Image.Image | ItemError]:
+    found: dict[ImageSource, Image.Image | ItemError] = {}
+    for path, image in open_images((one for one in images if isinstance(one, str)), budget).items():
+        found[path] = ItemError("invalid_image", str(image)) if isinstance(image, UserError) else image
+    for data in (one for one in images if isinstance(one, bytes)):
+        try:
+            found[data] = open_image(data, budget)
+        except ItemError as error:
+            found[data] = error
+    return found
 
 
 def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringItem]") -> list[ScoringOutcome]:

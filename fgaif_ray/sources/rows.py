@@ -1,7 +1,6 @@
 """Rows as a source of a run: cut into sets, with the images inside them stored under the run's ``images/``."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -112,7 +111,7 @@ def _stored_name(image: str | bytes) -> str:
     """Return what the stored rows hold: a name inside the stage, or a path that means the same from every folder."""
     if isinstance(image, bytes):
         return _file_name(image)
-    return image if "://" in image else os.path.abspath(image)
+    return storage.absolute(image)
 
 
 def _named(source: RowSource, stage: storage.Stage) -> Iterator[AskedRow]:

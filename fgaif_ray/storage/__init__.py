@@ -3,6 +3,7 @@
 from fgaif_ray.storage.files import (
     MANIFEST,
     IrregularFileError,
+    absolute,
     broken_file,
     exists,
     file_key,
@@ -47,6 +48,7 @@ __all__ = [
     "MANIFEST",
     "IrregularFileError",
     "Stage",
+    "absolute",
     "broken_file",
     "copy_stage",
     "exists",

@@ -42,6 +42,11 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *names])
 
 
+def absolute(uri: str) -> str:
+    """Return a path or URI that means the same to processes with other working folders."""
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
 def parent(uri: str) -> str:
     """Return the folder of a file; ``.`` for a bare name."""
     return uri.rsplit("/", 1)[0] if "/" in uri else "."

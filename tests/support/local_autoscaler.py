@@ -16,6 +16,8 @@ from typing import Any, Self
 import psutil
 import yaml
 
+from support.placed_actors import connect_state
+
 HEAD_ID = "f" * 51 + "00000"
 # As Ray's provider of local nodes calls the head, whatever the file calls it; a type that it does not know stops the
 # autoscaler in every round (a KeyError in monitor.log) and no node ever starts.
@@ -64,7 +66,7 @@ class LocalAutoscaler:
                 command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
         self.wait_for(lambda: "Ray runtime started" in self.log.read_text())
-        self._state = _connect(self.address)
+        self._state = connect_state(self.address)
         return self
 
     def __exit__(
@@ -130,17 +132,6 @@ class LocalAutoscaler:
             **{f"{name}_commands": [] for name in lists},
             **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
         }
-
-
-def _connect(address: str) -> Any:
-    from ray._private.state import GlobalState
-    from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]  # of compiled code
-
-    state = GlobalState()
-    state._initialize_global_state(
-        GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
-    )
-    return state
 
 
 def _host() -> str:

@@ -39,12 +39,22 @@ class LocalNodes:
     Example: ``with LocalNodes() as nodes: node = nodes.add("data", 2)``
     """
 
+    def __init__(self, **variables: str) -> None:
+        """Prepare.
+
+        Args:
+            variables: of the environment of all nodes, beside ``VARIABLES``.
+        """
+        self._variables = variables
+        self.roles: dict[str, str] = {}
+        """The label of every node that was added, by the node's id."""
+
     def __enter__(self) -> Self:
         from ray.cluster_utils import Cluster
 
         self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Unix sockets lie below it
         # Its own folder also for the address that Ray notes, which others on this machine would connect to.
-        variables = VARIABLES | {"RAY_TMPDIR": self._folder}
+        variables = VARIABLES | self._variables | {"RAY_TMPDIR": self._folder}
         self._before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         (Path(self._folder) / "ray").mkdir()
@@ -67,9 +77,11 @@ class LocalNodes:
         address: str = self._cluster.address
         return address
 
-    def add(self, role: str, cpus: int) -> Any:
-        """Start a node that carries the label that the node types of `cluster.yaml` carry."""
-        return self._start(num_cpus=cpus, labels={"role": role})
+    def add(self, role: str, cpus: int, gpus: int = 0) -> Any:
+        """Start a node that carries the label that the node types of `cluster.yaml` carry; its GPUs are logical."""
+        node = self._start(num_cpus=cpus, num_gpus=gpus, labels={"role": role})
+        self.roles[node.node_id] = role
+        return node
 
     def lose(self, node: Any) -> None:
         """Kill the raylet; its workers end when they see that it is gone."""

@@ -1,7 +1,7 @@
 """A shipped configuration as it is, with tiny models of the same families, few images and one step put in from outside.
 
-The GPUs are numbers (`ray.logical_gpus`); placement, worker numbers, fractions of GPUs, sync and data types are the
-file's own. The endpoint of the facts is a local server.
+Its GPUs are numbers; placement, worker numbers, fractions of GPUs, sync and data types are the file's own. The endpoint
+of the facts is a local server.
 """
 
 import json
@@ -40,6 +40,33 @@ STATEMENTS = {
 }
 
 
+STAGES = ("sample", "label", "train_rewards", "serve_rewards", "align", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A file of `configs/`, and the families of its models."""
+
+    name: str
+    policy: str
+    verifier: str
+    changes: tuple[str, ...] = ()
+    """Overrides: where its GPUs are."""
+
+    @property
+    def file(self) -> Path:
+        return ROOT / "configs" / f"{self.name}.yaml"
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Family by key of the configuration."""
+        return {
+            "policy.model": self.policy,
+            "label.verifier.model": self.verifier,
+            "rewards.backbone": self.policy,
+        }
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run that has ended."""
@@ -47,6 +74,13 @@ class Finished:
     code: int
     output: str
     folder: Path
+
+    def check(self) -> None:
+        """It went through every stage."""
+        assert self.code == 0, self.output[-6000:]
+        assert [stage for stage in STAGES if f"== {stage}:" not in self.output] == []
+        assert (self.folder / "report.html").exists()
+        assert "align: 1 steps of PPO" in self.output
 
 
 def tiny_models(models: Mapping[str, str], folder: Path) -> list[str]:
@@ -59,21 +93,20 @@ def tiny_models(models: Mapping[str, str], folder: Path) -> list[str]:
     return [f"{key}={build(family, folder / family)}" for key, family in models.items()]
 
 
-def run_recipe(name: str, models: Mapping[str, str], folder: Path, changes: Sequence[str]) -> Finished:
-    """Call the pipeline on ``configs/NAME.yaml``.
+def run_recipe(recipe: Recipe, folder: Path, changes: Sequence[str] = ()) -> Finished:
+    """Call the pipeline on a recipe's file.
 
     Args:
-        models: see `tiny_models`.
+        recipe: what is run.
         folder: of models and run.
         changes: further overrides.
     """
-    file = ROOT / "configs" / f"{name}.yaml"
     with FakeOpenAI(extract) as server:
         overrides = [f"run.dir={folder / 'run'}", f"label.extractor.base_url={server.url}"]
-        overrides += [*SMALL, *tiny_models(models, folder), *changes]
+        overrides += [*SMALL, *tiny_models(recipe.models, folder), *recipe.changes, *changes]
         words = [word for change in overrides for word in ("--set", change)]
         result = subprocess.run(
-            [sys.executable, "-m", "jobs.pipeline", "--config", str(file), *words],
+            [sys.executable, "-m", "jobs.pipeline", "--config", str(recipe.file), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -32,7 +32,9 @@ class RecordingEngine:
         first = parameters[0] if isinstance(parameters, list) else parameters
         wanted = first.logprob_token_ids or []
         output = SimpleNamespace(
-            token_ids=[EOS], finish_reason="stop", logprobs=[{one: SimpleNamespace(logprob=-1.0) for one in wanted}]
+            token_ids=[EOS],
+            finish_reason="stop",
+            logprobs=[{one: SimpleNamespace(logprob=-1.0) for one in (EOS, *wanted)}],
         )
         return [
             SimpleNamespace(outputs=[output], prompt_token_ids=self._read(prompt), num_cached_tokens=0)

@@ -10,7 +10,8 @@ from PIL import Image
 from support.image_files import claimed_png, encoded
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import decode_image, find_images, load_image, read_data_url, side_by_side
+from fgaif_ray.images import decode_image, find_images, load_image, open_images, read_data_url, side_by_side
+from fgaif_ray.pixel_budget import PixelBudget
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,19 @@ def test_exif_rotation_is_applied() -> None:
 def test_poison_is_refused_with_a_reason(data: bytes) -> None:
     with pytest.raises(ValueError, match="image"):
         decode_image(data)
+
+
+def test_several_images_are_opened_each_once_with_the_reason_of_what_is_none(tmp_path: Path) -> None:
+    good, text = str(tmp_path / "good.png"), str(tmp_path / "text.png")
+    Image.new("RGB", (40, 20), "red").save(good)
+    Path(text).write_text("no image")
+    opened = open_images([good, text, good, "s3"], PixelBudget(max=200))
+    assert list(opened) == [good, text, "s3"]
+    assert isinstance(opened[good], Image.Image) and opened[good].size == (20, 10)
+    assert [str(opened[path]).split(": ")[0] for path in (text, "s3")] == [
+        f"{text} is not a usable image",
+        "Cannot read the image s3",
+    ]
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)

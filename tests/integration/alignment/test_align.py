@@ -26,7 +26,7 @@ from actors.alignment.rewarder import Rewarder
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, rollout_workers, sample
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import decode_image
+from fgaif_ray.images import load_image
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.scoring import ResponseVerdicts, SegmentedResponse
 from fgaif_ray.rl.policy import PolicyModel
@@ -208,10 +208,12 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
     config = align_config(tmp_path, sync)
     config = config.model_copy(update={"align": config.align.model_copy(update={"num_workers": 3})})
     model = PolicyModel(base, config.align.lora)
-    requests = [
-        RolloutRequest(base.front_end.prompt_ids("Describe it."), (picture(shade),), shade) for shade in range(6)
-    ]
-    images = [decode_image(request.images[0]) for request in requests]
+    requests = []
+    for shade in range(6):
+        path = tmp_path / f"{shade}.png"
+        path.write_bytes(picture(shade))
+        requests.append(RolloutRequest(base.front_end.prompt_ids("Describe it."), (str(path),), shade))
+    images = [load_image(request.images[0]) for request in requests]
 
     def learner_log_probs(rollouts: list[Rollout]) -> torch.Tensor:
         rows = model.encode(["Describe it."] * 6, images, [one.token_ids for one in rollouts])

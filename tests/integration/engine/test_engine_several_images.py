@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from support.label_helpers import ANNOTATOR, write_responses
 from support.recording_engine import RecordingEngine, recorded_config
 
+from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest, RolloutWorker
 from actors.engine.block_counts import BlockCounts
 from actors.engine.blocks import seal
 from actors.evaluation.generator import Generator
@@ -42,7 +44,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> RecordingEngine:
         assert images == 2
         return recording
 
-    for module in ("sampling.sampler", "evaluation.generator", "labelling.fact_checker"):
+    for module in ("sampling.sampler", "evaluation.generator", "labelling.fact_checker", "alignment.rollout"):
         monkeypatch.setattr(f"actors.{module}.start_engine", start)
     return recording
 
@@ -106,6 +108,20 @@ def test_evaluation_shows_all_images(
     generator = Generator(config, str(tmp_path / "adapter"), 4, str(tmp_path / "partial"))
     counts = generator(sealed(QUESTIONS_SCHEMA, *questions))
     assert BlockCounts.from_row(counts.to_pylist()[0]) == BlockCounts(done=1, rejected=1)
+    assert_shown(engine, scenes[:2])
+
+
+def test_a_rollout_shows_all_images_and_refuses_alone_what_cannot_be_read(
+    config: Config, engine: RecordingEngine, scenes: list[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    worker = RolloutWorker(config, ())
+    worker._shared = SimpleNamespace(generate=lambda prompts, parameters, _: engine.generate(prompts, parameters))
+    requests = [RolloutRequest((1,), images, 0) for images in ((scenes[0], str(broken)), tuple(scenes[:2]))]
+    refused, answered = worker.generate(requests, PolicyVersion(0, "v0"))
+    assert isinstance(refused, RefusedRollout) and "broken.png is not a usable image" in refused.reason
+    assert isinstance(answered, Rollout)
     assert_shown(engine, scenes[:2])
 
 

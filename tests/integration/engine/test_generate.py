@@ -10,7 +10,7 @@ from support.engine_process import ENGINE, engine_process
 from support.families import build, photo
 
 from actors.engine.generate import PromptRefusedError, generate
-from actors.engine.start import image_prompt, start_engine
+from actors.engine.start import IMAGE_CACHE_GIB, image_prompt, start_engine
 from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -73,6 +73,16 @@ def test_a_prompt_that_its_image_makes_too_long_is_refused_alone(process: Execut
     first, refused, last = process.submit(answers, model, asked, 4).result()
     assert len(first) == len(last) == 4
     assert isinstance(refused, str) and "max_model_len" in refused
+
+
+def image_cache_gib(model: str) -> float:
+    """What the engine was told."""
+    config: Any = engine_of(model).llm_engine.model_config.multimodal_config
+    return float(config.mm_processor_cache_gb)
+
+
+def test_an_engine_keeps_few_processed_images_in_host_memory(process: Executor, model: str) -> None:
+    assert process.submit(image_cache_gib, model).result() == IMAGE_CACHE_GIB
 
 
 def test_many_long_prompts_with_seeds_are_answered_as_each_is_alone(process: Executor, model: str) -> None:

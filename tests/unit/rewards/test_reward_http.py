@@ -81,6 +81,7 @@ def test_it_is_ready_after_a_forward_pass_and_not_before(tmp_path: Path, monkeyp
     with served(local_gateway(scorer, OPTIONS)) as url:
         assert httpx2.get(f"{url}/live").status_code == 200
         before = httpx2.get(f"{url}/ready")
+        monkeypatch.setattr("actors.rewards.gateway.PROBE_TIMEOUT_S", 60.0)  # a pass takes long on a busy machine
         scorer.let_go.set()
         assert httpx2.get(f"{url}/ready", timeout=60).status_code == 200
     assert error_of(before) == (503, "not_ready")

@@ -256,6 +256,17 @@ def test_an_item_that_cannot_be_scored_fails_alone(model: RewardModel) -> None:
     assert codes == [None, "invalid_image", "not_scorable", None]
 
 
+def test_images_by_path_are_scored_like_their_files(model: RewardModel, tmp_path: Path) -> None:
+    """Of every format that a run reads; HTTP requests may hold fewer."""
+    path = tmp_path / "a.tiff"
+    Image.open(io.BytesIO(picture())).save(path)
+    items = [((image,), PROMPT, ["A red circle."]) for image in (picture(), str(path), str(tmp_path / "none.png"))]
+    [(by_file, by_path, missing)] = score_batches(model, FACT_TYPES, [make_batch(items)])
+    assert isinstance(by_path, ItemVerdicts) and isinstance(by_file, ItemVerdicts)
+    np.testing.assert_allclose(by_path.probabilities["existence"], by_file.probabilities["existence"], atol=1e-5)
+    assert isinstance(missing, ItemError) and missing.code == "invalid_image" and "none.png" in str(missing)
+
+
 def test_a_batch_of_unusable_images_reaches_no_model(model: RewardModel) -> None:
     [[outcome]] = score_batches(model, FACT_TYPES, [make_batch([((b"no image",), PROMPT, ["A circle."])])])
     assert isinstance(outcome, ItemError)
@@ -266,6 +277,7 @@ def test_equal_images_travel_once() -> None:
     batch = make_batch([((first,), PROMPT, ["a"]), ((second, first), PROMPT, ["b"]), ((first,), PROMPT, ["c"])])
     assert [item.images for item in batch.items] == [(0,), (1, 0), (0,)]
     assert batch.images == [first, second]
+    assert batch.file_bytes == len(first) + len(second)
 
 
 def test_all_images_of_an_item_are_seen_in_order(model: RewardModel) -> None:

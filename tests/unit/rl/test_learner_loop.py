@@ -5,11 +5,12 @@ plain model in the test takes the place of the engine, and a function that of th
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
@@ -21,9 +22,11 @@ from support.paths import ROOT
 
 from actors.alignment import experience, learner
 from actors.alignment.rewarder import TypeVerdicts
-from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest
+from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest
 from benchmarks import PAPER_SETUP
 from fgaif_ray.config import Config, LoRAOptions, load_config
+from fgaif_ray.errors import UserError
+from fgaif_ray.images import load_images
 from fgaif_ray.rl.guards import TrainingStopped
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.run_log import read_lines
@@ -44,12 +47,21 @@ class Engine:
     def __init__(self) -> None:
         self.model = PolicyModel(load_backbone(CHECKPOINT, "float32"), LoRAOptions(rank=2, alpha=4))
         self.sampled: list[tuple[int, str]] = []
+        self.requests: list[RolloutRequest] = []
         self.error = self.error_of_probe = 0.0
         self.ignores_adapter = False
         self.skipped = 0
         """Tokens of the prompt that it leaves out."""
 
-    def sample(self, _workers: Any, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout]:
+    def sample(
+        self, _workers: Any, requests: Sequence[RolloutRequest], version: PolicyVersion
+    ) -> list[Rollout | RefusedRollout]:
+        self.requests += requests
+        readable = [request for request in requests if Path(request.images[0]).read_bytes()]
+        answered = iter(self._answer(readable, version) if readable else ())
+        return [next(answered) if request in readable else RefusedRollout("it is empty") for request in requests]
+
+    def _answer(self, requests: Sequence[RolloutRequest], version: PolicyVersion) -> list[Rollout]:
         weights = load_file(Path(version.folder, "adapter_model.safetensors"))
         with torch.no_grad():
             for name, parameter in self.model.policy_parameters().items():
@@ -61,7 +73,7 @@ class Engine:
         for request in requests:
             generator = torch.Generator().manual_seed(request.seed)
             answers.append(torch.randint(60, 120, (2 + request.seed % 4,), generator=generator).tolist())
-        images = [[experience.decode_image(file) for file in request.images] for request in requests]
+        images = [load_images(request.images) for request in requests]
         with torch.no_grad():
             rows = self.model.encode([PROMPT] * len(answers), images, answers)
             role: Any = "reference" if self.ignores_adapter else "policy"
@@ -77,9 +89,14 @@ class Engine:
 class Rewards:
     """Likes even tokens at the end."""
 
-    def __init__(self, *_: Any) -> None: ...
+    items: ClassVar[list[dict[str, Any]]] = []
+    """That were asked about."""
+
+    def __init__(self, *_: Any) -> None:
+        self.items.clear()
 
     def score(self, items: Sequence[dict[str, Any]]) -> list[TypeVerdicts]:
+        self.items.extend(items)
         truth, lie, absent = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)
         return [
             TypeVerdicts(
@@ -241,6 +258,34 @@ def test_a_notice_is_followed_by_a_checkpoint_before_the_update_that_was_sampled
     assert runs.reported == [2, STEPS]
     assert figures(killed) == figures(straight)
     assert (killed / "adapter_model.safetensors").read_bytes() == (straight / "adapter_model.safetensors").read_bytes()
+
+
+def test_messages_name_images_in_place_of_holding_them(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By absolute paths: a replica of the reward service may have another working folder."""
+    absolute = {Path(path) for path in runs.images}
+    runs.images = [os.path.relpath(path) for path in runs.images]
+    runs.run("named", 0)
+    asked = [request.images for request in runs.engine.requests]
+    scored = [item["images"] for item in Rewards.items]
+    assert {path for images in (*asked, *scored) for path in images} == {str(path) for path in absolute}
+    assert len(scored) == 6 * STEPS < len(asked)  # the self-check's have no rewards
+
+
+def test_what_cannot_be_read_is_left_out_of_its_step(runs: Runs) -> None:
+    Path(runs.images[0]).write_bytes(b"")
+    rows = figures(runs.run("broken", 0))
+    shown = [row["count/unreadable"] for row in rows]
+    assert len(rows) == STEPS and set(shown) == {0, 2}  # two responses to an image
+    assert len(Rewards.items) == 6 * STEPS - sum(shown)
+
+
+def test_a_step_without_a_readable_image_ends_the_run(runs: Runs) -> None:
+    for path in runs.images:
+        Path(path).write_bytes(b"")
+    with pytest.raises(UserError, match=r"None of the images of PPO step 1 can be read, .*\.png for one"):
+        runs.run("empty", 0)
 
 
 def test_the_probe_of_a_stale_batch_compares_with_the_policy_that_sampled(runs: Runs) -> None:
