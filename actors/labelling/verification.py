@@ -45,7 +45,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
 
     truth = load_truth(config) if config.label.control_items.per_block else None
     known = scene_control_items(truth, config.run.seed) if truth else ()
-    control_items = load_control_items(config.label.control_items, known, config.run.type_names)
+    control_items = load_control_items(config.label.control_items, config.run.type_names, known)
     return Verification(
         config=config.label,
         partial=partial,

@@ -9,7 +9,7 @@ from typing import Final
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.records import FACT_TYPES, Feedback
+from fgaif_ray.records import Feedback
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
@@ -62,7 +62,7 @@ class RewardData:
     """``{"train" | "validation": {"images", "responses", "segments", "too_long"}}``"""
 
 
-def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
+def from_feedback(rows: Iterable[Feedback], types: Sequence[str]) -> list[TrainingResponse]:
     """Take what is learnt from the rows of ``feedback/``, by sample id, without rows that have no segments.
 
     Args:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Final
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.fact_types import DEFAULT, FactType, type_names
+from fgaif_ray.fact_types import FactType, type_names
 from fgaif_ray.records import FACT_TYPES
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
@@ -33,8 +33,8 @@ class Prompt:
     name: str
     system: str | None
     user: str
-    fact_types: tuple[str, ...] = FACT_TYPES
-    """The types that the answer of an extraction prompt lists, in this order."""
+    fact_types: tuple[str, ...]
+    """The types that the answer of an extraction prompt lists, in this order; none of other prompts."""
 
     @functools.cached_property
     def fields(self) -> frozenset[str]:
@@ -68,15 +68,16 @@ def known_prompts() -> list[str]:
     return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt"))
 
 
-def load_prompt(name: str, fact_types: Sequence[FactType] = DEFAULT) -> Prompt:
+def load_prompt(name: str, fact_types: Sequence[FactType] = ()) -> Prompt:
     """Read a prompt by its versioned name.
 
     Args:
         name: with the version, ``extract-v1``.
-        fact_types: those that an extraction prompt asks for.
+        fact_types: those that an extraction prompt asks for; other prompts need none.
 
     Raises:
         UserError: no prompt has this name, or it cannot explain these types.
+        ValueError: an extraction prompt was given no types.
     """
     known = known_prompts()
     if name not in known:
@@ -87,6 +88,8 @@ def load_prompt(name: str, fact_types: Sequence[FactType] = DEFAULT) -> Prompt:
     system = None if "system" not in bodies else _explain(bodies["system"], fact_types)
     prompt = Prompt(name=name, system=system, user=bodies["user"], fact_types=type_names(fact_types))
     asks_for_facts = "segment" in prompt.fields or "segments_json" in prompt.fields
+    if asks_for_facts and not fact_types:
+        raise ValueError(f"prompt {name} asks for facts of types: name them")
     if asks_for_facts and prompt.fact_types != FACT_TYPES and "{kinds}" not in (bodies.get("system") or ""):
         raise UserError(
             f"Prompt {name} knows the types {', '.join(FACT_TYPES)} alone: use extract-v1 with other run.fact_types."

@@ -87,8 +87,8 @@ def test_a_label_that_is_not_masked_is_that_of_either_verifier(facts: list[tuple
             for kind, first, second in facts
         ]
     )
-    by_first = segment_labels((kind, first) for kind, first, _ in facts)
-    by_second = segment_labels((kind, second) for kind, _, second in facts)
+    by_first = segment_labels([(kind, first) for kind, first, _ in facts], FACT_TYPES)
+    by_second = segment_labels([(kind, second) for kind, _, second in facts], FACT_TYPES)
     for name in FACT_TYPES:
         if name not in masked:
             assert by_first[name] == by_second[name]
@@ -117,12 +117,12 @@ def test_labelling_again_gives_the_same_row() -> None:
 
 
 def test_reward_models_do_not_learn_masked_labels() -> None:
-    (learnt,) = from_feedback([label(masking(), ("existence", 0.8, 0.2), ("relation", 0.9, 0.9))])
+    (learnt,) = from_feedback([label(masking(), ("existence", 0.8, 0.2), ("relation", 0.9, 0.9))], FACT_TYPES)
     assert (learnt.labels["existence"], learnt.labels["relation"]) == ((IGNORED,), (CONSISTENT,))
 
 
 def test_masked_labels_are_counted_by_themselves() -> None:
-    figures = FeedbackMetrics(lambda _: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
+    figures = FeedbackMetrics(FACT_TYPES, lambda _: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
     figures.add(label(masking(), ("existence", 0.8, 0.2)))
     found = figures.to_dict()
     assert found["labels_masked"] == {"existence": 1, "attribute": 0, "relation": 0}
