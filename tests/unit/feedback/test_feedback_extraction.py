@@ -76,27 +76,27 @@ def test_the_schemas_are_strict_with_the_kinds_in_order() -> None:
 
 
 def test_facts_of_one_sub_sentence() -> None:
-    assert parse_extraction(json.dumps(DOG), "stop") == [DOG_FACTS]
+    assert parse_extraction(json.dumps(DOG), "stop", types=FACT_TYPES) == [DOG_FACTS]
 
 
 def test_facts_of_all_sub_sentences() -> None:
     text = json.dumps({"segments": [DOG, NOTHING]})
-    assert parse_extraction(text, "stop", segment_count=2) == [DOG_FACTS, []]
+    assert parse_extraction(text, "stop", segment_count=2, types=FACT_TYPES) == [DOG_FACTS, []]
 
 
 def test_one_sub_sentence_in_response_mode_is_a_list_of_one() -> None:
-    assert parse_extraction(json.dumps({"segments": [DOG]}), "stop", segment_count=1) == [DOG_FACTS]
+    assert parse_extraction(json.dumps({"segments": [DOG]}), "stop", segment_count=1, types=FACT_TYPES) == [DOG_FACTS]
 
 
 def test_blank_and_repeated_facts_are_left_out() -> None:
     text = json.dumps(NOTHING | {"existence": ["There is a dog.", " There is a dog. ", "  "]})
-    assert parse_extraction(text, "stop") == [[Fact("existence", "There is a dog.")]]
+    assert parse_extraction(text, "stop", types=FACT_TYPES) == [[Fact("existence", "There is a dog.")]]
 
 
 @given(answers)
 @settings(deadline=None)
 def test_every_fact_of_a_right_answer_is_kept(answer: dict[str, list[str]]) -> None:
-    (facts,) = parse_extraction(json.dumps(answer), "stop")
+    (facts,) = parse_extraction(json.dumps(answer), "stop", types=FACT_TYPES)
     assert {kind: [fact.text for fact in facts if fact.type == kind] for kind in answer} == answer
 
 
@@ -121,13 +121,13 @@ def test_every_fact_of_a_right_answer_is_kept(answer: dict[str, list[str]]) -> N
 )
 def test_bad_answers_have_a_named_reason(text: str | None, finish_reason: str, reason: str) -> None:
     with pytest.raises(UnusableAnswer) as caught:
-        parse_extraction(text, finish_reason)
+        parse_extraction(text, finish_reason, types=FACT_TYPES)
     assert caught.value.reason == reason
 
 
 def test_a_refusal_is_quoted() -> None:
     with pytest.raises(UnusableAnswer, match="refusal: I cannot do this"):
-        parse_extraction(None, "stop", refusal="I cannot do this")
+        parse_extraction(None, "stop", refusal="I cannot do this", types=FACT_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_refusal_is_quoted() -> None:
 )
 def test_another_number_of_sub_sentences_is_another_shape(answer: dict[str, object]) -> None:
     with pytest.raises(UnusableAnswer) as caught:
-        parse_extraction(json.dumps(answer), "stop", segment_count=2)
+        parse_extraction(json.dumps(answer), "stop", segment_count=2, types=FACT_TYPES)
     assert caught.value.reason == "shape"
 
 
@@ -143,7 +143,7 @@ def test_another_number_of_sub_sentences_is_another_shape(answer: dict[str, obje
 @settings(deadline=None)
 def test_no_text_crashes_the_parser(text: str, finish_reason: str | None) -> None:
     with suppress(UnusableAnswer):
-        parse_extraction(text, finish_reason)
+        parse_extraction(text, finish_reason, types=FACT_TYPES)
 
 
 def test_an_error_survives_the_way_between_processes() -> None:
