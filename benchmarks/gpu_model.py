@@ -167,6 +167,7 @@ def rewarded_trajectories(rows: EncodedRows, log_probs: torch.Tensor, seed: int)
         seed: of the verdicts and the noise.
     """
     generator = np.random.default_rng(seed)
+    options = RewardOptions(weights=dict.fromkeys(FACT_TYPES, 1.0))
     trajectories = []
     for row, (prompt, length) in enumerate(zip(rows.prompt_lengths.tolist(), rows.response_lengths.tolist())):
         ids = rows.input_ids[row, prompt : prompt + length].tolist()
@@ -185,7 +186,7 @@ def rewarded_trajectories(rows: EncodedRows, log_probs: torch.Tensor, seed: int)
             token_ends=tuple(ends),
         )
         verdicts = generator.dirichlet(np.ones(len(CLASS_NAMES)), (len(ends), len(FACT_TYPES)))
-        trajectories.append(reward_trajectory(trajectory, verdicts.tolist(), RewardOptions()))
+        trajectories.append(reward_trajectory(trajectory, verdicts.tolist(), options))
     return trajectories
 
 

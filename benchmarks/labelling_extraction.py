@@ -23,6 +23,7 @@ from fgaif_ray.calls.client import CallClient
 from fgaif_ray.calls.coordinator import CallCoordinator
 from fgaif_ray.calls.garbage import spare_the_loaded
 from fgaif_ray.config import ExtractorConfig, LabelConfig
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.pending import OPEN_BLOCKS
 from fgaif_ray.feedback.prompts import load_prompt
@@ -131,7 +132,9 @@ async def _work(url: str, concurrency: int, rows: int, rounds: int, run: str) ->
         {"base_url": url, "model": "m", "concurrency": concurrency, "requests_per_minute": NO_LIMIT}
     )
     client = CallClient(CallCoordinator(config, run), config, run)
-    extractor = FactExtractor(url, "key", "m", load_prompt(config.prompt), concurrency=concurrency, calls=client)
+    extractor = FactExtractor(
+        url, "key", "m", load_prompt(config.prompt, DEFAULT), concurrency=concurrency, calls=client
+    )
     number = 0
 
     async def extract_block(size: int) -> None:

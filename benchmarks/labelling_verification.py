@@ -132,7 +132,7 @@ def _prepare(config: Config) -> list[tuple[str, list[str]]]:
     """Publish responses and keep the answers about them; returns images and facts, row by row."""
     truth = load_truth(config)
     assert truth is not None
-    extractor = extraction.new_extractor(config.label.extractor, extraction.Endpoint(None, None))
+    extractor = extraction.new_extractor(config.label.extractor, extraction.Endpoint(None, None), config.run.types)
     answers = AnswerWriter(cache_folder(config.run.dir, None))
     rows: list[dict[str, Any]] = []
     facts_of_rows: list[tuple[str, list[str]]] = []

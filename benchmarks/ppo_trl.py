@@ -85,7 +85,7 @@ class OwnStep:
         generator = torch.Generator().manual_seed(number)
         updates = self._updater.update(experience, number, generator, self._updates)
         self.tokens += sum(len(one.token_ids) for one in rollouts)
-        return trajectory_metrics(trajectories) | experience.metrics | updates
+        return trajectory_metrics(trajectories, self._config.run.type_names) | experience.metrics | updates
 
     def _sample(self, questions: Sequence[Question], version: PolicyVersion) -> tuple[list[Rollout], list[Any]]:
         """Responses, and the picture of each; responses to one question share the object."""

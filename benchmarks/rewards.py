@@ -95,7 +95,7 @@ def make_models(config: Config, folder: Path) -> dict[str, str]:
     from fgaif_ray.vlm.backbone import load_backbone
 
     model = RewardModel(load_backbone(config.rewards.backbone, config.rewards.dtype))
-    for seed, task in enumerate(reward_tasks(config.rewards.kind)):
+    for seed, task in enumerate(reward_tasks(config.rewards.kind, config.run.type_names)):
         model.add_adapter(task.name, task.heads, config.rewards.lora, seed, task.granularity)
         for fact_type in task.fact_types:
             model.save(fact_type, folder / fact_type, task.head_of(fact_type))

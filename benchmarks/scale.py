@@ -36,7 +36,7 @@ from benchmarks.endpoint import Endpoint
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.feedback.label_sources import feedback_stages
-from fgaif_ray.records import FACT_TYPES, RESPONSES_SCHEMA
+from fgaif_ray.records import RESPONSES_SCHEMA
 
 if TYPE_CHECKING:
     from actors.labelling.fact_checker import FactQuestion
@@ -258,10 +258,10 @@ def label_on(nodes: int, blocks_per_node: int, folder: Path) -> Measured:
             logging.getLogger("ray.data").setLevel(logging.WARNING)
             for stage in feedback_stages(config):
                 stage.begin()
-            folders = [stage.partial for stage in feedback_stages(config)]
-            thresholds = dict.fromkeys(FACT_TYPES, 0.5)
+            labelled, rejected = [stage.partial for stage in feedback_stages(config)]
+            thresholds = dict.fromkeys(config.run.type_names, 0.5)
             verification = Verification(
-                config.label, folders[0], folders[1], thresholds, None, ControlItemPool((), (), 0)
+                config.label, labelled, rejected, thresholds, None, ControlItemPool((), (), 0), config.run.types
             )
             before = peak = psutil.Process().memory_info().rss
             came, times = 0, ProcessorTimes()

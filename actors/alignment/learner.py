@@ -386,7 +386,7 @@ class Learner:
             try:
                 settings = self._align.model_dump(mode="json", exclude={"tracking"})
                 trackers = open_trackers(self._align.tracking, self._task.folder, settings)
-                log = RunLog(self._task.folder, self.step + 1, trackers, self._options.types)
+                log = RunLog(self._task.folder, self.step + 1, self._options.types, trackers)
             except UserError as error:
                 problem = error
         if int(self._group.sum(torch.tensor(int(problem is not None)))):

@@ -11,7 +11,6 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
 
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.scoring import ResponseVerdicts
 
 logger = logging.getLogger(__name__)
@@ -48,11 +47,11 @@ class TypeVerdicts:
 class Rewarder:
     """Requests for rewards, in parts and with retries after temporary failures.
 
-    Example: ``Rewarder("rewards", 60.0, 64).score([{"image": data, "prompt": text, "response": None,
+    Example: ``Rewarder("rewards", 60.0, 64, types).score([{"image": data, "prompt": text, "response": None,
     "response_token_ids": [5, 9, 2]}])``
     """
 
-    def __init__(self, app_name: str, timeout_s: float, part_size: int, types: Sequence[str] = FACT_TYPES) -> None:
+    def __init__(self, app_name: str, timeout_s: float, part_size: int, types: Sequence[str]) -> None:
         """Prepare without looking anything up.
 
         Args:

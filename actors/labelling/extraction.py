@@ -21,7 +21,7 @@ from fgaif_ray.calls.garbage import spare_the_loaded
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.fact_types import DEFAULT, FactType, extracted
+from fgaif_ray.fact_types import FactType, extracted
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.pending import Pending, PlaceReader, first_text, places_of
 from fgaif_ray.feedback.prompts import load_prompt
@@ -40,18 +40,18 @@ class Endpoint:
 def new_extractor(
     config: ExtractorConfig,
     endpoint: Endpoint,
+    fact_types: Sequence[FactType],
     calls: Calls | None = None,
     identity: str | None = None,
-    fact_types: Sequence[FactType] = DEFAULT,
 ) -> FactExtractor:
     """Build the extractor of these settings without calling anything.
 
     Args:
         config: the settings.
         endpoint: where to call.
+        fact_types: of the run; those that are derived are not asked about.
         calls: known answers, limits and account; None calls freely.
         identity: of the model, see ``model_identity``; None finds it out.
-        fact_types: of the run; those that are derived are not asked about.
 
     Raises:
         UserError: there is no such prompt, or it does not support the mode.
@@ -71,13 +71,13 @@ def new_extractor(
     )
 
 
-def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequence[FactType] = DEFAULT) -> None:
+def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequence[FactType]) -> None:
     """Check the settings and the endpoint before anything is started or paid.
 
     Raises:
         UserError: the prompt cannot be used, the endpoint does not answer, or it refuses the key.
     """
-    new_extractor(config, endpoint, fact_types=fact_types)
+    new_extractor(config, endpoint, fact_types)
     check_address(
         endpoint.base_url,
         endpoint.api_key.get_secret_value() if endpoint.api_key else None,
@@ -104,10 +104,10 @@ class FactExtraction:
         coordinator: CoordinatorAddress,
         identity: str,
         places: "ray.ObjectRef[pa.Table]",
-        fact_types: Sequence[FactType] = DEFAULT,
+        fact_types: Sequence[FactType],
     ) -> None:
         self._calls = CallClient(RemoteCoordinator(coordinator), config, run, ray.get_runtime_context().get_actor_id())
-        self._extractor = new_extractor(config, endpoint, MeteredCalls(self._calls, config), identity, fact_types)
+        self._extractor = new_extractor(config, endpoint, fact_types, MeteredCalls(self._calls, config), identity)
         self._reject_failed = config.reject_failed
         self._places: pa.Table = ray.get(places)
         self._reader = PlaceReader(RESPONSES_SCHEMA.names)
@@ -150,9 +150,7 @@ class FactExtraction:
         return ExtractedResponse(response=response, spans=spans, facts=tuple(map(tuple, answer)))
 
 
-def first_unanswered(
-    config: ExtractorConfig, run: str, pending: Pending, fact_types: Sequence[FactType] = DEFAULT
-) -> str | None:
+def first_unanswered(config: ExtractorConfig, run: str, pending: Pending, fact_types: Sequence[FactType]) -> str | None:
     """Find the first pending response with a question that no kept answer covers."""
     index = AnswerIndex(cache_folder(run, config.cache))
     try:
@@ -161,7 +159,7 @@ def first_unanswered(
             text = index.find(key)
             return None if text is None else CallAnswer.from_json(json.loads(text))
 
-        extractor = new_extractor(config, Endpoint(None, None), KnownCalls(find), fact_types=fact_types)
+        extractor = new_extractor(config, Endpoint(None, None), fact_types, KnownCalls(find))
 
         async def is_unanswered(response: str) -> bool:
             try:
@@ -179,7 +177,7 @@ def first_unanswered(
 
 
 def ask_about(
-    response: str, config: ExtractorConfig, endpoint: Endpoint, run: str, fact_types: Sequence[FactType] = DEFAULT
+    response: str, config: ExtractorConfig, endpoint: Endpoint, run: str, fact_types: Sequence[FactType]
 ) -> None:
     """Make the calls of one response, so that an endpoint, a key, a model or a budget that cannot be used shows before
     Ray and engines start. The answers are kept and accounted for as all others are.
@@ -191,7 +189,7 @@ def ask_about(
     async def ask() -> None:
         coordinator = CallCoordinator(config, run)
         calls = CallClient(coordinator, config, run)
-        extractor = new_extractor(config, endpoint, calls, fact_types=fact_types)
+        extractor = new_extractor(config, endpoint, fact_types, calls)
         try:
             await extractor.extract(response, _segments(response))
         except UnusableAnswer as error:

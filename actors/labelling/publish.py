@@ -66,7 +66,7 @@ def publish(
             f"delete {stage.partial} and {rejected_stage.partial} to try the same again."
         )
     ledger, types = read_ledger(config.run.dir), config.run.type_names
-    figures, disagreements = FeedbackMetrics(_true_labels(config), types), Disagreements(types)
+    figures, disagreements = FeedbackMetrics(types, _true_labels(config)), Disagreements(types)
     with fsspec.open(storage.join(stage.partial, OFFICIAL_FILE), "w", encoding="utf-8") as official:
         for feedback in map(Feedback.from_row, storage.read_rows(stage.partial)):
             figures.add(feedback)

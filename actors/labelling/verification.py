@@ -46,7 +46,7 @@ def prepare(config: Config, partial: str, rejected_partial: str) -> "Verificatio
     truth = load_truth(config) if config.label.control_items.per_block else None
     known = scene_control_items(truth, config.run.seed) if truth else ()
     images = config.data.images_per_prompt
-    control_items = load_control_items(config.label.control_items, known, config.run.type_names, images)
+    control_items = load_control_items(config.label.control_items, config.run.type_names, known, images)
     return Verification(
         config=config.label,
         partial=partial,

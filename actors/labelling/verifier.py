@@ -19,7 +19,7 @@ from fgaif_ray.audit.control_items import ControlItem, ControlItemPool
 from fgaif_ray.audit.control_items.asked import CONTROL_ITEMS_FOLDER, CONTROL_ITEMS_SCHEMA
 from fgaif_ray.config import LabelConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.fact_types import DEFAULT, FactType, type_names
+from fgaif_ray.fact_types import FactType, type_names
 from fgaif_ray.feedback.overrides import Overrides
 from fgaif_ray.feedback.verdicts import Labeller, Thresholds
 from fgaif_ray.images import load_images
@@ -49,7 +49,7 @@ class Verification:
     thresholds: Thresholds
     second_thresholds: Thresholds | None
     control_items: ControlItemPool
-    fact_types: tuple[FactType, ...] = DEFAULT
+    fact_types: tuple[FactType, ...]
     budget: PixelBudget = UNLIMITED
     """Of the images."""
     template: Mapping[str, Any] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from actors import metrics
 from actors.rewards.http import ServiceError, build_app
 from actors.rewards.metrics import record_answer, record_items
 from fgaif_ray.errors import ItemError
-from fgaif_ray.fact_types import DEFAULT, FactType
+from fgaif_ray.fact_types import FactType
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.scoring import (
     ImageSource,
@@ -69,7 +69,7 @@ class GatewaySettings:
     max_waiting_items: int
     request_timeout_s: float
     token_digest: str | None
-    fact_types: tuple[FactType, ...] = DEFAULT
+    fact_types: tuple[FactType, ...]
 
 
 @dataclass(frozen=True, slots=True)

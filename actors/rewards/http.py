@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fgaif_ray.fact_types import DEFAULT, FactType, type_names
+from fgaif_ray.fact_types import FactType, type_names
 from fgaif_ray.serving import api_page
 from fgaif_ray.serving.playground import build_playground
 from fgaif_ray.serving.remote_reward import remote_answer
@@ -194,9 +194,7 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def build_app(
-    backend: RewardBackend, digest: str | None, observe: Observer, fact_types: Sequence[FactType] = DEFAULT
-) -> FastAPI:
+def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fact_types: Sequence[FactType]) -> FastAPI:
     """The FastAPI application of the gateway.
 
     Args:

@@ -32,7 +32,7 @@ class HurriedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: BaseTransport) -> None:  # type: ignore[override]
         """Wait for the first request."""
-        super().connection_made(transport)  # type: ignore[arg-type]
+        super().connection_made(transport)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.statistics.calibration import estimate_calibration_error
 from fgaif_ray.statistics.folds import image_folds
 from fgaif_ray.statistics.intervals import CONFIDENCE, Floats
@@ -83,7 +82,7 @@ def choose_threshold(p_consistent: ArrayLike, consistent: ArrayLike, weights: Ar
     return float(candidates[np.argmin(np.abs(candidates - PLAIN))])
 
 
-def fit_thresholds(facts: Facts, types: Sequence[str] = FACT_TYPES) -> dict[str, float]:
+def fit_thresholds(facts: Facts, types: Sequence[str]) -> dict[str, float]:
     """Find a threshold for each fact type.
 
     A type without right or without wrong facts takes the one of all facts together, and without those 0.5.
@@ -97,7 +96,7 @@ def fit_thresholds(facts: Facts, types: Sequence[str] = FACT_TYPES) -> dict[str,
     return thresholds
 
 
-def cross_validate(facts: Facts, types: Sequence[str] = FACT_TYPES) -> NDArray[np.bool_] | None:
+def cross_validate(facts: Facts, types: Sequence[str]) -> NDArray[np.bool_] | None:
     """Judge each fact by thresholds that were fitted without its image, ``[facts]``; None with one image only."""
     if len(set(facts.images)) < 2:
         return None
@@ -114,7 +113,7 @@ def judge(facts: Facts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
     return facts.p_consistent >= np.array([thresholds[kind] for kind in facts.types], dtype=np.float64)
 
 
-def calibrate(facts: Facts, seed: int = 0, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
+def calibrate(facts: Facts, types: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Fit thresholds and measure them.
 
     Args:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from fgaif_ray import storage
 from fgaif_ray.audit import label_studio
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import CLASS_NAMES
 
 ANSWERS_FORMAT: Final = "fgaif-audit-answers"
 ANSWERS_VERSION: Final = 1
@@ -54,7 +54,7 @@ class HumanAnswer:
         return self.sample_id, self.segment
 
 
-def read_answers(paths: Iterable[str], types: Sequence[str] = FACT_TYPES) -> list[HumanAnswer]:
+def read_answers(paths: Iterable[str], types: Sequence[str]) -> list[HumanAnswer]:
     """Read answer files, of either kind, about these fact types.
 
     Raises:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES, Fact, Feedback, fingerprint
+from fgaif_ray.records import CLASS_NAMES, Fact, Feedback, fingerprint
 
 SAMPLE_FORMAT: Final = "fgaif-audit"
 SAMPLE_VERSION: Final = 1
@@ -76,7 +76,7 @@ class Audit:
     items: tuple[AuditItem, ...]
     population: Mapping[Cell, int]
     """Segments of each cell in the whole set."""
-    types: tuple[str, ...] = FACT_TYPES
+    types: tuple[str, ...]
     """What the segments are labelled for."""
 
     def strata(self) -> dict[str, dict[str, dict[str, int]]]:

@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import FactType
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import CLASS_NAMES
 
 if TYPE_CHECKING:
     from fgaif_ray.audit.items import Audit
@@ -105,7 +105,7 @@ def build_tasks(audit: "Audit", pictures: dict[str, str]) -> list[dict[str, Any]
     return tasks
 
 
-def parse_export(tasks: Sequence[object], path: str, types: Sequence[str] = FACT_TYPES) -> list[StudioAnswer]:
+def parse_export(tasks: Sequence[object], path: str, types: Sequence[str]) -> list[StudioAnswer]:
     """Read the annotations of an export about these fact types; skipped ones are left out.
 
     Raises:

@@ -17,7 +17,7 @@ from fgaif_ray import storage
 from fgaif_ray.audit.human import HumanAnswer, SegmentPlace, majority
 from fgaif_ray.audit.items import Audit, cell_weights
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES, images_key
+from fgaif_ray.records import images_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class LabelledFact:
         }
 
 
-def read_labelled_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[LabelledFact]:
+def read_labelled_facts(path: str, types: Sequence[str]) -> list[LabelledFact]:
     """Read facts that are all labelled, of both classes.
 
     Raises:
@@ -70,7 +70,7 @@ def read_labelled_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[La
     return facts
 
 
-def read_control_facts(path: str, types: Sequence[str] = FACT_TYPES) -> list[LabelledFact]:
+def read_control_facts(path: str, types: Sequence[str]) -> list[LabelledFact]:
     """Read facts that are wrong unless they say otherwise; ``type`` may be left out.
 
     Raises:

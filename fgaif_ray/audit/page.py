@@ -15,7 +15,7 @@ from PIL import Image
 from fgaif_ray import __version__
 from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
 from fgaif_ray.audit.items import Audit
-from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
+from fgaif_ray.fact_types import FactType, colour_of, style_variables
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url, side_by_side
 from fgaif_ray.pages import page_environment, page_source, page_style
 from fgaif_ray.records import CLASS_NAMES
@@ -41,9 +41,7 @@ def load_pictures(audit: Audit, load: Callable[[str], Image.Image]) -> dict[str,
     return pictures
 
 
-def build_page(
-    audit: Audit, pictures: dict[str, tuple[str, bool]], title: str, fact_types: Sequence[FactType] = DEFAULT
-) -> str:
+def build_page(audit: Audit, pictures: dict[str, tuple[str, bool]], title: str, fact_types: Sequence[FactType]) -> str:
     """Build the page of an audit as one HTML document.
 
     Args:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.records import FACT_TYPES
-
 CHARACTERS_PER_TOKEN: Final = 4
 """Characters per token of English text, for estimates without a tokenizer."""
 MESSAGE_TOKENS: Final = 4
@@ -38,7 +36,7 @@ def estimate_prompt(messages: Messages) -> int:
     return sum(MESSAGE_TOKENS + estimate_tokens(message["content"]) for message in messages)
 
 
-def estimate_completion(segments: Sequence[str], max_tokens: int, types: Sequence[str] = FACT_TYPES) -> int:
+def estimate_completion(segments: Sequence[str], max_tokens: int, types: Sequence[str]) -> int:
     """Estimate the completion tokens of an answer with the facts of these segments, for any model."""
     frame = len(json.dumps({name: [] for name in types})) + 2  # of a segment, with what parts it from the next
     characters = sum(frame + ANSWER_CHARACTERS_PER_CHARACTER * len(segment.strip()) for segment in segments)

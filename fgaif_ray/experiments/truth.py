@@ -55,7 +55,7 @@ def reward_accuracy(
     truth: Mapping[str, Scene],
     model: "RewardModel",
     coarse: bool,
-    types: Sequence[str] = FACT_TYPES,
+    types: Sequence[str],
     budget: PixelBudget = UNLIMITED,
 ) -> dict[str, dict[str, Any]]:
     """Compare reward models with the truth on responses that they were not trained on.

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.feedback.prompts import Prompt
-from fgaif_ray.records import FACT_TYPES, Fact
+from fgaif_ray.records import Fact
 
 ExtractionMode = Literal["segment", "response"]
 TRAILING_SPACE_LIMIT: Final = 32
@@ -19,7 +19,7 @@ TRAILING_SPACE_LIMIT: Final = 32
 _encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def response_format(mode: ExtractionMode, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
+def response_format(mode: ExtractionMode, types: Sequence[str]) -> dict[str, Any]:
     """Return the ``response_format`` of a chat completion that constrains the answer to the mode's JSON schema."""
     schema: dict[str, Any] = {
         "type": "object",
@@ -87,7 +87,7 @@ def parse_extraction(
     *,
     segment_count: int | None = None,
     refusal: str | None = None,
-    types: Sequence[str] = FACT_TYPES,
+    types: Sequence[str],
 ) -> list[list[Fact]]:
     """Parse the facts of an answer, per segment; blank and repeated facts are left out.
 

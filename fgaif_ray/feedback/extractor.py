@@ -62,7 +62,7 @@ class FactExtractor:
     extractor can be sent to a worker.
 
     Example:
-        >>> extractor = FactExtractor(url, None, "annotator", load_prompt("extract-v1"))
+        >>> extractor = FactExtractor(url, None, "annotator", load_prompt("extract-v1", DEFAULT))
         >>> await extractor.extract("A dog. It is brown.", ["A dog. ", "It is brown."])
         [[Fact("existence", "There is a dog.")], [Fact("attribute", "The dog is brown.")]]
     """

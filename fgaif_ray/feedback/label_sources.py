@@ -7,7 +7,6 @@ from typing import Any
 from fgaif_ray.audit.labelled_facts import read_labelled_facts
 from fgaif_ray.config import Config, VerifierConfig
 from fgaif_ray.feedback.overrides import Overrides
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.storage import Stage, stages
 from fgaif_ray.storage.stages import LabelSources
 
@@ -36,7 +35,7 @@ def feedback_stages(config: Config) -> tuple[Stage, Stage]:
     return stages.feedback(config, sources), stages.feedback_rejected(config, sources)
 
 
-def threshold_key(verifier: VerifierConfig, types: Sequence[str] = FACT_TYPES) -> Any:
+def threshold_key(verifier: VerifierConfig, types: Sequence[str]) -> Any:
     """Return the thresholds' part of a stage's fingerprint; it is equal where the same are used.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
 
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, images_key
+from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED, images_key
 
 _OFFICIAL_CODES: Final = {ABSENT: -1, CONSISTENT: 0, HALLUCINATED: 1}
 _WORD_MARKERS: Final = " \t\n\u2581\u0120"  # white space, and the space marks of sentencepiece and byte-level BPE
@@ -35,7 +35,7 @@ def label_of(verdicts: Sequence[bool]) -> int:
     return CONSISTENT if all(verdicts) else HALLUCINATED
 
 
-def segment_labels(verdicts: Iterable[tuple[str, bool]], types: Sequence[str] = FACT_TYPES) -> dict[str, int]:
+def segment_labels(verdicts: Iterable[tuple[str, bool]], types: Sequence[str]) -> dict[str, int]:
     """Return the label code per fact type of one segment.
 
     Args:

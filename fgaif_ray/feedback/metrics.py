@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fgaif_ray.records import AI, CLASS_NAMES, FACT_TYPES, LABEL_SOURCES, Feedback
+from fgaif_ray.records import AI, CLASS_NAMES, LABEL_SOURCES, Feedback
 from fgaif_ray.statistics.agreement import agreement, balanced_accuracy_present
 
 TrueLabels = Callable[[Feedback], Sequence[Mapping[str, int]] | None]
@@ -14,7 +14,7 @@ TrueLabels = Callable[[Feedback], Sequence[Mapping[str, int]] | None]
 class FeedbackMetrics:
     """Counter of feedback rows as they are read."""
 
-    def __init__(self, true_labels: TrueLabels | None = None, types: Sequence[str] = FACT_TYPES) -> None:
+    def __init__(self, types: Sequence[str], true_labels: TrueLabels | None = None) -> None:
         self._true_labels = true_labels
         self._types = types
         self._without_truth: set[str] = set()

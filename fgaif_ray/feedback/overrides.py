@@ -22,7 +22,7 @@ _DRAW_BYTES: Final = 8
 class Overrides:
     """The replacements of labels in a run; without human labels and with rates of zero there are none.
 
-    Example: ``Overrides.load(config.label).apply(sample_id, segments)``
+    Example: ``Overrides.load(config.label, types).apply(sample_id, segments)``
     """
 
     human: Mapping[tuple[str, int], tuple[str, Mapping[str, int]]]
@@ -30,7 +30,7 @@ class Overrides:
     noise: NoiseConfig
 
     @classmethod
-    def load(cls, config: LabelConfig, types: Sequence[str] = FACT_TYPES) -> "Overrides":
+    def load(cls, config: LabelConfig, types: Sequence[str]) -> "Overrides":
         """Read the human labels of the run's types that the configuration names.
 
         Raises:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fgaif_ray.fact_types import DEFAULT, FactType, extracted, type_names
+from fgaif_ray.fact_types import FactType, extracted, type_names
 from fgaif_ray.feedback.labels import is_consistent, segment_labels
 from fgaif_ray.feedback.overrides import Overrides
-from fgaif_ray.records import AI, FACT_TYPES, Feedback, JudgedFact, Response, Segment, VerifiedFact, VerifiedSegment
+from fgaif_ray.records import AI, Feedback, JudgedFact, Response, Segment, VerifiedFact, VerifiedSegment
 from fgaif_ray.statistics.agreement import accuracy, cohens_kappa
 
 Thresholds = Mapping[str, float]
@@ -35,7 +35,7 @@ class Labeller:
         mask: bool,
         overrides: Overrides,
         annotator: str,
-        fact_types: Sequence[FactType] = DEFAULT,
+        fact_types: Sequence[FactType],
     ) -> None:
         self._thresholds = thresholds
         self._second = second
@@ -115,7 +115,7 @@ def _pair(fact: JudgedFact) -> tuple[bool, bool]:
 class Disagreements:
     """Counter of how two verifiers judge the same facts, as rows are read."""
 
-    def __init__(self, types: Sequence[str] = FACT_TYPES) -> None:
+    def __init__(self, types: Sequence[str]) -> None:
         self._pairs: dict[str, Counter[tuple[bool, bool]]] = {name: Counter() for name in types}
         self._unanswered: Counter[str] = Counter()
 

@@ -69,7 +69,7 @@ def read_calls(run: str) -> dict[str, Any] | None:
     return dict(storage.read_json(uri)) if storage.exists(uri) else None
 
 
-def build_summary(run: str, types: Sequence[str] = FACT_TYPES) -> dict[str, Any]:
+def build_summary(run: str, types: Sequence[str]) -> dict[str, Any]:
     """Collect the metrics of the finished stages and write them to ``<run>/summary.json``."""
     labels = storage.read_json(storage.join(run, stages.FEEDBACK, "metrics.json"))
     agreement = labels.get("agreement") or {}

@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from fgaif_ray import storage
 from fgaif_ray.fact_types import colour_of
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.charts import Series, format_value, line_chart, swatch
 
 METRICS_FILE: Final = "metrics.jsonl"
@@ -89,7 +88,7 @@ def read_metrics(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
 
 
-def training_charts(folder: str, types: Sequence[str] = FACT_TYPES) -> list[dict[str, Any]]:
+def training_charts(folder: str, types: Sequence[str]) -> list[dict[str, Any]]:
     """Draw the charts of the ``policy/`` folder: ``{title, unit, minor, chart, legend}``; none without a value."""
     lines = read_metrics(folder)
     charts = []

@@ -6,7 +6,7 @@ from typing import Any, Final
 from markupsafe import Markup, escape
 
 from fgaif_ray.fact_types import colour_of
-from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
+from fgaif_ray.records import CLASS_NAMES
 from fgaif_ray.report.charts import Axis, Frame, format_value
 from fgaif_ray.statistics.intervals import wilson_interval
 
@@ -16,7 +16,7 @@ _FRAME: Final = Frame(Axis(0.0, 1.0, _LEFT, _LEFT + _SIDE), Axis(0.0, 1.0, _TOP 
 _SMALLEST, _LARGEST = 3.0, 8.0
 
 
-def cards(figures: Mapping[str, Mapping[str, Any] | None], types: Sequence[str] = FACT_TYPES) -> list[dict[str, Any]]:
+def cards(figures: Mapping[str, Mapping[str, Any] | None], types: Sequence[str]) -> list[dict[str, Any]]:
     """Build one card per fact type with metrics in the form of ``Agreement.to_dict``.
 
     A reward model that judges whole responses serves all types and gets one card.

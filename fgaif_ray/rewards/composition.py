@@ -13,13 +13,13 @@ and of false facts (see ``fact_counts``).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fgaif_ray.records import CLASS_NAMES, CONSISTENT, FACT_TYPES, HALLUCINATED, NOVELTY_TYPE
+from fgaif_ray.records import CLASS_NAMES, CONSISTENT, HALLUCINATED, NOVELTY_TYPE
 from fgaif_ray.rewards.kinds import Granularity
 
 RewardValue = Literal["expected", "argmax"]
@@ -34,7 +34,7 @@ class RewardOptions:
     ablation.
     """
 
-    weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FACT_TYPES, 1.0))
+    weights: Mapping[str, float]
     """Weight of each fact type, in the order of arrays; every type is named, 0 switches one off."""
     value: RewardValue = "expected"
     """`argmax` is the paper's +1 / -1 / 0; `expected` is P(consistent) - P(hallucinated)."""

@@ -10,7 +10,7 @@ from fgaif_ray import storage
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.records import FACT_TYPES, Feedback, Segment
+from fgaif_ray.records import Feedback, Segment
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
@@ -75,7 +75,7 @@ class RewardData:
     responses that were made (see ``fgaif_ray.rewards.planted``), which the others leave out."""
 
 
-def from_feedback(rows: Iterable[Feedback], types: Sequence[str] = FACT_TYPES) -> list[TrainingResponse]:
+def from_feedback(rows: Iterable[Feedback], types: Sequence[str]) -> list[TrainingResponse]:
     """Take what is learnt from the rows of ``feedback/``, by sample id, without rows that have no segments.
 
     Args:

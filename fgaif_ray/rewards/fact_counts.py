@@ -94,7 +94,8 @@ class Moments:
         variance = float((self.outer.diagonal()[1:] / self.count - centre[1:].square()).mean())
         penalty = torch.full_like(self.cross, ridge * self.count * max(variance, 1e-12))
         penalty[0] = 0.0
-        return torch.linalg.solve(self.outer + penalty.diag(), self.cross)
+        found: Tensor = torch.linalg.solve(self.outer + penalty.diag(), self.cross)
+        return found
 
 
 def fit(train: Moments, held_out: Moments) -> Tensor:

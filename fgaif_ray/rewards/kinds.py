@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, NOVELTY_TYPE
+from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED, NOVELTY_TYPE
 
 IGNORED: Final = -100
 """Code of a label that is not to be learnt; cross-entropy ignores it by default."""
@@ -40,7 +40,7 @@ class RewardTask:
         return fact_type if fact_type in self.heads else self.heads[0]
 
 
-def reward_tasks(kind: RewardKind, types: tuple[str, ...] = FACT_TYPES) -> tuple[RewardTask, ...]:
+def reward_tasks(kind: RewardKind, types: tuple[str, ...]) -> tuple[RewardTask, ...]:
     """List the tasks of a kind of reward model for these fact types, in order of training."""
     if kind == "multitask":
         return (RewardTask(MULTITASK, types, types),)

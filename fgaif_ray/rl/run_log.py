@@ -9,7 +9,6 @@ from typing import Any, Final
 from torch.utils.tensorboard import SummaryWriter
 
 from fgaif_ray import storage
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.sample_text import sample_markdown
 from fgaif_ray.rl.trackers import Tracker
 from fgaif_ray.rl.trajectories import Trajectory
@@ -22,9 +21,7 @@ TENSORBOARD_FOLDER: Final = "tensorboard"
 class RunLog:
     """The log of a run in a local folder or URI; a run that resumes from a step drops later lines."""
 
-    def __init__(
-        self, folder: str, next_step: int, trackers: Sequence[Tracker] = (), types: Sequence[str] = FACT_TYPES
-    ) -> None:
+    def __init__(self, folder: str, next_step: int, types: Sequence[str], trackers: Sequence[Tracker] = ()) -> None:
         """Open the log.
 
         Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fgaif_ray.records import ABSENT, CLASS_NAMES, FACT_TYPES, NOVELTY_TYPE, ImageRow
+from fgaif_ray.records import ABSENT, CLASS_NAMES, NOVELTY_TYPE, ImageRow
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
 
 
@@ -119,7 +119,7 @@ def reward_trajectory(
     )
 
 
-def facts_per_response(trajectories: Sequence[Trajectory], types: Sequence[str] = FACT_TYPES) -> float:
+def facts_per_response(trajectories: Sequence[Trajectory], types: Sequence[str]) -> float:
     """Return the mean number of segment and type pairs that hold a fact (most probable class not absent), by the
     reward models, or of facts in them where these are counted.
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED, NOVELTY_TYPE
+from fgaif_ray.records import ABSENT, HALLUCINATED, NOVELTY_TYPE
 from fgaif_ray.rl.guards import StepMetrics, identical_response_share
 from fgaif_ray.rl.trajectories import Trajectory, facts_per_response
 
 _OF_TYPE: Final = "hallucination/"
 
 
-def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str] = FACT_TYPES) -> dict[str, float]:
+def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str]) -> dict[str, float]:
     """Measure rewards, facts, lengths and counts of a batch; NaN if there is nothing to measure.
 
     ``reward/<type>`` is the weighted sum over a response's segments, averaged over responses; ``reward/total`` is

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.extraction import build_messages
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import FACT_TYPES
@@ -111,7 +112,7 @@ def extraction_turns(scene: Scene, count: int, generator: random.Random) -> list
 
 def extraction_turns_of(text: str) -> list[tuple[Turn, bool]]:
     """Fact extraction from every segment of a text, and whether the subject is named only before the segment."""
-    prompt = load_prompt("extract-short-v2")
+    prompt = load_prompt("extract-short-v2", DEFAULT)
     spans = [(span.start, span.end) for span in split_segments(text)]
     claims = read_claims(text, spans)
     segments = [text[start:end] for start, end in spans]

@@ -194,7 +194,7 @@ def check_safetensors(uri: str, advice: str = "download or write the model again
                 raise broken(uri, "it is cut short", advice)
             if size > LONGEST_HEADER:
                 raise ValueError("no header is as long")
-            header = json.loads(file.read(size))
+            header: dict[str, Any] = json.loads(file.read(size))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = _reason(error) if isinstance(error, OSError) else "it is not a whole safetensors file"

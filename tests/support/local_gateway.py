@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.scoring import ScoredBatch, ScoringBatch, combined_version, score_batches
@@ -68,6 +69,7 @@ def local_gateway(
         max_waiting_items=2048,
         request_timeout_s=timeout_s,
         token_digest=None if token is None else token_digest(token),
+        fact_types=DEFAULT,
     )
     return RewardGateway(settings, [cast("DeploymentHandle[Any]", scorer)])
 

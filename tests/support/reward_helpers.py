@@ -28,7 +28,7 @@ def save_reward_models(folder: Path, seed: int = 0, kind: Any = "separate") -> d
     """Reward models whose adapters, heads and temperatures are random, so that no two heads agree."""
     model = RewardModel(load_backbone(CHECKPOINT))
     torch.manual_seed(seed)
-    tasks = reward_tasks(kind)
+    tasks = reward_tasks(kind, FACT_TYPES)
     for index, task in enumerate(tasks):
         model.add_adapter(task.name, task.heads, LoRAOptions(rank=4, alpha=8), seed + index, task.granularity)
     for name, parameter in model.backbone.model.named_parameters():

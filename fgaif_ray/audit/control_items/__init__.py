@@ -21,7 +21,6 @@ from fgaif_ray.audit.control_items.asked import AskedControlItem
 from fgaif_ray.audit.labelled_facts import read_control_facts
 from fgaif_ray.config import ControlItemConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.statistics.intervals import wilson_interval
 
 TEXTS: Final = "texts-v1.txt"
@@ -105,8 +104,8 @@ class ControlItemPool:
 
 def load_control_items(
     config: ControlItemConfig,
+    types: Sequence[str],
     known: Sequence[ControlItem] = (),
-    types: Sequence[str] = FACT_TYPES,
     images_per_prompt: int = 1,
 ) -> ControlItemPool:
     """Load the control items of a run: a person's own, and those of known scenes or else texts that fit every image.

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Final
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.fact_types import DEFAULT, FactType, type_names
+from fgaif_ray.fact_types import FactType, type_names
 from fgaif_ray.records import FACT_TYPES
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
@@ -34,10 +34,10 @@ class Prompt:
     name: str
     system: str | None
     user: str
+    fact_types: tuple[str, ...]
+    """The types that the answer of an extraction prompt lists, in this order; none of other prompts."""
     several: str | None = None
     """The user text about several images, where it is another one."""
-    fact_types: tuple[str, ...] = FACT_TYPES
-    """The types that the answer of an extraction prompt lists, in this order."""
 
     def about(self, images: int) -> "Prompt":
         """Return the prompt for a number of images, at least one."""
@@ -75,15 +75,16 @@ def known_prompts() -> list[str]:
     return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt"))
 
 
-def load_prompt(name: str, fact_types: Sequence[FactType] = DEFAULT) -> Prompt:
+def load_prompt(name: str, fact_types: Sequence[FactType] = ()) -> Prompt:
     """Read a prompt by its versioned name.
 
     Args:
         name: with the version, ``extract-v1``.
-        fact_types: those that an extraction prompt asks for.
+        fact_types: those that an extraction prompt asks for; other prompts need none.
 
     Raises:
         UserError: no prompt has this name, or it cannot explain these types.
+        ValueError: an extraction prompt was given no types.
     """
     known = known_prompts()
     if name not in known:
@@ -93,8 +94,10 @@ def load_prompt(name: str, fact_types: Sequence[FactType] = DEFAULT) -> Prompt:
     bodies = dict(zip(parts[::2], (body.strip("\n") for body in parts[1::2]), strict=True))
     system = None if "system" not in bodies else _explain(bodies["system"], fact_types)
     several = bodies.get("several")
-    prompt = Prompt(name, system, bodies["user"], several, fact_types=type_names(fact_types))
+    prompt = Prompt(name, system, bodies["user"], type_names(fact_types), several)
     asks_for_facts = "segment" in prompt.fields or "segments_json" in prompt.fields
+    if asks_for_facts and not fact_types:
+        raise ValueError(f"prompt {name} asks for facts of types: name them")
     if asks_for_facts and prompt.fact_types != FACT_TYPES and "{kinds}" not in (bodies.get("system") or ""):
         raise UserError(
             f"Prompt {name} knows the types {', '.join(FACT_TYPES)} alone: use extract-v1 with other run.fact_types."

@@ -15,7 +15,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from fgaif_ray import __version__
-from fgaif_ray.fact_types import DEFAULT, FactType, colour_of, style_variables
+from fgaif_ray.fact_types import FactType, colour_of, style_variables
 from fgaif_ray.images import SMALLEST_PHOTO, picture_url
 from fgaif_ray.pages import page_environment, page_source, page_style
 from fgaif_ray.records import CLASS_NAMES
@@ -42,7 +42,7 @@ class Playground:
     headers: Mapping[str, str]
 
 
-def build_playground(fact_types: Sequence[FactType] = DEFAULT, *, token_needed: bool) -> Playground:
+def build_playground(fact_types: Sequence[FactType], *, token_needed: bool) -> Playground:
     """Render the page of a service that scores these types, with or without a token."""
     environment = page_environment("fgaif_ray.serving.playground")
     style, script = page_style(environment, "playground.css"), page_source(environment, "playground.js")

@@ -275,10 +275,10 @@ def test_rewards_are_asked_for_again_and_never_made_up(
     items = [
         {"prompt": prompt, "image": b"", "response": None, "response_token_ids": [1]} for prompt in ("a", "lost", "b")
     ]
-    verdicts = Rewarder("flaky", 30.0, 2).score(items)
+    verdicts = Rewarder("flaky", 30.0, 2, FACT_TYPES).score(items)
     paused = len(pauses)
     late = [items[0] | {"prompt": "much later"}]
-    assert Rewarder("flaky", 30.0, 2).score(late)[0].failure is None
+    assert Rewarder("flaky", 30.0, 2, FACT_TYPES).score(late)[0].failure is None
     serve.delete("flaky")
     waited = pauses[paused:]
     assert len(waited) > 4 and max(waited) <= 10  # a service that is down is waited for

@@ -84,6 +84,7 @@ def extract_facts(folder: Path, endpoint: FakeOpenAI) -> str:
         "coordinator": address,
         "places": ray.put(pending.places),
         "identity": "rules",
+        "fact_types": config.run.types,
     }
     sealed, worker = in_a_process(lambda: FactExtraction(**arguments), lambda stage: stage(pa.table({"id": [0]})))
     ray.kill(coordinator)

@@ -15,8 +15,10 @@ from support.paths import ROOT
 from actors.engine.openai_server import start_openai_server
 from fgaif_ray.config import EngineConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.extraction import response_format
 from fgaif_ray.feedback.prompts import load_prompt
+from fgaif_ray.records import FACT_TYPES
 
 pytestmark = pytest.mark.vllm
 EXTRACTOR = ROOT / "fgaif_ray" / "shapes" / "checkpoints" / "extractor"
@@ -36,7 +38,7 @@ def test_own_server_answers_the_client_and_is_gone_after_stop(tmp_path: Path) ->
     log = str(tmp_path / "server.log")
     server = start_openai_server(str(EXTRACTOR), "extractor", ENGINE, log, compact_json=False)
     said = "A star is visible. It is red."
-    question = load_prompt("extract-short-v2").render(context=said, segment="It is red.")
+    question = load_prompt("extract-short-v2", DEFAULT).render(context=said, segment="It is red.")
     try:
         server.wait_ready(240)
         with openai.OpenAI(base_url=server.base_url, api_key=server.api_key, max_retries=0) as client:
@@ -45,7 +47,7 @@ def test_own_server_answers_the_client_and_is_gone_after_stop(tmp_path: Path) ->
                 messages=[{"role": "user", "content": question}],
                 max_completion_tokens=64,
                 temperature=0,
-                response_format=response_format("segment"),
+                response_format=response_format("segment", FACT_TYPES),
             )
             facts = json.loads(answer.choices[0].message.content or "")
             assert facts == {"existence": [], "attribute": ["The star is red."], "relation": []}

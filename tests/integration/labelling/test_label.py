@@ -115,7 +115,8 @@ class TestLabel:
         for segment in segments:
             for fact in segment["facts"]:
                 assert fact["consistent"] == (fact["p_consistent"] >= 0.5)
-            assert segment["labels"] == segment_labels((f["type"], f["consistent"]) for f in segment["facts"])
+            verdicts = [(fact["type"], fact["consistent"]) for fact in segment["facts"]]
+            assert segment["labels"] == segment_labels(verdicts, FACT_TYPES)
 
     def test_probabilities_equal_those_of_the_model_run_by_transformers(self, labelled: Labelled) -> None:
         import torch

@@ -216,7 +216,8 @@ class TestRepeatedBlock:
             rejected_stage.partial,
             half,
             None,
-            load_control_items(ControlItemConfig(per_block=0)),
+            load_control_items(ControlItemConfig(per_block=0), FACT_TYPES),
+            config.run.types,
         )
         worker = ray.remote(Verifier).remote(verification)
         failed = [rows[0], replace(rows[1], facts=None, unavailable="server: the endpoint failed")]
@@ -243,7 +244,8 @@ class TestRepeatedBlock:
             rejected_stage.partial,
             half,
             None,
-            load_control_items(ControlItemConfig(per_block=0)),
+            load_control_items(ControlItemConfig(per_block=0), FACT_TYPES),
+            config.run.types,
         )
         worker = ray.remote(Verifier).remote(verification)
         [counts] = ray.get(worker.__call__.remote(seal_extracted([row]))).to_pylist()

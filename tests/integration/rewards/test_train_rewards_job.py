@@ -43,8 +43,8 @@ def test_the_job_trains_what_is_missing_under_ray_train(
     stage = stages.rewards(config)
     stage.begin()
     storage.write_json(storage.join(stage.partial, "relation", "metrics.json"), finished)
-    data = prepare_data(backbone, from_feedback(feedback_rows(tmp_path / "images")), 0.25, 0, silent)
-    interrupted_training(data, Path(stage.partial), reward_tasks("separate")[1], after_epoch=1, seed=1)
+    data = prepare_data(backbone, from_feedback(feedback_rows(tmp_path / "images"), FACT_TYPES), 0.25, 0, silent)
+    interrupted_training(data, Path(stage.partial), reward_tasks("separate", FACT_TYPES)[1], after_epoch=1, seed=1)
     begun = json.loads(Path(stage.partial, "attribute.checkpoint.json").read_text())["curve"]
 
     train_rewards.run(config)

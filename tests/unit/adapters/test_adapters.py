@@ -310,7 +310,7 @@ def test_rewards_are_placed_as_the_service_is_configured(scorer: LocalScorer, op
 
 def test_rewards_of_another_text_are_not_placed(client: RewardClient) -> None:
     with pytest.raises(ValueError, match="not what"):
-        place_rewards(expected(client)[0], [5, 6, 7], TOKENIZER, RewardOptions())
+        place_rewards(expected(client)[0], [5, 6, 7], TOKENIZER, RewardOptions(weights=WEIGHTS))
 
 
 # Never a silent zero

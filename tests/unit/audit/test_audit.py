@@ -18,8 +18,9 @@ from fgaif_ray.audit.items import Audit, AuditSampler, cell_weights
 from fgaif_ray.audit.page import build_page, load_pictures
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.images import load_image
-from fgaif_ray.records import HALLUCINATED, Feedback
+from fgaif_ray.records import FACT_TYPES, HALLUCINATED, Feedback
 from jobs import audit as audit_job
 from jobs.cli import main
 
@@ -118,7 +119,7 @@ class TestPage:
     def test_an_image_is_embedded_once(self, run: Config) -> None:
         audit = sample_of(run)
         pictures = load_pictures(audit, load_image)
-        html = build_page(audit, pictures, "T")
+        html = build_page(audit, pictures, "T", DEFAULT)
         assert len(pictures) == 8
         assert all(html.count(url) == 1 for url, _ in pictures.values())
 
@@ -157,7 +158,7 @@ class TestBrowser:
         assert browser.evaluate("document.querySelectorAll('.map .done').length") == 16
 
     def test_the_export_is_what_was_answered(self, run: Config, labelled: Path) -> None:
-        answers = read_answers([str(labelled)])
+        answers = read_answers([str(labelled)], FACT_TYPES)
         items = {(item.sample_id, item.segment): item for item in sample_of(run).items}
         assert {answer.place for answer in answers} == items.keys()
         for answer in answers:

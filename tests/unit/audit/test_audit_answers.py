@@ -43,11 +43,11 @@ class TestAnswers:
         path = tmp_path / "answers.json"
         path.write_text(content)
         with pytest.raises(UserError, match=message):
-            read_answers([str(path)])
+            read_answers([str(path)], FACT_TYPES)
 
     def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="Cannot read"):
-            read_answers([str(tmp_path / "none.json")])
+            read_answers([str(tmp_path / "none.json")], FACT_TYPES)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -67,12 +67,12 @@ class TestAnswers:
         answer = {"sample_id": "a", "segment": 0, "text": "t", "facts": [], "labels": {}} | change
         path = answer_file(tmp_path / "a.json", draw(many_rows(1), 1), answers=[answer])
         with pytest.raises(UserError, match=message):
-            read_answers([path])
+            read_answers([path], FACT_TYPES)
 
     def test_the_same_person_twice_is_refused(self, run: Config, tmp_path: Path) -> None:
         path = answer_file(tmp_path / "a.json", sample_of(run))
         with pytest.raises(UserError, match="ann has answered about segment"):
-            read_answers([path, path])
+            read_answers([path, path], FACT_TYPES)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -99,7 +99,7 @@ class TestAnswers:
     def test_unsure_and_open_answers_are_no_labels(self, tmp_path: Path) -> None:
         labels = {"existence": "unsure", "attribute": None, "relation": "absent"}
         answer = {"sample_id": "a", "segment": 0, "text": "t", "facts": ["unsure", None], "labels": labels}
-        (found,) = read_answers([answer_file(tmp_path / "a.json", draw(many_rows(1), 1), answers=[answer])])
+        (found,) = read_answers([answer_file(tmp_path / "a.json", draw(many_rows(1), 1), answers=[answer])], FACT_TYPES)
         assert (found.labels, found.facts) == ({"relation": 0}, (None, None))
 
     def test_the_majority_wins_and_a_tie_does_not(self) -> None:
@@ -126,7 +126,7 @@ class TestLabelStudio:
 
     def read(self, path: Path, tasks: list[dict[str, Any]]) -> list[HumanAnswer]:
         path.write_text(json.dumps(tasks))
-        return read_answers([str(path)])
+        return read_answers([str(path)], FACT_TYPES)
 
     def test_every_field_of_the_configuration_is_in_the_tasks(self, run: Config) -> None:
         root = ET.fromstring(labelling_config(DEFAULT))

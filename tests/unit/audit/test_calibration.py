@@ -86,7 +86,7 @@ def test_a_type_of_one_class_takes_the_threshold_of_all() -> None:
     facts = facts_of(
         [0.2, 0.3, 0.8, 0.9], [False, True, True, True], ["existence", "existence", "relation", "relation"]
     )
-    thresholds = fit_thresholds(facts)
+    thresholds = fit_thresholds(facts, FACT_TYPES)
     assert thresholds == dict.fromkeys(FACT_TYPES, pytest.approx(0.25))
 
 
@@ -94,12 +94,12 @@ def test_types_have_thresholds_of_their_own() -> None:
     facts = facts_of(
         [0.1, 0.3, 0.7, 0.9], [False, True, False, True], ["existence", "existence", "relation", "relation"]
     )
-    thresholds = fit_thresholds(facts)
+    thresholds = fit_thresholds(facts, FACT_TYPES)
     assert (thresholds["existence"], thresholds["relation"]) == (pytest.approx(0.2), pytest.approx(0.8))
 
 
 def test_calibration_finds_a_shifted_threshold() -> None:
-    found = calibrate(shifted(600))
+    found = calibrate(shifted(600), FACT_TYPES)
     figures = found["figures"]["all"]
     assert all(abs(threshold - 0.2) < 0.06 for threshold in found["thresholds"].values())
     assert figures["cross_validated"]["balanced_accuracy"]["value"] > figures["at_half"]["balanced_accuracy"]["value"]
@@ -113,7 +113,7 @@ def test_cross_validation_sees_no_gain_in_noise() -> None:
     for seed in range(40):
         generator = np.random.default_rng(seed)
         facts = facts_of(generator.random(30).tolist(), (np.arange(30) % 2 == 0).tolist(), per_image=1)
-        figures = calibrate(facts)["figures"]["all"]
+        figures = calibrate(facts, FACT_TYPES)["figures"]["all"]
         fitted, tested = (figures[how]["balanced_accuracy"]["value"] for how in ("fitted", "cross_validated"))
         gaps.append(fitted - tested)
         held_out.append(tested)
@@ -123,23 +123,23 @@ def test_cross_validation_sees_no_gain_in_noise() -> None:
 
 def test_held_out_images_do_not_decide_their_own_threshold() -> None:
     facts = facts_of([0.1, 0.9, 0.1, 0.9, 0.8, 0.85], [False, True, False, True, False, True])
-    (fits,) = {tuple(cross_validate(facts).tolist())}
+    (fits,) = {tuple(cross_validate(facts, FACT_TYPES).tolist())}
     assert fits[4]  # its own image would have moved the threshold above 0.8
 
 
 def test_one_image_cannot_be_cross_validated() -> None:
     facts = facts_of([0.1, 0.9], [False, True])
-    assert calibrate(facts)["figures"]["all"]["cross_validated"] is None
+    assert calibrate(facts, FACT_TYPES)["figures"]["all"]["cross_validated"] is None
 
 
 def test_calibration_error_is_the_gap_between_probability_and_truth() -> None:
     facts = facts_of([0.75] * 4 + [0.05] * 4, [True, True, True, False, True, False, False, False])
-    error = calibrate(facts)["figures"]["all"]["expected_calibration_error"]
+    error = calibrate(facts, FACT_TYPES)["figures"]["all"]["expected_calibration_error"]
     assert error["value"] == pytest.approx(0.5 * 0.0 + 0.5 * 0.2)
 
 
 def test_figures_are_printed_and_written(tmp_path: Path) -> None:
-    found = calibrate(shifted(60))
+    found = calibrate(shifted(60), FACT_TYPES)
     storage.write_json(str(tmp_path / "figures.json"), found)
     lines = calibration_lines(found, "runs/a/calibration")
     assert "60 labelled facts of 30 images" in lines[0]
@@ -156,7 +156,9 @@ WRONG = RIGHT | {"fact": "There is a cat.", "consistent": False, "weight": 2}
 
 
 def test_facts_are_read_with_paths_relative_to_their_file(tmp_path: Path) -> None:
-    first, second = read_labelled_facts(write_lines(tmp_path / "f.jsonl", RIGHT, WRONG | {"image": "s3://b/c.png"}))
+    first, second = read_labelled_facts(
+        write_lines(tmp_path / "f.jsonl", RIGHT, WRONG | {"image": "s3://b/c.png"}), FACT_TYPES
+    )
     assert (first.image, first.weight, first.consistent) == (str(tmp_path / "a.png"), 1.0, True)
     assert (second.image, second.weight, second.consistent) == ("s3://b/c.png", 2.0, False)
 
@@ -175,31 +177,32 @@ def test_facts_are_read_with_paths_relative_to_their_file(tmp_path: Path) -> Non
 )
 def test_a_set_that_cannot_be_used_is_refused_in_a_sentence(tmp_path: Path, rows: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as failure:
-        read_labelled_facts(write_lines(tmp_path / "f.jsonl", *rows))
+        read_labelled_facts(write_lines(tmp_path / "f.jsonl", *rows), FACT_TYPES)
     assert "\n" not in str(failure.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Cannot read the facts"):
-        read_labelled_facts(str(tmp_path / "none.jsonl"))
+        read_labelled_facts(str(tmp_path / "none.jsonl"), FACT_TYPES)
 
 
 def test_a_fact_may_be_about_several_images(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "f.jsonl", RIGHT | {"image": ["a.png", "s3://b/c.png"]}, WRONG)
-    several, single = read_labelled_facts(path)
+    several, single = read_labelled_facts(path, FACT_TYPES)
     assert several.images == (str(tmp_path / "a.png"), "s3://b/c.png")
     assert several.to_line()["image"] == list(several.images)
     assert single.to_line()["image"] == single.image
 
 
 def test_a_control_item_may_be_about_several_images(tmp_path: Path) -> None:
-    [fact] = read_control_facts(write_lines(tmp_path / "f.jsonl", WRONG | {"image": ["a.png", "b.png"]}))
+    lines = write_lines(tmp_path / "f.jsonl", WRONG | {"image": ["a.png", "b.png"]})
+    [fact] = read_control_facts(lines, FACT_TYPES)
     assert fact.images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
 
 
 def test_control_facts_are_wrong_unless_they_say_so(tmp_path: Path) -> None:
     bare = {"image": "a.png", "fact": "There is a cat."}
-    facts = read_control_facts(write_lines(tmp_path / "c.jsonl", bare, bare | {"consistent": True}))
+    facts = read_control_facts(write_lines(tmp_path / "c.jsonl", bare, bare | {"consistent": True}), FACT_TYPES)
     assert [fact.consistent for fact in facts] == [False, True]
 
 
@@ -224,13 +227,13 @@ def test_thresholds_come_from_one_place() -> None:
 
 
 def test_the_key_of_thresholds_is_that_of_the_number_or_of_the_sets_content(tmp_path: Path) -> None:
-    assert threshold_key(label_config().verifier) == 0.5
+    assert threshold_key(label_config().verifier, FACT_TYPES) == 0.5
     path = write_lines(tmp_path / "f.jsonl", RIGHT, WRONG)
     calibrated = label_config(calibration={"path": path}).verifier
-    before = threshold_key(calibrated)
-    assert threshold_key(calibrated) == before
+    before = threshold_key(calibrated, FACT_TYPES)
+    assert threshold_key(calibrated, FACT_TYPES) == before
     write_lines(tmp_path / "f.jsonl", RIGHT, WRONG, WRONG)
-    assert threshold_key(calibrated) != before
+    assert threshold_key(calibrated, FACT_TYPES) != before
 
 
 def test_thresholds_without_calibration_start_nothing(tmp_path: Path) -> None:
@@ -256,7 +259,7 @@ class TestAuditedFacts:
     def test_an_audits_answers_can_be_calibrated_on(self, tmp_path: Path) -> None:
         written = self.facts(tmp_path)
         sample = Path(tmp_path / "audit" / "facts.jsonl")
-        read = read_labelled_facts(str(sample))
+        read = read_labelled_facts(str(sample), FACT_TYPES)
         assert len(read) == len(written) > 0
         assert all(storage.exists(fact.image) for fact in read)
 

@@ -154,7 +154,7 @@ def test_what_training_of_reward_models_leaves_is_counted_to_the_byte(optimisers
         responses.append(TrainingResponse((str(path),), digest, "What is shown?", ("A circle.",), labels))
     data = prepare_data(backbone, responses, 0.25, 0, lambda _count: None)
     model, features = RewardModel(backbone), FeatureCache(backbone)
-    for task in reward_tasks("separate"):
+    for task in reward_tasks("separate", FACT_TYPES):
         train_reward_model(model, task, data, features, config.rewards, 0, lambda _count, _note: None)
     trained = [value for name, value in model.named_parameters() if "lora_" in name]
     trained += [

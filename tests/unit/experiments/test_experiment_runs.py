@@ -146,7 +146,7 @@ def test_the_truth_labels_the_responses_of_its_variant(base: Config) -> None:
     runs = runs_of(base, "ablation")
     run = runs["human/seed-0"]
     adopt(run, [], respond(run))
-    answers = read_answers([storage.join(run.folder, TRUTH_ANSWERS_FILE)])
+    answers = read_answers([storage.join(run.folder, TRUTH_ANSWERS_FILE)], FACT_TYPES)
     assert sorted(answer.sample_id for answer in answers) == ["0", "1", "2", "3"]
 
 

@@ -315,7 +315,7 @@ def test_reward_models_are_held_against_the_truth_before_and_after(tmp_path: Pat
         answer_row("before", "greedy", image, prompt, "There is a star."),
         answer_row("before", "sampled", "unknown.png", prompt, "There is a red circle."),
     ]
-    found = reward_accuracy([before, after, *others], {image: scene}, Credulous(), coarse=False)  # type: ignore[arg-type]
+    found = reward_accuracy([before, after, *others], {image: scene}, Credulous(), False, FACT_TYPES)  # type: ignore[arg-type]
     shares = {which: found[which]["attribute"]["accuracy"] for which in found}
     assert shares == {"before": 1.0, "after": 0.5}
 
@@ -326,7 +326,7 @@ def test_the_truth_answers_like_a_person(tmp_path: Path) -> None:
     responses = [response("a", text, image) for image in ("one.png", "unknown.png")]
     path = tmp_path / "answers.json"
     path.write_bytes(truth_answers(responses, {"one.png": scene}, "audit"))
-    labels = [labels for _, labels in majority_labels(read_answers([str(path)])).values()]
+    labels = [labels for _, labels in majority_labels(read_answers([str(path)], FACT_TYPES)).values()]
     assert labels == [
         {"existence": 1, "attribute": 2, "relation": 0},
         {"existence": 2, "attribute": 2, "relation": 0},

@@ -123,3 +123,22 @@ def test_only_defaults_and_the_embedded_world_know_the_types_by_name() -> None:
             looping += [path.relative_to(ROOT) for loop in loops if "FACT_TYPES" in ast.unparse(loop)]
     worlds = {"fgaif_ray/shapes", "fgaif_ray/evaluation", "fgaif_ray/report", "fgaif_ray/experiments"}
     assert {str(path.parent) for path in looping} <= {*worlds, "fgaif_ray/fact_types", "fgaif_ray/feedback"}
+
+
+def test_only_the_configuration_has_the_default_types_for_a_default() -> None:
+    """A caller that leaves the types out would work on three types of a run that has four."""
+    found = []
+    for path in [
+        path for package in ("fgaif_ray", "actors", "jobs") for path in sorted((ROOT / package).rglob("*.py"))
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.arguments():
+                    defaults = [*node.defaults, *filter(None, node.kw_defaults)]
+                case ast.ClassDef():
+                    defaults = [one.value for one in node.body if isinstance(one, ast.AnnAssign) and one.value]
+                case _:
+                    continue
+            if any({"FACT_TYPES", "DEFAULT"} & {getattr(name, "id", "") for name in ast.walk(one)} for one in defaults):
+                found.append(str(path.relative_to(ROOT)))
+    assert found == ["fgaif_ray/config/base.py"]

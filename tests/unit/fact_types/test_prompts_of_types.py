@@ -30,7 +30,7 @@ KEYS = {
 
 @pytest.mark.parametrize(("prompt", "mode"), KEYS)
 def test_the_keys_of_paid_answers_are_the_same(prompt: str, mode: str) -> None:
-    extractor = FactExtractor("http://x/v1", None, "m", load_prompt(prompt), mode=mode)  # type: ignore[arg-type]
+    extractor = FactExtractor("http://x/v1", None, "m", load_prompt(prompt, DEFAULT), mode=mode)  # type: ignore[arg-type]
     questions = extractor.questions("A dog. It is brown.", ["A dog. ", "It is brown."])
     assert [extractor.key(question) for question in questions] == KEYS[prompt, mode]
 

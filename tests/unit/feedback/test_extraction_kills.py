@@ -20,6 +20,7 @@ import asyncio, sys
 from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.calls.client import CallClient
 from fgaif_ray.calls.coordinator import CallCoordinator
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.prompts import load_prompt
 
@@ -27,7 +28,7 @@ async def work(url, run, questions, concurrency):
     config = ExtractorConfig.model_validate({"base_url": url, "model": "m"})
     client = CallClient(CallCoordinator(config, run), config, run)
     extractor = FactExtractor(
-        url, None, "m", load_prompt("extract-short-v2"), concurrency=concurrency, max_retries=8, calls=client
+        url, None, "m", load_prompt("extract-short-v2", DEFAULT), concurrency=concurrency, max_retries=8, calls=client
     )
     texts = [f"Dog number {number}." for number in range(questions)]
     await asyncio.gather(*(extractor.extract(text, [text]) for text in texts), return_exceptions=True)

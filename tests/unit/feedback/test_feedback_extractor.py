@@ -20,6 +20,7 @@ from fgaif_ray.calls import chat_caller
 from fgaif_ray.calls.endpoint_errors import retry_after_s
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import Fact
@@ -76,7 +77,7 @@ def test_calls_and_tokens_are_counted(endpoint: FakeOpenAI) -> None:
 
 def test_response_mode_makes_one_call(endpoint: FakeOpenAI) -> None:
     endpoint.script(Reply.completion({"segments": [DOG, DOG]}))
-    extractor = make_extractor(endpoint, prompt=load_prompt("extract-v1"), mode="response")
+    extractor = make_extractor(endpoint, prompt=load_prompt("extract-v1", DEFAULT), mode="response")
     assert extract(extractor, "A dog. ", "That dog.") == [DOG_FACTS, DOG_FACTS]
     assert extractor.usage.calls == 1
 

@@ -15,7 +15,7 @@ from fgaif_ray.feedback.labels import (
     write_official,
     yes_probability,
 )
-from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
+from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 
 log_probabilities = st.floats(min_value=-200, max_value=0)
 labelled = st.lists(
@@ -31,12 +31,12 @@ labelled = st.lists(
 
 
 def test_a_type_without_facts_is_absent() -> None:
-    assert segment_labels([]) == {"existence": ABSENT, "attribute": ABSENT, "relation": ABSENT}
+    assert segment_labels([], FACT_TYPES) == {"existence": ABSENT, "attribute": ABSENT, "relation": ABSENT}
 
 
 def test_one_wrong_fact_makes_its_type_hallucinated_and_no_other() -> None:
     verdicts = [("existence", True), ("attribute", True), ("attribute", False), ("attribute", True)]
-    assert segment_labels(verdicts) == {
+    assert segment_labels(verdicts, FACT_TYPES) == {
         "existence": CONSISTENT,
         "attribute": HALLUCINATED,
         "relation": ABSENT,
@@ -45,7 +45,7 @@ def test_one_wrong_fact_makes_its_type_hallucinated_and_no_other() -> None:
 
 def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown fact type 'object'"):
-        segment_labels([("object", True)])
+        segment_labels([("object", True)], FACT_TYPES)
 
 
 def test_variants_of_a_word_are_added() -> None:

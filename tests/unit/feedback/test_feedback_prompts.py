@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgaif_ray.errors import UserError
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.prompts import known_prompts, load_prompt
 
 
 def test_the_short_extraction_prompt_is_the_text_the_small_annotator_is_trained_on() -> None:
-    prompt = load_prompt("extract-short-v2")
+    prompt = load_prompt("extract-short-v2", DEFAULT)
     assert prompt.system is None
     assert prompt.render(context="A. B.", segment="B.") == "Description: A. B.\nSub-sentence: B.\nFacts:"
 
@@ -36,7 +37,7 @@ def test_a_prompt_without_a_text_for_several_images_stays_as_it_is() -> None:
 
 
 def test_the_rich_extraction_prompt_has_a_system_text_with_all_kinds() -> None:
-    prompt = load_prompt("extract-v1")
+    prompt = load_prompt("extract-v1", DEFAULT)
     assert prompt.system is not None
     assert all(f'- "{kind}":' in prompt.system for kind in ("existence", "attribute", "relation"))
 
@@ -49,13 +50,13 @@ def test_values_are_inserted_as_they_are(statement: str) -> None:
 
 
 def test_a_field_named_in_another_value_is_not_replaced() -> None:
-    rendered = load_prompt("extract-short-v2").render(context="{segment}", segment="{context}")
+    rendered = load_prompt("extract-short-v2", DEFAULT).render(context="{segment}", segment="{context}")
     assert rendered == "Description: {segment}\nSub-sentence: {context}\nFacts:"
 
 
 def test_a_missing_value_is_named() -> None:
     with pytest.raises(ValueError, match="extract-short-v2 needs a value for segment"):
-        load_prompt("extract-short-v2").render(context="A.")
+        load_prompt("extract-short-v2", DEFAULT).render(context="A.")
 
 
 @pytest.mark.parametrize("name", ["extract-v9", "", "../errors", "__init__"])
@@ -65,7 +66,7 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
 
 
 def test_every_prompt_loads_with_the_fields_it_may_use() -> None:
-    fields = {name: load_prompt(name).fields for name in known_prompts()}
+    fields = {name: load_prompt(name, DEFAULT).fields for name in known_prompts()}
     assert fields == {
         "extract-short-v2": {"context", "segment"},
         "extract-v1": {"response_json", "segments_json", "answer_format"},

@@ -7,7 +7,7 @@ import pytest
 from support.reward_training import OPTIONS, feedback_rows, silent
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.records import ABSENT
+from fgaif_ray.records import ABSENT, FACT_TYPES
 from fgaif_ray.rewards.data import IGNORED, Example, FeatureCache, RewardData, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import RewardTask
 from fgaif_ray.rewards.model import RewardModel
@@ -20,7 +20,7 @@ FAST = OPTIONS.model_copy(update={"epochs": 1})
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> RewardData:
     backbone = load_backbone(OPTIONS.backbone, "float32")
-    responses = from_feedback(feedback_rows(tmp_path_factory.mktemp("images"), 8))
+    responses = from_feedback(feedback_rows(tmp_path_factory.mktemp("images"), 8), FACT_TYPES)
     return prepare_data(backbone, responses, 0.25, 0, silent)
 
 
@@ -67,4 +67,7 @@ def test_masked_rows_come_in_as_masked(tmp_path: Path) -> None:
     row = feedback_rows(tmp_path, 2)[0]
     first, *others = row.segments
     first = dataclasses.replace(first, labels={**first.labels, "existence": None})
-    assert from_feedback([dataclasses.replace(row, segments=(first, *others))])[0].labels["existence"][0] == IGNORED
+    assert (
+        from_feedback([dataclasses.replace(row, segments=(first, *others))], FACT_TYPES)[0].labels["existence"][0]
+        == IGNORED
+    )

@@ -121,7 +121,7 @@ def test_human_labels_replace_those_of_the_configured_types(tmp_path: Path) -> N
         tmp_path / "a.json", {"existence": "hallucinated", "attribute": "hallucinated", "relation": "unsure"}
     )
     human = {"path": path, "types": ["existence", "relation"]}
-    overrides = Overrides.load(make_config(tmp_path, human=human).label)
+    overrides = Overrides.load(make_config(tmp_path, human=human).label, FACT_TYPES)
     found, other = overrides.apply("a", [segment(), segment("A cat.")])
     assert found.labels == {"existence": HALLUCINATED, "attribute": CONSISTENT, "relation": ABSENT}
     assert found.label_sources == {"existence": "human", "attribute": "ai", "relation": "ai"}
@@ -131,13 +131,13 @@ def test_human_labels_replace_those_of_the_configured_types(tmp_path: Path) -> N
 def test_noise_acts_on_human_labels(tmp_path: Path) -> None:
     path = write_answers(tmp_path / "a.json", {"existence": "hallucinated"})
     config = make_config(tmp_path, human={"path": path}, noise={"existence": {"to_consistent": 1}})
-    (found,) = Overrides.load(config.label).apply("a", [segment()])
+    (found,) = Overrides.load(config.label, FACT_TYPES).apply("a", [segment()])
     assert (found.labels["existence"], found.label_sources["existence"]) == (CONSISTENT, "noise")
 
 
 def test_human_labels_of_another_text_are_refused(tmp_path: Path) -> None:
     path = write_answers(tmp_path / "a.json", {"existence": "hallucinated"}, text="A cat.")
-    overrides = Overrides.load(make_config(tmp_path, human={"path": path}).label)
+    overrides = Overrides.load(make_config(tmp_path, human={"path": path}).label, FACT_TYPES)
     with pytest.raises(UserError, match="another text"):
         overrides.apply("a", [segment()])
 
@@ -150,7 +150,7 @@ def test_human_labels_of_another_run_are_found_before_labelling(
     tmp_path: Path, sample_id: str, response: str, message: str
 ) -> None:
     path = write_answers(tmp_path / "a.json", {"existence": "consistent"})
-    overrides = Overrides.load(make_config(tmp_path, human={"path": path}).label)
+    overrides = Overrides.load(make_config(tmp_path, human={"path": path}).label, FACT_TYPES)
     overrides.check([("a", "A red dog.")])
     with pytest.raises(UserError, match=message):
         overrides.check([(sample_id, response)])
@@ -159,7 +159,7 @@ def test_human_labels_of_another_run_are_found_before_labelling(
 def test_human_labels_of_no_configured_type_are_refused(tmp_path: Path) -> None:
     path = write_answers(tmp_path / "a.json", {"existence": "consistent"})
     with pytest.raises(UserError, match="no label of the types relation"):
-        Overrides.load(make_config(tmp_path, human={"path": path, "types": ["relation"]}).label)
+        Overrides.load(make_config(tmp_path, human={"path": path, "types": ["relation"]}).label, FACT_TYPES)
 
 
 class TestFingerprint:
@@ -210,7 +210,7 @@ class TestRows:
         assert part.ai_labels == part.labels
 
     def test_figures_count_the_sources(self, rows: list[Feedback]) -> None:
-        figures = FeedbackMetrics()
+        figures = FeedbackMetrics(FACT_TYPES)
         for found in rows:
             figures.add(found)
         counted = figures.to_dict()
@@ -218,6 +218,6 @@ class TestRows:
         assert counted["labels_replaced"] == {"existence": 2, "attribute": 0, "relation": 0}
 
     def test_reward_models_learn_the_replaced_labels(self, rows: list[Feedback]) -> None:
-        noisy, plain = from_feedback(rows)
+        noisy, plain = from_feedback(rows, FACT_TYPES)
         assert noisy.labels["existence"] == (HALLUCINATED, HALLUCINATED)
         assert plain.labels["existence"] == (CONSISTENT,)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from support.labelled import response
 
 from fgaif_ray.config import LabelConfig, NoiseConfig
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.labels import segment_labels
 from fgaif_ray.feedback.metrics import FeedbackMetrics
 from fgaif_ray.feedback.overrides import Overrides
@@ -41,26 +42,26 @@ def labels_of(found: Feedback) -> Any:
 
 
 def masking(overrides: Overrides = NONE) -> Labeller:
-    return Labeller(HALF, HALF, True, overrides, "{}")
+    return Labeller(HALF, HALF, True, overrides, "{}", DEFAULT)
 
 
 def test_each_type_has_its_threshold() -> None:
     thresholds = {"existence": 0.2, "attribute": 0.5, "relation": 0.9}
     facts = [("existence", 0.3, None), ("attribute", 0.3, None), ("relation", 0.8, None)]
-    found = label(Labeller(thresholds, None, False, NONE, "{}"), *facts)
+    found = label(Labeller(thresholds, None, False, NONE, "{}", DEFAULT), *facts)
     assert labels_of(found) == {"existence": CONSISTENT, "attribute": HALLUCINATED, "relation": HALLUCINATED}
 
 
 def test_a_second_verdict_is_kept_and_changes_no_label_unless_masked() -> None:
-    found = label(Labeller(HALF, {**HALF, "existence": 0.1}, False, NONE, "{}"), ("existence", 0.8, 0.2))
+    found = label(Labeller(HALF, {**HALF, "existence": 0.1}, False, NONE, "{}", DEFAULT), ("existence", 0.8, 0.2))
     (fact,) = found.segments[0].facts
     assert (fact.consistent, fact.second_p_consistent, fact.second_consistent) == (True, 0.2, True)
-    found = label(Labeller(HALF, HALF, False, NONE, "{}"), ("existence", 0.8, 0.2))
+    found = label(Labeller(HALF, HALF, False, NONE, "{}", DEFAULT), ("existence", 0.8, 0.2))
     assert labels_of(found)["existence"] == CONSISTENT
 
 
 def test_without_a_second_verifier_its_fields_are_empty() -> None:
-    (fact,) = label(Labeller(HALF, None, False, NONE, "{}"), ("existence", 0.8, 0.2)).segments[0].facts
+    (fact,) = label(Labeller(HALF, None, False, NONE, "{}", DEFAULT), ("existence", 0.8, 0.2)).segments[0].facts
     assert fact.second_p_consistent is None and fact.second_consistent is None
 
 
@@ -87,8 +88,8 @@ def test_a_label_that_is_not_masked_is_that_of_either_verifier(facts: list[tuple
             for kind, first, second in facts
         ]
     )
-    by_first = segment_labels((kind, first) for kind, first, _ in facts)
-    by_second = segment_labels((kind, second) for kind, _, second in facts)
+    by_first = segment_labels([(kind, first) for kind, first, _ in facts], FACT_TYPES)
+    by_second = segment_labels([(kind, second) for kind, _, second in facts], FACT_TYPES)
     for name in FACT_TYPES:
         if name not in masked:
             assert by_first[name] == by_second[name]
@@ -117,12 +118,12 @@ def test_labelling_again_gives_the_same_row() -> None:
 
 
 def test_reward_models_do_not_learn_masked_labels() -> None:
-    (learnt,) = from_feedback([label(masking(), ("existence", 0.8, 0.2), ("relation", 0.9, 0.9))])
+    (learnt,) = from_feedback([label(masking(), ("existence", 0.8, 0.2), ("relation", 0.9, 0.9))], FACT_TYPES)
     assert (learnt.labels["existence"], learnt.labels["relation"]) == ((IGNORED,), (CONSISTENT,))
 
 
 def test_masked_labels_are_counted_by_themselves() -> None:
-    figures = FeedbackMetrics(lambda _: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
+    figures = FeedbackMetrics(FACT_TYPES, lambda _: [dict.fromkeys(FACT_TYPES, CONSISTENT)])
     figures.add(label(masking(), ("existence", 0.8, 0.2)))
     found = figures.to_dict()
     assert found["labels_masked"] == {"existence": 1, "attribute": 0, "relation": 0}
@@ -131,9 +132,9 @@ def test_masked_labels_are_counted_by_themselves() -> None:
 
 
 def test_disagreements_are_counted_by_type() -> None:
-    counted = Disagreements()
+    counted = Disagreements(FACT_TYPES)
     facts = [("existence", 0.9, 0.9), ("existence", 0.9, 0.1), ("existence", 0.1, 0.1), ("existence", 0.2, 0.1)]
-    labeller = Labeller(HALF, HALF, False, NONE, "{}")
+    labeller = Labeller(HALF, HALF, False, NONE, "{}", DEFAULT)
     counted.add(label(labeller, *facts, ("relation", 0.1, 0.9), ("relation", 0.5, None)))
     found = counted.to_dict()
     assert (found["existence"]["facts"], found["existence"]["disagreements"]) == (4, 1)

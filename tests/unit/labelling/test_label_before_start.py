@@ -57,7 +57,7 @@ def test_dry_run_leaves_out_what_the_cache_knows_and_a_mode_the_prompt_cannot_do
 ) -> None:
     config = make_config(tmp_path, "http://127.0.0.1:9/v1")
     rows = write_responses(config)
-    extractor = new_extractor(config.label.extractor, extraction.Endpoint(None, None))
+    extractor = new_extractor(config.label.extractor, extraction.Endpoint(None, None), config.run.types)
     segments = [rows[0]["response"][span.start : span.end] for span in split_segments(rows[0]["response"])]
     writer = AnswerWriter(cache_folder(config.run.dir, None))
     for question in extractor.questions(rows[0]["response"], segments):

@@ -230,13 +230,13 @@ def test_what_got_worse_is_named_where_the_intervals_do_not_touch():
 
 def test_a_reward_model_of_whole_responses_is_shown_once():
     figures = reward_figures(0) | {"granularity": "response"}
-    (card,) = cards(dict.fromkeys(FACT_TYPES, figures))
+    (card,) = cards(dict.fromkeys(FACT_TYPES, figures), FACT_TYPES)
     assert (card["type"], card["unit"]) == ("whole response", "responses")
 
 
 def test_figures_of_an_older_run_have_no_diagram():
     figures = {name: value for name, value in reward_figures(0).items() if not name.startswith("reliability")}
-    assert cards({"existence": figures})[0]["diagram"] is None
+    assert cards({"existence": figures}, FACT_TYPES)[0]["diagram"] is None
 
 
 def test_a_point_of_a_reliability_diagram_lies_at_its_confidence_and_accuracy():
@@ -268,7 +268,7 @@ def test_the_moving_average_stays_within_the_figures(values):
 
 
 def test_a_run_without_training_figures_has_no_charts(tmp_path):
-    assert training_charts(str(tmp_path)) == []
+    assert training_charts(str(tmp_path), FACT_TYPES) == []
 
 
 def test_a_chart_of_nothing_is_none():

@@ -27,7 +27,7 @@ from fgaif_ray.vlm.backbone import load_backbone
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> RewardData:
-    responses = from_feedback(feedback_rows(tmp_path_factory.mktemp("images")))
+    responses = from_feedback(feedback_rows(tmp_path_factory.mktemp("images")), FACT_TYPES)
     return prepare_data(load_backbone(CHECKPOINT, "float32"), responses, 0.25, 0, silent)
 
 

@@ -121,7 +121,7 @@ def test_reward_models_meet_the_truth_on_reduced_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     truth = {str(tmp_path / "a.png"): Scene((SceneObject("circle", "red", "large", 0, 0),), fog=0.0, seed=1)}
     watching: Any = Watching()
-    reward_accuracy([answer(tmp_path / "a.png", "before")], truth, watching, coarse=False, budget=BUDGET)
+    reward_accuracy([answer(tmp_path / "a.png", "before")], truth, watching, False, FACT_TYPES, BUDGET)
     assert watching.sizes == [REDUCED]
 
 

@@ -46,7 +46,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def responses(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingResponse]:
-    return from_feedback(feedback_rows(tmp_path_factory.mktemp("images")))
+    return from_feedback(feedback_rows(tmp_path_factory.mktemp("images")), FACT_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def data(backbone: Backbone, responses: list[TrainingResponse]) -> RewardData:
 def test_rows_without_sub_sentences_are_left_out(tmp_path: Path) -> None:
     rows = feedback_rows(tmp_path, 3)
     rows[1] = dataclasses.replace(rows[1], segments=())
-    assert len(from_feedback(rows)) == 2
+    assert len(from_feedback(rows, FACT_TYPES)) == 2
 
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=40), st.floats(0.01, 0.99), st.integers(0, 3))

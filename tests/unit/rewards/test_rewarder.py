@@ -51,7 +51,7 @@ def asked(gateway: RewardGateway, monkeypatch: pytest.MonkeyPatch) -> tuple[list
     """Items, and what the learner gets for them."""
     monkeypatch.setattr(serve, "get_app_handle", lambda name: Handle(gateway))
     items = [item for item in handle_items(RESPONSES) if item["response_token_ids"]]
-    return items, Rewarder("rewards", 60.0, len(items)).score(items)
+    return items, Rewarder("rewards", 60.0, len(items), FACT_TYPES).score(items)
 
 
 def rewarded(
@@ -107,7 +107,7 @@ def test_what_cannot_be_scored_is_refused_and_the_others_are_not(
     monkeypatch.setattr(serve, "get_app_handle", lambda name: Handle(gateway))
     items = handle_items([RESPONSE] * 3)
     items[1]["response_token_ids"] = [len(TOKENIZER)]
-    verdicts = Rewarder("rewards", 60.0, 3).score(items)
+    verdicts = Rewarder("rewards", 60.0, 3, FACT_TYPES).score(items)
     assert [verdict.refused for verdict in verdicts] == [False, True, False]
 
 

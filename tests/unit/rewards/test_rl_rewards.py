@@ -76,7 +76,7 @@ def test_a_probability_that_is_not_finite_is_refused() -> None:
 
 def test_mistake_3_a_response_with_one_segment_is_rewarded() -> None:
     composed = compose_rewards(
-        probabilities_of((CONSISTENT, CONSISTENT, ABSENT)), torch.tensor([2]), 4, "stop", RewardOptions()
+        probabilities_of((CONSISTENT, CONSISTENT, ABSENT)), torch.tensor([2]), 4, "stop", RewardOptions(weights=ONES)
     )
     assert composed.per_type.shape == (1, 3)
     assert composed.per_token.tolist() == [0.0, 0.0, 2.0, 0.0]
@@ -88,14 +88,14 @@ def test_mistake_5_spans_that_end_on_one_token_add_up() -> None:
 
 
 def test_mistake_7_a_response_that_never_ends_is_penalised_on_its_last_token() -> None:
-    options = RewardOptions(missing_eos_penalty=1.5)
+    options = RewardOptions(weights=ONES, missing_eos_penalty=1.5)
     probabilities, ends = probabilities_of((CONSISTENT, ABSENT, ABSENT)), torch.tensor([2])
     assert compose_rewards(probabilities, ends, 3, "length", options).per_token.tolist() == [0.0, 0.0, -0.5]
     assert compose_rewards(probabilities, ends, 3, "stop", options).per_token.tolist() == [0.0, 0.0, 1.0]
 
 
 def test_mistake_7_tokens_beyond_the_target_cost() -> None:
-    options = RewardOptions(length_penalty=0.25, length_target=3)
+    options = RewardOptions(weights=ONES, length_penalty=0.25, length_target=3)
     probabilities, ends = probabilities_of((CONSISTENT, ABSENT, ABSENT)), torch.tensor([2])
     assert compose_rewards(probabilities, ends, 3, "stop", options).per_token.tolist() == [0.0, 0.0, 1.0]
     rewards = compose_rewards(probabilities, ends, 5, "stop", options).per_token
@@ -103,14 +103,16 @@ def test_mistake_7_tokens_beyond_the_target_cost() -> None:
 
 
 def test_with_one_reward_per_response_the_length_costs_at_its_end() -> None:
-    options = RewardOptions(length_penalty=0.25, length_target=1, granularity="response", missing_eos_penalty=1.0)
+    options = RewardOptions(
+        weights=ONES, length_penalty=0.25, length_target=1, granularity="response", missing_eos_penalty=1.0
+    )
     rewards = compose_rewards(probabilities_of((CONSISTENT, ABSENT, ABSENT)), torch.tensor([1]), 3, "length", options)
     assert rewards.per_token.tolist() == [0.0, 0.0, 1.0 - 1.0 - 0.5]
 
 
 @pytest.mark.parametrize("granularity", ["segment", "response"])
 def test_mistake_7_normalised_rewards_do_not_pay_for_length(granularity: Granularity) -> None:
-    options = RewardOptions(normalise_by_segments=True, granularity=granularity)
+    options = RewardOptions(weights=ONES, normalise_by_segments=True, granularity=granularity)
     for count in (1, 2, 7):
         probabilities = probabilities_of(*[(CONSISTENT, CONSISTENT, CONSISTENT)] * count)
         rewards = compose_rewards(probabilities, torch.arange(count), count, "stop", options).per_token
@@ -119,7 +121,7 @@ def test_mistake_7_normalised_rewards_do_not_pay_for_length(granularity: Granula
 
 @pytest.mark.parametrize(("normalise", "paid"), [(False, 1.0), (True, 0.5)])
 def test_response_granularity_pays_the_same_on_the_last_token(normalise: bool, paid: float) -> None:
-    options = RewardOptions(granularity="response", normalise_by_segments=normalise)
+    options = RewardOptions(weights=ONES, granularity="response", normalise_by_segments=normalise)
     probabilities = probabilities_of((CONSISTENT, CONSISTENT, ABSENT), (HALLUCINATED, ABSENT, ABSENT))
     composed = compose_rewards(probabilities, torch.tensor([1, 3]), 6, "stop", options)
     assert composed.per_token.tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, paid]
@@ -127,7 +129,7 @@ def test_response_granularity_pays_the_same_on_the_last_token(normalise: bool, p
 
 @pytest.mark.parametrize("granularity", ["segment", "response"])
 def test_a_response_that_says_nothing_earns_nothing(granularity: Granularity) -> None:
-    options = RewardOptions(granularity=granularity, normalise_by_segments=True)
+    options = RewardOptions(weights=ONES, granularity=granularity, normalise_by_segments=True)
     composed = compose_rewards(torch.zeros(0, 3, 3), torch.zeros(0, dtype=torch.int64), 2, "stop", options)
     assert composed.per_token.tolist() == [0.0, 0.0]
 
@@ -140,9 +142,9 @@ def test_token_ends_outside_the_response_are_refused(end: int) -> None:
 
 def test_a_negative_penalty_is_refused() -> None:
     with pytest.raises(ValueError, match="missing_eos_penalty"):
-        RewardOptions(missing_eos_penalty=-1.0)
+        RewardOptions(weights=ONES, missing_eos_penalty=-1.0)
     with pytest.raises(ValueError, match="length_penalty"):
-        RewardOptions(length_penalty=-0.1)
+        RewardOptions(weights=ONES, length_penalty=-0.1)
 
 
 CLASS_CODE = st.sampled_from([ABSENT, CONSISTENT, HALLUCINATED])

@@ -38,6 +38,7 @@ TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT)
 WORDS = st.sampled_from(["red", "circle.", "A", "big", "square,", "left", "of", "the", "blue", "\n", "triangle!", "is"])
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TEXTS = st.lists(WORDS, max_size=40).map(" ".join)
+ONES = dict.fromkeys(FACT_TYPES, 1.0)
 CERTAIN = {"absent": [1.0, 0.0, 0.0], "consistent": [0.0, 1.0, 0.0], "hallucinated": [0.0, 0.0, 1.0]}
 
 
@@ -148,7 +149,9 @@ def test_unknown_ids_are_refused() -> None:
 def compose(text: str, rows: dict[str, np.ndarray], options: RewardOptions | None = None, with_ids: bool = True):
     ids = TOKENIZER.encode(text, add_special_tokens=False) if with_ids else None
     response = segment_response(TOKENIZER, text if ids is None else None, ids)
-    return compose_response(response, rows, token_ends(TOKENIZER, response), options or RewardOptions(), "v1")
+    return compose_response(
+        response, rows, token_ends(TOKENIZER, response), options or RewardOptions(weights=ONES), "v1"
+    )
 
 
 def test_each_segment_gets_its_own_rewards() -> None:
@@ -186,7 +189,7 @@ def test_the_chosen_value_of_a_verdict_is_paid(value: RewardValue, reward: float
     """Of a reward model that is not sure: existence probably consistent, the others absent."""
     rows = verdicts(("absent", "absent", "absent"))
     rows["existence"] = np.array([[0.1, 0.5, 0.4]], np.float32)
-    scored = compose("A red circle is here.", rows, RewardOptions(value=value))
+    scored = compose("A red circle is here.", rows, RewardOptions(weights=ONES, value=value))
     [segment] = scored.segments
     assert segment.rewards == pytest.approx({"existence": reward, "attribute": 0.0, "relation": 0.0})
     assert scored.reward == pytest.approx(reward)
@@ -215,7 +218,7 @@ def test_without_ids_there_are_no_token_rewards() -> None:
 @pytest.mark.parametrize("ids", [[], [TOKENIZER.eos_token_id]])
 def test_an_empty_response_earns_nothing(ids: list[int]) -> None:
     response = segment_response(TOKENIZER, None, ids)
-    scored = compose_response(response, verdicts(), token_ends(TOKENIZER, response), RewardOptions(), "v1")
+    scored = compose_response(response, verdicts(), token_ends(TOKENIZER, response), RewardOptions(weights=ONES), "v1")
     assert (scored.segments, scored.reward, scored.token_rewards) == ([], 0, [0.0] * len(ids))
 
 

@@ -27,6 +27,7 @@ from support.ppo_steps import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.plan import PromptPlan
 from fgaif_ray.rl.policy import PolicyModel
@@ -229,13 +230,13 @@ def test_a_plan_draws_the_same_whatever_came_before() -> None:
 
 
 def test_a_log_that_goes_on_drops_what_came_after(tmp_path: Path) -> None:
-    log = RunLog(str(tmp_path), 1)
+    log = RunLog(str(tmp_path), 1, FACT_TYPES)
     one = trajectory(0, [5, 6], [-1.0, -2.0])
     for step in (1, 2, 3):
         log.write_metrics(step, {"reward/total": float(step), "lost": math.nan})
         log.write_samples(step, [one])
     log.close()
-    resumed = RunLog(str(tmp_path), 2)
+    resumed = RunLog(str(tmp_path), 2, FACT_TYPES)
     resumed.write_metrics(2, {"reward/total": 20.0, "lost": 1.0})
     resumed.close()
     lines = read_lines(str(tmp_path / "metrics.jsonl"))
@@ -245,7 +246,7 @@ def test_a_log_that_goes_on_drops_what_came_after(tmp_path: Path) -> None:
 
 
 def test_a_sample_line_names_all_images(tmp_path: Path) -> None:
-    log = RunLog(str(tmp_path), 1)
+    log = RunLog(str(tmp_path), 1, FACT_TYPES)
     log.write_samples(1, [trajectory(0, [5], [-1.0]), trajectory(1, [5], [-1.0], more_images=("b.png",))])
     log.close()
     single, double = read_lines(str(tmp_path / "samples.jsonl"))
@@ -258,7 +259,7 @@ def test_a_sample_line_shows_verdicts_and_rewards(tmp_path: Path) -> None:
         0, [5, 6, 7], [-1.0, -2.0, -1.0], response=" a red ball", segment_spans=((0, 11),), token_ends=(1,),
         class_probabilities=(verdicts,), per_type_rewards=((0.7, -0.8, 0.0),), token_rewards=(0.0, -0.1, -1.0),
     )  # fmt: skip
-    log = RunLog(str(tmp_path), 1)
+    log = RunLog(str(tmp_path), 1, FACT_TYPES)
     log.write_samples(1, [one])
     log.close()
     [line] = read_lines(str(tmp_path / "samples.jsonl"))
@@ -281,7 +282,7 @@ def test_watched_figures_are_means_over_responses() -> None:
         per_type_rewards=((1.0, 0.0, 0.0), (-1.0, 1.0, 0.0)), token_rewards=(1.0, 0.0),
     )  # fmt: skip
     two = trajectory(1, [5, 6, 7, 8], [-1.0] * 4, token_rewards=None, reward_failure="lost")
-    metrics = trajectory_metrics([one, two])
+    metrics = trajectory_metrics([one, two], FACT_TYPES)
     assert metrics["reward/existence"] == 0 and metrics["reward/attribute"] == 1
     assert metrics["hallucination/existence"] == 0.5 and metrics["hallucination/attribute"] == 0
     assert math.isnan(metrics["hallucination/relation"])

@@ -10,6 +10,7 @@ import pytest
 
 from fgaif_ray.config import MLflowConfig, TrackingConfig, WandbConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rl.run_log import RunLog, read_lines
 from fgaif_ray.rl.trackers import open_trackers, require_packages
 
@@ -113,7 +114,7 @@ def test_wandb_gets_finite_metrics_and_a_resumed_run_goes_on(monkeypatch: pytest
     for first in (1, 2):
         package = WandbStandIn()
         install(monkeypatch, "wandb", package)
-        log = RunLog(stage_folder(tmp_path), first, open_trackers(config, stage_folder(tmp_path), SETTINGS))
+        log = RunLog(stage_folder(tmp_path), first, FACT_TYPES, open_trackers(config, stage_folder(tmp_path), SETTINGS))
         log.write_metrics(first, {"reward/total": 0.5, "lost": math.nan})
         log.close()
         starts += package.starts
@@ -150,7 +151,7 @@ def test_a_tracker_that_fails_later_ends_nothing(
     package = WandbStandIn()
     install(monkeypatch, "wandb", package)
     folder = stage_folder(tmp_path)
-    log = RunLog(folder, 1, open_trackers(TrackingConfig(wandb=WandbConfig()), folder, SETTINGS))
+    log = RunLog(folder, 1, FACT_TYPES, open_trackers(TrackingConfig(wandb=WandbConfig()), folder, SETTINGS))
     package.finish()
     for step in (1, 2):
         log.write_metrics(step, {"reward/total": 1.0})

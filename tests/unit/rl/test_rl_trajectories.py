@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rl.trajectories import (
     Trajectory,
@@ -16,6 +17,7 @@ from fgaif_ray.rl.trajectories import (
     reward_trajectory,
 )
 
+OPTIONS = RewardOptions(weights=dict.fromkeys(FACT_TYPES, 1.0))
 TRUE_FACT, WRONG_FACT, NO_FACT = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)
 
 
@@ -36,11 +38,11 @@ def trajectory(sample_id: str = "a", tokens: int = 3, **changes: Any) -> Traject
 
 
 def rewarded(sample_id: str = "a", tokens: int = 3) -> Trajectory:
-    return reward_trajectory(trajectory(sample_id, tokens), ((TRUE_FACT, TRUE_FACT, NO_FACT),), RewardOptions())
+    return reward_trajectory(trajectory(sample_id, tokens), ((TRUE_FACT, TRUE_FACT, NO_FACT),), OPTIONS)
 
 
 def test_rewarding_a_trajectory_keeps_probabilities_types_and_tokens() -> None:
-    result = reward_trajectory(trajectory(), ((TRUE_FACT, WRONG_FACT, TRUE_FACT),), RewardOptions())
+    result = reward_trajectory(trajectory(), ((TRUE_FACT, WRONG_FACT, TRUE_FACT),), OPTIONS)
     assert result.class_probabilities == ((TRUE_FACT, WRONG_FACT, TRUE_FACT),)
     assert result.per_type_rewards == ((1.0, -1.0, 1.0),)
     assert result.token_rewards == (0.0, 0.0, 1.0)
@@ -48,12 +50,12 @@ def test_rewarding_a_trajectory_keeps_probabilities_types_and_tokens() -> None:
 
 def test_a_response_without_segments_is_rewarded_with_zeros() -> None:
     silent = trajectory(response="", segment_spans=(), token_ends=())
-    assert reward_trajectory(silent, (), RewardOptions()).token_rewards == (0.0, 0.0, 0.0)
+    assert reward_trajectory(silent, (), OPTIONS).token_rewards == (0.0, 0.0, 0.0)
 
 
 def test_probabilities_for_another_number_of_segments_are_refused() -> None:
     with pytest.raises(ValueError, match="must be"):
-        reward_trajectory(trajectory(), ((TRUE_FACT,) * 3,) * 2, RewardOptions())
+        reward_trajectory(trajectory(), ((TRUE_FACT,) * 3,) * 2, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +155,9 @@ def test_to_moves_every_tensor() -> None:
 
 
 def test_facts_per_response_counts_what_is_not_absent_over_rewarded_responses() -> None:
-    full = reward_trajectory(trajectory("b"), ((WRONG_FACT, TRUE_FACT, WRONG_FACT),), RewardOptions())
-    assert facts_per_response([rewarded("a"), full, trajectory("c")]) == 2.5  # and one verdict is absent
-    assert math.isnan(facts_per_response([trajectory("c")]))
+    full = reward_trajectory(trajectory("b"), ((WRONG_FACT, TRUE_FACT, WRONG_FACT),), OPTIONS)
+    assert facts_per_response([rewarded("a"), full, trajectory("c")], FACT_TYPES) == 2.5  # and one verdict is absent
+    assert math.isnan(facts_per_response([trajectory("c")], FACT_TYPES))
 
 
 def test_truncated_responses_can_be_kept_out_of_what_is_learnt() -> None:

@@ -14,6 +14,7 @@ from support.browser import Browser, open_browser
 from support.local_gateway import TOKEN, WEIGHTS, LocalScorer, local_gateway, served
 from support.reward_helpers import PROMPT, picture
 
+from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.segments import split_segments
@@ -246,7 +247,7 @@ def test_the_page_is_served_without_a_token_and_asks_for_one_only_where_it_is_ne
     answer = httpx2.get(f"{url}/playground")
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
     assert 'id="token"' in answer.text
-    assert 'id="token"' not in build_playground(token_needed=False).html
+    assert 'id="token"' not in build_playground(DEFAULT, token_needed=False).html
     assert TOKEN not in answer.text
 
 
@@ -257,6 +258,6 @@ def test_examples_are_held_out_scenes_with_descriptions() -> None:
 
 
 def test_the_policy_names_the_script_and_the_style_of_the_page() -> None:
-    page: Any = build_playground(token_needed=True)
+    page: Any = build_playground(DEFAULT, token_needed=True)
     assert len(re.findall(r"'sha256-[A-Za-z0-9+/]{43}='", page.headers["content-security-policy"])) == 2
     assert " style=" not in page.html and " onclick=" not in page.html
