@@ -83,7 +83,7 @@ def train_reward_model(
         epoch's weights, and the curve of epochs.
 
     Raises:
-        UserError: a head has no held-out label.
+        UserError: there is no label to learn from, or a head has no held-out one.
         RuntimeError: a gradient is not finite.
     """
     started = time.monotonic()
@@ -158,8 +158,18 @@ def train_reward_model(
 
 
 def examples_of(task: RewardTask, data: RewardData) -> list[Example]:
-    """The examples to train on that have a label for one of the task's heads."""
-    return [one for one in data.train if any(_known([one], head) for head in task.heads)]
+    """The examples to train on that have a label for one of the task's heads.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [one for one in data.train if any(_known([one], head) for head in task.heads)]
+    if not found:
+        raise UserError(
+            f"The training images have no {' or '.join(task.heads)} label to learn from (label.disagreement masks them "
+            "all): label more images."
+        )
+    return found
 
 
 def predict_heads(

@@ -102,18 +102,18 @@ def test_a_persons_own_control_items_can_be_about_several_images(tmp_path: Path)
         image.write_bytes(b"")
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"image": [image.name for image in images], "fact": "Both show a bus."}))
-    drawn = load_control_items(ControlItemConfig(path=str(path)), images_per_prompt=2).draw("block", [])
+    drawn = load_control_items(ControlItemConfig(path=str(path)), FACT_TYPES, images_per_prompt=2).draw("block", [])
     assert [item.images for item in drawn] == [tuple(map(str, images))]
     assert drawn[0].asked(0.2).images == drawn[0].images
     with pytest.raises(UserError, match=r"about 2 images: raise data\.images_per_prompt"):
-        load_control_items(ControlItemConfig(path=str(path)))
+        load_control_items(ControlItemConfig(path=str(path)), FACT_TYPES)
     images[1].unlink()
     with pytest.raises(UserError, match=r"dog\.png is not there"):
-        load_control_items(ControlItemConfig(path=str(path)), images_per_prompt=2)
+        load_control_items(ControlItemConfig(path=str(path)), FACT_TYPES, images_per_prompt=2)
 
 
 def test_texts_do_not_speak_of_one_image_where_there_may_be_several() -> None:
-    one, several = (load_control_items(ControlItemConfig(), images_per_prompt=images) for images in (1, 2))
+    one, several = (load_control_items(ControlItemConfig(), FACT_TYPES, images_per_prompt=images) for images in (1, 2))
     assert any("the image" in item.text for item in one.control_items)
     assert not any("image" in text for text in (*several.orders, *(item.text for item in several.control_items)))
     kinds = [[item.consistent for item in pool.control_items] for pool in (one, several)]

@@ -32,7 +32,7 @@ def test_the_verification_prompt_speaks_of_as_many_images_as_there_are() -> None
 
 
 def test_a_prompt_without_a_text_for_several_images_stays_as_it_is() -> None:
-    prompt = load_prompt("extract-short-v2")
+    prompt = load_prompt("extract-short-v2", DEFAULT)
     assert prompt.about(2) is prompt
 
 

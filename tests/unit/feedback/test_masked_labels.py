@@ -53,9 +53,14 @@ def test_masked_labels_are_neither_learnt_nor_measured(data: RewardData) -> None
     assert found["curve"][0]["train_loss"] > 0
 
 
-def test_a_batch_of_masked_labels_changes_nothing(data: RewardData) -> None:
-    found = train(dataclasses.replace(data, train=masked(data.train)))
-    assert found["curve"][0]["train_loss"] == 0
+def test_masked_responses_are_left_out(data: RewardData) -> None:
+    mixed = dataclasses.replace(data, train=[*masked(data.train), *data.train])
+    assert train(mixed)["curve"] == train(data)["curve"]
+
+
+def test_nothing_to_learn_from_is_said_in_a_sentence(data: RewardData) -> None:
+    with pytest.raises(UserError, match="no existence label to learn from"):
+        train(dataclasses.replace(data, train=masked(data.train)))
 
 
 def test_nothing_to_measure_with_is_said_in_a_sentence(data: RewardData) -> None:

@@ -141,7 +141,7 @@ def test_facts_are_counted_as_the_label_has_them(
 ) -> None:
     row = feedback_rows(tmp_path, images=1)[0]
     segment = segment_by_ai("A red ball.", (label, ABSENT, ABSENT), facts=tuple(map(fact, facts)))
-    [response] = from_feedback([replace(row, segments=(segment,))])
+    [response] = from_feedback([replace(row, segments=(segment,))], FACT_TYPES)
     assert response.facts["existence"] == (expected,)
 
 
@@ -159,7 +159,7 @@ def rows_with_facts(folder: Path) -> list[Feedback]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> RewardData:
-    responses = from_feedback(rows_with_facts(tmp_path_factory.mktemp("images")))
+    responses = from_feedback(rows_with_facts(tmp_path_factory.mktemp("images")), FACT_TYPES)
     return prepare_data(load_backbone(CHECKPOINT, "float32"), responses, 0.25, 0, lambda _: None)
 
 
@@ -196,7 +196,7 @@ def test_a_scored_response_carries_what_others_need_to_pay_facts() -> None:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     ids = tokenizer.encode("There is a red circle. It is above a square.", add_special_tokens=False)
     response = segment_response(tokenizer, None, ids)
-    options = RewardOptions(unit="fact")
+    options = RewardOptions(weights=dict.fromkeys(FACT_TYPES, 1.0), unit="fact")
     probabilities = {name: np.array([SEEN["true"], SEEN["false"]], np.float32) for name in FACT_TYPES}
     facts = {name: np.array([[2.0, 1.0], [3.0, 2.0]], np.float32) for name in FACT_TYPES}
     ends = token_ends(tokenizer, response)
@@ -211,7 +211,7 @@ def test_an_answer_without_counts_has_no_such_field() -> None:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     response = segment_response(tokenizer, "A red circle.", None)
     probabilities = {name: np.array([SEEN["true"]], np.float32) for name in FACT_TYPES}
-    scored = compose_response(response, probabilities, None, RewardOptions(), "v")
+    scored = compose_response(response, probabilities, None, RewardOptions(weights=dict.fromkeys(FACT_TYPES, 1.0)), "v")
     assert "facts" not in scored.model_dump()["segments"][0]
 
 

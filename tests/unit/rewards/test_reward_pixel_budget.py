@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL.Image import Image
 from support.reward_helpers import CHECKPOINT, PROMPT, offline_model, picture, save_reward_models, service_config
 from support.reward_training import feedback_rows, job_config, publish_feedback
@@ -63,6 +64,9 @@ class Watching:
         self.sizes += [image.size for item in items for image in item.images]
         scores = [np.array([[0.0, 1.0, 0.0]] * len(item.segments), np.float32) for item in items]
         return Judged(dict.fromkeys(kinds, scores), {})
+
+    def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> dict[str, list[NDArray[np.float32]]]:
+        return self.judge(kinds, items).probabilities
 
 
 def test_training_reads_reduced_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,11 @@ def test_the_learner_gets_counts_of_facts_in_the_order_of_its_types(
     for place, name in enumerate(FACT_TYPES):
         weights = {"weight": torch.zeros(2, scorer.model.backbone.hidden_size), "bias": torch.tensor([place + 2.0, 2])}
         scorer.model.set_fact_counts(name, weights)
-    monkeypatch.setattr(serve, "get_app_handle", lambda name: Handle(local_gateway(scorer, RewardOptions())))
+    monkeypatch.setattr(
+        serve,
+        "get_app_handle",
+        lambda name: Handle(local_gateway(scorer, RewardOptions(weights=dict.fromkeys(FACT_TYPES, 1.0)))),
+    )
     [item] = handle_items([RESPONSE])
     [verdict] = Rewarder("rewards", 60.0, 4, FACT_TYPES[::-1]).score([item])
     assert verdict.facts is not None and set(verdict.facts) == {((4.0, 2.0), (3.0, 2.0), (2.0, 2.0))}
