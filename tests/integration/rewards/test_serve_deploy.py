@@ -45,7 +45,6 @@ def application(repository: Path, run: Path, port: int) -> dict[str, Any]:
     changed = {
         "run.dir": str(run),
         "rewards.backbone": CHECKPOINT,
-        "serve.port": port,
         "serve.max_replicas": 1,
         "serve.placement": "shared",  # fewer processes to start
     }
