@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # A cluster of the test's own on loopback; a token would be written into the home folder.
     "RAY_AUTH_MODE": "disabled",
+    # As a job starts it.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.rewards.proxy:protect",
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray Train looks every two seconds whether its workers have started or ended.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -54,16 +56,19 @@ def ray_cluster() -> Iterator[dict[str, Any]]:
     """
     import ray
 
+    from actors.cluster.loopback import on_loopback
+
     parent = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="ray", dir=parent if len(parent) < LONGEST_RAY_FOLDER else "/tmp")
-    context = ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=300 * 1024**2,
-        _temp_dir=folder,
-    )
+    with on_loopback():  # as a job starts it
+        context = ray.init(
+            address="local",
+            num_cpus=8,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=300 * 1024**2,
+            _temp_dir=folder,
+        )
     try:
         yield dict(context.address_info)
     finally:

@@ -6,12 +6,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 import ray
 
 from actors.cluster.address import check_cluster_address
+from actors.cluster.authentication import ADVICE, is_open_to_anybody
 from actors.cluster.device import LOGICAL_GPUS
+from actors.cluster.loopback import on_loopback
 from actors.cluster.lost_nodes import NodeWatch
 from actors.cluster.quiet import quiet_loggers, quiet_progress, without_lines
 from fgaif_ray.config import Config
@@ -19,6 +21,11 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 
 GIB = 1 << 30
+LOCAL_ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.rewards.proxy:protect",
+}
+"""Of a Ray that is started here, unless it is set."""
 START_TRIES = 2
 NOT_STARTED = ("timed out during startup", "Failed to start GCS", "Failed to get node info")
 """Ray's messages about a start on this machine that took too long."""
@@ -71,12 +78,19 @@ def cluster_address(config: Config) -> str | None:
     return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
+def _warn_of_open_cluster(config: Config) -> None:
+    head = ray.get_runtime_context().gcs_address
+    if not config.ray.closed_network and is_open_to_anybody(head):
+        say(f"WARNING: the Ray cluster at {head} runs the code of anybody who reaches its ports: {ADVICE}.")
+
+
 @contextmanager
 def connect(config: Config) -> Iterator[None]:
     """Stay connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
 
     A submitted job, or ``ray.address``, joins that cluster, and says which of its nodes are lost meanwhile; otherwise
-    Ray starts here, for the time of the block.
+    Ray starts here, on loopback alone, for the time of the block. A cluster that takes commands from anybody is warned
+    of.
 
     Raises:
         UserError: the cluster at ``ray.address`` cannot be reached.
@@ -84,7 +98,8 @@ def connect(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if config.ray.logical_gpus is not None:
         os.environ[LOGICAL_GPUS] = "1"  # the workers of a Ray started here inherit it
     address = cluster_address(config)
@@ -100,18 +115,20 @@ def connect(config: Config) -> Iterator[None]:
                 if address is not None:
                     check_cluster_address(address)
                     ray.init(address=address, **common)
+                    _warn_of_open_cluster(config)
                 else:
                     say("Starting Ray on this machine (about 10 s).")
-                    start_with_retry(
-                        lambda: ray.init(
-                            address="local",
-                            num_cpus=config.ray.num_cpus,
-                            num_gpus=config.ray.logical_gpus,
-                            include_dashboard=False,
-                            object_store_memory=int(config.ray.object_store_gib * GIB),
-                            **common,
+                    with on_loopback():
+                        start_with_retry(
+                            lambda: ray.init(
+                                address="local",
+                                num_cpus=config.ray.num_cpus,
+                                num_gpus=config.ray.logical_gpus,
+                                include_dashboard=False,
+                                object_store_memory=int(config.ray.object_store_gib * GIB),
+                                **common,
+                            )
                         )
-                    )
         except ConnectionError as error:
             raise UserError(f"No Ray cluster answers at {address}: start one, or unset ray.address.") from error
         except RuntimeError as error:

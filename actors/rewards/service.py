@@ -11,7 +11,6 @@ where `rewards.kind` has one adapter for all, whose forward pass gives all verdi
 """
 
 import asyncio
-import ipaddress
 import math
 import os
 import re
@@ -28,12 +27,13 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from actors.cluster.authentication import ADVICE, is_loopback, is_open_to_anybody
 from actors.cluster.device import worker_device
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
 from fgaif_ray.cluster import resources
-from fgaif_ray.config import Config
+from fgaif_ray.config import Config, change_config
 from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import fingerprint
@@ -188,15 +188,17 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
     """Build the settings without a URL.
 
     Raises:
-        UserError: a model is missing, or the service would be open to the network without a token.
+        UserError: a model is missing, or the service would be open to the network without a token, or on a cluster
+            that takes commands from anybody.
     """
     missing = [fact_type for fact_type in config.run.type_names if fact_type not in reward_folders]
     if missing:
         raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
     token = _token()
-    if token is None and not _is_loopback(config.serve.host):
+    if token is None and not is_loopback(config.serve.host):
         message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
         raise UserError(f"{message} serve on 127.0.0.1.")
+    _refuse_open_cluster(config)
     card = _model_list(config, reward_folders)
     if card.kind == "coarse" and card.normalise_by_segments:
         raise UserError(
@@ -345,11 +347,27 @@ def _token() -> str | None:
         raise UserError(f"{error}.") from error
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _refuse_open_cluster(config: Config) -> None:
+    """Raise UserError where a token would guard the endpoints of a cluster that runs anybody's code."""
+    if is_loopback(config.serve.host) or config.ray.closed_network or not ray.is_initialized():
+        return
+    head = ray.get_runtime_context().gcs_address
+    if is_open_to_anybody(head):
+        raise UserError(
+            f"serve.host={config.serve.host} is open to the network, and so is the Ray cluster at {head}, which runs "
+            f"the code of anybody who reaches its ports, whatever token the endpoints want: {ADVICE}."
+        )
+
+
+def serve_where_serve_listens(config: Config) -> Config:
+    """Return the configuration with the address at which a running Serve listens, whatever it says itself.
+
+    Who runs applications with `serve deploy` says there where Serve listens, and says nothing where it is 0.0.0.0.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    if client is None or client.http_config.host is None:
+        return config
+    return change_config(config, [f"serve.host={client.http_config.host}", f"serve.port={client.http_config.port}"])
 
 
 def _running(app_name: str) -> tuple[str, str] | None:

@@ -96,6 +96,9 @@ class RayConfig(Section):
     """Cluster to join; None joins the cluster a submitted job runs on, or starts Ray on this machine."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here; None counts the machine's."""
+    closed_network: bool = False
+    """Set where a firewall lets nobody else reach the ports of the cluster: without authentication it takes commands
+    from everybody who can, which jobs warn of, and reward endpoints that are open to the network refuse."""
     logical_gpus: int | None = Field(default=None, ge=1)
     """Logical GPUs of a Ray started here: everything is placed as on a machine that has them, and computes on the CPU.
     It is for trying a configuration before there is a GPU."""

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fgaif_ray import storage
 from fgaif_ray.errors import UserError
-from fgaif_ray.images import load_images
+from fgaif_ray.images import load_images, read_image_file
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import Feedback, Segment
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
@@ -172,8 +171,8 @@ def _image_groups(responses: Sequence[TrainingResponse]) -> dict[str, str]:
 def _content(path: str) -> str:
     """The digest of an image file; its path where it cannot be read, which is told when it is opened."""
     try:
-        return hashlib.sha256(storage.read_bytes(path)).hexdigest()
-    except OSError:
+        return hashlib.sha256(read_image_file(path)).hexdigest()
+    except (OSError, ValueError):
         return f"path {path}"
 
 

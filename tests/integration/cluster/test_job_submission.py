@@ -74,4 +74,5 @@ def test_a_cancelled_job_leaves_what_it_has_finished(
     assert client.get_job_info(job).metadata == {"stage": "sample"}
     assert not (run / "responses").exists()
     assert "run the same command again to go on" in client.get_job_logs(job)
+    assert "runs the code of anybody who reaches its ports" in client.get_job_logs(job)  # this head has no token
     assert read_manifest(str(run), "images") is not None

@@ -325,6 +325,14 @@ def test_the_request_id_is_the_callers(service: Service) -> None:
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "step-7"
 
 
+@pytest.mark.parametrize("request_id", [b"\xff\xfe", "\u00e9".encode(), b"7" * 3000])
+def test_another_request_id_takes_the_place_of_one_that_cannot_be_shown(service: Service, request_id: bytes) -> None:
+    answer = service.post(json={"items": []}, headers={"x-request-id": request_id})
+    assert answer.status_code == 200
+    assert re.fullmatch(r"[\w-]{8,64}", answer.headers["x-request-id"])
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
 # Status
 
 

@@ -37,7 +37,7 @@ NO_RETRIES = RetryPolicy(max_retries=0)
 def service(ray_cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("run")
     folders = save_reward_models(folder / "rewards")
-    config = service_config(folder, num_cpus=0.1, max_waiting_items=CAPACITY)
+    config = service_config(folder, num_cpus=0.1, gateways=2, max_waiting_items=CAPACITY)
     os.environ["FGAIF_REWARD_TOKEN"] = TOKEN
     try:
         info = reward_service.deploy(config, folders)
@@ -185,13 +185,14 @@ def raylet_children() -> list[psutil.Process]:
     return [child for owner in owners for child in owner.children(recursive=True)]
 
 
-def test_a_killed_replica_costs_those_who_try_again_nothing(service: Service) -> None:
+@pytest.mark.parametrize(("deployment", "count"), [("AttributeReward", 1), ("RewardGateway", 2)])
+def test_a_killed_replica_costs_those_who_try_again_nothing(service: Service, deployment: str, count: int) -> None:
     with Load(service.info.url, PATIENT) as load:
         load.wait_for(10)
-        before = {process.pid for process in replicas("AttributeReward")}
-        (killed,) = before
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: len({process.pid for process in replicas("AttributeReward")} - before) == 1)
+        before = {process.pid for process in replicas(deployment)}
+        assert len(before) == count
+        os.kill(min(before), signal.SIGKILL)
+        wait_until(lambda: len({process.pid for process in replicas(deployment)} - before) == 1)
         load.wait_for(20)
     assert load.failures == []
     for index, scored in load.answers:

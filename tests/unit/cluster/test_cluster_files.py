@@ -1,5 +1,6 @@
 """The shipped cluster files, manifests and image: valid, closed to the outside, and able to run what they are for."""
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import yaml
 from support.paths import ROOT
 
 from actors.cluster.cluster_file import check_cluster_file
+from actors.cluster.connect import LOCAL_ENVIRONMENT
 from fgaif_ray.cluster.node_types import PLACEHOLDER, read_cluster_file
 from fgaif_ray.cluster.plan import plan_cluster
 from fgaif_ray.config import load_config
@@ -306,6 +308,14 @@ def test_the_image_is_pinned_locked_and_not_root() -> None:
     installs = [words for name, words in found if name == "RUN" and "pip install" in words]
     assert len(installs) == 2 and all("--no-deps" in words for words in installs)
     assert ["--require-hashes" in words for words in installs if "--requirement" in words] == [True]
+
+
+def test_the_proxies_of_the_image_are_protected_as_those_of_a_ray_that_a_job_starts() -> None:
+    name = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    words = [word for instruction, text in instructions() if instruction == "ENV" for word in text.split()]
+    assert f"{name}={LOCAL_ENVIRONMENT[name]}" in words
+    module, _, function = LOCAL_ENVIRONMENT[name].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_what_the_image_copies_is_there() -> None:

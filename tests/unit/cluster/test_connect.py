@@ -1,14 +1,22 @@
 """A Ray cluster that does not answer, and a start that takes too long, each end in one sentence."""
 
 import http.server
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
+from ray._private import ray_constants
 
 from actors.cluster import address, connect
 from actors.cluster.address import check_cluster_address
+from actors.cluster.loopback import MANY_NODES
+from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
 
 
@@ -112,3 +120,64 @@ def test_another_failure_is_not_hidden() -> None:
     with pytest.raises(Exception, match="out of disk"):
         connect.start_with_retry(start)
     assert start.calls == 1
+
+
+# What is connected to
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options with which Ray would be started, and whether it would be on loopback alone."""
+    starts: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> None:
+        on_loopback = (os.environ.get(MANY_NODES), ray_constants.ENABLE_RAY_CLUSTER) == ("0", False)
+        starts.append(options | {"on_loopback": on_loopback, "callback": os.environ.get(CALLBACK)})
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    monkeypatch.setattr(connect, "check_cluster_address", lambda address: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return starts
+
+
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+
+
+def config_of(repository: Path, *changes: str) -> Config:
+    return load_config(repository / "configs" / "shapes.yaml", changes)
+
+
+def test_a_ray_that_is_started_here_listens_on_loopback_alone_and_its_proxies_are_protected(
+    started: list[dict[str, Any]], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CALLBACK, raising=False)
+    with connect.connect(config_of(repository)):
+        assert (os.environ.get(MANY_NODES), ray_constants.ENABLE_RAY_CLUSTER) == (None, True)
+    [start] = started
+    assert (start["address"], start["on_loopback"]) == ("local", True)
+    assert start["callback"] == "actors.rewards.proxy:protect"
+
+
+@pytest.mark.parametrize(("is_open", "closed", "warned"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_a_cluster_that_takes_commands_from_anybody_is_warned_of(
+    started: list[dict[str, Any]],
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_open: bool,
+    closed: bool,
+    warned: int,
+) -> None:
+    monkeypatch.setattr(connect, "is_open_to_anybody", lambda head: is_open and head == "10.0.0.1:6379")
+    monkeypatch.setattr(connect, "NodeWatch", connect.nullcontext)
+    with connect.connect(config_of(repository, "ray.address=10.0.0.1:6379", f"ray.closed_network={closed}")):
+        pass
+    [start] = started
+    assert (start["address"], start["on_loopback"]) == ("10.0.0.1:6379", False)
+    said = capsys.readouterr().out
+    assert said.count("WARNING: the Ray cluster at 10.0.0.1:6379 runs the code of anybody") == warned
+    assert said.count("RAY_AUTH_MODE=token") == warned

@@ -1,0 +1,46 @@
+"""Whether a Ray cluster takes commands from anybody who reaches its ports: one call is enough to run code on it.
+
+Its head is asked, without a token. What this process has in RAY_AUTH_MODE does not tell: a head that was started
+without a token takes calls with one too.
+"""
+
+import ipaddress
+import os
+from typing import Final
+
+import grpc
+
+PROBE: Final = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""A call of the head that changes nothing; empty, it asks about no node."""
+PROBE_S: Final = 10.0
+ADVICE: Final = (
+    "start it with RAY_AUTH_MODE=token (docs/operations.md), or set ray.closed_network=true where a firewall lets "
+    "nobody else reach its ports"
+)
+
+
+def is_open_to_anybody(gcs_address: str) -> bool:
+    """Tell whether the head at ``host:port`` is on a network and answers calls without a token.
+
+    False where it does not answer at all, and with TLS, which asks for a certificate.
+    """
+    host = gcs_address.rpartition(":")[0].strip("[]")
+    if is_loopback(host) or os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+        return False
+    with grpc.insecure_channel(gcs_address) as channel:
+        try:
+            channel.unary_unary(PROBE)(b"", timeout=PROBE_S)
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAUTHENTICATED, *_NO_ANSWER)
+    return True
+
+
+_NO_ANSWER: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,27 @@
+"""A Ray that is started on this machine listens on loopback alone: on a network it would take commands from others."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from ray._private import ray_constants
+
+MANY_NODES: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Whether nodes of other machines can join, whatever the system is. Without, Ray has the address 127.0.0.1, as it does
+on macOS; there is no option for it, and ``_node_ip_address`` makes the machine's own address of a loopback one."""
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Have a Ray that is started in the block, and what it starts, listen on 127.0.0.1."""
+    before = os.environ.get(MANY_NODES), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[MANY_NODES], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        if before[0] is None:
+            del os.environ[MANY_NODES]
+        else:
+            os.environ[MANY_NODES] = before[0]
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
