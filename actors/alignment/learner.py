@@ -59,8 +59,6 @@ from fgaif_ray.vlm.group import LearnerGroup
 LOGGED_SAMPLES: Final = 4
 SAMPLES_LOGGED_EVERY: Final = 10
 """Steps; those of the last one are always logged."""
-NOT_COMPOSED: Final = {"failure", "truncated", "scale", "scale_steps"}
-"""Settings of ``align.reward`` that are about a batch, not about the reward of one response."""
 PROBES: Final = 2
 """Responses of each worker that the self-check looks at."""
 PROBE_ROWS: Final = 16
@@ -136,7 +134,7 @@ class Learner(LearnerProcess[PPOUpdater]):
             self._previous,
             _reward_scale(config),
         )
-        self._options = RewardOptions(**align.reward.model_dump(exclude=NOT_COMPOSED))
+        self._options = RewardOptions(**align.reward.of_response)
         super().__init__(config, task.folder, group, state, self._options.types)
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
         rewarder = Rewarder(

@@ -1,6 +1,6 @@
 """Sections of PPO."""
 
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -116,6 +116,11 @@ class RewardComposition(Section):
     from them."""
     failure: Literal["mask", "fail"] = "mask"
     """If a reward is unavailable: ``mask`` learns nothing from its response, ``fail`` ends the run."""
+
+    @property
+    def of_response(self) -> dict[str, Any]:
+        """The settings that are about the reward of a single response (``fgaif_ray.rewards.composition``)."""
+        return self.model_dump(exclude={"failure", "truncated", "scale", "scale_steps"})
 
 
 class KLConfig(Section):

@@ -344,7 +344,8 @@ def policy_of_preferences(config: Config, of_feedback: str | None = None) -> Sta
     """
     align = config.align.model_dump(include={"algorithm", "steps", "lora", "dpo", "reward"})
     del align["dpo"]["micro_batch_size"]
-    for name in ("value", "truncated", "failure"):  # labels are certain, and nobody has to be asked for them
+    # Labels are certain, nobody has to be asked for them, and there is no spread of rewards over steps.
+    for name in ("value", "truncated", "failure", "scale", "scale_steps"):
         del align["reward"][name]
     policy = config.policy.model_dump(include={"model", "dtype"})
     source = of_feedback or _fingerprint_of(config, FEEDBACK)
