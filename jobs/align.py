@@ -1,4 +1,7 @@
-"""Align the policy with PPO on the dense rewards of the reward models, and publish `policy/`.
+"""Align the policy on the dense rewards of the reward models, or on preferences, and publish `policy/`.
+
+`align.algorithm` says how. `ppo`, `grpo` and `rloo` sample responses and have them rewarded. `dpo` and `c-dpo` learn
+from pairs of the labelled responses in `feedback/`, without reward models.
 
 `policy/` holds the PEFT adapter with its card, `metrics.jsonl` (a line per step), `samples.jsonl` (responses with their
 segments, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.
@@ -7,6 +10,7 @@ segments, verdicts and rewards) and `tensorboard/`. An interrupted run goes on f
 Examples:
     fgaif align --config my.yaml
     fgaif align --config my.yaml --set align.steps=60
+    fgaif align --config my.yaml --set align.algorithm=c-dpo
 """
 
 import sys
@@ -23,14 +27,46 @@ from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
 
 @storage.writes_run("align")
 def run(config: Config) -> None:
-    """Run PPO and publish ``policy/``; its reward service and rollout workers live no longer than that.
+    """Align and publish ``policy/``; reward service and rollout workers, where there are any, live no longer than that.
 
     A reward service that runs already with the same models is used, and stays.
 
     Raises:
-        UserError: the reward models are missing, the critic cannot start from the wanted one, or the run was stopped
+        UserError: what is learnt from is missing, the critic cannot start from the wanted one, or the run was stopped
             (by a guard, say); the message holds the reason, and checkpoints stay in ``policy.partial``.
     """
+    if config.align.learns_from_preferences:
+        _run_on_preferences(config)
+    else:
+        _run_on_rewards(config)
+
+
+def _run_on_preferences(config: Config) -> None:
+    from fgaif_ray.preferences.pair import FORM_OF
+    from fgaif_ray.preferences.pairs import load_pairs
+    from fgaif_ray.rl.trackers import require_packages
+    from fgaif_ray.vlm.checkpoint import check_vision_model
+
+    started = time.monotonic()
+    stage = stages.policy_of_preferences(config)
+    if stage.is_complete():
+        say(f"align: {stage.folder} is up to date.")
+        return
+    check_vision_model(config.policy.model, config.policy.allow_untested)
+    require_packages(config.align.tracking)
+    pairs = load_pairs(config, FORM_OF[config.align.algorithm])  # what is missing is told before Ray starts
+    say(f"align: {len(pairs)} pairs of {len({(pair.images, pair.prompt) for pair in pairs})} prompts.")
+
+    from actors.alignment.run import train_on_preferences
+    from actors.cluster.connect import connect
+
+    stage.begin(overwrite=config.run.overwrite)
+    with connect(config):
+        steps, done_before = train_on_preferences(config, stage)
+    _publish(config, stage, steps, done_before, started)
+
+
+def _run_on_rewards(config: Config) -> None:
     from actors.cluster.connect import cluster_address, connect
     from fgaif_ray.sources import prepare_images
     from fgaif_ray.vlm.checkpoint import check_vision_model
@@ -49,7 +85,7 @@ def run(config: Config) -> None:
         say(f"align: {stage.folder} is up to date.")
         return
 
-    from actors.alignment.run import askable_prompts, publish_policy, reward_app, train_policy
+    from actors.alignment.run import askable_prompts, reward_app, train_policy
     from actors.cluster.connect import cluster_address
     from fgaif_ray.rl.trackers import require_packages
     from fgaif_ray.vlm.front_end import load_front_end
@@ -62,6 +98,12 @@ def run(config: Config) -> None:
     stage.begin(overwrite=config.run.overwrite)
     with connect(config), reward_app(config) as app_name:
         steps, done_before = train_policy(config, stage, asked, app_name, front_end.banned_token_ids)
+    _publish(config, stage, steps, done_before, started)
+
+
+def _publish(config: Config, stage: storage.Stage, steps: int, done_before: int, started: float) -> None:
+    from actors.alignment.run import publish_policy
+
     goodput = publish_policy(config, stage, steps, done_before, time.monotonic() - started)
     name = config.align.algorithm.upper()
     say(f"align: {steps} steps of {name}, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")

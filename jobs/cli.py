@@ -49,8 +49,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "serve-rewards": "serve them over HTTP until Ctrl-C",
     },
     "Align": {
-        "align": "train the policy on their dense rewards",
-        "export": "the aligned model as a checkpoint, or how to serve it",
+        "align": "train the policy on their dense rewards, or on preferences",
+        "export": "the aligned model, how to serve it, or preferences",
     },
     "Evaluate": {
         "evaluate": "the policy before and after alignment, on held-out images",

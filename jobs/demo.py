@@ -72,8 +72,12 @@ def plan_lines(config: Config) -> list[str]:
         ("sample", stages.RESPONSES, "the policy describes the first of them"),
         ("label", stages.FEEDBACK, "an extractor finds facts in that, a verifier judges them"),
         ("train-rewards", stages.REWARDS, f"reward models, at most {config.rewards.epochs} epochs"),
-        ("serve-rewards", "", "online while the policy is aligned"),
-        ("align", stages.POLICY, f"{config.align.steps} steps of {config.align.rollout_batch_size} responses"),
+        *(
+            []
+            if config.align.learns_from_preferences
+            else [("serve-rewards", "", "online while the policy is aligned")]
+        ),
+        ("align", stages.POLICY, _alignment(config)),
         ("evaluate", stages.EVALUATION, "before and after alignment"),
         ("report", stages.REPORT, "report.html"),
     )
@@ -82,6 +86,13 @@ def plan_lines(config: Config) -> list[str]:
         done = folder and storage.read_manifest(config.run.dir, folder) is not None
         rows.append((stage, f"{folder}/" if folder else "-", "there" if done else "to do", what))
     return [f"In {config.run.dir}, on this machine:", "", *table_lines(rows), ""]
+
+
+def _alignment(config: Config) -> str:
+    align = config.align
+    if align.learns_from_preferences:
+        return f"{align.steps} steps of {align.dpo.pairs_per_step} pairs of responses"
+    return f"{align.steps} steps of {align.rollout_batch_size} responses"
 
 
 def command(

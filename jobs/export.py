@@ -1,8 +1,9 @@
-"""Take the aligned model elsewhere: as a checkpoint of its own, or behind vLLM's server.
+"""Take what was made elsewhere: the aligned model, as a checkpoint of its own or behind vLLM's server, and preferences.
 
 Examples:
     fgaif export merged aligned-model --config my.yaml
     fgaif export serve-command --config my.yaml
+    fgaif export preferences pairs --config my.yaml
 """
 
 import os
@@ -10,7 +11,7 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 
@@ -72,18 +73,20 @@ def export_merged(config: Config, folder: str, dtype: str | None = None) -> None
 
 
 def _card(config: Config) -> str:
+    from fgaif_ray.rl.policy_card import how_trained
+
     return f"""---
 base_model: {config.policy.model}
 base_model_relation: finetune
 library_name: transformers
 pipeline_tag: image-text-to-text
-tags: [ppo, vision-language]
+tags: [{config.align.algorithm}, vision-language]
 ---
 # {config.policy.model}, aligned with fine-grained AI feedback
 
 The weights of `{config.policy.model}` with a LoRA adapter merged in, W + alpha / rank * B A. The adapter was trained
-with PPO on dense rewards for what each segment says about the image. Method: FGAIF (arXiv 2404.05046). How it was
-trained, and what the rewards did, stands in the card of the adapter.
+{how_trained(config)}.
+Method: FGAIF (arXiv 2404.05046). More stands in the card of the adapter.
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -134,12 +137,68 @@ def serve_command(config: ConfigOption, overrides: SetOption = None) -> None:
     say("docs/benchmarks.md tells how VLMEvalKit and lmms-eval are pointed at it.")
 
 
+def export_preferences(
+    config: Config, folder: str, form: str = "response", style: str = "trl", kind: str = "jsonl", embed: bool = False
+) -> None:
+    """Write pairs of the labelled responses as a data set for other trainers.
+
+    Args:
+        config: ``run.dir`` with a finished ``feedback/``; ``align.reward`` and ``align.dpo`` say what is better.
+        folder: a local path or URI that does not exist yet; it appears when it is complete.
+        form: ``response`` or ``segment``.
+        style: ``trl``, ``llama-factory`` or ``ms-swift``.
+        kind: ``jsonl`` or ``parquet``.
+        embed: whether the images' files are put into the rows.
+
+    Raises:
+        UserError: an argument is wrong, nothing has been labelled, there is no pair, the folder is there already, or an
+            image cannot be used.
+    """
+    from fgaif_ray.preferences.folder import KINDS, write_pairs
+    from fgaif_ray.preferences.formats import FORMATS
+    from fgaif_ray.preferences.pair import FORMS
+    from fgaif_ray.preferences.pairs import load_pairs
+
+    for option, given, known in (("--form", form, FORMS), ("--format", style, FORMATS), ("--file", kind, KINDS)):
+        if given not in known:
+            raise UserError(f"{option} is one of {', '.join(known)}, not {given}.")
+    pairs = load_pairs(config, cast("Any", form))
+    write_pairs(pairs, folder, config, cast("Any", form), style, cast("Any", kind), embed)
+    prompts = len({(pair.images, pair.prompt) for pair in pairs})
+    say(f"export: {len(pairs)} pairs of {prompts} prompts are in {folder}.")
+
+
+def preferences(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="local path or URI that does not exist yet", show_default=False)
+    ],
+    config: ConfigOption,
+    overrides: SetOption = None,
+    form: Annotated[
+        str, typer.Option(help="response: whole responses; segment: segments after the same clean context")
+    ] = "response",
+    style: Annotated[str, typer.Option("--format", help="trl, llama-factory or ms-swift")] = "trl",
+    kind: Annotated[str, typer.Option("--file", help="jsonl or parquet")] = "jsonl",
+    embed: Annotated[bool, typer.Option("--embed", help="put the images into the rows (Parquet, for TRL)")] = False,
+) -> None:
+    """Write the labelled responses as pairs, one better than the other.
+
+    For DPO with other trainers: TRL's DPOTrainer, LLaMA-Factory or ms-swift. There have to be several responses to an
+    image and prompt (sample.samples_per_prompt). align.reward says what is better, and align.dpo by how much.
+
+    Examples:
+        fgaif export preferences pairs --config my.yaml
+        fgaif export preferences pairs --config my.yaml --form segment --file parquet --embed
+    """
+    export_preferences(read_config(config, overrides), folder, form, style, kind, embed)
+
+
 DTYPES: Final = ("float32", "bfloat16", "float16")
 LEAST_SURVIVAL: Final = 0.5
 """Share of an update below which a merged model is another one than the aligned."""
 GOOD_SURVIVAL: Final = 0.9
 
-commands: Final = {"merged": merged, "serve-command": serve_command}
+commands: Final = {"merged": merged, "serve-command": serve_command, "preferences": preferences}
 
 if __name__ == "__main__":
     sys.exit(main("export"))

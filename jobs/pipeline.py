@@ -1,5 +1,7 @@
 """The whole loop: sample, label, train_rewards, serve_rewards, align, evaluate, report.
 
+Where the policy learns from preferences, reward models are trained for the report alone, and are not served.
+
 Finished stages are skipped in seconds, so the same command goes on after an interruption.
 
 Examples:
@@ -96,7 +98,7 @@ def _run_stages(config: Config, stage: _Stages) -> None:
                 server.stop()
         stage("train_rewards", stages.REWARDS, lambda: train_rewards.run(config))
         try:
-            if stage.missing(stages.POLICY):
+            if stage.missing(stages.POLICY) and not config.align.learns_from_preferences:
                 folders = stages.reward_folders(config)
                 stage("serve_rewards", "service", lambda: reward_service.deploy(config, folders))
             stage("align", stages.POLICY, lambda: align.run(config))

@@ -1,8 +1,8 @@
 """Sample the policy's own responses to the images (FGAIF section 4.1: T=1, top_p=1).
 
-Reads the images and prompts of `data`, writes `responses/` into the run's folder: one row per image and prompt, with
-the sampled token ids. Responses that come with the data are not sampled again but taken as they are (their model is
-`given`). Images that cannot be read are left out and named in `responses/rejected/`.
+Reads the images and prompts of `data`, writes `responses/` into the run's folder: `sample.samples_per_prompt` rows per
+image and prompt, with the sampled token ids. Responses that come with the data are not sampled again but taken as they
+are (their model is `given`). Images that cannot be read are left out and named in `responses/rejected/`.
 
 Examples:
     fgaif sample --config configs/shapes.yaml
@@ -52,26 +52,28 @@ def run(config: Config) -> None:
     from actors.sampling.run import drop_repeated, fill, rejected_folder
 
     stage.begin(overwrite=config.run.overwrite)
-    total = sets.provided + sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
+    asked = sum(1 for _ in sets.questions(sets.sample, config.data.prompts))
+    total = sets.provided + asked * config.sample.samples_per_prompt
     fill(config, stage, sets, total)
     kept = drop_repeated(stage)
-    rejected = 0
+    rejected = missing = 0
     named: list[RejectedImage] = []
-    for row in storage.read_rows(rejected_folder(stage)):
+    for one in map(RejectedImage.from_row, storage.read_rows(rejected_folder(stage))):
         rejected += 1
+        missing += one.responses
         if len(named) < REJECTED_NAMED:
-            named.append(RejectedImage.from_row(row))
-    if kept + rejected != total:
-        raise RuntimeError(f"{total} images and prompts gave {kept} responses and {rejected} rejections")
+            named.append(one)
+    if kept + missing != total:
+        raise RuntimeError(f"of {total} responses {kept} are there and {missing} rejected")
     if not kept:
-        raise UserError(f"None of the {total} images could be used; the first: {named[0].reason}.")
+        raise UserError(f"None of the {rejected} images could be used; the first: {named[0].reason}.")
     reasons: Counter[str] = Counter()
     for row in storage.read_rows(stage.partial, ["finish_reason", "model"]):
         reasons[PROVIDED if row["model"] == PROVIDED else row["finish_reason"]] += 1
     stage.publish(
         {
             "rows": kept,
-            "rejected": rejected,
+            "rejected": missing,
             "rejected_images": [
                 {name: value for name, value in one.to_row().items() if value is not None} for one in named
             ],

@@ -17,33 +17,27 @@ Rank 0 publishes versions, writes checkpoints and logs; the other ranks wait for
 (`LearnerGroup.barrier`).
 """
 
-import logging
 import math
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import ray
-import ray.train
 import torch
 from ray.actor import ActorHandle
-from ray.train import Checkpoint
 from torch import Tensor
 
 from actors.alignment import metrics as ppo_metrics
 from actors.alignment.experience import ExperienceSource, Sampled
 from actors.alignment.policy_versions import PolicyVersions
+from actors.alignment.process import LearnerProcess
 from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion
 from actors.alignment.self_check import check_prompts, self_check
 from actors.cluster.device import worker_device
-from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.rewards.composition import RewardOptions
@@ -55,22 +49,16 @@ from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLControlle
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.plan import Draw, PromptPlan, share_of
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
-from fgaif_ray.rl.run_log import RunLog
 from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs
 from fgaif_ray.rl.step import Estimates, PPOUpdater, estimate, prepare
-from fgaif_ray.rl.trackers import open_trackers
 from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate
 from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
 from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.group import LearnerGroup
 
-logger = logging.getLogger(__name__)
-
 LOGGED_SAMPLES: Final = 4
 SAMPLES_LOGGED_EVERY: Final = 10
 """Steps; those of the last one are always logged."""
-NOT_COMPOSED: Final = {"failure", "truncated", "scale", "scale_steps"}
-"""Settings of ``align.reward`` that are about a batch, not about the reward of one response."""
 PROBES: Final = 2
 """Responses of each worker that the self-check looks at."""
 PROBE_ROWS: Final = 16
@@ -113,20 +101,20 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
     return {"steps": learner.step, "stopped": None}
 
 
-class Learner:
-    """One learner process; `step` is the number of updates that the policy has gone through."""
+class Learner(LearnerProcess[PPOUpdater]):
+    """A process that learns from rollouts."""
 
     def __init__(self, task: LearnerTask) -> None:
         config = task.config
         align = config.align
         if align.threads is not None:
             torch.set_num_threads(align.threads)
-        self._task, self._config, self._align = task, config, align
+        self._task = task
         self._algorithm = ALGORITHMS[align.algorithm]
         backbone = load_backbone(config.policy.model, config.policy.dtype, template=config.data.chat_template_kwargs)
-        self._group = LearnerGroup(worker_device())
+        group = LearnerGroup(worker_device())
         if align.sharding == "none":
-            backbone.move_to(self._group.device)
+            backbone.move_to(group.device)
         self._model = PolicyModel(
             backbone,
             align.lora,
@@ -135,26 +123,24 @@ class Learner:
             temperature=align.rollout.temperature,
             seed=config.run.seed,
             activation_checkpointing=align.activation_checkpointing,
-            sharded_over=self._group if align.sharding == "full" else None,
+            sharded_over=group if align.sharding == "full" else None,
         )
         self._previous = PreviousPolicy(self._model) if align.rollout.max_staleness else None
-        self._state = LearnerState(
+        state = LearnerState(
             self._model,
-            PPOUpdater(self._model, align.ppo, self._group, align.steps, align.rollout.max_tokens),
+            PPOUpdater(self._model, align.ppo, group, align.steps, align.rollout.max_tokens),
             _kl_controller(config),
             TrainingGuards(align.guards),
             self._previous,
             _reward_scale(config),
         )
-        self.step = self._saved_step = self._restore()
+        self._options = RewardOptions(**align.reward.of_response)
+        super().__init__(config, task.folder, group, state, self._options.types)
         self._plan = PromptPlan(task.images, config.data.prompts, config.run.seed, task.own_prompts)
-        self._options = RewardOptions(**align.reward.model_dump(exclude=NOT_COMPOSED))
-        self._log = self._open_log()
         rewarder = Rewarder(
             task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
         )
         self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder, config.data.pixel_budget)
-        self._timings: dict[str, float] = {}
         self._busy: list[tuple[float, float]] = []
         # Versions of an interrupted run may still be in the engines: a new process uses names of its own.
         own = torch.tensor(uuid.uuid4().int % (1 << 31) if self._group.rank == 0 else 0)
@@ -200,23 +186,14 @@ class Learner:
             self._check_guards(merged)
             if math.isfinite(merged["kl/per_response"]):
                 self._state.kl_controller.update(merged["kl/per_response"], self._align.rollout_batch_size)
-            if self.step % self._align.checkpoint_every == 0 or self.step == self._align.steps:
-                self._checkpoint()
-            else:
-                self._heed_notice()
+            self._save_if_due()
         if self._group.rank == 0:
             self._export()
-
-    def record_stop(self, reason: str) -> None:
-        """Export why the run ended before its last step."""
-        if self._group.rank == 0:
-            ppo_metrics.record_stop(reason)
 
     def close(self) -> None:
         """Release threads and files."""
         self._source.close()
-        if self._log is not None:
-            self._log.close()
+        super().close()
 
     def _check_guards(self, merged: dict[str, float]) -> None:
         try:
@@ -374,62 +351,6 @@ class Learner:
             self._versions.write(self._model, number)
         self._group.barrier()
         return self._versions.version(number)
-
-    def _open_log(self) -> RunLog | None:
-        """The log, on rank 0.
-
-        Raises:
-            UserError: on every rank, where a tracker cannot be started.
-        """
-        log, problem = None, None
-        if self._group.rank == 0:
-            try:
-                settings = self._align.model_dump(mode="json", exclude={"tracking"})
-                trackers = open_trackers(self._align.tracking, self._task.folder, settings)
-                log = RunLog(self._task.folder, self.step + 1, self._options.types, trackers)
-            except UserError as error:
-                problem = error
-        if int(self._group.sum(torch.tensor(int(problem is not None)))):
-            raise problem or UserError("A tracker of align.tracking cannot be started: see the first worker's log.")
-        return log
-
-    def _restore(self) -> int:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as folder:
-            return self._state.load(folder)
-
-    def _heed_notice(self) -> None:
-        """Write a checkpoint if a machine of the group is about to be taken away; every rank calls it equally often."""
-        notice = ray.train.get_preemption_info()
-        if notice is not None and self._saved_step != self.step:
-            logger.warning("a node will be taken away: checkpoint of step %d", self.step)
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="fgaif-checkpoint-") as folder:
-            checkpoint = None
-            if self._group.rank == 0:
-                self._state.save(folder, self.step)
-                checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report({"step": self.step}, checkpoint=checkpoint)
-        self._saved_step = self.step
-        if self._log is not None:
-            self._log.sync()
-
-    def _export(self) -> None:
-        """Put the policy's adapter at the top of the stage folder."""
-        with tempfile.TemporaryDirectory(prefix="fgaif-policy-") as folder:
-            self._model.save_policy(folder)
-            for path in sorted(Path(folder).iterdir()):
-                storage.write_bytes(storage.join(self._task.folder, path.name), path.read_bytes())
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self._timings[phase] = time.monotonic() - started
 
 
 def _sampled_until(pending: "Future[Sampled]", now: float) -> float:

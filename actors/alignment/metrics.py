@@ -1,4 +1,4 @@
-"""Metrics that the first learner worker exports after each PPO step."""
+"""Metrics that the first learner worker exports after each step."""
 
 from collections.abc import Mapping
 
@@ -37,10 +37,10 @@ def record_step(step: int, planned: int, figures: Mapping[str, float]) -> None:
     metrics.PPO_STEP.set(step)
     metrics.PPO_PLANNED_STEPS.set(planned)
     for name, gauge in _GAUGES.items():
-        if name in figures:  # an algorithm without a critic has no figures of one
+        if name in figures:  # an algorithm without a critic has no figures of one, nor preferences of rewards
             gauge.set(figures[name])
     for name, counter in _COUNTERS.items():
-        counter.inc(figures[name])
+        counter.inc(figures.get(name, 0))
     for fact_type in types_of(figures):
         metrics.PPO_REWARD.set(figures[f"reward/{fact_type}"], fact_type=fact_type)
         metrics.PPO_HALLUCINATION.set(figures[f"hallucination/{fact_type}"], fact_type=fact_type)

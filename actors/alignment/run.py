@@ -1,8 +1,10 @@
-"""Alignment from a begun stage to the published policy: reward service, rollout workers and Ray Train put together."""
+"""Alignment from a begun stage to the published policy: reward service, rollout workers and Ray Train put together; or
+Ray Train alone, where preferences are learnt from.
+"""
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -10,8 +12,10 @@ from ray import serve
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
+from actors.alignment import preference_learner
 from actors.alignment.learner import LearnerTask, train
 from actors.alignment.policy_versions import ADAPTERS_FOLDER
+from actors.alignment.preference_learner import PreferenceTask
 from actors.alignment.rollout import rollout_workers
 from actors.cluster.device import torch_config
 from actors.cluster.lost_nodes import is_loss
@@ -89,48 +93,71 @@ def train_policy(
         The number of steps, and how many of them an earlier call did.
 
     Raises:
-        UserError: workers were lost too often, or PPO was stopped (by a guard, say); checkpoints stay.
+        UserError: see ``_run_learners``.
     """
-    align = config.align
-    critic = align.critic_from_reward
-    folder = stage.partial if not storage.is_local(stage.partial) else os.path.abspath(stage.partial)
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
+    critic = config.align.critic_from_reward
     with rollout_workers(config, banned) as workers:
         task = LearnerTask(
             config=config,
             images=tuple(asked),
-            folder=folder,
+            folder=_absolute(stage.partial),
             critic_from=published_reward_folders(config)[critic] if critic is not None else None,
             reward_app=app_name,
             rollout_workers=tuple(workers),
             own_prompts=asked,
         )
-        trainer = TorchTrainer(
-            cast("Any", train),  # Ray's annotation does not know that a loop may return
-            train_loop_config={"task": task},
-            torch_config=torch_config(),
-            scaling_config=ScalingConfig(**resources.learner(config).scaling()),
-            run_config=RunConfig(
-                name=TRAIN_FOLDER,
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-            ),
-        )
-        try:
-            result, done_before = _fit(trainer, folder, align.steps)
-        except TrainingFailedError as error:
-            if find_user_error(error) is None and is_loss(error):
-                raise UserError(
-                    f"PPO lost workers or their nodes more than {MAX_FAILURES} times: see why in the dashboard or with "
-                    "`ray list nodes`, then run the same command again, which goes on from the last checkpoint."
-                ) from error
-            raise
+        return _run_learners(config, train, task, task.folder)
+
+
+def train_on_preferences(config: Config, stage: storage.Stage) -> tuple[int, int]:
+    """Run the learner on the preferences of ``feedback/`` to the last step; see ``train_policy``.
+
+    Raises:
+        UserError: see ``_run_learners``.
+    """
+    task = PreferenceTask(config, _absolute(stage.partial))
+    return _run_learners(config, preference_learner.train, task, task.folder)
+
+
+def _absolute(folder: str) -> str:
+    return os.path.abspath(folder) if storage.is_local(folder) else folder
+
+
+def _run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], task: Any, folder: str) -> tuple[int, int]:
+    """Run Ray Train's workers to the last step; the number of steps, and how many of them an earlier call did.
+
+    Raises:
+        UserError: workers were lost too often, or the run was stopped (by a guard, say); checkpoints stay.
+    """
+    align = config.align
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # learners keep this folder: relative paths mean the same there
+    trainer = TorchTrainer(
+        cast("Any", loop),  # Ray's annotation does not know that a loop may return
+        train_loop_config={"task": task},
+        torch_config=torch_config(),
+        scaling_config=ScalingConfig(**resources.learner(config).scaling()),
+        run_config=RunConfig(
+            name=TRAIN_FOLDER,
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    name = align.algorithm.upper()
+    try:
+        result, done_before = _fit(trainer, folder, align.steps)
+    except TrainingFailedError as error:
+        if find_user_error(error) is None and is_loss(error):
+            raise UserError(
+                f"{name} lost workers or their nodes more than {MAX_FAILURES} times: see why in the dashboard or with "
+                "`ray list nodes`, then run the same command again, which goes on from the last checkpoint."
+            ) from error
+        raise
     outcome: dict[str, Any] = result.return_value
     if outcome["stopped"] is not None:
         kept = f" The last good checkpoint is in {result.checkpoint.path}." if result.checkpoint is not None else ""
         reason = outcome["stopped"].rstrip(".")
-        raise UserError(f"PPO was stopped at step {outcome['steps']} of {align.steps}: {reason}.{kept}")
+        raise UserError(f"{name} was stopped at step {outcome['steps']} of {align.steps}: {reason}.{kept}")
     steps: int = outcome["steps"]
     return steps, done_before
 
@@ -170,7 +197,7 @@ def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
 
 
 def publish_policy(config: Config, stage: storage.Stage, steps: int, done_before: int, seconds: float) -> float:
-    """Remove what only a running PPO needs, add the card, publish.
+    """Remove what only a running alignment needs, add the card, publish.
 
     Returns:
         The goodput: the share of the seconds that went into steps which count. Starting, checkpoints, and steps that

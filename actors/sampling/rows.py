@@ -15,6 +15,7 @@ REJECTED_IMAGES_SCHEMA: Final = pa.schema(
         MORE_IMAGES,
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
+        pa.field("responses", pa.int32()),
     ]
 )
 REJECTED_FOLDER: Final = "rejected"
@@ -23,7 +24,7 @@ REJECTED_FOLDER: Final = "rejected"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingTask(ImageRow):
-    """Images and a prompt that the policy is to answer.
+    """Images and a prompt that the policy is to answer, ``sample.samples_per_prompt`` times.
 
     Example: ``SamplingTask(image="photos/dog.jpg", prompt="Describe this image.")``
     """
@@ -42,7 +43,7 @@ class SamplingTask(ImageRow):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedImage(ImageRow):
-    """A row of ``responses/rejected/``: images and a prompt that gave no response.
+    """A row of ``responses/rejected/``: images and a prompt without a response, or with fewer than there should be.
 
     Example: ``RejectedImage(image="photos/dog.jpg", prompt="Describe this image.", reason="it is cut short")``
     """
@@ -50,12 +51,14 @@ class RejectedImage(ImageRow):
     prompt: str
     reason: str
     """Why, for people."""
+    responses: int = 1
+    """How many responses there would have been."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "RejectedImage":
-        """Build it from plain values."""
-        return cls(**read_images(row), prompt=row["prompt"], reason=row["reason"])
+        """Build it from plain values; tables of earlier versions have no column ``responses``."""
+        return cls(**read_images(row), prompt=row["prompt"], reason=row["reason"], responses=row.get("responses") or 1)
 
     def to_row(self) -> dict[str, Any]:
         """Return the plain values of ``REJECTED_IMAGES_SCHEMA``."""
-        return write_images(self) | {"prompt": self.prompt, "reason": self.reason}
+        return write_images(self) | {"prompt": self.prompt, "reason": self.reason, "responses": self.responses}

@@ -29,7 +29,7 @@ def rejected_folder(stage: storage.Stage) -> str:
 
 
 def _sampled(stage: storage.Stage) -> set[SamplingTask]:
-    """Tasks whose response has been sampled, or whose image was rejected."""
+    """Tasks whose responses have been sampled, or whose image was rejected."""
     done: set[SamplingTask] = set()
     for folder in (stage.partial, rejected_folder(stage)):
         for part in storage.list_parts(folder):
@@ -59,7 +59,9 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
         SamplingTask(**image_fields(images), prompt=prompt)
         for images, prompt in sets.questions(sets.sample, config.data.prompts)
     )
-    blocks = list(blocks_of((task for task in asked if task not in done), config.sample.batch_size, TASK_SCHEMA))
+    each = config.sample.samples_per_prompt
+    size = max(1, config.sample.batch_size // each)
+    blocks = list(blocks_of((task for task in asked if task not in done), size, TASK_SCHEMA))
     copied = {_name_of(part) for part in storage.list_parts(stage.partial)}
     given_blocks = -(-sets.provided // GIVEN_BLOCK)
     missing = {name for name in map(_given_name, range(given_blocks)) if name not in copied}
@@ -69,7 +71,7 @@ def fill(config: Config, stage: storage.Stage, sets: ImageSets, total: int) -> N
         load_front_end(
             config.policy.model, config.data.chat_template_kwargs
         )  # a wrong model is better found before Ray and an engine are started for it
-    initial = len(done) + max(0, sets.provided - len(missing) * GIVEN_BLOCK)
+    initial = len(done) * each + max(0, sets.provided - len(missing) * GIVEN_BLOCK)
     with connect(config), Progress("sample", total, "responses", initial=initial) as progress:
         from actors.sampling.plan import sample_responses
 

@@ -1,8 +1,9 @@
 """What each actor that holds a model keeps on its device, part by part, at its largest.
 
 Learners and reward models are counted by dry runs (``fgaif_ray.cluster.dry_run``) of the passes that
-`actors.alignment.learner`, `actors.rewards.trainer` and `actors.rewards.service` make, with the longest responses that
-the configuration allows; vLLM engines as `actors.engine.start` starts them, which reserve what they are told.
+`actors.alignment.learner` or `preference_learner`, `actors.rewards.trainer` and `actors.rewards.service` make, with the
+longest responses that the configuration allows; vLLM engines as `actors.engine.start` starts them, which reserve what
+they are told.
 Rewards are trained and scored on images and texts whose prompts are taken to have `PROMPT_TOKENS` beside the images, of
 which each prompt is taken to have as many as `data.images_per_prompt` allows.
 """
@@ -111,7 +112,7 @@ def footprint(config: Config, request: ResourceRequest, gpu: int | None) -> Foot
     section = functools.reduce(getattr, request.section.split("."), config)
     scorers = reward_scorers(config)
     if request.actor == "Learner":
-        found = _learner(config)
+        found = _preference_learner(config) if config.align.learns_from_preferences else _learner(config)
     elif request.actor == "RewardTrainer":
         found = _reward_trainer(config)
     elif request.actor in scorers:
@@ -215,6 +216,39 @@ def _learner(config: Config) -> Footprint:
         *([Part(previous, 2 * policy)] if align.rollout.max_staleness else []),
         Part(f"image features and rows of {share:,} responses", rollouts),
         *_training_parts(batch.rows, f"{tokens:,} tokens{kind}", passes),
+    )
+    return Footprint(parts, batch)
+
+
+def _preference_learner(config: Config) -> Footprint:
+    """`actors.alignment.preference_learner`: as `_learner`, of a step's pairs, and with no more than the policy."""
+    align, dpo, images = config.align, config.align.dpo, config.data.images_per_prompt
+    run = dry_run(config.policy.model, config.policy.dtype, (POLICY, align.lora), budget=config.data.pixel_budget)
+    policy = _bytes(run.trained(POLICY))
+    tokens = _longest(run, images, config.sample.max_tokens, config.sample.engine.max_model_len)
+    read = min(config.sample.max_tokens, tokens)
+    share = math.ceil(dpo.pairs_per_step / align.num_workers)
+    batch = BatchSetting("align.dpo.micro_batch_size", min(share, dpo.micro_batch_size))
+    rows = 2 * batch.rows  # both of a pair
+    head = log_prob_head(run, 1.0, False)
+    decoder = run.training_pass(rows, tokens, read, POLICY, align.activation_checkpointing)
+    passes = (
+        decoder.then(run.head_pass(head, rows * read)),
+        run.scoring_pass(rows, tokens, read, POLICY).then(run.head_pass(head, rows * read, training=False)),
+        PassMemory(0, run.image_pass(min(run.prompts_per_pass(images), share), images).peak),
+        PassMemory(0, policy if align.num_workers > 1 else 0),  # gradients on their way to other workers
+    )
+    shards = align.num_workers if align.sharding == "full" else 1
+    kind = ", checkpointed" if align.activation_checkpointing else ""
+    encoded = run.image_pass(share, images).kept + 2 * share * tokens * 8
+    parts = (
+        _weights(run, shards=shards),
+        *([Part("layers of it that are together in a pass", run.gathered_bytes())] if shards > 1 else []),
+        Part(_trained_part(align.lora.rank, False), policy),
+        Part("its gradients, float32", policy),
+        Part("its AdamW states, float32", 2 * policy + FLOAT32 * len(run.trained(POLICY))),
+        Part(f"image features and rows of {share:,} pairs", encoded),
+        *_training_parts(rows, f"{tokens:,} tokens{kind}", passes),
     )
     return Footprint(parts, batch)
 

@@ -63,7 +63,7 @@ def plan_cluster(config: Config, cluster: ClusterFile, stages: Collection[str] =
     for stage, requests in known.items():
         if stages and stage not in stages:
             continue
-        beside = known[SERVE_STAGE] if stage == ALIGN_STAGE else []
+        beside = known.get(SERVE_STAGE, []) if stage == ALIGN_STAGE else []
         for request in (*beside, *requests):
             _require_a_type(stage, request, cluster)
         placed = _place(stage, [*beside, *requests], cluster)

@@ -162,7 +162,7 @@ def rollout_worker(config: Config) -> ResourceRequest:
 
 
 def learner(config: Config) -> ResourceRequest:
-    """Of a worker of `actors.alignment.learner`."""
+    """Of a worker of `actors.alignment.learner` or `actors.alignment.preference_learner`."""
     align = config.align
     return ResourceRequest(
         "Learner", "align", align.num_workers, align.cpus_per_worker, align.gpus_per_worker, dict(align.label_selector)
@@ -177,16 +177,19 @@ def generator(config: Config) -> ResourceRequest:
 def stage_requests(config: Config) -> dict[str, list[ResourceRequest]]:
     """What the stages of the pipeline ask for, in the order in which they run.
 
-    The requests of a stage are there at the same time, and so are those of ``serve_rewards`` and ``align``. Tasks that
-    copy given responses ask for one CPU each; the driver and what Ray starts for itself ask for none.
+    The requests of a stage are there at the same time, and so are those of ``serve_rewards`` and ``align``; where
+    preferences are learnt from there is no service. Tasks that copy given responses ask for one CPU each; the driver
+    and what Ray starts for itself ask for none.
     """
     second = config.label.second_verifier
+    service = [reward_gateway(config), *(reward_replica(config, name) for name in reward_scorers(config))]
+    online = not config.align.learns_from_preferences
     return {
         "sample": [sampler(config)],
         "label": [fact_extraction(config), verifier(config.label.verifier)],
         **({} if second is None else {"label, second": [verifier(second, second=True)]}),
         "train_rewards": [reward_trainer(config)],
-        SERVE_STAGE: [reward_gateway(config), *(reward_replica(config, name) for name in reward_scorers(config))],
-        ALIGN_STAGE: [learner(config), rollout_worker(config)],
+        **({SERVE_STAGE: service} if online else {}),
+        ALIGN_STAGE: [learner(config), *([rollout_worker(config)] if online else [])],
         "evaluate": [generator(config)],
     }

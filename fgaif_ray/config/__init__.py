@@ -6,6 +6,7 @@ imported.
 
 from fgaif_ray.config.align import (
     AlignConfig,
+    DPOConfig,
     GuardConfig,
     KLConfig,
     MLflowConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "ColumnNames",
     "Config",
     "ControlItemConfig",
+    "DPOConfig",
     "DataConfig",
     "EngineConfig",
     "EvaluateConfig",

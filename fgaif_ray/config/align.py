@@ -1,11 +1,14 @@
 """Sections of PPO."""
 
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fgaif_ray.config.base import EngineConfig, LabelSelector, LoRAOptions, Section
 from fgaif_ray.config.per_type import DEFAULT_WEIGHT, by_type
+
+PREFERENCE_ALGORITHMS: Final = ("dpo", "c-dpo")
+"""Those that learn from pairs of labelled responses."""
 
 
 class PPOConfig(Section):
@@ -55,6 +58,33 @@ class PPOConfig(Section):
     """Truncation of the importance weights between the rollout engine's and the learner's log-probabilities."""
 
 
+class DPOConfig(Section):
+    """Learning from preferences (``algorithm: dpo`` and ``c-dpo``): pairs made of ``feedback/``, and the update.
+
+    A response is worth what ``align.reward`` would pay for it if the reward models said what the labels say.
+    """
+
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly a pair's log-probability ratios to the reference count: small lets the policy go far from it."""
+    length_normalisation: bool = False
+    """Divide each ratio by its tokens, so that long responses do not weigh more; ``beta`` is then some ten times as
+    large."""
+    margin: float = Field(default=0.5, ge=0)
+    """How much more the better of a pair must be worth than the worse, in units of reward."""
+    pairs_per_prompt: int = Field(default=4, ge=1)
+    """The most pairs that are made of the responses to one image and prompt."""
+    pairs_per_step: int = Field(default=64, ge=1)
+    """Pairs of an optimiser step, over all workers; ``align.steps`` of them are made."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Pairs of a forward and backward pass of one worker."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls towards zero from the end of the warm-up to ``align.steps``."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which it rises linearly."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
 class RewardComposition(Section):
     """Options of turning verdicts into token rewards."""
 
@@ -86,6 +116,11 @@ class RewardComposition(Section):
     from them."""
     failure: Literal["mask", "fail"] = "mask"
     """If a reward is unavailable: ``mask`` learns nothing from its response, ``fail`` ends the run."""
+
+    @property
+    def of_response(self) -> dict[str, Any]:
+        """The settings that are about the reward of a single response (``fgaif_ray.rewards.composition``)."""
+        return self.model_dump(exclude={"failure", "truncated", "scale", "scale_steps"})
 
 
 class KLConfig(Section):
@@ -178,11 +213,14 @@ class TrackingConfig(Section):
 
 
 class AlignConfig(Section):
-    """Reinforcement learning on dense rewards."""
+    """Reinforcement learning on dense rewards, or learning from the preferences that labels give."""
 
-    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
-    """How tokens are credited: ``ppo`` with a critic; ``grpo`` and ``rloo`` by comparing several responses to one image
-    and prompt (``samples_per_prompt``), without one. ``align.ppo`` has the settings of the update for all of them."""
+    algorithm: Literal["ppo", "grpo", "rloo", "dpo", "c-dpo"] = "ppo"
+    """How the policy learns. On rewards, by how tokens are credited: ``ppo`` with a critic; ``grpo`` and ``rloo`` by
+    comparing several responses to one image and prompt (``samples_per_prompt``), without one. ``align.ppo`` has the
+    settings of the update for all of them. From pairs of ``feedback/``, without rollouts and reward models: ``dpo`` of
+    whole responses, ``c-dpo`` of single segments after the same context. ``align.dpo`` has their settings, and
+    ``align.ppo``, ``align.kl`` and ``align.rollout`` are not read."""
     steps: int = Field(default=100, ge=1)
     rollout_batch_size: int = Field(default=512, ge=1)
     """Responses per step, over all workers."""
@@ -190,6 +228,7 @@ class AlignConfig(Section):
     """Responses to each image and prompt of a step, each with a seed of its own; ``rollout_batch_size`` counts all."""
     lora: LoRAOptions = LoRAOptions()
     ppo: PPOConfig = PPOConfig()
+    dpo: DPOConfig = DPOConfig()
     reward: RewardComposition = RewardComposition()
     kl: KLConfig = KLConfig()
     guards: GuardConfig = GuardConfig()
@@ -212,8 +251,20 @@ class AlignConfig(Section):
     """Labels of the nodes that the learner's workers may run on."""
     threads: int | None = Field(default=None, ge=1)
 
+    @property
+    def learns_from_preferences(self) -> bool:
+        """Whether pairs of labelled responses take the place of rollouts and rewards."""
+        return self.algorithm in PREFERENCE_ALGORITHMS
+
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
+        if self.learns_from_preferences:
+            if self.dpo.pairs_per_step < self.num_workers:
+                raise ValueError(
+                    f"{self.dpo.pairs_per_step} pairs a step do not go round {self.num_workers} learner workers: raise "
+                    "align.dpo.pairs_per_step or lower align.num_workers"
+                )
+            return self
         prompts, rest = divmod(self.rollout_batch_size, self.samples_per_prompt)
         if rest:
             raise ValueError(
@@ -231,13 +282,15 @@ class AlignConfig(Section):
     def _algorithm_has_what_it_needs(self) -> Self:
         if self.algorithm == "ppo":
             return self
+        if self.critic_from_reward is not None:
+            raise ValueError(f"align.algorithm={self.algorithm} has no critic: leave align.critic_from_reward out")
+        if self.learns_from_preferences:
+            return self
         if self.samples_per_prompt < 2:
             raise ValueError(
                 f"align.algorithm={self.algorithm} compares responses to one image and prompt: set "
                 "align.samples_per_prompt to 2 or more"
             )
-        if self.critic_from_reward is not None:
-            raise ValueError(f"align.algorithm={self.algorithm} has no critic: leave align.critic_from_reward out")
         if self.algorithm != "grpo":
             return self
         if self.reward.granularity == "response" or self.reward.normalise_by_segments:

@@ -146,6 +146,13 @@ class SampleConfig(Section):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=896, ge=1)
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Responses to each image and prompt, each with a seed of its own; preferences are made of several."""
+    shared_prefixes: bool = False
+    """Whether every further response to an image and prompt begins with the first segments of the first one, up to a
+    segment drawn at random, and goes its own way from there: pairs of segments after the same context
+    (``align.algorithm: c-dpo``) then come from anywhere in a response. Without it they come from their beginnings."""
     batch_size: int = Field(default=64, ge=1)
+    """Responses that an engine is given at a time."""
     engines: int = Field(default=1, ge=1)
     engine: EngineConfig = EngineConfig()

@@ -91,6 +91,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _preferences_have_something_to_compare(self) -> Self:
+        provided = self.data.source in ("rows", "dataset")  # which may bring several responses to a prompt
+        if self.align.learns_from_preferences and self.sample.samples_per_prompt < 2 and not provided:
+            raise ValueError(
+                f"align.algorithm={self.align.algorithm} compares responses to one image and prompt: set "
+                "sample.samples_per_prompt to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _coarse_verdicts_are_paid_once(self) -> Self:
         if self.rewards.kind == "coarse" and self.align.reward.normalise_by_segments:
             raise ValueError(

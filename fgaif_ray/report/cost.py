@@ -1,4 +1,4 @@
-"""The cost of a run: time per stage and PPO phase, calls, tokens, money, memory. Unmeasured parts are left out."""
+"""The cost of a run: time per stage and phase, calls, tokens, money, memory. Unmeasured parts are left out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -14,7 +14,7 @@ _TIMED: Final = (  # job, and the file that holds its seconds where no pipeline 
     ("label", FEEDBACK, "metrics.json"),
     ("evaluate", EVALUATION, "metrics.json"),
 )
-_PHASES: Final = ("rollout", "reward", "reference", "update", "sync")
+_PHASES: Final = ("rollout", "reward", "reference", "images", "update", "sync")
 _LEDGER: Final = (
     ("calls", "calls"),
     ("answered", "answered"),
@@ -104,10 +104,10 @@ def work(run_dir: str, labels: Mapping[str, Any], steps: Sequence[Mapping[str, A
         pairs.append(("facts verified", show_count(sum((labels.get("facts") or {}).values()))))
     if steps:
         pairs.append(("Steps of alignment", show_count(len(steps))))
-    for name, key in (("responses", "count/responses"), ("tokens", "count/tokens")):
+    for name, key in (("responses sampled", "count/responses"), ("pairs", "count/pairs"), ("tokens", "count/tokens")):
         total = sum(line.get(key) or 0 for line in steps)
         if total:
-            pairs.append((f"PPO, sampled {name}", show_count(total)))
+            pairs.append((f"alignment, {name}", show_count(total)))
     answered = storage.read_manifest(run_dir, EVALUATION) or {}
     if "rows" in answered:
         pairs.append(("answers in evaluation", show_count(answered["rows"])))

@@ -1,4 +1,4 @@
-"""Training curves of a PPO run, from its ``metrics.jsonl``."""
+"""Training curves of an alignment, from its ``metrics.jsonl``."""
 
 import json
 import math
@@ -35,6 +35,14 @@ class Panel:
 _PANELS: Final = (
     Panel("Facts per response", "by the reward models", (("facts", "facts/per_response", "after"),), minor=False),
     Panel("KL to the backbone", "nats per response", (("KL", "kl/per_response", "after"),), minor=False),
+    Panel("Loss of preferences", "per pair; 0.69 before learning", (("loss", "dpo/loss", "after"),), minor=False),
+    Panel("Pairs told apart", "share of pairs", (("right", "dpo/told_apart", "after"),), minor=False),
+    Panel(
+        "Implicit reward",
+        "beta times nats",
+        (("chosen", "dpo/chosen_reward", "after"), ("rejected", "dpo/rejected_reward", "before")),
+        minor=False,
+    ),
     Panel("Length", "tokens", (("mean", "response/length", "after"),)),
     Panel("Stopped by themselves", "share of responses", (("stopped", "response/stopped_share", "after"),)),
     Panel("Entropy", "nats per token", (("entropy", "policy/entropy", "after"),)),

@@ -9,7 +9,8 @@ from typing import Final
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images, read_image_file
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.records import Feedback, Segment
+from fgaif_ray.records import Feedback
+from fgaif_ray.rewards.fact_counts import labelled_counts
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
 from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
@@ -94,7 +95,7 @@ def from_feedback(rows: Iterable[Feedback], types: Sequence[str]) -> list[Traini
             prompt=row.response.prompt,
             segments=tuple(segment.text for segment in row.segments),
             labels={name: tuple(_code(segment.labels[name]) for segment in row.segments) for name in types},
-            facts={name: tuple(_facts(segment, name) for segment in row.segments) for name in types},
+            facts={name: tuple(labelled_counts(segment, name) for segment in row.segments) for name in types},
         )
         for row in known
     ]
@@ -102,16 +103,6 @@ def from_feedback(rows: Iterable[Feedback], types: Sequence[str]) -> list[Traini
 
 def _code(label: int | None) -> int:
     return IGNORED if label is None else label
-
-
-def _facts(segment: Segment, name: str) -> tuple[int, int]:
-    """Count a type's facts and the false ones among them, as few as fit a label that says that there are any.
-
-    A label may have been replaced (by a person, by noise) and say more than the facts do.
-    """
-    verdicts = [fact.consistent for fact in segment.facts if fact.type == name]
-    facts = max(len(verdicts), 1)
-    return facts, max(facts - sum(verdicts), 1) if verdicts else 1
 
 
 def split_by_image(

@@ -29,9 +29,21 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from fgaif_ray.records import Segment
+
 RIDGES: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties that are tried, in units of the states' mean variance; the held-out images choose."""
 TARGETS: Final = ("facts", "false_facts")
+
+
+def labelled_counts(segment: Segment, fact_type: str) -> tuple[int, int]:
+    """Count a type's facts and the false ones among them, as few as fit a label that says that there are any.
+
+    A label may have been replaced (by a person, by noise) and say more than the facts do.
+    """
+    verdicts = [fact.consistent for fact in segment.facts if fact.type == fact_type]
+    facts = max(len(verdicts), 1)
+    return facts, max(facts - sum(verdicts), 1) if verdicts else 1
 
 
 def bounded(raw: Tensor) -> Tensor:

@@ -1,22 +1,23 @@
-"""The state of a PPO run as a folder: safetensors for tensors, JSON for the rest, and the policy as a PEFT adapter.
+"""The state of an alignment as a folder: safetensors for tensors, JSON for the rest, and the policy as a PEFT adapter.
 
 Random numbers are functions of the seed and the step (see ``plan``), so the step restores the data position and
 every generator.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fgaif_ray.rewards.scale import RunningScale
 from fgaif_ray.rl.guards import TrainingGuards
 from fgaif_ray.rl.kl import KLController
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.staleness import PreviousPolicy
-from fgaif_ray.rl.step import PPOUpdater
 
 STATE_FILE: Final = "state.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -25,12 +26,23 @@ PREVIOUS_POLICY_FILE: Final = "previous_policy.safetensors"
 POLICY_FOLDER: Final = "policy"
 
 
+class Updater(Protocol):
+    """What has an optimiser."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+UpdaterType = TypeVar("UpdaterType", bound=Updater)
+
+
 @dataclass(frozen=True, slots=True)
-class LearnerState:
-    """Everything that changes while PPO runs."""
+class LearnerState(Generic[UpdaterType]):
+    """Everything that changes while a policy is aligned."""
 
     model: PolicyModel
-    updater: PPOUpdater
+    updater: UpdaterType
     kl_controller: KLController
     guards: TrainingGuards
     previous: PreviousPolicy | None = None

@@ -65,7 +65,6 @@ class TrainingGuards:
         Raises:
             TrainingStopped: a guard fired.
         """
-        config = self._config
         self._above(
             "missing rewards",
             metrics.missing_reward_share,
@@ -76,12 +75,7 @@ class TrainingGuards:
         if metrics.missing_reward_share == 1:
             return
         non_finite = metrics.non_finite or not all(map(math.isfinite, asdict(metrics).values()))
-        if self._beyond("non-finite streak", non_finite, config.max_non_finite_streak):
-            raise TrainingStopped(
-                f"non-finite streak: {config.max_non_finite_streak} steps in a row had a loss, gradient or "
-                "metric that is not finite; lower the learning rate, look for broken inputs, or change "
-                "align.guards.max_non_finite_streak"
-            )
+        self.check_update(non_finite)
         if non_finite:
             return
         length_share = self._share_of_baseline(metrics.response_length, self._baseline_lengths)
@@ -142,6 +136,22 @@ class TrainingGuards:
             "of the first facts per response are left",
             "the policy learns to say less: raise the KL weight or what true facts earn",
         )
+
+    def check_update(self, non_finite: bool) -> None:
+        """Check a step's update alone, where there are no responses to look at.
+
+        Args:
+            non_finite: whether a loss, gradient or metric of it is not finite.
+
+        Raises:
+            TrainingStopped: too many in a row are not.
+        """
+        most = self._config.max_non_finite_streak
+        if self._beyond("non-finite streak", non_finite, most):
+            raise TrainingStopped(
+                f"non-finite streak: {most} steps in a row had a loss, gradient or metric that is not finite; lower "
+                "the learning rate, look for broken inputs, or change align.guards.max_non_finite_streak"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-serialisable state of the streaks and baselines."""

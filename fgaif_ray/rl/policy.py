@@ -45,7 +45,7 @@ class EncodedRows:
 
     inputs: RowInputs
     prompt_lengths: Tensor
-    """``[rows]`` int64, image tokens included."""
+    """``[rows]`` int64, image tokens included, and the context that a response goes on from."""
     response_lengths: Tensor
     """``[rows]`` int64, at least 1."""
     features: tuple[ImageFeatures, ...]
@@ -201,7 +201,11 @@ class PolicyModel(nn.Module):
         return self._adapter_parameters(CRITIC) | head
 
     def encode(
-        self, prompts: Sequence[str], images: Sequence[Image | Sequence[Image]], responses: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Image | Sequence[Image]],
+        responses: Sequence[Sequence[int]],
+        contexts: Sequence[Sequence[int]] | None = None,
     ) -> EncodedRows:
         """Encode prompts, images and sampled ids; runs the vision tower once for the same image objects.
 
@@ -209,11 +213,14 @@ class PolicyModel(nn.Module):
             prompts: one a row, without the chat template.
             images: one a row, or several in the order of their places; the same objects in several rows are read once.
             responses: ``[rows]`` sampled ids, at least one each.
+            contexts: ``[rows]`` ids between prompt and response, which count as part of the prompt; None for none.
 
         Raises:
             ValueError: the lengths differ, there are no rows, or a response is empty.
         """
-        if not (len(prompts) == len(images) == len(responses) > 0 and all(len(ids) for ids in responses)):
+        if contexts is None:
+            contexts = [()] * len(responses)
+        if not (len(prompts) == len(images) == len(responses) == len(contexts) > 0 and all(map(len, responses))):
             raise ValueError("prompts, images and responses must be as many, at least one, and no response empty")
         front_end = self.backbone.front_end
         encoded: dict[tuple[str, tuple[int, ...]], EncodedPrompt] = {}
@@ -227,8 +234,12 @@ class PolicyModel(nn.Module):
         own = [encoded[prompt, key] for prompt, key in zip(prompts, keys, strict=True)]
         place = {key: index for index, key in enumerate(of_images)}
         return EncodedRows(
-            inputs=self.backbone.rows(own, responses),
-            prompt_lengths=torch.tensor([len(one) for one in own], device=self.device),
+            inputs=self.backbone.rows(
+                own, [(*context, *ids) for context, ids in zip(contexts, responses, strict=True)]
+            ),
+            prompt_lengths=torch.tensor(
+                [len(one) + len(context) for one, context in zip(own, contexts, strict=True)], device=self.device
+            ),
             response_lengths=torch.tensor([len(ids) for ids in responses], device=self.device),
             features=tuple(self._image_features(list(of_images.values()))),
             image_index=torch.tensor([place[key] for key in keys]),

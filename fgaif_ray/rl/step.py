@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgaif_ray.config import KLConfig, PPOConfig
 from fgaif_ray.rl.advantages import (
@@ -34,6 +34,7 @@ from fgaif_ray.rl.losses import (
     value_loss,
 )
 from fgaif_ray.rl.micro_batches import passes
+from fgaif_ray.rl.optimiser import AdapterOptimiser
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.trajectories import TrajectoryBatch
 from fgaif_ray.vlm.group import LearnerGroup
@@ -221,16 +222,11 @@ class PPOUpdater:
             raise ValueError("loss_normalisation=constant needs the most tokens of a response")
         self._model, self._config, self._group, self._total_steps = model, config, group, total_steps
         self._max_tokens = max_tokens
-        self._groups = {"policy": model.policy_parameters()}
+        groups = {"policy": model.policy_parameters()}
         if model.has_critic:
-            self._groups["critic"] = model.critic_parameters()
+            groups["critic"] = model.critic_parameters()
         rates = {"policy": config.learning_rate, "critic": config.critic_learning_rate}
-        self._optimizer = torch.optim.AdamW(
-            [{"params": list(named.values()), "lr": rates[name]} for name, named in self._groups.items()],
-            weight_decay=0.0,
-            fused=True,
-        )
-        self._rates = [rates[name] for name in self._groups]
+        self._optimiser = AdapterOptimiser(groups, rates, config.max_grad_norm, group)
 
     def update(
         self, experience: Experience, step: int, generator: torch.Generator, minibatches: int
@@ -253,12 +249,11 @@ class PPOUpdater:
             warmup_steps=self._config.warmup_steps,
             total_steps=self._total_steps,
         )
-        for parameters, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            parameters["lr"] = rate * scale
+        self._optimiser.scale_rates(scale)
         statistics = _Statistics(self._model.has_critic)
         skipped, norms = 0, []
         critic_alone = self._model.has_critic and step < self._config.critic_warmup_steps
-        learning = ["critic"] if critic_alone else list(self._groups)
+        learning = ["critic"] if critic_alone else self._optimiser.groups
         learnt = experience.mask.any(dim=1).nonzero().squeeze(1)  # [rows]; rows without reward cost no pass
         minibatch_rows = (
             learnt[places]
@@ -274,16 +269,16 @@ class PPOUpdater:
                 continue
             stopped = self._moved_too_far(statistics.policy[first:])
             if stopped:
-                self._optimizer.zero_grad(set_to_none=True)
+                self._optimiser.drop_gradients()
                 break
-            norm = self._apply(learning)
+            norm = self._optimiser.step(learning)
             skipped += norm is None
             norms += [norm] if norm is not None else []
         mean_norms = {
             f"update/{name}_gradient_norm": sum(norm[name] for norm in norms) / len(norms)
             if norms and name in learning
             else math.nan
-            for name in self._groups
+            for name in self._optimiser.groups
         }
         done = {
             "update/skipped": float(skipped),
@@ -296,20 +291,11 @@ class PPOUpdater:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimiser's tensors by parameter name."""
-        state = {}
-        for named in self._groups.values():
-            for name, parameter in named.items():
-                for key, value in self._optimizer.state.get(parameter, {}).items():
-                    state[f"{key}/{name}"] = value.detach().cpu().clone()
-        return state
+        return self._optimiser.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore a ``state_dict``."""
-        named = {name: value for group in self._groups.values() for name, value in group.items()}
-        for entry, tensor in state.items():
-            key, name = entry.split("/", 1)
-            # Adam's step counters are float32 and stay on the parameters' device, as fused Adam wants them.
-            self._optimizer.state[named[name]][key] = tensor.to(named[name].device)
+        self._optimiser.load_state_dict(state)
 
     def _moved_too_far(self, policy: Sequence[PolicyStatistics]) -> bool:
         """Whether the policy is further from the one before the update than ``target_kl``, over the whole group."""
@@ -406,31 +392,6 @@ class PPOUpdater:
         )
         statistics.value.append(value)
         (self._config.value_coefficient * loss).backward()
-
-    def _apply(self, learning: Sequence[str]) -> dict[str, float] | None:
-        """Make one optimiser step on the group's gradients; returns the norms, or None if it was skipped.
-
-        Args:
-            learning: names of what is trained; the rest stays as it is.
-        """
-        norms = {}
-        for name in learning:
-            parameters = self._groups[name]
-            gradients = [
-                parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-                for parameter in parameters.values()
-            ]
-            self._group.sum_all(gradients)
-            for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-                parameter.grad = gradient
-            # Clipped apart: a large error of the critic must not shrink the policy's step.
-            norm = nn.utils.clip_grad_norm_(list(parameters.values()), self._config.max_grad_norm)
-            norms[name] = float(norm)
-        finite = all(map(math.isfinite, norms.values()))
-        if finite:
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return norms if finite else None
 
 
 class _Statistics:

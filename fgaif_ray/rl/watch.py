@@ -98,7 +98,14 @@ def watched_by_guards(metrics: dict[str, float]) -> StepMetrics:
 
 
 def progress_note(metrics: dict[str, float | None]) -> str:
-    """Format one line for a person: mean reward per type, facts per response, KL, length, seconds."""
+    """Format one line for a person: mean reward per type, facts per response, KL, length, seconds; of a step on
+    preferences the loss, and how well pairs are told apart.
+    """
+    if "dpo/loss" in metrics:
+        return (
+            f"loss {_shown(metrics['dpo/loss'], 3)}, told apart {_shown(metrics['dpo/told_apart'])}, margin "
+            f"{_shown(metrics['dpo/margin'])}, {_shown(metrics['timing/step'], 1)} s/step"
+        )
     rewards = ", ".join(f"{fact_type} {_shown(metrics[f'reward/{fact_type}'])}" for fact_type in types_of(metrics))
     return (
         f"reward {_shown(metrics['reward/total'])} ({rewards}), facts {_shown(metrics['facts/per_response'])}, "

@@ -78,8 +78,9 @@ REWARDS_LATER: Final = ("planted_share", "fact_counts")
 ALIGN_LATER: Final = ("algorithm",)
 PPO_LATER: Final = ("clip_high", "ratio", "critic_warmup_steps", "target_kl", "loss_normalisation")
 REWARD_LATER: Final = ("truncated", "scale", "scale_steps", "unit", "false_cost")
-"""Settings of ``rewards``, ``align``, ``align.ppo`` and ``align.reward`` that came after runs had been made: at their
-defaults they do not count."""
+SAMPLE_LATER: Final = ("samples_per_prompt", "shared_prefixes")
+"""Settings of ``rewards``, ``align``, ``align.ppo``, ``align.reward`` and ``sample`` that came after runs had been
+made: at their defaults they do not count."""
 
 
 class AskedImages(Protocol):
@@ -168,7 +169,9 @@ def split_shapes(config: Config) -> Stage:
 
 def responses(config: Config, images: AskedImages) -> Stage:
     """What the policy says about the images of the sample set."""
-    sampling = config.sample.model_dump(include={"temperature", "top_p", "max_tokens"})
+    sampling = config.sample.model_dump(
+        include={"temperature", "top_p", "max_tokens", *_changed(config.sample, SAMPLE_LATER)}
+    )
     policy = [config.policy.model, config.sample.engine.dtype]
     prompts = images.prompts_of(images.sample, config.data.prompts)
     provided = [images.provided_key] if images.provided else []
@@ -228,6 +231,11 @@ def at_default(section: Section, names: Sequence[str]) -> list[str]:
     return [name for name in names if getattr(section, name) == type(section).model_fields[name].default]
 
 
+def _changed(section: Section, names: Sequence[str]) -> set[str]:
+    """Those of a section's keys that have not."""
+    return {*names} - {*at_default(section, names)}
+
+
 def reading_key(config: Config) -> list[dict[str, Any]]:
     """What a stage that shows images to a model depends on beside them: limits of pixels and variables of chat
     templates, if any is set.
@@ -285,15 +293,23 @@ def rewards(config: Config, of_feedback: str | None = None) -> Stage:
     return Stage(config.run.dir, REWARDS, fingerprint("rewards-2", settings, config.run.seed, source, *types))
 
 
-def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) -> Stage:
+def policy(
+    config: Config, images: AskedImages, reward_versions: Sequence[str], of_feedback: str | None = None
+) -> Stage:
     """The aligned policy.
 
     Args:
         config: the configuration.
         images: of the run.
         reward_versions: version of the reward model of each fact type.
+        of_feedback: fingerprint of the labels, which preferences are made of; None reads it.
+
+    Raises:
+        UserError: preferences are to be learnt from, and the responses have not been labelled.
     """
-    left_out = {*ALIGN_PLACEMENT, "rollout", *at_default(config.align, ALIGN_LATER)}
+    if config.align.learns_from_preferences:
+        return policy_of_preferences(config, of_feedback)
+    left_out = {*ALIGN_PLACEMENT, "rollout", "dpo", *at_default(config.align, ALIGN_LATER)}
     align = config.align.model_dump(exclude=left_out)
     for part, later in (("ppo", PPO_LATER), ("reward", REWARD_LATER)):
         for name in at_default(getattr(config.align, part), later):
@@ -313,6 +329,27 @@ def policy(config: Config, images: AskedImages, reward_versions: Sequence[str]) 
         *reading_key(config),
         *_limit_key(config),
     )
+    return Stage(config.run.dir, POLICY, key)
+
+
+def policy_of_preferences(config: Config, of_feedback: str | None = None) -> Stage:
+    """A policy that has learnt from pairs of ``feedback/``: neither the images of PPO nor reward models count.
+
+    Args:
+        config: the configuration.
+        of_feedback: fingerprint of the labels; None reads it.
+
+    Raises:
+        UserError: the responses have not been labelled.
+    """
+    align = config.align.model_dump(include={"algorithm", "steps", "lora", "dpo", "reward"})
+    del align["dpo"]["micro_batch_size"]
+    # Labels are certain, nobody has to be asked for them, and there is no spread of rewards over steps.
+    for name in ("value", "truncated", "failure", "scale", "scale_steps"):
+        del align["reward"][name]
+    policy = config.policy.model_dump(include={"model", "dtype"})
+    source = of_feedback or _fingerprint_of(config, FEEDBACK)
+    key = fingerprint("preferences-1", config.run.seed, align, policy, source, *reading_key(config))
     return Stage(config.run.dir, POLICY, key)
 
 
@@ -390,7 +427,7 @@ def planned(config: Config) -> dict[str, str]:
     keys[FEEDBACK] = feedback(config, sources, keys[RESPONSES]).fingerprint
     keys[REWARDS] = rewards(config, keys[FEEDBACK]).fingerprint
     scaled = config.rewards.temperature_scaling
-    keys[POLICY] = policy(config, images, [keys[REWARDS], str(scaled)]).fingerprint
+    keys[POLICY] = policy(config, images, [keys[REWARDS], str(scaled)], keys[FEEDBACK]).fingerprint
     keys[BEFORE] = answers_before(config, images)
     keys[EVALUATION] = evaluation(config, images, keys[POLICY]).fingerprint
     return keys

@@ -10,6 +10,7 @@ from support.sampling_runs import GOOD_IMAGES, MAX_TOKENS, POLICY, PROMPTS, make
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
+from fgaif_ray.segments import split_segments
 from fgaif_ray.vlm.front_end import FrontEnd, load_front_end
 from jobs import sample
 
@@ -92,6 +93,43 @@ class TestSample:
     def test_finished_stage_is_left_alone(self, sampled: Any, capsys: pytest.CaptureFixture[str]) -> None:
         sample.run(sampled[0])
         assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+def test_several_responses_to_a_prompt_share_their_beginnings(
+    sampled: Any, front_end: FrontEnd, tmp_path: Path
+) -> None:
+    """The first response is that of a run with one; the others begin like it and go their own ways."""
+    config, before = sampled
+    several = {"samples_per_prompt": 4, "shared_prefixes": True, "batch_size": 40}
+    again = config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"dir": str(tmp_path / "run")}),
+            "sample": config.sample.model_copy(update=several),
+        }
+    )
+    sample.run(again)
+    manifest = storage.read_manifest(again.run.dir, "responses")
+    assert manifest is not None
+    assert (manifest["rows"], manifest["rejected"]) == (4 * GOOD_IMAGES, 16)  # of three images, and of one repeated
+    rows = list(storage.read_rows(storage.join(again.run.dir, "responses")))
+    first = {row["sample_id"]: row for row in before}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["image"], row["prompt"]), []).append(row)
+    shared = 0
+    for group in groups.values():
+        [one] = [row for row in group if row["sample_id"] in first]
+        assert one["token_ids"] == first[one["sample_id"]]["token_ids"]
+        others = [row for row in group if row is not one]
+        assert len(others) == 3
+        for row in others:
+            assert row["response"] == front_end.decode(row["token_ids"]) and len(row["token_ids"]) <= MAX_TOKENS
+            spans = split_segments(one["response"])
+            shared += any(row["response"].startswith(one["response"][: span.end].rstrip()) for span in spans[:-1])
+            assert row["token_ids"] != one["token_ids"] or len(spans) < 2
+    assert shared > len(rows) / 4  # of three quarters of the rows; the rest begin with another segment
 
 
 def ask(image: str, prompt: str, response: str | None) -> dict[str, Any]:

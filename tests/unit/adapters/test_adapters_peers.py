@@ -1,6 +1,6 @@
 """The adapters inside the trainers' own code, each test where its trainer is installed.
 
-Beside requirements/cpu.lock: `pip install trl==1.16.0 datasets`, `pip install --no-deps openrlhf==0.11.2 pylatexenc`,
+TRL is in requirements/cpu.lock. Beside it: `pip install --no-deps openrlhf==0.11.2 pylatexenc`,
 `pip install --no-deps verl==0.9.1 tensordict pyvers omegaconf antlr4-python3-runtime==4.9.3 hydra-core codetiming`.
 EasyR1 also calls itself verl: put its sources on PYTHONPATH in the other one's place. SkyRL wants Python 3.12.
 """

@@ -51,6 +51,14 @@ def test_gpu_actors_go_to_nodes_with_gpus_and_the_others_to_nodes_without() -> N
     assert (found["Sampler"], found["RewardTrainer"]) == ({"inference": 1}, {"data": 2})
 
 
+def test_learning_from_preferences_takes_the_learner_alone() -> None:
+    preferences = ("align.algorithm=dpo", "sample.samples_per_prompt=2")
+    online, offline = placed(shapes(), cluster(DATA)), placed(shapes(*preferences), cluster(DATA))
+    gone = online.keys() - offline.keys()
+    assert gone == {"RewardGateway", "ExistenceReward", "AttributeReward", "RelationReward", "RolloutWorker"}
+    assert offline["Learner"] == {"data": 2}
+
+
 def test_labels_send_stages_to_their_own_node_types() -> None:
     labelled = shapes("align.label_selector.role=training", "sample.engine.label_selector.role=inference")
     found = placed(labelled, cluster(DATA, INFERENCE, TRAINING))

@@ -20,8 +20,10 @@ from fgaif_ray.cluster.node_types import ClusterFile, NodeType
 from fgaif_ray.cluster.plan import plan_cluster
 from fgaif_ray.cluster.remedies import remedy
 from fgaif_ray.cluster.resources import generator, learner, reward_replica, reward_trainer, rollout_worker
-from fgaif_ray.config import Config, LoRAOptions, PPOConfig, load_config
+from fgaif_ray.config import Config, LoRAOptions, PPOConfig, change_config, load_config
 from fgaif_ray.errors import UserError
+from fgaif_ray.preferences.encoding import EncodedPair
+from fgaif_ray.preferences.step import DPOUpdater
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.data import FeatureCache, TrainingResponse, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
@@ -111,6 +113,30 @@ def test_the_learners_weights_gradients_and_optimiser_are_counted_to_the_byte(op
     assert weights == bytes_of(tensor for tensor in everything if id(tensor) not in own)
     assert (adapters, counted_gradients) == (bytes_of(parameters.values()), gradients)
     assert states == state_bytes(optimisers[0])
+
+
+def test_the_learner_of_preferences_is_counted_with_the_policy_alone(optimisers: list[AdamW]) -> None:
+    config = shapes("align.algorithm=dpo", "sample.samples_per_prompt=2", "align.num_workers=1")
+    model = PolicyModel(load_backbone(config.policy.model, config.policy.dtype), config.align.lora, critic=False)
+    pairs = [EncodedPair(("a.png",), "What is shown?", (), (70, 80, 2), (90, 2))]
+    DPOUpdater(model, config.align.dpo, LearnerGroup(model.device), 1).update(pairs, [(picture(1),)], 0)
+    weights, adapter, gradients, states, encoded, kept, working = sizes(config, learner(config)).values()
+    assert adapter == gradients == bytes_of(model.policy_parameters().values())
+    assert weights == bytes_of([*model.backbone.model.parameters(), *model.backbone.model.buffers()]) - adapter
+    assert states == state_bytes(optimisers[0])
+    assert encoded and kept and working
+
+
+def test_a_pass_of_fewer_pairs_is_what_makes_a_learner_of_preferences_fit() -> None:
+    preferences = ("align.algorithm=dpo", "sample.samples_per_prompt=2", "align.num_workers=1")
+    config = shapes(*preferences, "align.dpo.micro_batch_size=64")
+    total = footprint(config, learner(config), None)
+    assert total is not None
+    found = advice(config, learner(config), 0.6 * total.total / GIB)
+    assert found is not None and "align.dpo.micro_batch_size=" in found
+    changed = change_config(config, found.split(", or ")[0].split(" with "))
+    smaller = footprint(changed, learner(changed), None)
+    assert smaller is not None and smaller.total <= 0.62 * total.total  # it is taken to grow evenly
 
 
 def test_an_algorithm_without_a_critic_is_planned_without_one() -> None:

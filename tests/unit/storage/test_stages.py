@@ -175,6 +175,7 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("align.num_workers=2", set(stages.PLANNED)),
         ("run.seed=9", set()),
         ("data.max_pixels=50000", set()),
+        ("align.dpo.beta=0.3", set(stages.PLANNED)),
     ],
 )
 def test_what_runs_have_in_common_is_told_before_anything_is_there(change: str, kept: set[str]) -> None:
@@ -218,3 +219,35 @@ def test_verdicts_depend_on_whether_facts_may_be_about_several_images(
         for config in (plain, two)
     )
     assert all(first != second for first, second in zip(one, several, strict=True))
+
+
+PREFERENCES = ("align.algorithm=dpo", "sample.samples_per_prompt=4")
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ("align.dpo.beta=0.3", True),
+        ("align.algorithm=c-dpo", True),
+        ("align.steps=7", True),
+        ("align.reward.weights.relation=1", True),
+        ("label.verifier.threshold=0.4", True),
+        ("align.dpo.micro_batch_size=3", False),
+        ("align.ppo.epochs=9", False),
+        ("align.kl.coefficient=0.9", False),
+        ("rewards.epochs=9", False),
+        ("align.reward.value=argmax", False),
+    ],
+)
+def test_a_policy_of_preferences_depends_on_labels_and_not_on_reward_models(change: str, counts: bool) -> None:
+    file = ROOT / "configs" / "shapes.yaml"
+    one, other = (stages.planned(load_config(file, [*PREFERENCES, *more])) for more in ([], [change]))
+    assert (one[stages.POLICY] != other[stages.POLICY]) == counts
+
+
+def test_the_fingerprint_of_a_policy_of_preferences_is_found_in_one_way(tmp_path: Path) -> None:
+    finished_run(tmp_path, "shapes")
+    config = load_config(ROOT / "configs" / "shapes.yaml", [f"run.dir={tmp_path}", *PREFERENCES])
+    expected = stages.policy_of_preferences(config).fingerprint
+    assert stages.policy(config, IMAGES["shared"], ["any"]).fingerprint == expected
+    assert stages.policy_of_preferences(config, f"fp-{stages.FEEDBACK}").fingerprint == expected
