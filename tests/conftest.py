@@ -1,4 +1,4 @@
-"""Environment of every test, and the one local Ray cluster they share.
+"""Environment of every test, and what they share: one local Ray cluster, and one process that holds vLLM.
 
 The variables are set before anything imports ray, vllm or transformers, which read them at import.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from support.engine_process import EngineProcess
     from support.local_nodes import LocalNodes
 
 ENVIRONMENT = {
@@ -34,6 +35,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray Train looks every two seconds whether its workers have started or ended.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Metrics are exported every ten seconds.
+    "RAY_metrics_report_interval_ms": "3000",
     # Serve kills a proxy that takes longer than five seconds to answer, which one that starts on a busy machine does.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "MPLBACKEND": "Agg",
@@ -74,6 +77,15 @@ def ray_cluster() -> Iterator[dict[str, Any]]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def vllm_process() -> "Iterator[EngineProcess]":
+    """A process of its own that imports vLLM once, for calls that start engines, one after the other."""
+    from support.engine_process import engine_process
+
+    with engine_process() as process:
+        yield process
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Families of tiny checkpoints through ``check_model``, with a real engine."""
 
-import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -33,10 +32,7 @@ def check_family(name: str, folder: Path) -> list[CheckResult]:
     torch.set_num_threads(1)
     lora = LoRAOptions(rank=RANK, alpha=2 * RANK, target_modules=FAMILIES[name].linear_layers)
     options = SelfCheckOptions(dtype="float32", tolerance=EXACT, lora=lora, engine=ENGINE)
-    try:
-        return list(check_model(str(build(name, folder)), options))
-    finally:
-        gc.collect()  # the engine, before the next one
+    return list(check_model(str(build(name, folder)), options))
 
 
 def advice_of(lines: list[CheckResult]) -> Mapping[str, str]:

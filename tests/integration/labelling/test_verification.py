@@ -190,65 +190,67 @@ class TestVerification:
         assert sum(verified.metrics["labels_masked"].values()) == 0
 
 
+class Worker:
+    """A verifier as the job has it, an actor with an engine, and what it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        import ray
+
+        config = make_config(folder, "http://127.0.0.1:9/v1", images=BLOCK)
+        self.responses = list(map(Response.from_row, write_responses(config)))
+        self.stage, self.rejected_stage = feedback_stages(config)
+        verification = Verification(
+            config.label,
+            self.stage.partial,
+            self.rejected_stage.partial,
+            dict.fromkeys(FACT_TYPES, 0.5),
+            None,
+            load_control_items(ControlItemConfig(per_block=0), FACT_TYPES),
+            config.run.types,
+        )
+        self._actor = ray.remote(Verifier).remote(verification)
+
+    def verify(self, rows: list[ExtractedResponse]) -> dict[str, Any]:
+        import ray
+
+        [counts] = ray.get(self._actor.__call__.remote(seal_extracted(rows))).to_pylist()
+        return counts
+
+    def stop(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+@pytest.fixture(scope="class")
+def worker(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Iterator[Worker]:
+    started = Worker(tmp_path_factory.mktemp("blocks") / "run")
+    yield started
+    started.stop()
+
+
 @pytest.mark.ray
 @pytest.mark.vllm
 class TestRepeatedBlock:
-    def test_a_label_is_kept_when_the_block_is_done_again_and_a_call_times_out(
-        self, tmp_path: Path, ray_cluster: Any
-    ) -> None:
-        import ray
+    def test_a_response_that_the_endpoint_failed_on_is_neither_labelled_nor_rejected(self, worker: Worker) -> None:
+        """Stays first: nothing has been written yet."""
+        row = ExtractedResponse(response=worker.responses[2], spans=(), facts=None, unavailable="server: down")
+        counts = worker.verify([row])
+        assert (counts["done"], counts["rejected"], counts["unavailable"]) == (0, 0, ["server: down"])
+        written = [list(storage.read_rows(place.partial)) for place in (worker.stage, worker.rejected_stage)]
+        assert written == [[], []]
 
-        config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
+    def test_a_label_is_kept_when_the_block_is_done_again_and_a_call_times_out(self, worker: Worker) -> None:
         rows = [
             ExtractedResponse(
                 response=response,
                 spans=(Span(0, len(response.text)),),
                 facts=((Fact("existence", "There is a circle."),),),
             )
-            for response in map(Response.from_row, write_responses(config)[:2])
+            for response in worker.responses[:2]
         ]
         rejected = [rows[0], replace(rows[1], facts=None, reason="timeout: no answer")]
-        stage, rejected_stage = feedback_stages(config)
-        half = dict.fromkeys(FACT_TYPES, 0.5)
-        verification = Verification(
-            config.label,
-            stage.partial,
-            rejected_stage.partial,
-            half,
-            None,
-            load_control_items(ControlItemConfig(per_block=0), FACT_TYPES),
-            config.run.types,
-        )
-        worker = ray.remote(Verifier).remote(verification)
         failed = [rows[0], replace(rows[1], facts=None, unavailable="server: the endpoint failed")]
-        tables = [seal_extracted(given) for given in (rows, rejected, failed, rows)]
-        counts = [ray.get(worker.__call__.remote(table)).to_pylist()[0]["done"] for table in tables]
-        ray.kill(worker)
-        assert counts == [2, 2, 2, 2]
-        assert len(list(storage.read_rows(stage.partial))) == 2
-        assert storage.list_parts(rejected_stage.partial) == []
-
-    def test_a_response_that_the_endpoint_failed_on_is_neither_labelled_nor_rejected(
-        self, tmp_path: Path, ray_cluster: Any
-    ) -> None:
-        import ray
-
-        config = make_config(tmp_path / "run", "http://127.0.0.1:9/v1", images=BLOCK)
-        response = Response.from_row(write_responses(config)[0])
-        row = ExtractedResponse(response=response, spans=(), facts=None, unavailable="server: down")
-        stage, rejected_stage = feedback_stages(config)
-        half = dict.fromkeys(FACT_TYPES, 0.5)
-        verification = Verification(
-            config.label,
-            stage.partial,
-            rejected_stage.partial,
-            half,
-            None,
-            load_control_items(ControlItemConfig(per_block=0), FACT_TYPES),
-            config.run.types,
-        )
-        worker = ray.remote(Verifier).remote(verification)
-        [counts] = ray.get(worker.__call__.remote(seal_extracted([row]))).to_pylist()
-        ray.kill(worker)
-        assert (counts["done"], counts["rejected"], counts["unavailable"]) == (0, 0, ["server: down"])
-        assert [list(storage.read_rows(place.partial)) for place in (stage, rejected_stage)] == [[], []]
+        assert [worker.verify(given)["done"] for given in (rows, rejected, failed, rows)] == [2, 2, 2, 2]
+        assert len(list(storage.read_rows(worker.stage.partial))) == 2
+        assert storage.list_parts(worker.rejected_stage.partial) == []

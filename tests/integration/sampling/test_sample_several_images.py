@@ -1,14 +1,13 @@
 """Two images a prompt through the sampler and its real engine, and the learner that is to agree with it."""
 
 import pytest
-from support.engine_process import engine_process
+from support.engine_process import EngineProcess
 from support.several_images import PROMPTS, Agreement, sample_and_compare
 
 
 @pytest.fixture(scope="module")
-def agreement(tmp_path_factory: pytest.TempPathFactory) -> Agreement:
-    with engine_process() as process:
-        return process.submit(sample_and_compare, "qwen2_5_vl", tmp_path_factory.mktemp("two")).result()
+def agreement(vllm_process: EngineProcess, tmp_path_factory: pytest.TempPathFactory) -> Agreement:
+    return vllm_process.call(sample_and_compare, "qwen2_5_vl", tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.vllm

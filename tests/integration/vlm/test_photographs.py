@@ -1,14 +1,12 @@
 """Photographs of any shape and format through the workers of sampling and labelling, with real engines."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.engine_process import ENGINE, engine_process
+from support.engine_process import ENGINE, EngineProcess
 from support.families import build
 from support.photographs import write_photographs
 
@@ -43,25 +41,18 @@ def sample(config: Config, photographs: Sequence[Path], stage: str) -> None:
     """What a worker of the job makes of a block."""
     rows = [{"image": str(path), "prompt": PROMPT} for path in photographs]
     Sampler(config, stage)(seal(pa.Table.from_pylist(rows, schema=TASK_SCHEMA)))
-    gc.collect()
 
 
 def check(verifier: VerifierConfig, questions: Sequence[FactQuestion]) -> Findings:
     """Facts about images, asked as the worker of the job does."""
     images = {path: [load_image(path)] for path in dict.fromkeys(image for image, _ in questions)}
-    found = FactChecker(verifier, {}).ask(questions, images)
-    gc.collect()
-    return found
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Executor]:
-    with engine_process() as started:
-        yield started
+    return FactChecker(verifier, {}).ask(questions, images)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def labelled(request: pytest.FixtureRequest, process: Executor, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+def labelled(
+    request: pytest.FixtureRequest, vllm_process: EngineProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Labelled:
     folder = tmp_path_factory.mktemp("photographs")
     model, stage = str(build(request.param, folder / "model")), str(folder / "responses.partial")
     photographs = write_photographs(folder / "images")
@@ -77,9 +68,9 @@ def labelled(request: pytest.FixtureRequest, process: Executor, tmp_path_factory
             "rewards": {"backbone": model},
         }
     )
-    process.submit(sample, config, photographs, stage).result()
+    vllm_process.call(sample, config, photographs, stage)
     questions = [(str(path), fact) for path in photographs for fact in FACTS]
-    return Labelled(model, photographs, stage, process.submit(check, config.label.verifier, questions).result())
+    return Labelled(model, photographs, stage, vllm_process.call(check, config.label.verifier, questions))
 
 
 def test_every_photograph_is_described(labelled: Labelled) -> None:

@@ -2,12 +2,10 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Executor
 from pathlib import Path
 
 import pytest
-from support.engine_process import ENGINE, engine_process
+from support.engine_process import ENGINE, EngineProcess
 from support.families import FAMILIES, build
 from support.family_checks import COMPARED, RANK, advice_of, check_family
 from support.paths import ROOT
@@ -22,41 +20,39 @@ WITHOUT_ADAPTERS = ("llava_onevision", "cohere2_vision")
 """Families that vLLM serves no adapters for."""
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[Executor]:
-    with engine_process() as started:
-        yield started
-
-
 def serve_with_adapters(model: str) -> None:
     start_engine(model, ENGINE, lora_rank=RANK)
 
 
 @pytest.mark.parametrize("name", AGREE)
-def test_engine_and_learner_agree(name: str, process: Executor, tmp_path: Path) -> None:
-    lines = process.submit(check_family, name, tmp_path / name).result()
+def test_engine_and_learner_agree(name: str, vllm_process: EngineProcess, tmp_path: Path) -> None:
+    lines = vllm_process.call(check_family, name, tmp_path / name)
     assert advice_of(lines) == {}
     assert set(COMPARED) <= {line.what for line in lines}
 
 
 @pytest.mark.parametrize("name", WITHOUT_ADAPTERS)
-def test_merged_weights_agree_where_vllm_serves_no_adapters(name: str, process: Executor, tmp_path: Path) -> None:
-    lines = process.submit(check_family, name, tmp_path / name).result()
+def test_merged_weights_agree_where_vllm_serves_no_adapters(
+    name: str, vllm_process: EngineProcess, tmp_path: Path
+) -> None:
+    lines = vllm_process.call(check_family, name, tmp_path / name)
     advice = "vLLM serves no adapters for this family: set align.rollout.sync=merged"
     assert advice_of(lines) == {ADAPTER: advice}
     assert not any(line.failed for line in lines)
     assert {IDS, LOG_PROBS, MERGED} <= {line.what for line in lines}
 
 
-def test_adapters_that_vllm_does_not_serve_are_refused_in_one_sentence(process: Executor, tmp_path: Path) -> None:
+def test_adapters_that_vllm_does_not_serve_are_refused_in_one_sentence(
+    vllm_process: EngineProcess, tmp_path: Path
+) -> None:
     model = str(build("llava_onevision", tmp_path / "model"))
     with pytest.raises(UserError, match=r"does not support LoRA yet\): set align\.rollout\.sync=merged\.$"):
-        process.submit(serve_with_adapters, model).result()
+        vllm_process.call(serve_with_adapters, model)
 
 
-def test_an_engine_that_computes_something_else_is_found_out(process: Executor, tmp_path: Path) -> None:
+def test_an_engine_that_computes_something_else_is_found_out(vllm_process: EngineProcess, tmp_path: Path) -> None:
     """On a CPU vLLM's Gemma 3 attends causally within an image."""
-    lines = process.submit(check_family, "gemma3", tmp_path / "gemma3").result()
+    lines = vllm_process.call(check_family, "gemma3", tmp_path / "gemma3")
     assert {line.what for line in lines if line.failed} == {LOG_PROBS, MERGED}
     found = advice_of(lines)
     assert IDS not in found
@@ -64,9 +60,9 @@ def test_an_engine_that_computes_something_else_is_found_out(process: Executor, 
         assert found[what].startswith("log-probabilities of engine and learner differ by ")
 
 
-def test_what_vllm_does_not_run_on_a_cpu_is_told_in_one_sentence(process: Executor, tmp_path: Path) -> None:
+def test_what_vllm_does_not_run_on_a_cpu_is_told_in_one_sentence(vllm_process: EngineProcess, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^vLLM does not serve .*qwen3_5 as it is asked to \(Chunked prefill is"):
-        process.submit(check_family, "qwen3_5", tmp_path / "qwen3_5").result()
+        vllm_process.call(check_family, "qwen3_5", tmp_path / "qwen3_5")
 
 
 def test_the_command_takes_the_layers_of_the_adapter(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def rows_config(folder: Path, rows: int, images: int) -> Config:
     return config.model_copy(update={"data": data})
 
 
+@pytest.mark.proof
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_lost_node_costs_no_given_response(nodes: LocalNodes, tmp_path: Path) -> None:
     config = rows_config(tmp_path, rows=2400, images=12)
     node = nodes.add("data", 1)

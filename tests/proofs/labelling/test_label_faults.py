@@ -46,9 +46,9 @@ def start_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start
         yield start
 
 
+@pytest.mark.proof
 @pytest.mark.ray
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_job_lose_nothing_and_pay_once(
     tmp_path: Path, endpoint: FakeOpenAI, start_job: StartJob
 ) -> None:

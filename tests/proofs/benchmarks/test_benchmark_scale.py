@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.proof
 @pytest.mark.ray
-@pytest.mark.slow
 def test_two_nodes_label_every_row(repository: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.scale", "--nodes", "2", "--blocks", "3"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
