@@ -223,7 +223,7 @@ class Sampler:
         answers = generate(self._engine, prompts, parameters)
         for one, answer in zip(wanted, answers, strict=True):
             if not isinstance(answer, PromptRefusedError):
-                task, read = one.asked.task, answer.prompt_token_ids
+                task, read = one.asked.task, answer.prompt_token_ids or []
                 prompt = read[: len(read) - len(one.prefix)]
                 self._check(row_name(task.prompt, task.images), task.prompt, one.asked.images, prompt)
         return answers

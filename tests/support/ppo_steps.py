@@ -85,5 +85,5 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def learner_state(model: PolicyModel, updater: PPOUpdater) -> LearnerState:
+def learner_state(model: PolicyModel, updater: PPOUpdater) -> LearnerState[PPOUpdater]:
     return LearnerState(model, updater, AdaptiveKLController(0.1, 6.0, 100), TrainingGuards(GuardConfig()))
