@@ -54,7 +54,7 @@ from fgaif_ray.rl.step import Estimates, PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate
 from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
 from fgaif_ray.vlm.backbone import load_backbone
-from fgaif_ray.vlm.group import LearnerGroup
+from fgaif_ray.vlm.group import LearnerGroup, Mean
 
 LOGGED_SAMPLES: Final = 4
 SAMPLES_LOGGED_EVERY: Final = 10
@@ -262,7 +262,7 @@ class Learner(LearnerProcess[PPOUpdater]):
         own = {
             "kl/coefficient": beta,
             "rollout/policy_version": float(sampled.version.number),
-            "rollout/staleness": self.step - float(batch.policy_versions.double().mean()),
+            "rollout/staleness": Mean(self.step - float(batch.policy_versions.double().mean()), len(batch)),
             "count/unreadable": float(sampled.unreadable),
         }
         self._timings["sync"] = sampled.sync_seconds
@@ -317,7 +317,7 @@ class Learner(LearnerProcess[PPOUpdater]):
             difference = (estimates.log_probs - batch.behaviour_log_probs).abs()[batch.response_mask]
         else:
             difference = self._probe_previous(rows, batch)
-            probed["rollout/log_prob_difference"] = float(difference.mean())
+            probed["rollout/log_prob_difference"] = Mean(float(difference.mean()), len(difference))
             probed["rollout/log_prob_difference_max"] = float(difference.max())
         worst = float(self._group.gather(difference.double().mean()).max())
         tolerance = self._align.rollout.log_prob_tolerance

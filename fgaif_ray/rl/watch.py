@@ -7,12 +7,13 @@ from typing import Final
 from fgaif_ray.records import ABSENT, HALLUCINATED, NOVELTY_TYPE
 from fgaif_ray.rl.guards import StepMetrics, identical_response_share
 from fgaif_ray.rl.trajectories import Trajectory, facts_per_response
+from fgaif_ray.vlm.group import Mean
 
 _OF_TYPE: Final = "hallucination/"
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str]) -> dict[str, float]:
-    """Measure rewards, facts, lengths and counts of a batch; NaN if there is nothing to measure.
+    """Measure rewards, facts, lengths and counts of a batch: each mean knows of how many responses or segments it is.
 
     ``reward/<type>`` is the weighted sum over a response's segments, averaged over responses; ``reward/total`` is
     what PPO is given, with the missing-EOS penalty. ``hallucination/<type>`` is the share of the segments with a
@@ -25,14 +26,16 @@ def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str])
     lengths = [len(one.token_ids) for one in trajectories]
     metrics = {
         "reward/total": _mean([sum(one.token_rewards or ()) for one in rewarded]),
-        "reward/missing_share": 1.0 - len(rewarded) / len(trajectories),
-        "facts/per_response": facts_per_response(trajectories, types),
+        "reward/missing_share": _mean([one.token_rewards is None for one in trajectories]),
+        "facts/per_response": Mean(facts_per_response(trajectories, types), len(rewarded)),
         "response/length": _mean(lengths),
         "response/length_max": float(max(lengths)),
         "response/segments": _mean([len(one.segment_spans) for one in rewarded]),
         "response/stopped_share": _mean([one.finish_reason == "stop" for one in trajectories]),
         "response/repeated_share": _repeated_share(rewarded, types),
-        "response/identical_share": identical_response_share([str(one.token_ids) for one in trajectories]),
+        "response/identical_share": Mean(
+            identical_response_share([str(one.token_ids) for one in trajectories]), len(trajectories)
+        ),
         "count/responses": float(len(trajectories)),
         "count/tokens": float(sum(lengths)),
         "count/missing_rewards": float(len(trajectories) - len(rewarded)),
@@ -46,7 +49,7 @@ def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str])
     return metrics
 
 
-def _repeated_share(rewarded: Sequence[Trajectory], types: Sequence[str]) -> float:
+def _repeated_share(rewarded: Sequence[Trajectory], types: Sequence[str]) -> Mean:
     """The share of segments that repeat: by the novelty verdicts where there are any, else by their words."""
     if NOVELTY_TYPE in types:
         place = types.index(NOVELTY_TYPE)
@@ -123,8 +126,8 @@ def _most_probable(classes: Sequence[float]) -> int:
     return max(range(len(classes)), key=classes.__getitem__)
 
 
-def _mean(figures: Sequence[float]) -> float:
-    return sum(figures) / len(figures) if figures else math.nan
+def _mean(figures: Sequence[float]) -> Mean:
+    return Mean(sum(figures) / len(figures) if figures else math.nan, len(figures))
 
 
 def _shown(figure: float | None, digits: int = 2) -> str:
