@@ -34,7 +34,7 @@ from fgaif_ray.rl.micro_batches import passes
 from fgaif_ray.rl.optimiser import AdapterOptimiser
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.trajectories import TrajectoryBatch
-from fgaif_ray.vlm.group import LearnerGroup, Mean
+from fgaif_ray.vlm.group import LearnerGroup, WeightedMean
 from fgaif_ray.vlm.schedule import learning_rate_scale
 
 POLICY_FIGURES: Final = ("loss", "clip_share", "approximate_kl", "ratio_mean", "ratio_max")
@@ -77,8 +77,8 @@ class Experience:
     mask: Tensor
     """Bool: tokens to learn from; false on padding and on responses without reward."""
     metrics: dict[str, float]
-    """``Mean`` of this process's rows, or of the whole group. ``kl/per_response`` is the sum of a response's per-token
-    KL to the reference (k1), nats."""
+    """``WeightedMean`` of this process's rows, or of the whole group. ``kl/per_response`` is the sum of a response's
+    per-token KL to the reference (k1), nats."""
     kl_term: KLTerm | None = None
     """None where the KL has been taken from the rewards."""
 
@@ -172,7 +172,7 @@ def prepare(
         "rollout/log_prob_difference_max": float(engine[batch.response_mask].max()),
         "advantage/mean": raw.mean,
         "advantage/standard_deviation": math.sqrt(raw.variance),
-        "reward/penalised": Mean(float(rewards.sum()) / max(rewarded, 1), rewarded),
+        "reward/penalised": WeightedMean(float(rewards.sum()) / max(rewarded, 1), rewarded),
     }
     if estimates.values is not None and credited.returns is not None:
         # Against what was really paid: lambda-returns are made of the same values, and agree with any of them.
@@ -239,8 +239,8 @@ class PPOUpdater:
             minibatches: optimiser steps per epoch, the same for every process of the group.
 
         Returns:
-            Metrics, ``Mean`` of this process's tokens. ``update/skipped`` counts optimiser steps left out because a
-            gradient was not finite, ``update/stopped_early`` is 1 where ``target_kl`` has ended the epochs.
+            Metrics, a ``WeightedMean`` of this process's tokens. ``update/skipped`` counts optimiser steps left out
+            because a gradient was not finite, ``update/stopped_early`` is 1 where ``target_kl`` has ended the epochs.
         """
         scale = learning_rate_scale(
             step,
@@ -402,7 +402,7 @@ class _Statistics:
         self.value: list[ValueStatistics] = []
         self.kl: list[KLStatistics] = []
 
-    def kl_metric(self) -> Mean:
+    def kl_metric(self) -> WeightedMean:
         """Of the loss's KL term over all micro-batches, nats per token; NaN where there was none."""
         return _token_means(self.kl, {"kl": "kl"})["kl"]
 
@@ -414,17 +414,17 @@ class _Statistics:
         return {**_token_means(self.policy, policy), **_token_means(self.value, critic)}
 
 
-def _token_mean(values: Tensor, mask: Tensor) -> Mean:
-    return Mean(float(masked_mean(values, mask)), int(mask.sum()))
+def _token_mean(values: Tensor, mask: Tensor) -> WeightedMean:
+    return WeightedMean(float(masked_mean(values, mask)), int(mask.sum()))
 
 
 def _token_means(
     parts: Sequence[PolicyStatistics] | Sequence[ValueStatistics] | Sequence[KLStatistics], names: Mapping[str, str]
-) -> dict[str, Mean]:
+) -> dict[str, WeightedMean]:
     """Metrics of the micro-batches together, by the names of their fields; NaN without any."""
     whole = combine_statistics(parts) if parts else None
     tokens = 0 if whole is None else whole.tokens
-    return {metric: Mean(getattr(whole, field, math.nan), tokens) for metric, field in names.items()}
+    return {metric: WeightedMean(getattr(whole, field, math.nan), tokens) for metric, field in names.items()}
 
 
 def _pair(estimates: Estimates) -> tuple[Tensor, Tensor]:

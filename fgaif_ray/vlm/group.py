@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Mean(float):
+class WeightedMean(float):
     """A mean that knows how much it is a mean of, so that those of several processes make the mean of all.
 
-    Example: ``Mean(0.5, 40)`` in one process and ``Mean(1.0, 10)`` in another merge to 0.6.
+    Example: ``WeightedMean(0.5, 40)`` in one process and ``WeightedMean(1.0, 10)`` in another merge to 0.6.
     """
 
     weight: float
@@ -88,8 +88,8 @@ class LearnerGroup:
         return torch.stack(parts).cpu()
 
     def merge(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Merge the metrics of all processes: ``*_max`` and ``timing/*`` by maximum, ``count/*`` by sum, a ``Mean`` by
-        its weights, else by plain mean (what is the same in all of them, or is one figure of each).
+        """Merge the metrics of all processes: ``*_max`` and ``timing/*`` by maximum, ``count/*`` by sum, a
+        ``WeightedMean`` by its weights, else by plain mean (what is the same in all of them, or is one figure of each).
 
         NaN stands for "nothing to measure" and does not count. Every process must hold the same names.
         """

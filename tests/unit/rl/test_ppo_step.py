@@ -36,7 +36,7 @@ from fgaif_ray.rl.run_log import RunLog, read_lines
 from fgaif_ray.rl.step import PPOUpdater
 from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
 from fgaif_ray.rl.watch import trajectory_metrics
-from fgaif_ray.vlm.group import LearnerGroup, Mean
+from fgaif_ray.vlm.group import LearnerGroup, WeightedMean
 
 
 def rewarded_log_prob(model: PolicyModel, responses: list[list[int]]) -> float:
@@ -208,7 +208,7 @@ def two_learners(rank: int, port: int, folder: str) -> None:
     updates = PPOUpdater(model, config, learners).update(data, 0, torch.Generator().manual_seed(0), 1)
     metrics = learners.merge(trajectory_metrics(told()[own], FACT_TYPES) | data.metrics | updates)
     rules = {"own_max": float(rank), "count/rows": 4.0, "mean": float(rank), "lost": math.nan}
-    rules |= {"weighted": Mean(rank, 1 + 2 * rank), "empty": Mean(0.5 if rank else 99.0, rank)}
+    rules |= {"weighted": WeightedMean(rank, 1 + 2 * rank), "empty": WeightedMean(0.5 if rank else 99.0, rank)}
     Path(folder, f"{rank}.json").write_text(json.dumps({"rules": learners.merge(rules), "metrics": metrics}))
     save_file(model.trained_state(), Path(folder, f"{rank}.safetensors"))
     torch.distributed.destroy_process_group()
