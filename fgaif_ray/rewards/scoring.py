@@ -23,8 +23,9 @@ from fgaif_ray.images import decode_image, open_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward_segments
-from fgaif_ray.segments import Decoder, Span, segment_token_ends, split_segments, token_offsets
+from fgaif_ray.segments import Span, segment_token_ends, split_segments
 from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, ScoredResponse, SegmentReward
+from fgaif_ray.token_offsets import Decoder, token_offsets
 
 if TYPE_CHECKING:
     from fgaif_ray.rewards.model import Judged, ScoringItem
