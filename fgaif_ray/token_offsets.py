@@ -20,6 +20,7 @@ WINDOW: Final = 64
 """Ids that are decoded together, at most, to find where the last of them ends."""
 ANCHORS: Final = 32
 """How often all ids so far are decoded again, where a window has lost its place in the text."""
+NO_STRIP: Final = {"content": " ", "start": 0, "stop": 0}
 _BYTE_PIECE: Final = re.compile("<0x[+0-9A-Fa-f][0-9A-Fa-f]>")
 
 
@@ -80,7 +81,7 @@ class _Pieces:
 
 
 @lru_cache(maxsize=4)
-def _pieces_of(tokenizer: Decoder) -> _Pieces | None:
+def _pieces_of(tokenizer: Any) -> _Pieces | None:
     """How a tokenizer decodes, None where that is not known here."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = getattr(backend, "decoder", None)
@@ -96,7 +97,7 @@ def _pieces_of(tokenizer: Decoder) -> _Pieces | None:
             name == "Replace" for name in replacing
         ):
             replaced = [(step["pattern"].get("String"), step["content"]) for step in steps[: len(replacing)]]
-            strip = steps[-1] if steps[-1]["type"] == "Strip" else {"content": " ", "start": 0, "stop": 0}
+            strip: dict[str, Any] = steps[-1] if steps[-1]["type"] == "Strip" else NO_STRIP
             if (strip["content"], strip["stop"]) == (" ", 0) and all(pattern for pattern, _ in replaced):
                 return _Pieces(backend, special, tuple(replaced), strip["start"])
     return None
@@ -123,9 +124,9 @@ def _byte_level_alphabet() -> dict[str, int]:
 def _byte_level_ends(pieces: Sequence[str | None], text: str) -> list[int] | None:
     alphabet = _byte_level_alphabet()
     known: dict[str | None, bytes] = {None: b""}
-    for piece in {piece for piece in pieces if piece is not None}:
-        of_alphabet = all(character in alphabet for character in piece)
-        known[piece] = bytes(alphabet[character] for character in piece) if of_alphabet else piece.encode()
+    for text_piece in {piece for piece in pieces if piece is not None}:
+        codes = [alphabet.get(character) for character in text_piece]
+        known[text_piece] = text_piece.encode() if None in codes else bytes(code for code in codes if code is not None)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     parts: list[str] = []
     ends: list[int] = []
