@@ -97,7 +97,7 @@ def pixels_to_decode(data: bytes, budget: PixelBudget, formats: Sequence[str]) -
 def _opened(data: bytes, budget: PixelBudget, formats: Sequence[str]) -> ImageFile:
     """Open a file, reduced where the format can be, without decoding it."""
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(data), formats=list(formats))
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(f"the image has more than {MAX_PIXELS} pixels") from error
     width, height = image.size

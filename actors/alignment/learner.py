@@ -38,6 +38,7 @@ from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion
 from actors.alignment.self_check import check_prompts, self_check
 from actors.cluster.device import worker_device
+from fgaif_ray.blind import SCOPES, blindfold
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.rewards.composition import RewardOptions
@@ -140,7 +141,10 @@ class Learner(LearnerProcess[PPOUpdater]):
         rewarder = Rewarder(
             task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
         )
-        self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder, config.data.pixel_budget)
+        seen, judged = (blindfold(config, scope, task.images).shown for scope in SCOPES)
+        self._source = ExperienceSource(
+            backbone.front_end, task.rollout_workers, rewarder, config.data.pixel_budget, seen, judged
+        )
         self._busy: list[tuple[float, float]] = []
         # Versions of an interrupted run may still be in the engines: a new process uses names of its own.
         own = torch.tensor(uuid.uuid4().int % (1 << 31) if self._group.rank == 0 else 0)

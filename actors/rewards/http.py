@@ -175,8 +175,8 @@ async def _bounded_body(headers: dict[str, str], receive: Receive) -> Receive:
         more = message.get("more_body", False)
     content = b"".join(parts)
     if count_values(content) > MAX_BODY_VALUES:
-        message = f"a request may have {MAX_BODY_VALUES} values and commas; send fewer items"
-        raise ServiceError(413, "body_too_large", message)
+        reason = f"a request may have {MAX_BODY_VALUES} values and commas; send fewer items"
+        raise ServiceError(413, "body_too_large", reason)
     body: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def replay() -> Message:

@@ -169,6 +169,7 @@ class _PreparerProcess:
 
     def __init__(self, setup: Sequence[bytes]) -> None:
         self._setup = setup
+        self._is_ready: bool = False
         self._start()
 
     @property
