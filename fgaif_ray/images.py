@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
@@ -46,6 +47,10 @@ _FOREIGN: Final = {
 """Formats that people have and that are not decoded, by the start of their files."""
 
 
+class TooManyPixelsError(ValueError):
+    """An image has more pixels than are decoded."""
+
+
 def decode_image(data: bytes, budget: PixelBudget = UNLIMITED) -> Image.Image:
     """Decode an image file in full to 8-bit RGB: the first frame, upright as its EXIF says, scaled to the budget.
 
@@ -62,21 +67,48 @@ def decode_image(data: bytes, budget: PixelBudget = UNLIMITED) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS} in all")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise ValueError(f"the image is {width} x {height} pixels, too narrow to be seen")
-            note_transparent_colour(image)
-            draft_width, draft_height = budget.size_of(width, height)
-            image.draft(None, (DRAFT_SIDES * draft_width, DRAFT_SIDES * draft_height))
+            image = _opened(data, budget, IMAGE_FORMATS)
             image.load()
             picture = to_rgb(ImageOps.exif_transpose(image))
             size = budget.size_of(*picture.size)
             return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
         raise ValueError(_reason(data)) from error
+
+
+def pixels_to_decode(data: bytes, budget: PixelBudget, formats: Sequence[str]) -> int:
+    """Return how many pixels ``decode_image`` decodes, without decoding any: fewer than the image has where its format
+    can be reduced while it is opened.
+
+    Raises:
+        ValueError: as ``decode_image`` for what the beginning of the file shows; it is of none of the formats.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = _opened(data, budget, formats)
+            return image.width * image.height
+    except UnidentifiedImageError as error:
+        raise ValueError(f"the image is none of {', '.join(formats)}") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+        raise ValueError(_reason(data)) from error
+
+
+def _opened(data: bytes, budget: PixelBudget, formats: Sequence[str]) -> ImageFile:
+    """Open a file, reduced where the format can be, without decoding it."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=list(formats))
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(f"the image has more than {MAX_PIXELS} pixels") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise TooManyPixelsError(f"the image has {width} x {height} pixels, more than {MAX_PIXELS} in all")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"the image is {width} x {height} pixels, too narrow to be seen")
+    note_transparent_colour(image)
+    draft_width, draft_height = budget.size_of(width, height)
+    image.draft(None, (DRAFT_SIDES * draft_width, DRAFT_SIDES * draft_height))
+    return image
 
 
 def _reason(data: bytes) -> str:

@@ -1,18 +1,18 @@
 """Segments of a response, and the sampled token that ends each of them.
 
-Text becomes spans (``split_segments``), sampled token ids become character offsets (``token_offsets``), and
-the two together give the tokens that carry the dense rewards (``segment_token_ends``). Nothing here
-re-tokenises text: tokenising the decoded text again gives other ids than the sampled ones, and ends that
-are off by one or out of range.
+Text becomes spans (``split_segments``), sampled token ids become character offsets (``fgaif_ray.token_offsets``),
+and the two together give the tokens that carry the dense rewards (``segment_token_ends``). Nothing here re-tokenises
+text: tokenising the decoded text again gives other ids than the sampled ones, and ends that are off by one or out of
+range.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Final, Protocol, cast
+from itertools import accumulate, pairwise
+from typing import Final
 
 import sentencex
 
@@ -33,14 +33,17 @@ _WIDE_MARKS: Final = "\uff0c\u3001\uff1b\uff01\uff1f"
 _CHUNK = re.compile(rf"[^\s{_WIDE_MARKS}]*[{_WIDE_MARKS}]+|[^\s{_WIDE_MARKS}]+")
 _CLAUSE_MARKS: Final = (",", ";", "!", "?", "\u060c", "\u061b", "\u061f", *_WIDE_MARKS)
 """With those of Arabic."""
-_CLOSING = re.compile(r"(?:[\"'\u201d\u2019\u00bb)\]]|\*{1,3}|_{1,3})+(?:\s+|$)")
-"""Quotes, brackets and emphasis that end before the next sentence begins."""
+_CLOSING = re.compile(r"[\"'\u201d\u2019\u00bb)\]*_]+(?:\s+|$)")
+"""Quotes, brackets and emphasis that end before the next sentence begins. One class of characters, since a choice
+between runs of them is tried in exponentially many ways."""
 _BEFORE_NUMBER = re.compile(
     r"\b(?:approx|ca|circa|no|nos|nr|fig|figs|vol|pp?|max|min|est|sec|ch|eq|ref|art)\.\s*$", re.IGNORECASE
 )
 """Abbreviations that a number follows."""
 LONGEST_ABBREVIATION: Final = 12
 """Characters, with the white space behind it."""
+LONGEST_REMEMBERED: Final = 64
+"""Characters of a word whose count is remembered."""
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _LIST_ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*\u2022]|\d+[.)])[^\S\n])")
 # The sentence splitter aborts on multi-byte white space before an initial and takes no lone surrogates.
@@ -56,12 +59,6 @@ class Span:
 
     start: int
     end: int
-
-
-class Decoder(Protocol):
-    """What ``token_offsets`` needs of a tokenizer; every ``transformers`` tokenizer has it."""
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str | list[str]: ...
 
 
 def split_segments(text: str) -> list[Span]:
@@ -83,31 +80,6 @@ def split_segments(text: str) -> list[Span]:
         pieces.extend(_clauses(text, start, end))
     pieces = _merge_wordless(text, pieces)
     return [Span(start, end) for start, end in _merge_short(text, pieces)]
-
-
-def token_offsets(tokenizer: Decoder, token_ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the characters that each sampled token adds to the decoded response.
-
-    The text is ``tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)``.
-    A token ends where the decoding of all ids up to it stops agreeing with that text, so a character spread
-    over several tokens belongs to the token that completes it, and tokens that add nothing (special tokens,
-    first bytes of a character) are empty.
-
-    Args:
-        tokenizer: the tokenizer of the model that sampled the ids.
-        token_ids: sampled ids, ``[response_tokens]``; they need not be the ids the text would be encoded to.
-
-    Returns:
-        ``[response_tokens]`` pairs ``(start, end)``, contiguous from 0 to the length of the text.
-    """
-    ids = list(token_ids)
-    text = _decode(tokenizer, ids)
-    # A replacement character stands for wrong or missing bytes, and how many bytes it stands for may depend
-    # on all the ids before (byte-fallback decoders replace a whole run), so no window of ids can tell. Such
-    # responses are rare.
-    ends_of = _ends_from_first_id if "\ufffd" in text else _ends_by_window
-    ends = ends_of(tokenizer, ids, text)
-    return list(pairwise([0, *ends]))
 
 
 def segment_token_ends(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], text: str) -> list[int]:
@@ -168,14 +140,50 @@ def _is_before_number(text: str, position: int) -> bool:
     )
 
 
-@lru_cache(maxsize=4096)
 def _words_in(chunk: str) -> int:
     """Words of a text without white space: scripts written without spaces count a word per character."""
+    return _words_in_short(chunk) if len(chunk) <= LONGEST_REMEMBERED else _words_in_long(chunk)
+
+
+def _words_in_long(chunk: str) -> int:
     return max(len(_CJK.findall(chunk)), 1 if has_words(chunk) else 0)
+
+
+_words_in_short = lru_cache(maxsize=4096)(_words_in_long)
 
 
 def _count_words(text: str) -> int:
     return sum(_words_in(chunk) for chunk in _CHUNK.findall(text))
+
+
+class _WordCounter:
+    """The words of any part of a text, each found without reading the part again."""
+
+    def __init__(self, text: str) -> None:
+        chunks = [match.span() for match in _CHUNK.finditer(text)]
+        self._starts = [start for start, _ in chunks]
+        self._ends = [end for _, end in chunks]
+        self._cjk = [match.start() for match in _CJK.finditer(text)]
+        self._word_characters = [match.start() for match in _WORD_CHARACTER.finditer(text)]
+        self._until = [0, *accumulate(self._words(start, end) for start, end in chunks)]
+
+    def _words(self, start: int, end: int) -> int:
+        """Words of a part without white space."""
+        cjk = bisect_left(self._cjk, end) - bisect_left(self._cjk, start)
+        first = bisect_left(self._word_characters, start)
+        has_word = first < len(self._word_characters) and self._word_characters[first] < end
+        return max(cjk, int(has_word))
+
+    def count(self, start: int, end: int) -> int:
+        """What `_count_words` counts in ``text[start:end]``."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end) - 1
+        if first > last:
+            return 0
+        if first == last:
+            return self._words(max(start, self._starts[first]), min(end, self._ends[first]))
+        whole = self._until[last] - self._until[first + 1]
+        begun = self._words(max(start, self._starts[first]), self._ends[first])
+        return begun + whole + self._words(self._starts[last], min(end, self._ends[last]))
 
 
 def _clauses(text: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -208,10 +216,15 @@ def _merge_wordless(text: str, pieces: list[tuple[int, int]]) -> list[tuple[int,
 def _merge_short(text: str, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
     merged: list[tuple[int, int]] = []
     open_start: int | None = None  # where a short piece that waits for the next one begins
+    counter: _WordCounter | None = None  # pieces that cut a word do not make more words of it, however many they are
     for start, end in pieces:
-        start = start if open_start is None else open_start
+        if open_start is None:
+            words = _count_words(text[start:end])
+        else:
+            counter = counter or _WordCounter(text)
+            start, words = open_start, counter.count(open_start, end)
         open_start = None
-        if _count_words(text[start:end]) < MINIMUM_SEGMENT_WORDS:
+        if words < MINIMUM_SEGMENT_WORDS:
             open_start = start
         else:
             merged.append((start, end))
@@ -219,46 +232,3 @@ def _merge_short(text: str, pieces: list[tuple[int, int]]) -> list[tuple[int, in
         last_start = merged.pop()[0] if merged else open_start
         merged.append((last_start, len(text)))
     return merged
-
-
-def _decode(tokenizer: Decoder, token_ids: list[int]) -> str:
-    text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return cast("str", text)  # one sequence decodes to one string
-
-
-def _agreement(left: str, right: str) -> int:
-    """Length of the longest common prefix."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
-
-
-def _ends_by_window(tokenizer: Decoder, token_ids: list[int], text: str) -> list[int]:
-    """End of each token, decoding only the ids since the last but one boundary that agreed with the text.
-
-    The ids in ``[prefix, read)`` are decoded again with every new id because decoders strip a leading space
-    from what they are given first; as both decodings lose it, their difference is right.
-    """
-    ends: list[int] = []
-    prefix, read = 0, 0
-    prefix_text = ""
-    position = 0  # characters of the text that the ids before ``read`` stand for
-    for index in range(len(token_ids)):
-        added = _decode(tokenizer, token_ids[prefix : index + 1])[len(prefix_text) :]
-        agreed = _agreement(added, text[position : position + len(added)])
-        ends.append(max(position + agreed, ends[-1] if ends else 0))
-        if 0 < agreed == len(added):
-            position += agreed
-            prefix, read = read, index + 1
-            prefix_text = _decode(tokenizer, token_ids[prefix:read])
-    return ends
-
-
-def _ends_from_first_id(tokenizer: Decoder, token_ids: list[int], text: str) -> list[int]:
-    """End of each token by its definition; quadratic in the number of ids."""
-    ends: list[int] = []
-    for index in range(len(token_ids)):
-        agreed = _agreement(_decode(tokenizer, token_ids[: index + 1]), text)
-        ends.append(max(agreed, ends[-1] if ends else 0))
-    return ends

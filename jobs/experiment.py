@@ -5,6 +5,7 @@
     ood       whether the aligned policy holds on unseen pairs and in fog, with and without augmentation
     unified   three reward models, one with three heads, or one verdict per response
     cost      what a point of hallucination removed costs, fine-grained and coarse
+    blind     what is left of reward accuracy and of the gain where models are shown other images, or grey ones
 
 Every variant and seed is a run folder, <run.dir>/<experiment>/<variant>/seed-<n>/. What runs have in common is done
 once: stages are taken from any other run of the same configuration that has finished them, of other experiments too.

@@ -44,6 +44,7 @@ def run(config: Config) -> None:
 def _judge(config: Config, stage: "Stage") -> None:
     """Write and publish the files that only the report needs."""
     from fgaif_ray import storage
+    from fgaif_ray.blind import blindfold
     from fgaif_ray.config import recorded_config
     from fgaif_ray.evaluation.rows import EvaluationAnswer
     from fgaif_ray.progress import say
@@ -60,9 +61,17 @@ def _judge(config: Config, stage: "Stage") -> None:
     folders = stages.reward_folders(config)
     model = load_reward_model(backbone, folders, temperature_scaling=config.rewards.temperature_scaling)
     say("report: scoring examples")
-    answers = map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION)))
+    answers = list(map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION))))
+    blind = blindfold(config, "rewards", [one.question.images for one in answers])
     judged = choose_examples(
-        answers, truth, model, config.align.reward, config.report, config.run.seed, config.data.pixel_budget
+        answers,
+        truth,
+        model,
+        config.align.reward,
+        config.report,
+        config.run.seed,
+        config.data.pixel_budget,
+        blind.shown,
     )
     settings = {
         "title": config.report.title,

@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest, sample
 from fgaif_ray import storage
+from fgaif_ray.blind import Images, ShownImages
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import open_images
 from fgaif_ray.pixel_budget import PixelBudget
@@ -79,7 +80,13 @@ class ExperienceSource:
     """Sampling and scoring in the background, one batch after the other."""
 
     def __init__(
-        self, front_end: FrontEnd, workers: Sequence[ActorHandle[Any]], rewarder: Rewarder, budget: PixelBudget
+        self,
+        front_end: FrontEnd,
+        workers: Sequence[ActorHandle[Any]],
+        rewarder: Rewarder,
+        budget: PixelBudget,
+        seen: ShownImages = tuple,
+        judged: ShownImages = tuple,
     ) -> None:
         """Start its threads: for sampling, for the learner's own images meanwhile, and for rewards.
 
@@ -88,7 +95,10 @@ class ExperienceSource:
             workers: rollout workers.
             rewarder: asks the reward service.
             budget: of pixels of an image.
+            seen: gives the paths of what the policy is shown in place of images (see ``fgaif_ray.blind``).
+            judged: the same for the reward models.
         """
+        self._seen, self._judged = seen, judged
         self._front_end, self._workers, self._rewarder, self._budget = front_end, workers, rewarder, budget
         self._sampling = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
         self._opening = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opening")
@@ -144,7 +154,7 @@ class ExperienceSource:
         ended = time.monotonic()
         items = [
             {
-                "images": tuple(map(storage.absolute, draw.images)),
+                "images": tuple(map(storage.absolute, self._judged(draw.images))),
                 "prompt": draw.prompt,
                 "response": None,
                 "response_token_ids": list(rollout.token_ids),
@@ -171,25 +181,26 @@ class ExperienceSource:
         Raises:
             UserError: none of the images can be read, or none suits the engine.
         """
+        shown = [self._seen(draw.images) for draw in wanted]
         requests = [
             RolloutRequest(
-                prompt_ids[draw.prompt, len(draw.images)], tuple(map(storage.absolute, draw.images)), draw.seed, greedy
+                prompt_ids[draw.prompt, len(draw.images)], tuple(map(storage.absolute, images)), draw.seed, greedy
             )
-            for draw in wanted
+            for draw, images in zip(wanted, shown, strict=True)
         ]
-        opening = self._opening.submit(open_images, [path for draw in wanted for path in draw.images], self._budget)
+        opening = self._opening.submit(open_images, [path for images in shown for path in images], self._budget)
         answers = sample(self._workers, requests, version)
-        return _usable(wanted, opening.result(), answers)
+        return _usable(wanted, shown, opening.result(), answers)
 
     def _score(self, items: list[dict[str, Any]]) -> tuple[list[TypeVerdicts], float]:
         began = time.monotonic()
         return self._rewarder.score(items), time.monotonic() - began
 
 
-def _pictures(draw: Draw, opened: OpenedImages) -> tuple[Image, ...] | None:
+def _pictures(images: Images, opened: OpenedImages) -> tuple[Image, ...] | None:
     """The images of a draw; None, and a line in the log, where one of them cannot be opened."""
     pictures: list[Image] = []
-    for path in draw.images:
+    for path in images:
         image = opened[path]
         if isinstance(image, UserError):
             logger.warning("left out %s: %s", path, image)
@@ -199,7 +210,10 @@ def _pictures(draw: Draw, opened: OpenedImages) -> tuple[Image, ...] | None:
 
 
 def _usable(
-    wanted: Sequence[Draw], opened: OpenedImages, answers: Sequence[Rollout | RefusedRollout]
+    wanted: Sequence[Draw],
+    shown: Sequence[Images],
+    opened: OpenedImages,
+    answers: Sequence[Rollout | RefusedRollout],
 ) -> tuple[tuple[Draw, ...], tuple[tuple[Image, ...], ...], tuple[Rollout, ...]]:
     """Leave out, and name in the log, what cannot be read here or was not answered.
 
@@ -211,8 +225,8 @@ def _usable(
     """
     readable = [
         (draw, pictures, answer)
-        for draw, answer in zip(wanted, answers, strict=True)
-        if (pictures := _pictures(draw, opened)) is not None
+        for draw, images, answer in zip(wanted, shown, answers, strict=True)
+        if (pictures := _pictures(images, opened)) is not None
     ]
     if not readable:
         batch = wanted[0].sample_id.split("-")[0]

@@ -39,6 +39,7 @@ from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion
 from actors.alignment.self_check import check_prompts, self_check
 from actors.cluster.device import worker_device
+from fgaif_ray.blind import SCOPES, blindfold
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.rewards.composition import RewardOptions
@@ -150,7 +151,10 @@ class Learner(LearnerProcess[PPOUpdater]):
         rewarder = Rewarder(
             task.reward_app, config.serve.request_timeout_s, config.serve.max_batch_size, self._options.types
         )
-        self._source = ExperienceSource(backbone.front_end, task.rollout_workers, rewarder, config.data.pixel_budget)
+        seen, judged = (blindfold(config, scope, task.images).shown for scope in SCOPES)
+        self._source = ExperienceSource(
+            backbone.front_end, task.rollout_workers, rewarder, config.data.pixel_budget, seen, judged
+        )
         own_draws = share_of(task.evaluation, group.rank, group.size)
         self._held_out = HeldOut(self._source, own_draws, task.truth, self._options, backbone.front_end)
         self._busy: list[tuple[float, float]] = []

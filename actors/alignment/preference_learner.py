@@ -20,6 +20,7 @@ from PIL.Image import Image
 from actors.alignment import metrics as exported
 from actors.alignment.process import LearnerProcess
 from actors.cluster.device import worker_device
+from fgaif_ray.blind import blindfold
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import open_images
@@ -107,6 +108,7 @@ class PreferenceLearner(LearnerProcess[DPOUpdater]):
         )
         super().__init__(config, task.folder, group, state, config.run.type_names)
         self._plan = PairPlan(len(self._pairs), config.run.seed)
+        self._shown = blindfold(config, "policy", [pair.images for pair in self._pairs]).shown
 
     def run(self) -> None:
         """Run all remaining steps.
@@ -149,15 +151,19 @@ class PreferenceLearner(LearnerProcess[DPOUpdater]):
         Raises:
             UserError: there are none.
         """
+        shown = [self._shown(pair.images) for pair in wanted]
         opened: dict[str, Image] = {}
-        for path, image in open_images(
-            (path for pair in wanted for path in pair.images), self._config.data.pixel_budget
-        ).items():
+        paths = (path for images in shown for path in images)
+        for path, image in open_images(paths, self._config.data.pixel_budget).items():
             if isinstance(image, UserError):
                 logger.warning("left out %s: %s", path, image)
             else:
                 opened[path] = image
-        pairs = [pair for pair in wanted if all(path in opened for path in pair.images)]
-        if not pairs:
+        readable = [
+            (pair, tuple(opened[path] for path in images))
+            for pair, images in zip(wanted, shown, strict=True)
+            if opened.keys() >= {*images}
+        ]
+        if not readable:
             raise UserError(f"None of the images of step {self.step + 1} can be read, {wanted[0].images[0]} for one.")
-        return pairs, [tuple(opened[path] for path in pair.images) for pair in pairs]
+        return [pair for pair, _ in readable], [images for _, images in readable]

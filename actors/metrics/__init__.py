@@ -157,8 +157,8 @@ STATUSES: Final = tuple(
 REJECTION_CODES: Final = (
     "body_too_large", "busy", "disconnected", "http_error", "image_too_large", "internal_error", "invalid_image",
     "invalid_label", "invalid_request", "invalid_token_ids", "method_not_allowed", "not_found", "not_ready",
-    "not_scorable", "query_mismatch", "response_mismatch", "scoring_failed", "timeout", "unauthorized", "unavailable",
-    "unsupported_media_type", OTHER,
+    "invalid_text", "not_scorable", "query_mismatch", "response_mismatch", "scoring_failed", "timeout", "too_costly",
+    "too_long", "unauthorized", "unavailable", "unsupported_media_type", OTHER,
 )  # fmt: skip
 _SCORERS: Final = {"model": (*FACT_TYPES, SHARED, ANY)}
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import ray
@@ -13,33 +14,32 @@ from fastapi import FastAPI
 from ray import ObjectRef
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-from transformers import AutoTokenizer
 
 from actors import metrics
 from actors.rewards.http import ServiceError, build_app
 from actors.rewards.metrics import record_answer, record_items
+from actors.rewards.preparers import PreparedItem, Preparers, UnpreparedItem
+from actors.rewards.requests import make_lists, prepare_request, together
 from fgaif_ray.errors import ItemError
 from fgaif_ray.fact_types import FactType
+from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.rewards.composition import RewardOptions
+from fgaif_ray.rewards.preparation import image_bytes
 from fgaif_ray.rewards.scoring import (
-    ImageSource,
+    PROBE_PROMPT,
+    PROBE_RESPONSE,
     ResponseVerdicts,
     ScoredBatch,
     ScoringBatch,
-    SegmentedResponse,
     combined_version,
     compose_response,
-    image_bytes,
-    make_batch,
     merge_verdicts,
-    open_image,
     probe_batch,
-    segment_response,
-    token_ends,
 )
-from fgaif_ray.serving.remote_reward import label_fields, split_query
+from fgaif_ray.serving.admission import Admission
+from fgaif_ray.serving.remote_reward import label_fields
 from fgaif_ray.serving.wire import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
 
 logger = logging.getLogger(__name__)
@@ -70,15 +70,13 @@ class GatewaySettings:
     request_timeout_s: float
     token_digest: str | None
     fact_types: tuple[FactType, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ItemToScore:
-    """An item that passed the checks."""
-
-    images: tuple[ImageSource, ...]
-    prompt: str
-    response: SegmentedResponse
+    max_wait_s: float = 20.0
+    preparers: int = 2
+    """Processes that prepare items."""
+    budget: PixelBudget = UNLIMITED
+    """Of the images."""
+    lists_in_flight: int = 2
+    """Lists of a request that each reward deployment has at a time; those of other requests come in between."""
 
 
 class RewardGateway:
@@ -87,10 +85,10 @@ class RewardGateway:
     def __init__(self, settings: GatewaySettings, scorers: Sequence[DeploymentHandle[Any]]) -> None:
         self._settings = settings
         self._scorers = list(scorers)
-        self._tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer, local_files_only=True)
-        # One thread: the event loop stays free for requests, and the tokenizer is used by one thread at a time.
+        self._preparers = Preparers(settings.tokenizer, settings.preparers, settings.budget)
+        # One thread: the event loop stays free for requests.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway")
-        self._waiting_items = 0
+        self._admission = Admission(settings.max_waiting_items, settings.max_wait_s, settings.max_batch_size)
         self._ready_until = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -116,16 +114,16 @@ class RewardGateway:
             In order; None where there is no verdict (the log says why).
         """
 
-        def opened(item: dict[str, Any]) -> ItemToScore:
-            ids = item.get("response_token_ids")
-            response = segment_response(self._tokenizer, item.get("response"), ids)
+        def maker(item: dict[str, Any]) -> Callable[[], UnpreparedItem]:
             images = item["images"] if "images" in item else [item["image"]]
-            return ItemToScore(tuple(images), item["prompt"], response)  # the scorers open the images, once
+            response, ids = item.get("response"), item.get("response_token_ids")
+            return lambda: UnpreparedItem(tuple(images), item["prompt"], response, ids, limited=False)
 
         began, status = time.monotonic(), 500
         try:
-            chosen = await self._in_worker(lambda: [_attempt(opened, item) for item in items])
-            outcomes = await self._score(chosen)
+            # The scorers open the images, once.
+            prepared = await self._prepare([maker(item) for item in items], untrusted=False)
+            outcomes = await self._score(prepared)
             status = 200
         except ServiceError as error:
             status = error.status
@@ -144,14 +142,14 @@ class RewardGateway:
         Raises:
             ServiceError: the service is busy or down, or an item cannot be scored; no item is, then.
         """
+        decode = lru_cache(maxsize=None)(image_bytes)  # the same image comes with every response to it
 
-        def opened(item: RewardItem) -> ItemToScore:
-            return self._opened(item.image_fields, item.prompt, item.response, item.response_token_ids)
+        def maker(item: RewardItem) -> Callable[[], UnpreparedItem]:
+            return lambda: UnpreparedItem(
+                tuple(map(decode, item.image_fields)), item.prompt, item.response, item.response_token_ids
+            )
 
-        def prepare() -> list[ItemToScore | ItemError]:
-            return [_attempt(opened, item) for item in request.items]
-
-        return await self._score_http("items", len(request.items), prepare)
+        return await self._score_http("items", [maker(item) for item in request.items])
 
     async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
         """Answer `POST /get_reward` with one result per query.
@@ -159,57 +157,79 @@ class RewardGateway:
         Raises:
             ServiceError: as `score_request`.
         """
-        special = self._tokenizer.all_special_tokens
+        decode = lru_cache(maxsize=None)(image_bytes)
 
-        def opened(query: str, prompt: str, label: Any) -> ItemToScore:
-            images, question = label_fields(label)
-            return self._opened(images, question, split_query(query, prompt, special), None)
+        def maker(query: str, prompt: str, label: Any) -> Callable[[], UnpreparedItem]:
+            def make() -> UnpreparedItem:
+                images, question = label_fields(label)
+                return UnpreparedItem(tuple(map(decode, images)), question, query=(query, prompt))
 
-        def prepare() -> list[ItemToScore | ItemError]:
-            rows = zip(request.query, request.prompts, request.labels, strict=True)
-            return [_attempt(opened, *row) for row in rows]
+            return make
 
-        return await self._score_http("query", len(request.query), prepare)
+        rows = zip(request.query, request.prompts, request.labels, strict=True)
+        return await self._score_http("query", [maker(*row) for row in rows])
+
+    def check_capacity(self, count: int = 1) -> None:
+        """Return if so many more items may wait.
+
+        Raises:
+            ServiceError: 429, with the time after which they probably may.
+        """
+        retry_after_s = self._admission.refusal(count)
+        if retry_after_s is not None:
+            raise ServiceError(429, "busy", "too many items wait for their rewards: try again later", retry_after_s)
 
     async def check_ready(self) -> None:
-        """Return once every reward deployment has recently made a forward pass.
+        """Return once an item has been prepared, and every reward deployment has recently made a forward pass.
 
         Raises:
             ServiceError: 503 while one has not.
         """
-        if time.monotonic() < self._ready_until:
-            return
+        probe = probe_batch()
+        item = UnpreparedItem(tuple(probe.images), PROBE_PROMPT, PROBE_RESPONSE)
+        outcomes: list[Any] = []
         try:
-            verdicts = await asyncio.wait_for(self._call_all(probe_batch()), PROBE_TIMEOUT_S)
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                outcomes += await self._prepare([lambda: item], untrusted=True)
+                if time.monotonic() >= self._ready_until:
+                    outcomes += (await self._call_all(probe)).outcomes
         except (TimeoutError, ServiceError) as error:
             raise ServiceError(503, "not_ready", "the reward models have not answered yet", 1) from error
-        if any(isinstance(outcome, ItemError) for outcome in verdicts.outcomes):
+        if any(isinstance(outcome, ItemError) for outcome in outcomes):
             raise ServiceError(503, "not_ready", "a reward model cannot score", 1)
 
-    def _opened(
-        self, images: Sequence[str], prompt: str, response: str | None, ids: Sequence[int] | None
-    ) -> ItemToScore:
-        files = tuple(map(image_bytes, images))
-        for file in files:
-            open_image(file)
-        return ItemToScore(files, prompt, segment_response(self._tokenizer, response, ids))
+    async def _prepare(
+        self, makers: Sequence[Callable[[], UnpreparedItem]], *, untrusted: bool
+    ) -> list[PreparedItem | ItemError]:
+        try:
+            return await prepare_request(self._preparers, makers, untrusted=untrusted)
+        except RuntimeError as error:
+            logger.exception("requests cannot be prepared")
+            raise ServiceError(503, "unavailable", "requests cannot be prepared", 5) from error
 
-    async def _score_http(
-        self, field: str, count: int, prepare: Callable[[], list[ItemToScore | ItemError]]
-    ) -> list[ScoredResponse]:
-        # A request that is larger than the queue has to find it empty; it would never get in otherwise.
-        if self._waiting_items and self._waiting_items + count > self._settings.max_waiting_items:
-            raise ServiceError(429, "busy", "too many items wait for their rewards: try again later", 1)
-        self._count_waiting(count)
+    async def _score_http(self, field: str, makers: Sequence[Callable[[], UnpreparedItem]]) -> list[ScoredResponse]:
+        waiting = len(makers)
+        if waiting:
+            self.check_capacity(waiting)
+
+        def leave(count: int, scored: int) -> None:
+            nonlocal waiting
+            waiting -= count
+            self._admission.leave(count, scored)
+            metrics.REWARD_WAITING_ITEMS.set(self._admission.waiting)
+
+        self._admission.enter(waiting)
+        metrics.REWARD_WAITING_ITEMS.set(self._admission.waiting)
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                items = await self._in_worker(prepare)
+                items = await self._prepare(makers, untrusted=True)
                 _raise_first(field, items)
-                outcomes = await self._score(items)
+                outcomes = await self._score(items, leave)
         except TimeoutError as error:
-            raise ServiceError(504, "timeout", "the rewards were not ready in time: send fewer items", 1) from error
+            message = "the rewards were not ready in time: send fewer items"
+            raise ServiceError(504, "timeout", message, self._admission.retry_after(waiting)) from error
         finally:
-            self._count_waiting(-count)
+            leave(waiting, 0)
         record_items(outcomes)
         _raise_first(field, outcomes)
         verdicts = [outcome for outcome in outcomes if isinstance(outcome, ResponseVerdicts)]
@@ -219,38 +239,34 @@ class RewardGateway:
         options = self._settings.options
         return compose_response(one.response, one.probabilities, one.token_ends, options, one.model_version, one.facts)
 
-    def _count_waiting(self, more: int) -> None:
-        self._waiting_items += more
-        metrics.REWARD_WAITING_ITEMS.set(self._waiting_items)
+    async def _score(
+        self, items: Sequence[PreparedItem | ItemError], leave: Callable[[int, int], None] | None = None
+    ) -> list[ResponseVerdicts | ItemError]:
+        """Have the models score the items that have not failed yet.
 
-    async def _score(self, items: Sequence[ItemToScore | ItemError]) -> list[ResponseVerdicts | ItemError]:
-        """Have the models score the items that have not failed yet."""
-        good = [item for item in items if isinstance(item, ItemToScore)]
-        size = self._settings.max_batch_size
-        # Responses of like length share a forward pass, so that little of it is padding.
-        order = sorted(range(len(good)), key=lambda index: len(good[index].response.text))
-        chunks = [order[start : start + size] for start in range(0, len(order), size)]
-        batches = [
-            make_batch([(good[index].images, good[index].prompt, good[index].response.segments) for index in chunk])
-            for chunk in chunks
-        ]
-        # The ends are found while the models score.
-        ends, answers = await asyncio.gather(
-            self._in_worker(lambda: [token_ends(self._tokenizer, item.response) for item in good]),
-            asyncio.gather(*(self._call_all(batch) for batch in batches)),
-        )
-
+        Args:
+            items: of a request.
+            leave: is told how many items have been dealt with, and how many of them have been scored.
+        """
+        good = [item for item in items if isinstance(item, PreparedItem)]
+        free = asyncio.Semaphore(self._settings.lists_in_flight)
         scored: dict[int, ResponseVerdicts | ItemError] = {}
-        for chunk, answer in zip(chunks, answers, strict=True):
+
+        async def score(places: Sequence[int], batch: ScoringBatch) -> None:
+            async with free:
+                answer = await self._call_all(batch)
             version = combined_version(answer.versions)
-            for index, outcome in zip(chunk, answer.outcomes, strict=True):
+            for index, outcome in zip(places, answer.outcomes, strict=True):
+                item = good[index]
                 scored[index] = (
                     outcome
                     if isinstance(outcome, ItemError)
-                    else ResponseVerdicts(
-                        good[index].response, ends[index], outcome.probabilities, version, outcome.facts
-                    )
+                    else ResponseVerdicts(item.response, item.token_ends, outcome.probabilities, version, outcome.facts)
                 )
+            if leave is not None:
+                leave(len(places), sum(not isinstance(outcome, ItemError) for outcome in answer.outcomes))
+
+        await together([score(*one) for one in make_lists(good, self._settings.max_batch_size)])
         results = iter(scored[index] for index in range(len(good)))
         return [item if isinstance(item, ItemError) else next(results) for item in items]
 
@@ -258,7 +274,7 @@ class RewardGateway:
         message: ScoringBatch | ObjectRef[ScoringBatch] = batch
         if len(self._scorers) > 1 and batch.file_bytes > INLINE_BYTES:  # a call to each would hold a copy of its own
             message = ray.put(batch)
-        parts = await asyncio.gather(*(self._call(scorer, message) for scorer in self._scorers))
+        parts = await together([self._call(scorer, message) for scorer in self._scorers])
         verdicts = merge_verdicts(parts)
         if not any(isinstance(outcome, ItemError) for outcome in verdicts.outcomes):
             self._ready_until = time.monotonic() + READY_FOR_S
@@ -270,7 +286,14 @@ class RewardGateway:
         """Call one deployment; a batch that a dying replica lost goes to another one."""
 
         async def call() -> ScoredBatch:
-            verdicts: ScoredBatch = await scorer.score.remote(batch)
+            response = scorer.score.remote(batch)
+            try:
+                verdicts: ScoredBatch = await response
+            except asyncio.CancelledError:
+                # Nobody waits for it any more. Serve goes on with it unless it is told.
+                if isinstance(response, DeploymentResponse):
+                    response.cancel()
+                raise
             return verdicts
 
         retrying = AsyncRetrying(
@@ -286,13 +309,6 @@ class RewardGateway:
 
     async def _in_worker(self, work: Callable[[], GatewayResult]) -> GatewayResult:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
-
-
-def _attempt(make: Callable[..., ItemToScore], *arguments: Any) -> ItemToScore | ItemError:
-    try:
-        return make(*arguments)
-    except ItemError as error:
-        return error
 
 
 def _raise_first(field: str, outcomes: Sequence[object]) -> None:

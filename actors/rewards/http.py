@@ -21,6 +21,7 @@ from fgaif_ray.serving.playground import build_playground
 from fgaif_ray.serving.remote_reward import remote_answer
 from fgaif_ray.serving.wire import (
     MAX_BODY_BYTES,
+    MAX_BODY_VALUES,
     ErrorDetail,
     ErrorResponse,
     ModelList,
@@ -30,6 +31,7 @@ from fgaif_ray.serving.wire import (
     RewardResponse,
     ScoredResponse,
     Status,
+    count_values,
     spread_types,
 )
 
@@ -40,6 +42,10 @@ OPEN_PATHS: Final = api_page.PATHS | {"/live", "/ready", "/openapi.json", "/play
 
 BODY_PATHS: Final = frozenset({"/v1/rewards", "/get_reward"})
 """Routes that take a body. Elsewhere a POST is refused for its method or path, whatever it carries."""
+
+
+LONGEST_NAME: Final = 100
+"""Characters of a field's name in an error: an unknown one is the caller's, of any length."""
 
 
 class ServiceError(Exception):
@@ -64,8 +70,12 @@ class RewardBackend(Protocol):
         """Return one result per query, in order."""
         ...
 
+    def check_capacity(self) -> None:
+        """Return if one more item may wait."""
+        ...
+
     async def check_ready(self) -> None:
-        """Return once the models have recently made a forward pass."""
+        """Return once an item has been prepared, and the models have recently made a forward pass."""
         ...
 
     def models(self) -> ModelList:
@@ -84,7 +94,7 @@ Observer = Callable[[str, int, str | None, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """ASGI middleware: bearer token, content type and body size, before anything is parsed.
+    """ASGI middleware: bearer token, room in the queue, content type and size of the body, before anything is parsed.
 
     The request id is the caller's `x-request-id`, or what Serve's proxy has put there; the proxy answers with it.
     """
@@ -93,6 +103,8 @@ class Guard:
     digest: str | None
     """`token_digest` of the wanted token; None lets everyone in."""
     observe: Observer
+    backend: RewardBackend
+    """Says whether there is room, before a body is read for it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through or answer it."""
@@ -116,6 +128,7 @@ class Guard:
             if path not in OPEN_PATHS:
                 self._authorise(headers)
             if scope["method"] == "POST" and path in BODY_PATHS:
+                self.backend.check_capacity()
                 receive = await _bounded_body(headers, receive)
             await self.app(scope, receive, send_noticed)
         except ServiceError as error:
@@ -140,7 +153,7 @@ class Guard:
 
 
 async def _bounded_body(headers: dict[str, str], receive: Receive) -> Receive:
-    """Read the body, at most MAX_BODY_BYTES of it, and return a `receive` that replays it."""
+    """Read the body, at most MAX_BODY_BYTES and MAX_BODY_VALUES of it, and return a `receive` that replays it."""
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ServiceError(415, "unsupported_media_type", "send JSON with `Content-Type: application/json`")
@@ -160,7 +173,11 @@ async def _bounded_body(headers: dict[str, str], receive: Receive) -> Receive:
         if size > MAX_BODY_BYTES:
             raise too_large
         more = message.get("more_body", False)
-    body: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+    content = b"".join(parts)
+    if count_values(content) > MAX_BODY_VALUES:
+        reason = f"a request may have {MAX_BODY_VALUES} values and commas; send fewer items"
+        raise ServiceError(413, "body_too_large", reason)
+    body: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def replay() -> Message:
         return body.pop() if body else await receive()
@@ -186,7 +203,7 @@ def _validation_message(error: RequestValidationError) -> str:
     first = error.errors()[0]
     place = ""
     for part in first["loc"][1:]:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}"
+        place += f"[{part}]" if isinstance(part, int) else f".{part[:LONGEST_NAME]}"
     return f"{place.removeprefix('.') or 'body'}: {first['msg'].removeprefix('Value error, ')}"
 
 
@@ -212,7 +229,7 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
         redoc_url=None,
         redirect_slashes=False,  # it would redirect to whatever host the request names
     )
-    app.add_middleware(Guard, digest=digest, observe=observe)
+    app.add_middleware(Guard, digest=digest, observe=observe, backend=backend)
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
@@ -286,7 +303,7 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
 
     @app.get("/ready", responses=errors(503))
     async def ready() -> Status:
-        """Whether all models have recently made a forward pass."""
+        """Whether requests can be prepared, and all models have recently made a forward pass."""
         await backend.check_ready()
         return Status(status="ready", model_version=backend.models().model_version)
 

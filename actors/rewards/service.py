@@ -55,12 +55,14 @@ from fgaif_ray.storage import stages
 APP_NAME: Final = "rewards"
 READY_TIMEOUT_S: Final = 300.0
 MINIMUM_ONGOING_REQUESTS: Final = 32
+LISTS_PER_REPLICA: Final = 2
+"""Lists of up to `serve.max_batch_size` items that keep a replica busy: one is scored while the next one waits."""
 BATCH_WAIT_S: Final = 0.01
 """Seconds that a replica waits for more lists to score together."""
 PROXY_MARGIN_S: Final = 30.0
 """Seconds that the proxy waits longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
-HANDLE_FORMAT: Final = "verdicts-4"
+HANDLE_FORMAT: Final = "verdicts-5"
 """Version of what goes in and out through the gateway's handle; a running service with another format is replaced."""
 QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
@@ -127,7 +129,7 @@ class RewardScorer:
         """Score one caller's batch of at most `serve.max_batch_size` items, in order."""
         return ScoredBatch(self._versions, await self._score_merged(batch))
 
-    @serve.batch(batch_size_fn=lambda batches: sum(len(batch) for batch in batches))
+    @serve.batch(batch_size_fn=lambda batches: sum(batch.size for batch in batches))
     async def _score_merged(self, batches: list[ScoringBatch]) -> list[list[ScoringOutcome]]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._score_now, batches)
@@ -234,6 +236,10 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         max_batch_size=config.serve.max_batch_size,
         max_waiting_items=math.ceil(config.serve.max_waiting_items / resources.reward_gateway(config).count),
         request_timeout_s=config.serve.request_timeout_s,
+        max_wait_s=config.serve.max_wait_s,
+        preparers=config.serve.preparers,
+        budget=config.data.pixel_budget,
+        lists_in_flight=LISTS_PER_REPLICA * max(config.serve.min_replicas, config.serve.max_replicas),
         token_digest=digest,
     )
 
@@ -294,7 +300,7 @@ def _application(
             autoscaling_config=AutoscalingConfig(
                 min_replicas=replica.count,
                 max_replicas=replica.most or replica.count,
-                target_ongoing_requests=2,  # lists of up to max_batch_size items
+                target_ongoing_requests=LISTS_PER_REPLICA,
             ),
             max_ongoing_requests=max(size, MINIMUM_ONGOING_REQUESTS),  # Serve fills batches of no more than this
             max_constructor_retry_count=1,

@@ -200,6 +200,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
     Raises:
         UserError: they cannot be used.
     """
+    from fgaif_ray.blind import blindfold
     from fgaif_ray.rewards.data import TrainingResponse, from_feedback, prepare_data
     from fgaif_ray.rewards.planted import planted_responses
     from fgaif_ray.rewards.self_check import require_backbone
@@ -226,6 +227,7 @@ def _prepare(config: Config, feedback: str, reporter: "Reporter") -> "tuple[Back
         reporter.advance,
         config.data.pixel_budget,
         plant,
+        blindfold(config, "rewards", [one.images for one in responses]).shown,
     )
     counts = " and ".join(
         f"{part['responses']} responses ({part['segments']} segments, {part['images']} images) to {purpose}"

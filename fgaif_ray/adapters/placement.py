@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards
-from fgaif_ray.segments import Decoder, Span, segment_token_ends, token_offsets
+from fgaif_ray.segments import Span, segment_token_ends
 from fgaif_ray.serving.wire import ModelList, ScoredResponse
+from fgaif_ray.token_offsets import Decoder, token_offsets
 
 
 def decode_response(tokenizer: Decoder, token_ids: Sequence[int]) -> str:

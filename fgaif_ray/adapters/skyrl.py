@@ -15,9 +15,9 @@ from typing import Any
 from fgaif_ray.adapters.common import chat_images, make_item
 from fgaif_ray.adapters.placement import decode_response, place_rewards, service_options
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.segments import Decoder
 from fgaif_ray.serving.client import AsyncRewardClient
 from fgaif_ray.serving.wire import RewardItem
+from fgaif_ray.token_offsets import Decoder
 
 
 class DenseRewards:

@@ -28,7 +28,7 @@ from fgaif_ray.config.benchmarks import (
     PopeConfig,
 )
 from fgaif_ray.config.calls import CallsConfig, PriceConfig
-from fgaif_ray.config.data import ColumnNames, DataConfig, SampleConfig, ShapesConfig
+from fgaif_ray.config.data import BlindConfig, ColumnNames, DataConfig, SampleConfig, ShapesConfig
 from fgaif_ray.config.label import (
     CalibrationConfig,
     ControlItemConfig,
@@ -55,6 +55,7 @@ __all__ = [
     "AmberConfig",
     "BenchmarkConfig",
     "BenchmarksConfig",
+    "BlindConfig",
     "CalibrationConfig",
     "CallsConfig",
     "ChairConfig",

@@ -29,6 +29,17 @@ class ShapesConfig(Section):
     """Share of the training images (to label and for PPO) with another brightness and contrast, and noise."""
 
 
+class BlindConfig(Section):
+    """A control: what is shown in place of the images. ``swapped`` is another image of the same set, ``blank`` a grey
+    one of the same size.
+    """
+
+    rewards: Literal["none", "swapped", "blank"] = "none"
+    """To the reward models, when they are trained and when the run asks them. The policy and the verifiers see."""
+    policy: Literal["none", "swapped", "blank"] = "none"
+    """To the policy while it is aligned. It sees when it is sampled to be labelled, and when it is evaluated."""
+
+
 class DataConfig(Section):
     """The images and prompts that the policy answers."""
 
@@ -65,6 +76,8 @@ class DataConfig(Section):
     min_pixels: int | None = Field(default=None, ge=SMALLEST_BUDGET, le=MAX_PIXELS)
     """Images with fewer pixels are scaled up to it, in the same way."""
 
+    blind: BlindConfig = BlindConfig()
+    """A control, to find out what is learnt without looking at the images (`fgaif experiment blind`)."""
     chat_template_kwargs: dict[str, str | int | float | bool] = {}
     """Variables for the chat templates of all models, e.g. ``{enable_thinking: false}``; a template leaves out what it
     does not know."""

@@ -84,4 +84,10 @@ class ServeConfig(Section):
     max_waiting_items: int = Field(default=2048, ge=1)
     """Responses of HTTP requests that are being scored or wait for it, over all gateways; a request that does not fit
     gets 429."""
+    max_wait_s: float = Field(default=20, gt=0)
+    """Seconds after which the last response of a request would be scored, by how many wait and how many were lately
+    scored a second; a request that would take longer gets 429, with the seconds after which it may fit."""
+    preparers: int = Field(default=2, ge=1)
+    """Processes beside each gateway that decode the images of requests and cut their responses into segments. One that
+    takes too much time or memory for an item is killed."""
     request_timeout_s: float = Field(default=60, gt=0)

@@ -37,6 +37,7 @@ def measure_accuracy(config: Config) -> dict[str, Any]:
     Raises:
         UserError: a stage is missing, or the truth of the images is not known.
     """
+    from fgaif_ray.blind import blindfold
     from fgaif_ray.experiments.truth import reward_accuracy
     from fgaif_ray.rewards.files import read_folder
     from fgaif_ray.rewards.model import load_reward_model
@@ -52,7 +53,10 @@ def measure_accuracy(config: Config) -> dict[str, Any]:
     coarse = read_folder(folders[config.run.type_names[0]]).granularity == "response"
     backbone = load_backbone(rewards.backbone, rewards.dtype, rewards.quantisation, config.data.chat_template_kwargs)
     model = load_reward_model(backbone, folders)
-    answers = map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION)))
-    figures = reward_accuracy(answers, truth, model, coarse, config.run.type_names, config.data.pixel_budget)
+    answers = list(map(EvaluationAnswer.from_row, storage.read_rows(storage.join(run_dir, stages.EVALUATION))))
+    blind = blindfold(config, "rewards", [one.question.images for one in answers])
+    figures = reward_accuracy(
+        answers, truth, model, coarse, config.run.type_names, config.data.pixel_budget, blind.shown
+    )
     storage.write_json(storage.join(run_dir, REWARD_ACCURACY_FILE), {"key": key, **figures})
     return figures

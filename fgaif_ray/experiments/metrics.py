@@ -66,6 +66,11 @@ METRICS: Final = (
         for kind in (*FACT_TYPES, "mean")
     ),
     Metric("rewards_after.response", "one verdict per response", "rewards after", HIGHER, "share"),
+    *(Metric(f"held_out_present.{kind}", kind, "held out", HIGHER, "share") for kind in (*FACT_TYPES, "mean")),
+    Metric("left.held_out", "reward accuracy above chance, on held-out labels", "left", NEITHER, "share"),
+    Metric("left.rewards", "the same against the truth, before alignment", "left", NEITHER, "share"),
+    Metric("left.rewards_after", "and after alignment", "left", NEITHER, "share"),
+    Metric("left.removed", "hallucination removed, overall", "left", NEITHER, "share"),
     *(
         Metric(f"seconds.{job}", job, "seconds", LOWER, "seconds")
         for job in ("label", "train_rewards", "align", "total")
@@ -89,6 +94,8 @@ GROUP_TITLES: Final = {
     "labels": "Labels that were trained on: balanced accuracy against the truth",
     "rewards": "Reward models: balanced accuracy against the truth, on the images of the evaluation",
     "rewards after": "Reward models: the same on what the aligned policy says, lower where it exploits them",
+    "held out": "Reward models: balanced accuracy of consistent or hallucinated on held-out labels",
+    "left": "What is left of what the reference has",
     "seconds": "Wall time",
     "memory": "Peak memory",
     "cost": "What labelling and PPO took",
@@ -129,6 +136,7 @@ def read_figures(run_dir: str) -> dict[str, RunMetric]:
     for kind in FACT_TYPES:
         _add(found, f"labels.{kind}", labels, ("agreement", kind, "balanced_accuracy"))
         _add(found, f"labels_present.{kind}", labels, ("agreement", kind, "balanced_accuracy_present"))
+    found |= _reward_figures("held_out", _held_out(run_dir))
     accuracy = _optional(run_dir, REWARD_ACCURACY_FILE)
     found |= _reward_figures("rewards", accuracy.get(BEFORE, {}))
     found |= _reward_figures("rewards_after", accuracy.get(AFTER, {}))
@@ -141,6 +149,12 @@ def read_figures(run_dir: str) -> dict[str, RunMetric]:
     for job in ("train_rewards", "serve_rewards", "align"):
         _add(found, f"memory.{job}", memory, (job,))
     return found | _cost_figures(run_dir, labels, found)
+
+
+def _held_out(run_dir: str) -> dict[str, Any]:
+    """Return the reward models' own metrics by fact type; none of a model with one verdict per response."""
+    found = {kind: _optional(run_dir, stages.REWARDS, kind, "metrics.json") for kind in FACT_TYPES}
+    return {kind: one for kind, one in found.items() if one.get("granularity") == "segment"}
 
 
 def _reward_figures(name: str, accuracy: Mapping[str, Any]) -> dict[str, RunMetric]:
@@ -175,7 +189,8 @@ def _cost_figures(run_dir: str, labels: Mapping[str, Any], known: Mapping[str, R
     if storage.exists(uri):
         from fgaif_ray.rl.run_log import read_lines
 
-        found["tokens.align"] = RunMetric(sum(line.get("count/tokens") or 0 for line in read_lines(uri)))
+        steps = [line for line in read_lines(uri) if "count/responses" in line]  # preferences are sampled before
+        found["tokens.align"] = RunMetric(sum(line.get("count/tokens") or 0 for line in steps))
     points = 100 * known["removed"].value if "removed" in known else 0.0
     if points > 0:
         sums = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fgaif_ray.experiments.metrics import METRICS, RunMetric
-from fgaif_ray.experiments.variants import Experiment
+from fgaif_ray.experiments.variants import Experiment, Share
 from fgaif_ray.statistics.intervals import CONFIDENCE
 from fgaif_ray.statistics.paired import Mean, mean_interval, paired_difference
 
@@ -38,6 +38,9 @@ def build_results(experiment: Experiment, outcomes: Sequence[RunOutcome]) -> dic
         variant.name: [one for one in outcomes if one.variant == variant.name] for variant in experiment.variants
     }
     values = {name: _values(runs) for name, runs in by_variant.items()}
+    whole = values[experiment.reference.name]
+    for found in values.values():
+        found |= {share.metric: left for share in experiment.shares if (left := _left(share, found, whole))}
     variants = []
     for variant in experiment.variants:
         partner = experiment.partner(variant)
@@ -87,6 +90,15 @@ def _values(runs: Sequence[RunOutcome]) -> dict[str, dict[int, RunMetric]]:
             for name, figure in run.figures.items():
                 found.setdefault(name, {})[run.seed] = figure
     return found
+
+
+def _left(
+    share: Share, found: Mapping[str, Mapping[int, RunMetric]], reference: Mapping[str, Mapping[int, RunMetric]]
+) -> dict[int, RunMetric]:
+    """Return seed -> share of what the reference has, for the seeds of both where it has more than nothing."""
+    whole = {seed: one.value - share.nothing for seed, one in reference.get(share.of, {}).items()}
+    own = {seed: one.value - share.nothing for seed, one in found.get(share.of, {}).items()}
+    return {seed: RunMetric(own[seed] / whole[seed]) for seed in own if whole.get(seed, 0.0) > 0}
 
 
 def _plain(figures: Mapping[int, RunMetric]) -> dict[int, float]:

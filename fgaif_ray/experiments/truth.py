@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from fgaif_ray.audit.human import ANSWERS_FORMAT, ANSWERS_VERSION
+from fgaif_ray.blind import ShownImages
 from fgaif_ray.evaluation import AFTER, BEFORE, SAMPLED
 from fgaif_ray.evaluation.hallucination import judge_segments
 from fgaif_ray.evaluation.rows import EvaluationAnswer
@@ -57,6 +58,7 @@ def reward_accuracy(
     coarse: bool,
     types: Sequence[str],
     budget: PixelBudget = UNLIMITED,
+    shown: ShownImages = tuple,
 ) -> dict[str, dict[str, Any]]:
     """Compare reward models with the truth on responses that they were not trained on.
 
@@ -67,6 +69,7 @@ def reward_accuracy(
         coarse: whether they give one verdict per response.
         types: fact types of the run; those that the truth does not know are left out.
         budget: of the images.
+        shown: what the reward models are shown in place of images (see ``fgaif_ray.blind``).
 
     Returns:
         For the responses ``before`` alignment and those ``after`` it, metrics of ``Agreement.to_dict`` by fact type, or
@@ -78,7 +81,9 @@ def reward_accuracy(
     judged = tuple(kind for kind in types if kind in FACT_TYPES)
     known = [one for one in answers if one.question.task == SAMPLED and one.question.image in truth]
     return {
-        which: _accuracy([one for one in known if one.question.which == which], truth, model, coarse, judged, budget)
+        which: _accuracy(
+            [one for one in known if one.question.which == which], truth, model, coarse, judged, budget, shown
+        )
         for which in (BEFORE, AFTER)
     }
 
@@ -90,11 +95,12 @@ def _accuracy(
     coarse: bool,
     types: Sequence[str],
     budget: PixelBudget,
+    shown: ShownImages,
 ) -> dict[str, Any]:
     true_codes: dict[str, list[int]] = {kind: [] for kind in ((COARSE,) if coarse else types)}
     predicted: dict[str, list[int]] = {kind: [] for kind in true_codes}
     for start in range(0, len(answers), BLOCK):
-        _score(answers[start : start + BLOCK], truth, model, true_codes, predicted, types, budget)
+        _score(answers[start : start + BLOCK], truth, model, true_codes, predicted, types, budget, shown)
     return {kind: agreement(codes, predicted[kind]).to_dict() for kind, codes in true_codes.items()}
 
 
@@ -106,6 +112,7 @@ def _score(
     predicted: dict[str, list[int]],
     types: Sequence[str],
     budget: PixelBudget,
+    shown: ShownImages,
 ) -> None:
     """Add the verdicts on a block of responses."""
     from fgaif_ray.images import load_images
@@ -115,7 +122,7 @@ def _score(
     kept = [index for index, of_one in enumerate(verdicts) if of_one]
     items = [
         ScoringItem(
-            load_images(answers[index].question.images, budget),
+            load_images(shown(answers[index].question.images), budget),
             answers[index].question.prompt,
             [answers[index].text[verdict.start : verdict.end] for verdict in verdicts[index]],
         )

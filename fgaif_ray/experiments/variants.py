@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from fgaif_ray import storage
-from fgaif_ray.config import Config, change_config
+from fgaif_ray.config import BlindConfig, Config, change_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import NOVELTY_TYPE, fingerprint
 
@@ -18,6 +18,8 @@ NOISE_LEVELS: Final = (0.1, 0.2, 0.4)
 DIRECTIONS: Final = ("to_hallucinated", "to_consistent")
 GROUP: Final = 4
 """Responses to an image and prompt of variants that compare them, where the configuration has fewer than two."""
+COIN: Final = 0.5
+"""Balanced accuracy of a guess between two classes."""
 AUGMENTED: Final = 0.5
 """Share of the training images that the augmented variants of ``ood`` change."""
 
@@ -45,6 +47,21 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A metric that says how much of the reference's a variant has.
+
+    Example: ``Share("left.rewards", "rewards_present.mean", 0.5)`` of an accuracy of .6, beside .9, is a quarter.
+    """
+
+    metric: str
+    """Its name in ``metrics.METRICS``."""
+    of: str
+    """The metric that is compared."""
+    nothing: float = 0.0
+    """The value of that metric that counts as nothing, such as the accuracy of a coin."""
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """A question and the variants that answer it; the first one is the reference."""
 
@@ -55,6 +72,8 @@ class Experiment:
     """Notes about the set-up for the reader."""
     groups: tuple[str, ...] = ("hallucination", "said", "pope")
     """Groups of metrics that the page shows first, by the names of ``metrics.METRICS``."""
+    shares: tuple[Share, ...] = ()
+    """Metrics of a variant and the reference together, seed by seed."""
 
     @property
     def reference(self) -> Variant:
@@ -233,12 +252,49 @@ def _cost(base: Config) -> Experiment:
     )
 
 
+def _blind(base: Config) -> Experiment:
+    if base.data.blind != BlindConfig():
+        raise UserError("The experiment blind sets data.blind itself: leave it out of the configuration.")
+    variants = [Variant("seeing", "seeing")]
+    for name, title, scopes in (
+        ("", "reward models", ("rewards",)),
+        ("-policy", "policy", ("policy",)),
+        ("-both", "both", ("rewards", "policy")),
+    ):
+        for mode in ("swapped", "blank"):
+            overrides = tuple(f"data.blind.{scope}={mode}" for scope in scopes)
+            variants.append(Variant(f"{mode}{name}", f"{mode}: {title}", overrides))
+    shown = (
+        "Swapped: another image of the same set; blank: a grey one of the same size. Reward models: they are trained "
+        "and asked without their images, on the same labels. Policy: it is aligned without its images, on rewards for "
+        "the true ones. Every policy is evaluated on the true images."
+    )
+    left = (
+        "What is left is a share of what the seeing variant has with the same seed: of the reward models' balanced "
+        "accuracy above a coin's, and of the hallucination removed. Seeds whose seeing variant has none are left out."
+    )
+    return Experiment(
+        "blind",
+        "What is learnt without looking: how much of the reward models' accuracy, and of the gain?",
+        tuple(variants),
+        (shown, left),
+        ("left", "hallucination", "said", "held out", "rewards", "rewards after"),
+        (
+            Share("left.held_out", "held_out_present.mean", COIN),
+            Share("left.rewards", "rewards_present.mean", COIN),
+            Share("left.rewards_after", "rewards_after_present.mean", COIN),
+            Share("left.removed", "removed"),
+        ),
+    )
+
+
 _BUILDERS: Final[dict[str, Callable[[Config], Experiment]]] = {
     "ablation": _ablation,
     "noise": _noise,
     "ood": _ood,
     "unified": _unified,
     "cost": _cost,
+    "blind": _blind,
 }
 NAMES: Final = tuple(_BUILDERS)
 
@@ -270,7 +326,7 @@ def build_experiment(name: str, base: Config, chosen: Sequence[str] = ()) -> Exp
         wanted |= {variant.name for variant in found}
         wanted |= {variant.compared_with for variant in found if variant.compared_with is not None}
     kept = tuple(variant for variant in experiment.variants if variant.name in wanted)
-    return Experiment(experiment.name, experiment.question, kept, experiment.notes, experiment.groups)
+    return replace(experiment, variants=kept)
 
 
 def experiment_folder(base: Config, name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fgaif_ray.blind import ShownImages
 from fgaif_ray.config import ReportConfig, RewardComposition
 from fgaif_ray.errors import ItemError
 from fgaif_ray.evaluation import AFTER, BEFORE, POLICIES, SAMPLED
@@ -60,6 +61,7 @@ def choose_examples(
     options: ReportConfig,
     seed: int,
     budget: PixelBudget = UNLIMITED,
+    shown: ShownImages = tuple,
 ) -> list[JudgedExample]:
     """Choose and judge the examples of all groups.
 
@@ -73,6 +75,7 @@ def choose_examples(
         options: how many of each group.
         seed: seed of the draw.
         budget: of the images.
+        shown: see ``judge_examples``.
 
     Returns:
         ``options.examples`` that are drawn, then ``options.extremes`` each of the most improved and of the worst after
@@ -89,14 +92,14 @@ def choose_examples(
         standings = [_standings(truth[pair.image], pair) for pair in others]
     else:
         others = _draw(others, POOL, seed)
-        judged_others = judge_examples(others, None, model, reward, budget)
+        judged_others = judge_examples(others, None, model, reward, budget, shown)
         standings = [_counted(example) for example in judged_others]
     improved, worst = rank_examples(standings, options.extremes)
     if truth is not None:
         chosen = [*drawn, *(others[index] for index in (*improved, *worst))]
-        judged = judge_examples(chosen, truth, model, reward, budget)
+        judged = judge_examples(chosen, truth, model, reward, budget, shown)
     else:
-        judged = judge_examples(drawn, None, model, reward, budget)
+        judged = judge_examples(drawn, None, model, reward, budget, shown)
         judged += [judged_others[index] for index in (*improved, *worst)]
     groups = [DRAWN] * len(drawn) + [IMPROVED] * len(improved) + [WORST] * len(worst)
     return [replace(example, group=group) for group, example in zip(groups, judged, strict=True)]
@@ -169,6 +172,7 @@ def judge_examples(
     model: Scorer,
     reward: RewardComposition,
     budget: PixelBudget = UNLIMITED,
+    shown: ShownImages = tuple,
 ) -> list[JudgedExample]:
     """Give each segment the truth's verdict and the reward models' probabilities and rewards.
 
@@ -178,6 +182,7 @@ def judge_examples(
         model: the reward models of all fact types.
         reward: ``align.reward``: what the verdicts were worth in training.
         budget: of the images, which are shown as the models saw them.
+        shown: what the reward models alone are shown in place of images (see ``fgaif_ray.blind``).
 
     Returns:
         The examples, as if all were drawn.
@@ -191,7 +196,12 @@ def judge_examples(
     places = [(index, which) for index in range(len(pairs)) for which in POLICIES]
     texts = {(index, which): pairs[index].of(which).text for index, which in places}
     spans = {place: split_segments(text) for place, text in texts.items()}
-    files = [tuple(encode_image(image, "PNG") for image in some) for some in images]
+    paths = [shown(pair.images) for pair in pairs]
+    seen = [
+        some if path == pair.images else load_images(path, budget)
+        for path, pair, some in zip(paths, pairs, images, strict=True)
+    ]
+    files = [tuple(encode_image(image, "PNG") for image in some) for some in seen]
     items = [
         (
             files[index],

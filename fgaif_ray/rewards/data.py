@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fgaif_ray.blind import ShownImages
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images, read_image_file
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
@@ -175,6 +176,7 @@ def prepare_data(
     on_progress: Callable[[int], None],
     budget: PixelBudget = UNLIMITED,
     plant: Callable[[Set[str]], Sequence[TrainingResponse]] | None = None,
+    shown: ShownImages = tuple,
 ) -> RewardData:
     """Split responses and encode them.
 
@@ -186,6 +188,7 @@ def prepare_data(
         on_progress: gets the number of responses encoded since its last call.
         budget: images are scaled to it, here and in ``FeatureCache``, which has to be given the same.
         plant: makes more responses to train on, from the digests of the images that are not held out.
+        shown: gives the paths to read in place of those of images (see ``fgaif_ray.blind``).
 
     Raises:
         UserError: fewer than two images, an image that cannot be read, or no response that fits the
@@ -195,7 +198,7 @@ def prepare_data(
     examples: dict[str, list[Example]] = {}
     counts = {}
     for name, part in parts.items():
-        examples[name] = _encode(backbone, part, on_progress, budget)
+        examples[name] = _encode(backbone, part, on_progress, budget, shown)
         if not examples[name]:
             raise UserError(
                 f"No {name} response fits the {backbone.max_length} tokens that {backbone.path} reads: sample "
@@ -208,7 +211,7 @@ def prepare_data(
             "too_long": len(part) - len(examples[name]),
         }
     if plant is not None:
-        planted = _encode(backbone, plant({one.image_sha256 for one in parts["train"]}), lambda _: None, budget)
+        planted = _encode(backbone, plant({one.image_sha256 for one in parts["train"]}), lambda _: None, budget, shown)
         examples["train"] += planted
         counts["train"]["planted"] = len(planted)
     return RewardData(examples["train"], examples["validation"], counts)
@@ -219,14 +222,16 @@ def _encode(
     responses: Sequence[TrainingResponse],
     on_progress: Callable[[int], None],
     budget: PixelBudget,
+    shown: ShownImages,
 ) -> list[Example]:
     examples = []
     for response in responses:
-        item = ScoringItem(load_images(response.images, budget), response.prompt, response.segments)
+        images = shown(response.images)
+        item = ScoringItem(load_images(images, budget), response.prompt, response.segments)
         encoded = encode_item(backbone, item)
         if len(encoded) <= backbone.max_length:
             kept = replace(encoded, prompt=encoded.prompt.without_pixels())  # of many images they would fill the memory
-            examples.append(Example(response.images, kept, response.labels, response.image_sha256, response.facts))
+            examples.append(Example(images, kept, response.labels, response.image_sha256, response.facts))
         on_progress(1)
     return examples
 

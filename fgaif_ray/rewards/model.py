@@ -87,7 +87,7 @@ class EncodedItem:
         return len(self.prompt) + len(self.text_ids)
 
 
-def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
+def encode_item(backbone: Backbone, item: ScoringItem, longest: int | None = None) -> EncodedItem:
     """Tokenise ``prompt, sub_1 </s> sub_2 </s> ...``.
 
     The segments are tokenised as one text and cut after the token that holds the last character of each,
@@ -95,13 +95,16 @@ def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
     here, not tokens.
 
     Raises:
-        ValueError: the prompt holds a special token, or another number of places than there are images.
+        ValueError: the prompt holds a special token, or another number of places than there are images; it all takes
+            more than ``longest`` tokens, where that is given. The text is looked at first, which takes little beside
+            images.
     """
     texts = [segment.strip() for segment in item.segments]
     encoded = backbone.front_end.tokenizer(
         " ".join(texts), add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )
     tokens = list(zip(encoded["input_ids"], (end for _, end in encoded["offset_mapping"]), strict=True))
+    _check_length(len(tokens) + len(texts), longest)
     prompt = backbone.front_end.encode_prompt(item.prompt, item.images)
     text_ids: list[int] = []
     separators = []
@@ -114,7 +117,13 @@ def encode_item(backbone: Backbone, item: ScoringItem) -> EncodedItem:
             position += 1
         separators.append(len(prompt) + len(text_ids))
         text_ids.append(backbone.eos_token_id)
+    _check_length(len(prompt) + len(text_ids), longest)
     return EncodedItem(prompt, text_ids, separators)
+
+
+def _check_length(tokens: int, longest: int | None) -> None:
+    if longest is not None and tokens > longest:
+        raise ValueError(f"a response takes {tokens} tokens, but the backbone reads {longest}")
 
 
 class RewardModel(nn.Module):
@@ -354,7 +363,6 @@ class RewardModel(nn.Module):
         """Compute the class probabilities of every segment; see ``judge``."""
         return self.judge(fact_types, items).probabilities
 
-    @torch.no_grad()
     def judge(self, fact_types: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
         """Compute the class probabilities of every segment for several fact types, and how many facts it states for
         those that have a readout. Images are encoded once, and read once per adapter.
@@ -373,14 +381,28 @@ class RewardModel(nn.Module):
             ValueError: a prompt cannot be asked about its images, or a response is longer than the backbone's context.
             ArithmeticError: a score is not finite.
         """
+        return self.judge_encoded(fact_types, [self.encode(item) for item in items])
+
+    def encode(self, item: ScoringItem) -> EncodedItem | None:
+        """Make what the backbone reads of a response, None where that has no segments.
+
+        Raises:
+            ValueError: the prompt cannot be asked about its images, or the response is longer than the context.
+        """
+        return encode_item(self.backbone, item, self.backbone.max_length) if item.segments else None
+
+    @torch.no_grad()
+    def judge_encoded(self, fact_types: Sequence[str], items: Sequence[EncodedItem | None]) -> Judged:
+        """Do as ``judge`` with what ``encode`` has made.
+
+        Raises:
+            ArithmeticError: a score is not finite.
+        """
         scores = {name: [np.zeros((0, len(CLASS_NAMES)), np.float32) for _ in items] for name in fact_types}
         counted = [name for name in fact_types if name in self.fact_counts]
         facts = {name: [np.zeros((0, 2), np.float32) for _ in items] for name in counted}
-        encoded = {index: encode_item(self.backbone, item) for index, item in enumerate(items) if item.segments}
+        encoded = {index: item for index, item in enumerate(items) if item is not None}
         order = sorted(encoded, key=lambda index: len(encoded[index]))
-        longest = len(encoded[order[-1]]) if order else 0
-        if longest > self.backbone.max_length:
-            raise ValueError(f"a response takes {longest} tokens, but the backbone reads {self.backbone.max_length}")
         # On the device: the next images are read meanwhile.
         found: list[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]] = []
         for start in range(0, len(order), SCORING_BATCH):

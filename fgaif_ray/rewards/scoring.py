@@ -1,136 +1,41 @@
-"""From requests to dense rewards: image and response checks, segments, reward model batches, composition.
+"""From prepared requests to dense rewards: reward model batches, composition.
 
-These are plain functions between the wire format (`fgaif_ray.serving.wire`) and the reward models, called by the
-service's deployments.
+These are plain functions between what has been prepared (`fgaif_ray.rewards.preparation`) and the reward models, called
+by the service's deployments.
 """
 
-import base64
-import binascii
 import io
 import logging
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fgaif_ray.errors import ItemError, NonFiniteScoreError, UserError
 from fgaif_ray.images import decode_image, open_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward_segments
-from fgaif_ray.segments import Decoder, Span, segment_token_ends, split_segments, token_offsets
-from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, ScoredResponse, SegmentReward
+from fgaif_ray.rewards.preparation import ImageSource, SegmentedResponse
+from fgaif_ray.serving.wire import ScoredResponse, SegmentReward
 
 if TYPE_CHECKING:
-    from fgaif_ray.rewards.model import Judged, ScoringItem
+    from fgaif_ray.rewards.model import EncodedItem, Judged, ScoringItem
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Image formats of requests: a few well-maintained decoders, none of which starts another program."""
-
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
+PROBE_PROMPT: Final = "Describe this image."
+PROBE_RESPONSE: Final = "A grey square."
+"""What is scored to prove that a forward pass works, of one segment."""
 
 TypeProbabilities = dict[str, NDArray[np.float32]]
 """Fact type -> `[segments, classes]`."""
 TypeFacts = dict[str, NDArray[np.float32]]
 """Fact type -> `[segments, 2]` expected facts, and false ones where one is; types that are not counted are missing."""
-ImageSource = bytes | str
-"""An encoded image file, or the path or URI of one. Paths are never taken from an HTTP request: they are those of the
-run's own images, and travel instead of what they name."""
-
-
-class Tokenizer(Decoder, Protocol):
-    """A `transformers` tokenizer, as far as it is needed here."""
-
-    def __len__(self) -> int: ...
-
-
-def image_bytes(field: str) -> bytes:
-    """Return the encoded image file in a request's base64 or data URL field.
-
-    Raises:
-        ItemError: `image_too_large`, or `invalid_image` for anything but base64, such as URLs and paths.
-    """
-    match = _DATA_URL.match(field)
-    encoded = field[match.end() :] if match else field
-    if len(encoded) > MAX_IMAGE_BYTES * 4 // 3 + 4:
-        raise ItemError("image_too_large", f"the image is larger than {MAX_IMAGE_BYTES} bytes")
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        message = "image must be base64 or a data URL (data:image/png;base64,...); URLs and paths are not opened"
-        raise ItemError("invalid_image", message) from error
-
-
-def open_image(data: bytes, budget: PixelBudget = UNLIMITED) -> Image.Image:
-    """Decode the image of a request to RGB, scaled to the budget.
-
-    Raises:
-        ItemError: `invalid_image`: of another format than IMAGE_FORMATS, damaged, or too many pixels.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS):
-            pass
-        return decode_image(data, budget)
-    except UnidentifiedImageError as error:
-        raise ItemError("invalid_image", f"the image is none of {', '.join(IMAGE_FORMATS)}") from error
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ItemError("invalid_image", str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentedResponse:
-    """A response and its segments."""
-
-    text: str
-    spans: list[Span]
-    token_ids: list[int] | None
-    """`[response_tokens]`, as sampled."""
-
-    @property
-    def segments(self) -> list[str]:
-        """Text of each segment."""
-        return [self.text[span.start : span.end] for span in self.spans]
-
-
-def segment_response(tokenizer: Tokenizer, response: str | None, token_ids: Sequence[int] | None) -> SegmentedResponse:
-    """Split a response given as text, as sampled ids, or as both.
-
-    Provided ids take precedence: their decoding is the text, so that segments end on sampled tokens.
-
-    Raises:
-        ItemError: `invalid_token_ids` if an id is outside the tokenizer; `response_mismatch` where text and ids
-            are of different responses (white space and unfinished characters at the ends aside).
-    """
-    if token_ids is None:
-        text = response or ""
-        return SegmentedResponse(text, split_segments(text), None)
-    ids = list(token_ids)
-    if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
-        raise ItemError("invalid_token_ids", f"a token id is outside the tokenizer's 0..{len(tokenizer) - 1}")
-    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = decoded if isinstance(decoded, str) else "".join(decoded)
-    if response is not None and _core(response) != _core(text):
-        message = "response is not what response_token_ids decode to with the policy's tokenizer: leave response out"
-        raise ItemError("response_mismatch", message)
-    return SegmentedResponse(text, split_segments(text), ids)
-
-
-def _core(text: str) -> str:
-    return text.strip().rstrip("\ufffd").rstrip()
-
-
-def token_ends(tokenizer: Tokenizer, response: SegmentedResponse) -> list[int] | None:
-    """Return the index of the sampled token that ends each segment, `[segments]`; None without ids."""
-    if response.token_ids is None:
-        return None
-    return segment_token_ends(response.spans, token_offsets(tokenizer, response.token_ids), response.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +130,8 @@ class ScoringBatch:
 
     images: list[ImageSource]
     items: list[BatchItem]
+    size: int
+    """What it counts for where batches are merged: its items, or more of them where its images are large."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -235,20 +142,27 @@ class ScoringBatch:
         return sum(len(image) for image in self.images if isinstance(image, bytes))
 
 
-def make_batch(items: Sequence[tuple[Sequence[ImageSource], str, list[str]]]) -> ScoringBatch:
-    """Build a batch of (images, prompt, segments); equal images are sent once."""
+def make_batch(items: Sequence[tuple[Sequence[ImageSource], str, list[str]]], size: int = 0) -> ScoringBatch:
+    """Build a batch of (images, prompt, segments); equal images are sent once.
+
+    Args:
+        items: in order.
+        size: what it counts for, if that is more than its items.
+    """
     position: dict[ImageSource, int] = {}
     batch_items = [
         BatchItem(tuple(position.setdefault(image, len(position)) for image in images), prompt, segments)
         for images, prompt, segments in items
     ]
-    return ScoringBatch(list(position), batch_items)
+    return ScoringBatch(list(position), batch_items, max(size, len(batch_items)))
 
 
 class Scorer(Protocol):
     """`fgaif_ray.rewards.model.RewardModel`, as far as it is needed here."""
 
-    def judge(self, fact_types: Sequence[str], items: "Sequence[ScoringItem]") -> "Judged": ...
+    def encode(self, item: "ScoringItem") -> "EncodedItem | None": ...
+
+    def judge_encoded(self, fact_types: Sequence[str], items: "Sequence[EncodedItem | None]") -> "Judged": ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,58 +211,82 @@ def combined_version(versions: Mapping[str, str]) -> str:
 def score_batches(
     model: Scorer, fact_types: Sequence[str], batches: Sequence[ScoringBatch], budget: PixelBudget = UNLIMITED
 ) -> list[list[ScoringOutcome]]:
-    """Score the batches of several callers in one pass of the model, each image decoded once.
+    """Score the batches of several callers in one pass of the model.
 
-    An item that the model refuses fails alone: if the pass over all items fails, each is scored by itself.
+    An item fails alone, whatever is wrong with it: each is encoded by itself before the pass over those that could be,
+    and if the pass fails, each is scored by itself. An image file is decoded once for all items that show it, and is
+    kept no longer.
 
     Returns:
         For each batch, for each item, the verdicts by fact type or why there are none.
     """
-    from fgaif_ray.rewards.model import ScoringItem
+    outcomes: dict[tuple[int, int], ScoringOutcome] = {}
+    readable: dict[tuple[int, int], EncodedItem | None] = {}
+    for place, encoded in _encode_items(model, batches, budget):
+        if isinstance(encoded, ItemError):
+            outcomes[place] = encoded
+        else:
+            readable[place] = encoded
+    places = sorted(readable)
+    outcomes |= zip(places, _judge_items(model, fact_types, [readable[place] for place in places]), strict=True)
+    return [[outcomes[row, column] for column in range(len(batch))] for row, batch in enumerate(batches)]
 
-    opened = _open({image for batch in batches for image in batch.images}, budget)
-    outcomes: list[list[ScoringOutcome | None]] = [[None] * len(batch) for batch in batches]
-    places: list[tuple[int, int]] = []
-    items: list[ScoringItem] = []
+
+def _encode_items(
+    model: Scorer, batches: Sequence[ScoringBatch], budget: PixelBudget
+) -> "Iterator[tuple[tuple[int, int], EncodedItem | ItemError | None]]":
+    """Yield the place of each item and what the model reads of it."""
+    by_images: dict[tuple[ImageSource, ...], list[tuple[int, int]]] = {}
     for row, batch in enumerate(batches):
         for column, item in enumerate(batch.items):
-            images: list[Image.Image] = []
-            for number in item.images:
-                image = opened[batch.images[number]]
-                if isinstance(image, ItemError):
-                    outcomes[row][column] = image
-                    break
-                images.append(image)
-            else:
-                places.append((row, column))
-                items.append(ScoringItem(images=images, prompt=item.prompt, segments=item.segments))
-    for (row, column), outcome in zip(places, _score_items(model, fact_types, items), strict=True):
-        outcomes[row][column] = outcome
-    return [[outcome for outcome in row if outcome is not None] for row in outcomes]
+            by_images.setdefault(tuple(batch.images[number] for number in item.images), []).append((row, column))
+    # Those of the run itself, which may come from far away, are read together.
+    read = open_images((one for images in by_images for one in images if isinstance(one, str)), budget)
+    for sources, places in by_images.items():
+        images = _open_all(sources, read, budget)
+        for row, column in places:
+            item = batches[row].items[column]
+            yield (row, column), images if isinstance(images, ItemError) else _encode_item(model, images, item)
 
 
-def _open(images: Collection[ImageSource], budget: PixelBudget) -> dict[ImageSource, Image.Image | ItemError]:
-    found: dict[ImageSource, Image.Image | ItemError] = {}
-    for path, image in open_images((one for one in images if isinstance(one, str)), budget).items():
-        found[path] = ItemError("invalid_image", str(image)) if isinstance(image, UserError) else image
-    for data in (one for one in images if isinstance(one, bytes)):
+def _open_all(
+    sources: Sequence[ImageSource], read: Mapping[str, Image.Image | UserError], budget: PixelBudget
+) -> list[Image.Image] | ItemError:
+    """The images of an item, or why one of them cannot be seen."""
+    opened: list[Image.Image] = []
+    for source in sources:
         try:
-            found[data] = open_image(data, budget)
-        except ItemError as error:
-            found[data] = error
-    return found
+            image = read[source] if isinstance(source, str) else decode_image(source, budget)
+        except Exception as error:  # whatever a decoder stumbles over in a damaged file
+            return ItemError("invalid_image", str(error))
+        if isinstance(image, UserError):
+            return ItemError("invalid_image", str(image))
+        opened.append(image)
+    return opened
 
 
-def _score_items(model: Scorer, fact_types: Sequence[str], items: "list[ScoringItem]") -> list[ScoringOutcome]:
+def _encode_item(model: Scorer, images: Sequence[Image.Image], item: BatchItem) -> "EncodedItem | ItemError | None":
+    from fgaif_ray.rewards.model import ScoringItem
+
+    try:
+        return model.encode(ScoringItem(images=images, prompt=item.prompt, segments=item.segments))
+    except ValueError as error:
+        return ItemError("not_scorable", str(error))
+    except Exception:
+        logger.exception("an item cannot be read")
+        return ItemError("scoring_failed", "the reward model cannot read this item")
+
+
+def _judge_items(
+    model: Scorer, fact_types: Sequence[str], items: "Sequence[EncodedItem | None]"
+) -> list[ScoringOutcome]:
     if not items:
         return []
     try:
-        found = model.judge(fact_types, items)
-    except (ValueError, ArithmeticError, RuntimeError) as error:
+        found = model.judge_encoded(fact_types, items)
+    except Exception as error:
         if len(items) > 1:
-            return [outcome for item in items for outcome in _score_items(model, fact_types, [item])]
-        if isinstance(error, ValueError):
-            return [ItemError("not_scorable", str(error))]
+            return [outcome for item in items for outcome in _judge_items(model, fact_types, [item])]
         logger.exception("the reward model failed on an item")
         if isinstance(error, ArithmeticError):
             message = "the reward model gave this item a score that is not a number"
@@ -366,4 +304,4 @@ def probe_batch() -> ScoringBatch:
     """Make a small item that every reward model can score, to prove that a forward pass works."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(buffer, format="PNG")
-    return ScoringBatch([buffer.getvalue()], [BatchItem((0,), "Describe this image.", ["A grey square."])])
+    return make_batch([([buffer.getvalue()], PROBE_PROMPT, [PROBE_RESPONSE])])

@@ -13,6 +13,7 @@ from tenacity import RetryCallState, retry_if_exception_type, retry_if_result, s
 from fgaif_ray.serving.bearer_token import check_token
 from fgaif_ray.serving.wire import (
     MAX_BODY_BYTES,
+    MAX_BODY_VALUES,
     MAX_ITEMS,
     TOKEN_VARIABLE,
     ErrorDetail,
@@ -21,6 +22,7 @@ from fgaif_ray.serving.wire import (
     RewardItem,
     RewardResponse,
     ScoredResponse,
+    count_values,
 )
 
 RETRIED_STATUSES: Final = frozenset({429, 502, 503, 504})
@@ -33,7 +35,7 @@ REFUSED_STATUSES: Final = frozenset({413, 422})
 """Statuses of an item that is wrong or too large; a retry would be refused again."""
 
 BODY_MARGIN: Final = 1024
-"""Bytes of a request body around its items."""
+"""Bytes of a request body around its items, and values."""
 
 
 class RewardServiceError(Exception):
@@ -134,16 +136,19 @@ class Session:
         self._items_per_request = items_per_request
 
     def parts(self, items: Sequence[RewardItem]) -> Iterator[list[bytes]]:
-        """Split the encoded items into requests, as many in each as the service takes in number and bytes."""
+        """Split the encoded items into requests, as many in each as the service takes in number, bytes and values."""
         part: list[bytes] = []
-        size = BODY_MARGIN
+        size, values = BODY_MARGIN, BODY_MARGIN
         for item in items:
             encoded = item.model_dump_json(exclude_none=True).encode()
-            if part and (len(part) == self._items_per_request or size + len(encoded) + 1 > MAX_BODY_BYTES):
+            more = count_values(encoded)
+            too_large = size + len(encoded) + 1 > MAX_BODY_BYTES or values + more > MAX_BODY_VALUES
+            if part and (len(part) == self._items_per_request or too_large):
                 yield part
-                part, size = [], BODY_MARGIN
+                part, size, values = [], BODY_MARGIN, BODY_MARGIN
             part.append(encoded)
             size += len(encoded) + 1
+            values += more
         if part:
             yield part
 

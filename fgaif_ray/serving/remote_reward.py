@@ -55,7 +55,7 @@ def label_fields(label: Any) -> tuple[tuple[str, ...], str]:
     if isinstance(label, str):
         try:
             label = json.loads(label)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ItemError("invalid_label", message) from error
     fields: dict[str, Any] = label if isinstance(label, dict) else {}
     images, question = fields.get("images", [fields.get("image")]), fields.get("prompt")

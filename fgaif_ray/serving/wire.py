@@ -27,8 +27,20 @@ MAX_IMAGES: Final = 32
 MAX_PROMPT_CHARACTERS: Final = 16_384
 MAX_RESPONSE_CHARACTERS: Final = 32_768
 MAX_RESPONSE_TOKENS: Final = 8_192
+MAX_DECODED_CHARACTERS: Final = 131_072
+"""Of a response that comes as ids, or within a query of OpenRLHF."""
 MAX_IMAGE_BYTES: Final = 10 << 20
+MAX_IMAGE_PIXELS: Final = 16 << 20
+"""Pixels that are decoded of an image: what is left of a JPEG that is reduced while it is opened."""
+MAX_REQUEST_PIXELS: Final = 256 << 20
+"""Pixels that are decoded of all images of a request, equal ones counted once."""
+MAX_QUERY_CHARACTERS: Final = 1 << 20
+"""Of a query or prompt of OpenRLHF, in which an image may be thousands of special tokens."""
 MAX_BODY_BYTES: Final = 64 << 20
+MAX_BODY_VALUES: Final = 1 << 20
+"""Values in a body: a few bytes of JSON become some hundred bytes of objects."""
+MAX_FIELDS: Final = 32
+"""Fields of an object in a request."""
 
 EXAMPLE_IMAGE: Final = (
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEX////cHh7/Hx2WAAAAFElEQVR42mNgQAL8H5gYGDARMgAAI20BDofI/jkA"
@@ -42,10 +54,26 @@ Probabilities = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 """P(absent), P(consistent), P(hallucinated)."""
 
 
+def count_values(body: bytes) -> int:
+    """Return at least the number of values in a JSON text, from its commas and brackets alone."""
+    return 1 + sum(map(body.count, (b",", b"[", b"{")))
+
+
 class RequestModel(BaseModel):
-    """Base of requests: unknown fields and loosely typed values are errors."""
+    """Base of requests: unknown fields and loosely typed values are errors.
+
+    Lists in requests have a greatest length and end at their first wrong element, so that an answer has few errors,
+    whatever was sent.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise ValueError(f"an object has {len(value)} fields")
+        return value
 
 
 class ResponseModel(BaseModel):
@@ -62,16 +90,16 @@ class RewardItem(RequestModel):
 
     image: str | None = None
     """The image file as base64 or as a data URL. Other URLs and paths are never opened."""
-    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True)] | None = None
     """Several image files, in place of `image`."""
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
     """The question to the model, without chat template and image tokens; `<image>` is the place of an image. Without
     places, all images come first."""
     response: Annotated[str, Field(max_length=MAX_RESPONSE_CHARACTERS)] | None = None
     """The model's answer; may be left out where the ids are given."""
-    response_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_RESPONSE_TOKENS)] | None = (
-        None
-    )
+    response_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_RESPONSE_TOKENS, fail_fast=True)] | None
+    ) = None
     """The sampled ids, `[response_tokens]`, of the policy's tokenizer; with them `token_rewards` come back."""
 
     @property
@@ -99,7 +127,7 @@ class RewardRequest(RequestModel):
         }
     )
 
-    items: Annotated[list[RewardItem], Field(max_length=MAX_ITEMS)]
+    items: Annotated[list[RewardItem], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class SegmentReward(ResponseModel):
@@ -216,6 +244,11 @@ class ModelList(ResponseModel):
         return tuple(card.id for card in self.models)
 
 
+RemoteTexts = Annotated[
+    list[Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS)]], Field(max_length=MAX_ITEMS, fail_fast=True)
+]
+
+
 class RemoteRewardRequest(BaseModel):
     """OpenRLHF's remote-reward protocol: what its trainer posts; keys beyond these are ignored.
 
@@ -237,10 +270,10 @@ class RemoteRewardRequest(BaseModel):
         },
     )
 
-    query: Annotated[list[str], Field(max_length=MAX_ITEMS)]
+    query: RemoteTexts
     """Prompt and response as decoded ids, special tokens and expanded image tokens included."""
-    prompts: list[str]
-    labels: list[Any]
+    prompts: RemoteTexts
+    labels: Annotated[list[Any], Field(max_length=MAX_ITEMS)]
 
     @model_validator(mode="after")
     def _same_length(self) -> "RemoteRewardRequest":

@@ -252,6 +252,12 @@ def _limit_key(config: Config) -> list[dict[str, int]]:
     return [{"images_per_prompt": most}] if most > 1 else []
 
 
+def _blind_key(config: Config, *scopes: str) -> list[dict[str, str]]:
+    """What a stage depends on whose models are shown other images."""
+    hidden = config.data.blind.model_dump(include={*scopes})
+    return [{f"blind_{scope}": mode} for scope, mode in sorted(hidden.items()) if mode != "none"]
+
+
 def _several_key(config: Config) -> list[str]:
     """What verdicts depend on where prompts may have several images: how facts about several are asked."""
     return ["several-1"] if config.data.images_per_prompt > 1 else []
@@ -289,8 +295,8 @@ def rewards(config: Config, of_feedback: str | None = None) -> Stage:
     left_out = {*REWARD_PLACEMENT, *at_default(config.rewards, REWARDS_LATER)}
     settings = config.rewards.model_dump(mode="json", exclude=left_out)
     source = of_feedback or _fingerprint_of(config, FEEDBACK)
-    types = label_key(config.run.types)
-    return Stage(config.run.dir, REWARDS, fingerprint("rewards-2", settings, config.run.seed, source, *types))
+    seen = [*label_key(config.run.types), *_blind_key(config, "rewards")]
+    return Stage(config.run.dir, REWARDS, fingerprint("rewards-2", settings, config.run.seed, source, *seen))
 
 
 def policy(
@@ -328,6 +334,7 @@ def policy(
         versions,
         *reading_key(config),
         *_limit_key(config),
+        *_blind_key(config, "rewards", "policy"),
     )
     return Stage(config.run.dir, POLICY, key)
 
@@ -349,7 +356,8 @@ def policy_of_preferences(config: Config, of_feedback: str | None = None) -> Sta
         del align["reward"][name]
     policy = config.policy.model_dump(include={"model", "dtype"})
     source = of_feedback or _fingerprint_of(config, FEEDBACK)
-    key = fingerprint("preferences-1", config.run.seed, align, policy, source, *reading_key(config))
+    seen = [*reading_key(config), *_blind_key(config, "policy")]
+    key = fingerprint("preferences-1", config.run.seed, align, policy, source, *seen)
     return Stage(config.run.dir, POLICY, key)
 
 
@@ -438,9 +446,9 @@ class _PlannedImages:
 
     def __init__(self, config: Config) -> None:
         data = config.data
-        trained = data.model_dump(mode="json", exclude={"prompts": True, "shapes": {"evaluate_split"}})
+        trained = data.model_dump(mode="json", exclude={"prompts": True, "blind": True, "shapes": {"evaluate_split"}})
         self.sample = self.align = [trained, config.run.seed]
-        evaluated = data.model_dump(mode="json", exclude={"prompts": True, "shapes": {"augmented"}})
+        evaluated = data.model_dump(mode="json", exclude={"prompts": True, "blind": True, "shapes": {"augmented"}})
         self.evaluate = [evaluated, config.run.seed]
         self.provided, self.provided_key = 0, ""
 

@@ -172,7 +172,7 @@ class FrontEnd:
                 raise UserError(f"{shown_prompt(prompt)[:SHOWN_PROMPT]!r}... cannot be asked: {error}.") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text that ``fgaif_ray.segments.token_offsets`` refers to."""
+        """The text that ``fgaif_ray.token_offsets`` refers to."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 

@@ -39,14 +39,17 @@ class LocalScorer:
 
     async def remote(self, batch: ScoringBatch) -> ScoredBatch:
         self.batches.append(batch)
-        loop = asyncio.get_running_loop()
-        [outcomes] = await loop.run_in_executor(self.worker, score_batches, self.model, FACT_TYPES, [batch])
+        return await asyncio.get_running_loop().run_in_executor(self.worker, self.score_now, batch)
+
+    def score_now(self, batch: ScoringBatch) -> ScoredBatch:
+        [outcomes] = score_batches(self.model, FACT_TYPES, [batch])
         return ScoredBatch(VERSIONS, outcomes)
 
 
 def local_gateway(
-    scorer: LocalScorer, options: RewardOptions, token: str | None = TOKEN, timeout_s: float = 60.0
+    scorer: LocalScorer, options: RewardOptions, token: str | None = TOKEN, timeout_s: float = 60.0, **limits: Any
 ) -> RewardGateway:
+    """The gateway; ``limits`` are further settings of it."""
     models = ModelList(
         models=[RewardModelCard(id=name, version=version) for name, version in VERSIONS.items()],
         model_version=combined_version(VERSIONS),
@@ -65,11 +68,10 @@ def local_gateway(
         models=models,
         tokenizer=CHECKPOINT,
         options=options,
-        max_batch_size=16,
-        max_waiting_items=2048,
         request_timeout_s=timeout_s,
         token_digest=None if token is None else token_digest(token),
         fact_types=DEFAULT,
+        **{"max_batch_size": 16, "max_waiting_items": 2048, **limits},
     )
     return RewardGateway(settings, [cast("DeploymentHandle[Any]", scorer)])
 

@@ -35,7 +35,10 @@ class NoisyTruth:
         self._scenes = scenes
         self._generator = np.random.default_rng(0)
 
-    def judge(self, fact_types: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
+    def encode(self, item: ScoringItem) -> Any:
+        return item
+
+    def judge_encoded(self, fact_types: Sequence[str], items: Sequence[Any]) -> Judged:
         scores: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in fact_types}
         for item in items:
             text, spans = "", []

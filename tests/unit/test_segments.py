@@ -1,109 +1,21 @@
-"""Segment spans, offsets of sampled ids, and the tokens at which segments end."""
+"""Segment spans, and the tokens at which segments end."""
 
+import time
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from support.small_tokenizers import TOKENIZERS, byte_level_tokenizer, decoded, ids_of, to_ids
 from transformers import PreTrainedTokenizerFast
 
-from fgaif_ray.segments import (
-    Span,
-    _ends_from_first_id,
-    has_words,
-    segment_token_ends,
-    split_segments,
-    token_offsets,
-)
-
-TRAINING_TEXT = [
-    "The cat sits on the mat. The dog is red.\n\nThere is a tree. No people are here.",
-    "A small blue circle, left of the big red square; the café is closed! 你好。世界 😀😃 naïve",
-] * 20
-
-
-@cache
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose merges cross sentence borders (". The", ".\\n\\n")."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
-    tokenizer.add_tokens([". The", ".\n\n", ".No"])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-
-@cache
-def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that decodes as Llama's does: word markers, single bytes as fallback, one leading space
-    stripped."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "▁The", "▁cat", "s", ".", "▁A", "a", "é", "\ufffd", ".\n", "▁▁"]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-
-
-@cache
-def word_piece_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that puts spaces between words when it decodes."""
-    pieces = [
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "the",
-        "cat",
-        "##s",
-        "sit",
-        ".",
-        ",",
-        "'",
-        "n't",
-        "do",
-        "##ing",
-        "é",
-        "你",
-    ]
-    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.decoder = decoders.WordPiece()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
-
-
-TOKENIZERS = [byte_level_tokenizer, byte_fallback_tokenizer, word_piece_tokenizer]
-
-
-def decoded(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def to_ids(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> list[int]:
-    vocabulary = tokenizer.get_vocab()
-    return [vocabulary[token] for token in tokens]
+from fgaif_ray import segments
+from fgaif_ray.segments import Span, has_words, segment_token_ends, split_segments
+from fgaif_ray.token_offsets import token_offsets
 
 
 def pieces(text: str) -> list[str]:
     return [text[span.start : span.end] for span in split_segments(text)]
-
-
-def ids_of(tokenizer: PreTrainedTokenizerFast) -> st.SearchStrategy[list[int]]:
-    """Any ids at all, or ids of whole characters that no encoder would choose for their text."""
-    any_id = st.integers(0, len(tokenizer) - 1)
-    characters = st.text(min_size=1, max_size=3).map(lambda text: text.encode("utf-8", "ignore").decode())
-    whole = st.lists(characters, max_size=15).map(
-        lambda parts: [index for part in parts for index in tokenizer.encode(part, add_special_tokens=False)]
-    )
-    return st.lists(any_id, max_size=40) | whole
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -186,78 +98,6 @@ def test_spans_concatenate_to_the_text_and_hold_words(text: str) -> None:
         assert all(has_words(text[span.start : span.end]) for span in spans)
     else:
         assert len(spans) == (1 if text else 0)
-
-
-# -----------------------------------------------------------------------------------------------------
-# token_offsets
-
-
-@pytest.mark.parametrize("make_tokenizer", TOKENIZERS)
-@given(data=st.data())
-@settings(deadline=None, max_examples=100)
-def test_offsets_of_random_ids_follow_the_definition(
-    make_tokenizer: Callable[[], PreTrainedTokenizerFast], data: st.DataObject
-) -> None:
-    tokenizer = make_tokenizer()
-    ids = data.draw(ids_of(tokenizer))
-    text = decoded(tokenizer, ids)
-    offsets = token_offsets(tokenizer, ids)
-    assert [end for _, end in offsets] == _ends_from_first_id(tokenizer, ids, text)
-    assert [start for start, _ in offsets] == [0, *(end for _, end in offsets)][: len(ids)]
-    assert (offsets[-1][1] if offsets else 0) == len(text)
-
-
-@given(text=st.text(max_size=60).map(lambda text: text.encode("utf-8", "ignore").decode()))
-@settings(deadline=None)
-def test_a_character_belongs_to_the_token_that_completes_it(text: str) -> None:
-    tokenizer = byte_level_tokenizer()
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    text = decoded(tokenizer, ids)
-    for index, (start, end) in enumerate(token_offsets(tokenizer, ids)):
-        assert decoded(tokenizer, ids[: index + 1]).startswith(text[:end])
-        assert "\ufffd" in text or decoded(tokenizer, ids[: index + 1]).rstrip("\ufffd") == text[:end]
-        assert start <= end
-
-
-def test_bytes_of_one_character_are_empty_until_it_is_complete() -> None:
-    tokenizer = byte_level_tokenizer()
-    byte_pieces = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("🦊")[0][0]]
-    ids = to_ids(tokenizer, list(byte_pieces[0]))
-    assert decoded(tokenizer, ids) == "🦊"
-    assert token_offsets(tokenizer, ids) == [(0, 0), (0, 0), (0, 0), (0, 1)]
-
-
-def test_special_tokens_are_empty() -> None:
-    tokenizer = byte_fallback_tokenizer()
-    ids = to_ids(tokenizer, ["<s>", "▁The", "<s>", "▁cat", ".", "</s>"])
-    assert token_offsets(tokenizer, ids) == [(0, 0), (0, 3), (3, 3), (3, 7), (7, 8), (8, 8)]
-
-
-def test_bytes_that_never_become_a_character_are_covered() -> None:
-    tokenizer = byte_fallback_tokenizer()
-    ids = to_ids(tokenizer, ["▁cat", "<0xE2>", "<0x82>", "<0xAC>", "<0xC3>", "a", "<0xE2>"])
-    text = decoded(tokenizer, ids)
-    assert text == "cat\ufffd\ufffd\ufffd\ufffda\ufffd"
-    assert token_offsets(tokenizer, ids) == [(0, 3), (3, 4), (4, 5), (5, 5), (5, 7), (7, 8), (8, 9)]
-
-
-class CountingDecoder:
-    """Counts the ids that are decoded."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self.decoded_ids = 0
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = False, **kwargs: bool) -> str:
-        self.decoded_ids += len(token_ids)
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens, **kwargs))
-
-
-def test_the_work_grows_linearly_with_the_response() -> None:
-    ids = byte_level_tokenizer().encode("The cat sits on the mat. 你好 😀 " * 40, add_special_tokens=False)
-    decoder = CountingDecoder(byte_level_tokenizer())
-    token_offsets(decoder, ids)
-    assert decoder.decoded_ids < 8 * len(ids)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -355,3 +195,41 @@ def test_offsets_of_another_text_are_refused() -> None:
 )
 def test_marks_of_other_scripts_and_what_closes_a_sentence(text: str, pieces: list[str]) -> None:
     assert [text[span.start : span.end] for span in split_segments(text)] == pieces
+
+
+# ------------------------------------------------------------------------------------------------
+# work
+
+
+def seconds_of(text: str) -> float:
+    """The least of three times that it takes to split a text."""
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        split_segments(text)
+        times.append(time.process_time() - began)
+    return max(min(times), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make_text", "sizes"),
+    [
+        (lambda size: "There is a cat. " + "*" * size + "x y z. And more.", (11, 22)),  # was 1.8 times as long a star
+        (lambda size: "A\u3002" * size, (1000, 16_000)),
+        (lambda size: "\n- " * size + "a", (1000, 16_000)),
+        (lambda size: "(A. " * size, (1000, 16_000)),
+        (lambda size: "a" * size, (1000, 16_000)),
+    ],
+    ids=["emphasis", "sentences of one word", "empty items", "brackets", "one word"],
+)
+def test_the_time_does_not_explode(make_text: Callable[[int], str], sizes: tuple[int, int]) -> None:
+    few, many = (seconds_of(make_text(size)) for size in sizes)
+    assert many / few < 6 * sizes[1] / sizes[0]
+
+
+def test_the_words_of_a_long_chunk_are_not_remembered() -> None:
+    split_segments("a" * 10_000)
+    assert segments._words_in_short.cache_info().maxsize is not None
+    before = segments._words_in_short.cache_info().currsize
+    split_segments("b" * 10_000)
+    assert segments._words_in_short.cache_info().currsize == before

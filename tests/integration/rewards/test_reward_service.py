@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import httpx2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from ray import serve
 from support.adapter_calls import easyr1_call, openrlhf_call, skyrl_call, trl_call
+from support.image_files import encoded
 from support.metrics_endpoint import exported_names, scrape_until, total
+from support.replicas import preparers
 from support.reward_helpers import (
     CHECKPOINT,
     PROMPT,
@@ -331,6 +335,48 @@ def test_another_request_id_takes_the_place_of_one_that_cannot_be_shown(service:
     assert answer.status_code == 200
     assert re.fullmatch(r"[\w-]{8,64}", answer.headers["x-request-id"])
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
+# Attacks; what each of them is refused for is in tests/unit/rewards/test_reward_attacks.py
+
+
+def test_small_files_of_many_pixels_cost_no_other_caller_an_answer(service: Service) -> None:
+    pixels = encoded(Image.new("1", (8000, 8000)))
+    attacks = [{"items": [wire_item(image=base64.b64encode(pixels).decode())] * 4}] * 4
+    with ThreadPoolExecutor(8) as pool:
+        refused = [pool.submit(service.post, json=attack) for attack in attacks]
+        scored = [pool.submit(service.post, json={"items": [wire_item()]}) for _ in range(8)]
+        assert [error_of(answer.result()) for answer in refused] == [(413, "image_too_large")] * 4
+        assert [answer.result().status_code for answer in scored] == [200] * 8
+
+
+def test_a_caller_whose_label_cannot_be_read_fails_alone(service: Service) -> None:
+    """A lone surrogate was the end of the batch into which the requests of all callers are merged."""
+    wrong = remote_request(["A circle."])
+    wrong["labels"] = [json.dumps({"image": base64.b64encode(picture()).decode(), "prompt": "\ud800"})]
+    with ThreadPoolExecutor(12) as pool:
+        refused = [pool.submit(service.post, "/get_reward", json=wrong) for _ in range(6)]
+        scored = [pool.submit(service.post, "/get_reward", json=remote_request(RESPONSES[:2])) for _ in range(12)]
+        assert [error_of(answer.result()) for answer in refused] == [(422, "invalid_text")] * 6
+        assert [answer.result().status_code for answer in scored] == [200] * 12
+
+
+def test_a_response_of_wrong_bytes_is_refused_as_the_others_are_scored(service: Service) -> None:
+    garbage = {"items": [wire_item(response=None, response_token_ids=[99] * 4096)] * 8}
+    with ThreadPoolExecutor(6) as pool:
+        refused = [pool.submit(service.post, json=garbage) for _ in range(2)]
+        scored = [pool.submit(service.post, json={"items": [wire_item()]}) for _ in range(4)]
+        assert [error_of(answer.result()) for answer in refused] == [(422, "not_scorable")] * 2
+        assert [answer.result().status_code for answer in scored] == [200] * 4
+
+
+def test_the_service_goes_on_after_its_preparers_were_killed(service: Service) -> None:
+    killed = preparers()
+    for process in killed:
+        process.kill()
+    assert len(killed) == service.config.serve.preparers
+    assert [service.post(json={"items": [wire_item()]}).status_code for _ in range(4)] == [200] * 4
+    assert httpx2.get(f"{service.info.url}/ready", timeout=60).status_code == 200
 
 
 # Status

@@ -12,11 +12,13 @@ from typing import Any, Self
 
 import httpx2
 import numpy as np
-import psutil
 import pytest
+from support.metrics_endpoint import scrape_until, total
+from support.replicas import replicas
 from support.reward_helpers import PROMPT, offline_model, picture, save_reward_models, service_config
-from support.reward_service_helpers import TOKEN, Service, assert_scores
+from support.reward_service_helpers import TOKEN, Service, assert_scores, error_of
 
+from actors import metrics
 from actors.rewards import service as reward_service
 from fgaif_ray.config import change_config
 from fgaif_ray.records import FACT_TYPES
@@ -28,6 +30,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CAPACITY = 32
 """Items that the service of these tests lets wait."""
 PATIENCE_S = 240.0
+EXPORTED_EVERY_S = 12.0
+"""Seconds after which a process's metrics are told, with a margin."""
 TEXTS = ["A red circle.", "There is a big blue square at the left. It is above a green ring.", "Nothing."]
 PATIENT = RetryPolicy(max_retries=60, initial_s=0.2, maximum_s=1.0)
 NO_RETRIES = RetryPolicy(max_retries=0)
@@ -160,29 +164,37 @@ def test_while_it_is_full_the_service_says_that_it_lives(service: Service) -> No
     assert alive == [200] * 10
 
 
+# Work that nobody waits for
+
+
+def test_what_has_timed_out_is_not_scored_any_more(service: Service) -> None:
+    """The deployments stand still until the callers have their 504; then they score none of it, or a list of it."""
+    config = change_config(service.config, ["serve.request_timeout_s=3", "serve.max_waiting_items=2048"])
+    reward_service.deploy(config, service.folders)
+    items = [item_of(index).model_dump(exclude_none=True) for index in range(16)]
+    assert service.post(json={"items": items}).status_code == 200
+    before = forward_passes()
+    (scorer,) = replicas("AttributeReward")
+    scorer.suspend()
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: service.post(json={"items": items}), range(6)))
+    finally:
+        scorer.resume()
+    assert {error_of(answer) for answer in answers} == {(504, "timeout")}
+    wait_until(lambda: service.post(json={"items": items[:1]}).status_code == 200)
+    assert forward_passes() - before <= 3, "of the six lists, the one or two that were begun, and what was asked last"
+    reward_service.deploy(service.config, service.folders)
+
+
+def forward_passes() -> float:
+    """Lists that the attribute model has scored, once all of them are told to Prometheus."""
+    time.sleep(EXPORTED_EVERY_S)
+    name = f"ray_{metrics.REWARD_BATCH_ITEMS.name}_count"
+    return total(scrape_until([name]), name, model="attribute")
+
+
 # A replica is killed
-
-
-def replicas(deployment: str) -> list[psutil.Process]:
-    """Processes of the replicas, which Ray names after their deployment."""
-    title = f"ray::ServeReplica:{reward_service.APP_NAME}:{deployment}"
-    found = []
-    for process in psutil.Process().children(recursive=True) + raylet_children():
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return list({process.pid: process for process in found}.values())
-
-
-def raylet_children() -> list[psutil.Process]:
-    """Of the local cluster, whose processes are children of the raylet and not of the test."""
-    import ray
-
-    raylet = next(node["RayletSocketName"] for node in ray.nodes() if node["Alive"])
-    owners = [p for p in psutil.process_iter(["cmdline"]) if any(raylet in part for part in p.info["cmdline"] or [])]
-    return [child for owner in owners for child in owner.children(recursive=True)]
 
 
 @pytest.mark.parametrize(("deployment", "count"), [("AttributeReward", 1), ("RewardGateway", 2)])

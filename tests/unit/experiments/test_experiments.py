@@ -17,6 +17,7 @@ from fgaif_ray.audit.human import majority_labels, read_answers
 from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.experiments.metrics import RunMetric, read_figures
+from fgaif_ray.experiments.page import build_page
 from fgaif_ray.experiments.results import DONE, FAILED, OVER_IMAGES, OVER_SEEDS, RunOutcome, build_results
 from fgaif_ray.experiments.sharing import (
     BEFORE,
@@ -107,6 +108,45 @@ def test_other_scenes_to_evaluate_on_share_the_aligned_policy() -> None:
 
 def test_augmented_images_share_the_answers_before_alignment_alone() -> None:
     assert shared("ood", "plain-fog", "augmented-fog") == {BEFORE}
+
+
+def test_blind_variants_share_all_that_comes_before_what_is_blind() -> None:
+    labelled = {RESPONSES, VERDICTS, FEEDBACK, BEFORE}
+    assert shared("blind", "seeing", "swapped") == shared("blind", "swapped", "blank") == labelled
+    assert shared("blind", "seeing", "blank-policy") == labelled | {REWARDS}
+    assert shared("blind", "blank", "blank-both") == labelled | {REWARDS}
+
+
+def test_the_seeing_variant_is_the_reference_of_other_experiments() -> None:
+    assert shared_between(("blind", "seeing"), ("ablation", "full")) == set(PLANNED)
+
+
+def test_a_configuration_that_is_blind_already_is_refused() -> None:
+    with pytest.raises(UserError, match=r"sets data\.blind itself"):
+        build_experiment("blind", base("data.blind.policy=blank"))
+
+
+def test_what_is_left_without_the_image_is_a_share_of_what_the_seeing_has() -> None:
+    """Seed 1 has removed nothing with images, so nothing can be left of it."""
+    found = {
+        ("seeing", 0): {"removed": 0.2, "rewards_present.mean": 0.9},
+        ("seeing", 1): {"removed": -0.1, "rewards_present.mean": 0.8},
+        ("blank", 0): {"removed": 0.05, "rewards_present.mean": 0.6},
+        ("blank", 1): {"removed": 0.05, "rewards_present.mean": 0.5},
+    }
+    outcomes = [
+        RunOutcome(variant, seed, "", DONE, {name: RunMetric(value) for name, value in figures.items()})
+        for (variant, seed), figures in found.items()
+    ]
+    results = build_results(build_experiment("blind", base(), ["blank"]), outcomes)
+    seeing, blank = (variant["figures"] for variant in results["variants"])
+    assert blank["left.removed"]["by_seed"] == {"0": pytest.approx(0.25)}
+    assert blank["left.rewards"]["by_seed"] == {"0": pytest.approx(0.25), "1": pytest.approx(0.0)}
+    assert blank["left.rewards"]["mean"] == pytest.approx(0.125)
+    assert seeing["left.rewards"]["mean"] == pytest.approx(1)
+    assert "left.rewards_after" not in blank
+    page = build_page(results, "fgaif experiment blind", [])
+    assert page.index("What is left of what the reference has") < page.index("Hallucinated segments")
 
 
 def test_seeds_share_nothing() -> None:

@@ -175,7 +175,7 @@ def test_a_response_that_cannot_be_scored_keeps_the_verdicts_of_the_truth(tmp_pa
     write_run(tmp_path, images=2)
 
     class Refuses:
-        def judge(self, fact_types, items):
+        def encode(self, item):
             raise ValueError("the response takes 5000 tokens, the backbone reads 1024")
 
     drawn = pair_answers(map(EvaluationAnswer.from_row, storage.read_rows(f"{tmp_path}/evaluation")))
@@ -187,7 +187,7 @@ def test_a_response_that_cannot_be_scored_keeps_the_verdicts_of_the_truth(tmp_pa
 class Unread:
     """Reward models that read nothing."""
 
-    def judge(self, fact_types, items):
+    def encode(self, item):
         raise ValueError("too long")
 
 

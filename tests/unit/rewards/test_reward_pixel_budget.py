@@ -60,13 +60,16 @@ class Watching:
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
 
-    def judge(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
-        self.sizes += [image.size for item in items for image in item.images]
+    def encode(self, item: ScoringItem) -> ScoringItem:
+        self.sizes += [image.size for image in item.images]
+        return item
+
+    def judge_encoded(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
         scores = [np.array([[0.0, 1.0, 0.0]] * len(item.segments), np.float32) for item in items]
         return Judged(dict.fromkeys(kinds, scores), {})
 
     def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> dict[str, list[NDArray[np.float32]]]:
-        return self.judge(kinds, items).probabilities
+        return self.judge_encoded(kinds, [self.encode(item) for item in items]).probabilities
 
 
 def test_training_reads_reduced_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,3 +251,27 @@ def test_the_fingerprint_of_a_policy_of_preferences_is_found_in_one_way(tmp_path
     expected = stages.policy_of_preferences(config).fingerprint
     assert stages.policy(config, IMAGES["shared"], ["any"]).fingerprint == expected
     assert stages.policy_of_preferences(config, f"fp-{stages.FEEDBACK}").fingerprint == expected
+
+
+def test_blind_stages_are_others_and_those_before_them_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plain, images = finished_run(tmp_path, "shapes"), IMAGES["shared"]
+
+    def keys(*overrides: str) -> dict[str, str]:
+        config = load_config(ROOT / "configs" / "shapes.yaml", [f"run.dir={tmp_path}", *overrides])
+        return {
+            "responses": stages.responses(config, images).fingerprint,
+            "feedback": feedback_stages(config)[0].fingerprint,
+            "rewards": stages.rewards(config).fingerprint,
+            "policy": stages.policy(config, images, []).fingerprint,
+            "preferences": stages.policy_of_preferences(config).fingerprint,
+            "before": stages.answers_before(config, images),
+        }
+
+    def changed(*overrides: str) -> set[str]:
+        one, other = keys(), keys(*overrides)
+        return {name for name in one if one[name] != other[name]}
+
+    assert plain.data.blind.rewards == "none"
+    assert changed("data.blind.rewards=blank") == {"rewards", "policy"}
+    assert changed("data.blind.policy=blank") == {"policy", "preferences"}
