@@ -22,6 +22,7 @@ from fgaif_ray.rl.kl import KLEstimator, kl_estimate, penalised_rewards
 from fgaif_ray.rl.losses import (
     KLStatistics,
     PolicyStatistics,
+    Statistics,
     ValueStatistics,
     combine_statistics,
     entropy_loss,
@@ -418,9 +419,7 @@ def _token_mean(values: Tensor, mask: Tensor) -> WeightedMean:
     return WeightedMean(float(masked_mean(values, mask)), int(mask.sum()))
 
 
-def _token_means(
-    parts: Sequence[PolicyStatistics] | Sequence[ValueStatistics] | Sequence[KLStatistics], names: Mapping[str, str]
-) -> dict[str, WeightedMean]:
+def _token_means(parts: Sequence[Statistics], names: Mapping[str, str]) -> dict[str, WeightedMean]:
     """Metrics of the micro-batches together, by the names of their fields; NaN without any."""
     whole = combine_statistics(parts) if parts else None
     tokens = 0 if whole is None else whole.tokens
