@@ -4,7 +4,8 @@
 from pairs of the labelled responses in `feedback/`, without reward models.
 
 `policy/` holds the PEFT adapter with its card, `metrics.jsonl` (a line per step), `samples.jsonl` (responses with their
-segments, verdicts and rewards) and `tensorboard/`. An interrupted run goes on from its last checkpoint.
+segments, verdicts and rewards) and `tensorboard/`. Where `align.best_by` has chosen the adapter, the last one is in
+`last/`. An interrupted run goes on from its last checkpoint.
 `fgaif export merged FOLDER` writes the aligned model, adapter merged in, as a checkpoint of its own.
 
 Examples:
@@ -15,6 +16,7 @@ Examples:
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from fgaif_ray import storage
 from fgaif_ray.config import Config
@@ -23,6 +25,9 @@ from fgaif_ray.progress import say
 from fgaif_ray.rewards.files import published_reward_folders, published_versions
 from fgaif_ray.storage import stages
 from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
+
+if TYPE_CHECKING:
+    from actors.alignment.run import TrainedPolicy
 
 
 @storage.writes_run("align")
@@ -62,13 +67,13 @@ def _run_on_preferences(config: Config) -> None:
 
     stage.begin(overwrite=config.run.overwrite)
     with connect(config):
-        steps, done_before = train_on_preferences(config, stage)
-    _publish(config, stage, steps, done_before, started)
+        trained = train_on_preferences(config, stage)
+    _publish(config, stage, trained, started)
 
 
 def _run_on_rewards(config: Config) -> None:
     from actors.cluster.connect import cluster_address, connect
-    from fgaif_ray.sources import prepare_images
+    from fgaif_ray.sources import load_truth, prepare_images
     from fgaif_ray.vlm.checkpoint import check_vision_model
 
     started = time.monotonic()
@@ -85,7 +90,7 @@ def _run_on_rewards(config: Config) -> None:
         say(f"align: {stage.folder} is up to date.")
         return
 
-    from actors.alignment.run import askable_prompts, reward_app, train_policy
+    from actors.alignment.run import askable_prompts, hold_out, reward_app, train_policy
     from actors.cluster.connect import cluster_address
     from fgaif_ray.rl.trackers import require_packages
     from fgaif_ray.vlm.front_end import load_front_end
@@ -95,18 +100,27 @@ def _run_on_rewards(config: Config) -> None:
     front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
     with_counts = ((prompt, len(images)) for images, prompts in asked.items() for prompt in prompts)
     front_end.check_prompts(with_counts, config.align.rollout.engine.max_model_len)
+    learnt, evaluation = hold_out(asked, config.align)
+    truth = load_truth(config) if evaluation else None
     stage.begin(overwrite=config.run.overwrite)
     with connect(config), reward_app(config) as app_name:
-        steps, done_before = train_policy(config, stage, asked, app_name, front_end.banned_token_ids)
-    _publish(config, stage, steps, done_before, started)
+        banned = front_end.banned_token_ids
+        trained = train_policy(config, stage, learnt, app_name, banned, evaluation, truth)
+    _publish(config, stage, trained, started)
 
 
-def _publish(config: Config, stage: storage.Stage, steps: int, done_before: int, started: float) -> None:
+def _publish(config: Config, stage: storage.Stage, trained: "TrainedPolicy", started: float) -> None:
     from actors.alignment.run import publish_policy
 
-    goodput = publish_policy(config, stage, steps, done_before, time.monotonic() - started)
+    goodput = publish_policy(config, stage, trained, time.monotonic() - started)
+    which = ""
+    if trained.best is not None:
+        which = f", that of step {trained.best['step']} ({trained.best['metric']} {trained.best['value']:.3g})"
+    elif config.align.best_by is not None:
+        which = ", the last one, since no evaluation has said enough (align.best_min_facts_share)"
     name = config.align.algorithm.upper()
-    say(f"align: {steps} steps of {name}, the aligned policy's adapter is in {stage.folder}. Goodput {goodput:.0%}.")
+    done = f"{trained.steps} steps of {name}, the aligned policy's adapter is in {stage.folder}{which}"
+    say(f"align: {done}. Goodput {goodput:.0%}.")
 
 
 def command(config: ConfigOption, overrides: SetOption = None, overwrite: OverwriteOption = False) -> None:

@@ -104,19 +104,22 @@ class ExperienceSource:
         self._opening = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opening")
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
 
-    def start(self, draws: Sequence[Draw], version: PolicyVersion, *, sync: bool = False) -> "Future[Sampled]":
+    def start(
+        self, draws: Sequence[Draw], version: PolicyVersion, *, sync: bool = False, greedy: bool = False
+    ) -> "Future[Sampled]":
         """Begin a batch.
 
         Args:
             draws: at least one.
             version: the policy that samples.
             sync: have every rollout worker load it first, apart from the sampling; otherwise they do so by themselves.
+            greedy: take the likeliest tokens, whatever the seeds.
 
         Returns:
             Its result raises UserError where none of the images can be read.
         """
         # A tokenizer is not safe in two threads at once, and the learner uses it for its own passes.
-        return self._sampling.submit(self._sample, tuple(draws), self._prompt_ids(draws), version, sync)
+        return self._sampling.submit(self._sample, tuple(draws), self._prompt_ids(draws), version, sync, greedy)
 
     def probe(
         self, draws: Sequence[Draw], version: PolicyVersion
@@ -140,12 +143,14 @@ class ExperienceSource:
         asked = {(draw.prompt, len(draw.images)) for draw in draws}
         return {one: self._front_end.prompt_ids(*one) for one in asked}
 
-    def _sample(self, wanted: tuple[Draw, ...], prompt_ids: PromptIds, version: PolicyVersion, sync: bool) -> Sampled:
+    def _sample(
+        self, wanted: tuple[Draw, ...], prompt_ids: PromptIds, version: PolicyVersion, sync: bool, greedy: bool
+    ) -> Sampled:
         sync_began = time.monotonic()
         if sync:
             ray.get([worker.serve.remote(version) for worker in self._workers])
         began = time.monotonic()
-        draws, images, rollouts = self._ask(wanted, prompt_ids, version)
+        draws, images, rollouts = self._ask(wanted, prompt_ids, version, greedy)
         ended = time.monotonic()
         items = [
             {
@@ -169,7 +174,7 @@ class ExperienceSource:
         )
 
     def _ask(
-        self, wanted: Sequence[Draw], prompt_ids: PromptIds, version: PolicyVersion
+        self, wanted: Sequence[Draw], prompt_ids: PromptIds, version: PolicyVersion, greedy: bool = False
     ) -> tuple[tuple[Draw, ...], tuple[tuple[Image, ...], ...], tuple[Rollout, ...]]:
         """Sample responses, and open the images for the learner's own passes while the engines work.
 
@@ -178,7 +183,9 @@ class ExperienceSource:
         """
         shown = [self._seen(draw.images) for draw in wanted]
         requests = [
-            RolloutRequest(prompt_ids[draw.prompt, len(draw.images)], tuple(map(storage.absolute, images)), draw.seed)
+            RolloutRequest(
+                prompt_ids[draw.prompt, len(draw.images)], tuple(map(storage.absolute, images)), draw.seed, greedy
+            )
             for draw, images in zip(wanted, shown, strict=True)
         ]
         opening = self._opening.submit(open_images, [path for images in shown for path in images], self._budget)
@@ -222,8 +229,9 @@ def _usable(
         if (pictures := _pictures(images, opened)) is not None
     ]
     if not readable:
-        step = int(wanted[0].sample_id.split("-")[0]) + 1
-        raise UserError(f"None of the images of step {step} can be read, {wanted[0].images[0]} for one.")
+        batch = wanted[0].sample_id.split("-")[0]
+        name = f"step {int(batch) + 1}" if batch.isdigit() else "the evaluation while training"
+        raise UserError(f"None of the images of {name} can be read, {wanted[0].images[0]} for one.")
     usable = []
     for draw, pictures, answer in readable:
         if isinstance(answer, RefusedRollout):

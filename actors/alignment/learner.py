@@ -32,6 +32,7 @@ from torch import Tensor
 
 from actors.alignment import metrics as ppo_metrics
 from actors.alignment.experience import ExperienceSource, Sampled
+from actors.alignment.held_out import HeldOut
 from actors.alignment.policy_versions import PolicyVersions
 from actors.alignment.process import LearnerProcess
 from actors.alignment.rewarder import Rewarder, TypeVerdicts
@@ -46,16 +47,19 @@ from fgaif_ray.rewards.scale import RunningScale, moments
 from fgaif_ray.rl.algorithms import ALGORITHMS
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.guards import TrainingGuards, TrainingStopped
+from fgaif_ray.rl.held_out import BestPolicy
+from fgaif_ray.rl.kept_policy import KeptPolicy
 from fgaif_ray.rl.kl import AdaptiveKLController, FixedKLController, KLController
 from fgaif_ray.rl.micro_batches import ESTIMATE_FACTOR
 from fgaif_ray.rl.plan import Draw, PromptPlan, share_of
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
-from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs
+from fgaif_ray.rl.staleness import policy_log_probs
 from fgaif_ray.rl.step import Estimates, PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate
 from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
+from fgaif_ray.shapes.scenes import Scene
 from fgaif_ray.vlm.backbone import load_backbone
-from fgaif_ray.vlm.group import LearnerGroup
+from fgaif_ray.vlm.group import LearnerGroup, WeightedMean
 
 LOGGED_SAMPLES: Final = 4
 SAMPLES_LOGGED_EVERY: Final = 10
@@ -79,14 +83,19 @@ class LearnerTask:
     rollout_workers: tuple[ActorHandle[Any], ...]
     own_prompts: Mapping[tuple[str, ...], Sequence[str]] | None = None
     """Prompts of each image, where the source has them."""
+    evaluation: tuple[Draw, ...] = ()
+    """Images and prompts to evaluate on while training; none where ``align.evaluate_every`` asks for none."""
+    truth: Mapping[str, Scene] | None = None
+    """The scenes behind their images, where they are known."""
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's loop function.
 
     Returns:
-        ``{"steps": updates done, "stopped": None or why the run was ended before its last step}``. What cannot be
-        repaired by going on ends the run this way; other errors are raised, and Ray Train resumes from the checkpoint.
+        ``{"steps": updates done, "stopped": None or why the run was ended before its last step, "best": None or step
+        and metric of the policy that is published in place of the last}``. What cannot be repaired by going on ends the
+        run this way; other errors are raised, and Ray Train resumes from the checkpoint.
     """
     try:
         learner = Learner(settings["task"])
@@ -99,7 +108,7 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
         return {"steps": learner.step, "stopped": str(error)}
     finally:
         learner.close()
-    return {"steps": learner.step, "stopped": None}
+    return {"steps": learner.step, "stopped": None, "best": learner.best}
 
 
 class Learner(LearnerProcess[PPOUpdater]):
@@ -126,7 +135,7 @@ class Learner(LearnerProcess[PPOUpdater]):
             activation_checkpointing=align.activation_checkpointing,
             sharded_over=group if align.sharding == "full" else None,
         )
-        self._previous = PreviousPolicy(self._model) if align.rollout.max_staleness else None
+        self._previous = KeptPolicy(self._model) if align.rollout.max_staleness else None
         state = LearnerState(
             self._model,
             PPOUpdater(self._model, align.ppo, group, align.steps, align.rollout.max_tokens),
@@ -134,6 +143,7 @@ class Learner(LearnerProcess[PPOUpdater]):
             TrainingGuards(align.guards),
             self._previous,
             _reward_scale(config),
+            _best_policy(config, self._model),
         )
         self._options = RewardOptions(**align.reward.of_response)
         super().__init__(config, task.folder, group, state, self._options.types)
@@ -145,6 +155,8 @@ class Learner(LearnerProcess[PPOUpdater]):
         self._source = ExperienceSource(
             backbone.front_end, task.rollout_workers, rewarder, config.data.pixel_budget, seen, judged
         )
+        own_draws = share_of(task.evaluation, group.rank, group.size)
+        self._held_out = HeldOut(self._source, own_draws, task.truth, self._options, backbone.front_end)
         self._busy: list[tuple[float, float]] = []
         # Versions of an interrupted run may still be in the engines: a new process uses names of its own.
         own = torch.tensor(uuid.uuid4().int % (1 << 31) if self._group.rank == 0 else 0)
@@ -166,6 +178,8 @@ class Learner(LearnerProcess[PPOUpdater]):
             self_check(self._model, self._source, self._versions, some, tolerance, self._group)
         pending, pending_since = self._resumed_batch(), time.monotonic()
         newest = self._publish()
+        if self.step == 0 and self._align.evaluate_every is not None:
+            self._evaluate_first(newest)
         while self.step < self._align.steps:
             self._timings, self._busy = {}, []
             began = time.monotonic()
@@ -182,11 +196,15 @@ class Learner(LearnerProcess[PPOUpdater]):
                 self._busy.append((pending_since, _sampled_until(pending, ended)))
             self._timings["step"] = ended - began
             metrics["goodput/step_share"] = busy_share(self._busy, began, ended)
+            evaluated = self._evaluate(newest)
+            metrics |= evaluated
             merged = self._group.merge(metrics | {f"timing/{name}": seconds for name, seconds in self._timings.items()})
             merged["goodput/tokens_per_second"] = merged["count/tokens"] / merged["timing/step"]
             if self._log is not None:
                 self._log.write_metrics(self.step, merged)
                 ppo_metrics.record_step(self.step, self._align.steps, merged)
+            if evaluated and self._state.best is not None:
+                self._state.best.consider(self.step, merged)
             self._check_guards(merged)
             if math.isfinite(merged["kl/per_response"]):
                 self._state.kl_controller.update(merged["kl/per_response"], self._align.rollout_batch_size)
@@ -198,6 +216,32 @@ class Learner(LearnerProcess[PPOUpdater]):
         """Release threads and files."""
         self._source.close()
         super().close()
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Step and metric of the policy that is published as the best; None where that is the last one."""
+        best = self._state.best
+        if best is None or best.step is None:
+            return None
+        return {"step": best.step, "metric": self._align.best_by, "value": best.value}
+
+    def _evaluate(self, version: PolicyVersion) -> dict[str, float]:
+        """This process's part of the evaluation that is due after a step; nothing where none is."""
+        every = self._align.evaluate_every
+        if every is None or (self.step % every and self.step < self._align.steps):
+            return {}
+        with self._timed("evaluate"):
+            return dict(self._held_out.measure(version))
+
+    def _evaluate_first(self, version: PolicyVersion) -> None:
+        """Evaluate the policy before the first step, and log it as that of step 0."""
+        with self._timed("evaluate"):
+            own: dict[str, float] = dict(self._held_out.measure(version))
+        merged = self._group.merge(own | {"timing/evaluate": self._timings["evaluate"]})
+        if self._state.best is not None:
+            self._state.best.consider(0, merged)
+        if self._log is not None:
+            self._log.write_metrics(0, merged)
 
     def _check_guards(self, merged: dict[str, float]) -> None:
         try:
@@ -266,7 +310,7 @@ class Learner(LearnerProcess[PPOUpdater]):
         own = {
             "kl/coefficient": beta,
             "rollout/policy_version": float(sampled.version.number),
-            "rollout/staleness": self.step - float(batch.policy_versions.double().mean()),
+            "rollout/staleness": WeightedMean(self.step - float(batch.policy_versions.double().mean()), len(batch)),
             "count/unreadable": float(sampled.unreadable),
         }
         self._timings["sync"] = sampled.sync_seconds
@@ -321,7 +365,7 @@ class Learner(LearnerProcess[PPOUpdater]):
             difference = (estimates.log_probs - batch.behaviour_log_probs).abs()[batch.response_mask]
         else:
             difference = self._probe_previous(rows, batch)
-            probed["rollout/log_prob_difference"] = float(difference.mean())
+            probed["rollout/log_prob_difference"] = WeightedMean(float(difference.mean()), len(difference))
             probed["rollout/log_prob_difference_max"] = float(difference.max())
         worst = float(self._group.gather(difference.double().mean()).max())
         tolerance = self._align.rollout.log_prob_tolerance
@@ -366,6 +410,11 @@ def _sampled_until(pending: "Future[Sampled]", now: float) -> float:
 def _reward_scale(config: Config) -> RunningScale | None:
     reward = config.align.reward
     return None if reward.scale == "none" else RunningScale(reward.scale, reward.scale_steps, config.run.type_names)
+
+
+def _best_policy(config: Config, model: PolicyModel) -> BestPolicy | None:
+    align = config.align
+    return None if align.best_by is None else BestPolicy(KeptPolicy(model), align.best_by, align.best_min_facts_share)
 
 
 def _kl_controller(config: Config) -> KLController:

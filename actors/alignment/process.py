@@ -4,9 +4,9 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Generic
+from typing import Final, Generic
 
 import ray.train
 import torch
@@ -22,6 +22,9 @@ from fgaif_ray.rl.trackers import open_trackers
 from fgaif_ray.vlm.group import LearnerGroup
 
 logger = logging.getLogger(__name__)
+
+LAST_FOLDER: Final = "last"
+"""Folder of the last policy in ``policy/``, where another one is published as the best."""
 
 
 class LearnerProcess(Generic[UpdaterType]):
@@ -71,7 +74,8 @@ class LearnerProcess(Generic[UpdaterType]):
             try:
                 settings = self._align.model_dump(mode="json", exclude={"tracking"})
                 trackers = open_trackers(self._align.tracking, self._folder, settings)
-                log = RunLog(self._folder, self.step + 1, types, trackers)
+                first = self.step + 1 if self.step else 0  # the evaluation before the first step is made again
+                log = RunLog(self._folder, first, types, trackers)
             except UserError as error:
                 problem = error
         if int(self._group.sum(torch.tensor(int(problem is not None)))):
@@ -111,11 +115,20 @@ class LearnerProcess(Generic[UpdaterType]):
             self._log.sync()
 
     def _export(self) -> None:
-        """Put the policy's adapter at the top of the stage folder."""
+        """Put the policy's adapter at the top of the stage folder, or the best one with the last beside it."""
+        best = self._state.best
+        if best is None:
+            self._save_adapter(self._folder)
+            return
+        self._save_adapter(storage.join(self._folder, LAST_FOLDER))
+        with best.kept.restored() if best.step is not None else nullcontext():
+            self._save_adapter(self._folder)
+
+    def _save_adapter(self, target: str) -> None:
         with tempfile.TemporaryDirectory(prefix="fgaif-policy-") as folder:
             self._state.model.save_policy(folder)
             for path in sorted(Path(folder).iterdir()):
-                storage.write_bytes(storage.join(self._folder, path.name), path.read_bytes())
+                storage.write_bytes(storage.join(target, path.name), path.read_bytes())
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -58,6 +58,8 @@ class RolloutRequest:
     message would hold them once more."""
     seed: int
     """Seed that decides the response, whatever else is in the batch."""
+    greedy: bool = False
+    """Whether the likeliest token is taken each time; its log-probabilities are then nothing to learn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,10 @@ class RolloutWorker:
         from vllm import SamplingParams
 
         prompts = [image_prompt(request.prompt_token_ids, images) for request, images in asked]
-        parameters = [SamplingParams(seed=request.seed, **self._options) for request, _ in asked]
+        greedy = self._options | {"temperature": 0.0}
+        parameters = [
+            SamplingParams(seed=request.seed, **(greedy if request.greedy else self._options)) for request, _ in asked
+        ]
         began = time.monotonic()
         results = answer_each(lambda some, own: self._shared.generate(some, own, version), prompts, parameters)
         found = [_rollout(result, version.number) for result in results]

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from ray import serve
@@ -22,13 +23,15 @@ from actors.cluster.lost_nodes import is_loss
 from actors.rewards import service as reward_service
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
-from fgaif_ray.config import Config, DataConfig
+from fgaif_ray.config import AlignConfig, Config, DataConfig
 from fgaif_ray.errors import UserError, find_user_error
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.rewards.files import published_reward_folders
+from fgaif_ray.rl.plan import Draw
 from fgaif_ray.rl.policy_card import policy_card
 from fgaif_ray.rl.run_log import METRICS_FILE, read_lines
 from fgaif_ray.rl.watch import progress_note
+from fgaif_ray.shapes.scenes import Scene
 from fgaif_ray.sources import Images, ImageSets
 
 TRAIN_FOLDER: Final = "train"
@@ -36,6 +39,17 @@ TRAIN_FOLDER: Final = "train"
 MAX_FAILURES: Final = 3
 """Learner workers that may die before the job does; each time it goes on from the last checkpoint."""
 FOLLOW_EVERY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedPolicy:
+    """What a training leaves beside its files."""
+
+    steps: int
+    done_before: int
+    """Steps that an earlier call did."""
+    best: dict[str, Any] | None
+    """``step``, ``metric`` and ``value`` of the policy that is published in place of the last one."""
 
 
 @contextmanager
@@ -73,13 +87,43 @@ def askable_prompts(sets: ImageSets, data: DataConfig) -> dict[Images, list[str]
     return found
 
 
+def hold_out(
+    asked: Mapping[Images, Sequence[str]], align: AlignConfig
+) -> tuple[dict[Images, Sequence[str]], tuple[Draw, ...]]:
+    """Take the images of the evaluations while training, if there are any, from those to align on.
+
+    Returns:
+        Those that are left, of which none has an image in common with the others, and what is asked about the others.
+
+    Raises:
+        UserError: none are left.
+    """
+    if align.evaluate_every is None:
+        return dict(asked), ()
+    chosen = list(asked)[-align.evaluate_images :]
+    shown = {path for images in chosen for path in images}
+    rest = {images: prompts for images, prompts in asked.items() if not shown & set(images)}
+    if not rest or len(chosen) < align.num_workers:
+        raise UserError(
+            f"align.evaluate_images={align.evaluate_images} holds out {len(chosen)} of {len(asked)} images to align on "
+            f"and leaves {len(rest)}: hold out fewer, or give more images (data.align_images)."
+        )
+    draws = tuple(
+        Draw(f"evaluation-{place}", images, asked[images][place % len(asked[images])], 0)
+        for place, images in enumerate(chosen)
+    )
+    return rest, draws
+
+
 def train_policy(
     config: Config,
     stage: storage.Stage,
     asked: Mapping[Images, Sequence[str]],
     app_name: str,
     banned: Sequence[int],
-) -> tuple[int, int]:
+    evaluation: Sequence[Draw] = (),
+    truth: Mapping[str, Scene] | None = None,
+) -> TrainedPolicy:
     """Run rollout workers and the learner to the last step.
 
     Args:
@@ -88,9 +132,8 @@ def train_policy(
         asked: the images to align on, with their prompts.
         app_name: of the Serve application that scores.
         banned: token ids that are never sampled.
-
-    Returns:
-        The number of steps, and how many of them an earlier call did.
+        evaluation: images and prompts to evaluate on while training.
+        truth: the scenes behind images, where they are known.
 
     Raises:
         UserError: see ``_run_learners``.
@@ -105,11 +148,13 @@ def train_policy(
             reward_app=app_name,
             rollout_workers=tuple(workers),
             own_prompts=asked,
+            evaluation=tuple(evaluation),
+            truth=None if truth is None else {path: truth[path] for draw in evaluation for path in draw.images},
         )
         return _run_learners(config, train, task, task.folder)
 
 
-def train_on_preferences(config: Config, stage: storage.Stage) -> tuple[int, int]:
+def train_on_preferences(config: Config, stage: storage.Stage) -> TrainedPolicy:
     """Run the learner on the preferences of ``feedback/`` to the last step; see ``train_policy``.
 
     Raises:
@@ -123,8 +168,8 @@ def _absolute(folder: str) -> str:
     return os.path.abspath(folder) if storage.is_local(folder) else folder
 
 
-def _run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], task: Any, folder: str) -> tuple[int, int]:
-    """Run Ray Train's workers to the last step; the number of steps, and how many of them an earlier call did.
+def _run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], task: Any, folder: str) -> TrainedPolicy:
+    """Run Ray Train's workers to the last step.
 
     Raises:
         UserError: workers were lost too often, or the run was stopped (by a guard, say); checkpoints stay.
@@ -158,8 +203,7 @@ def _run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], task: A
         kept = f" The last good checkpoint is in {result.checkpoint.path}." if result.checkpoint is not None else ""
         reason = outcome["stopped"].rstrip(".")
         raise UserError(f"{name} was stopped at step {outcome['steps']} of {align.steps}: {reason}.{kept}")
-    steps: int = outcome["steps"]
-    return steps, done_before
+    return TrainedPolicy(outcome["steps"], done_before, outcome.get("best"))
 
 
 def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
@@ -196,7 +240,7 @@ def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
     return ends[0], done_before
 
 
-def publish_policy(config: Config, stage: storage.Stage, steps: int, done_before: int, seconds: float) -> float:
+def publish_policy(config: Config, stage: storage.Stage, trained: TrainedPolicy, seconds: float) -> float:
     """Remove what only a running alignment needs, add the card, publish.
 
     Returns:
@@ -207,6 +251,7 @@ def publish_policy(config: Config, stage: storage.Stage, steps: int, done_before
     for name in (TRAIN_FOLDER, ADAPTERS_FOLDER):
         storage.remove_folder(storage.join(stage.partial, name))
     storage.write_bytes(storage.join(stage.partial, "README.md"), policy_card(config, rows).encode())
-    goodput: float = sum(row["timing/step"] for row in rows if row["step"] > done_before) / seconds
-    stage.publish({"steps": steps, "seconds": round(seconds, 1), "goodput": round(goodput, 3)})
+    goodput: float = sum(row["timing/step"] for row in rows if row["step"] > trained.done_before) / seconds
+    best = {} if trained.best is None else {"best": trained.best}
+    stage.publish({"steps": trained.steps, "seconds": round(seconds, 1), "goodput": round(goodput, 3), **best})
     return goodput

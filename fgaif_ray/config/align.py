@@ -1,5 +1,6 @@
 """Sections of PPO."""
 
+from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -212,6 +213,18 @@ class TrackingConfig(Section):
     mlflow: MLflowConfig | None = None
 
 
+EVALUATION_DIRECTIONS: Final[Mapping[str, Literal["highest", "lowest"]]] = {
+    "reward/": "highest",
+    "hallucination/": "lowest",
+    "facts/per_response": "highest",
+    "response/repeated_share": "lowest",
+    "response/unfinished_share": "lowest",
+    "truth/hallucination/": "lowest",
+    "truth/coverage": "highest",
+}
+"""Beginnings of the metrics that ``align.best_by`` may name, and which value of each is the best."""
+
+
 class AlignConfig(Section):
     """Reinforcement learning on dense rewards, or learning from the preferences that labels give."""
 
@@ -237,6 +250,21 @@ class AlignConfig(Section):
     """Start the critic's adapter from the reward model of this fact type (FGAIF section 4.1: the object one)."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints, the most that an interruption can lose."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations of the policy while it is trained: greedy responses to images that nothing is learnt
+    from, judged by the reward models (``fgaif_ray.rl.held_out``). The policies before the first and after the last step
+    are evaluated too. None for no evaluation."""
+    evaluate_images: int = Field(default=64, ge=1)
+    """Images that are held out for them, the last of those to align on. ``data.evaluate_images`` are others."""
+    best_by: str | None = None
+    """Metric of the evaluations whose best policy is published, with the last one beside it in ``policy/last/``:
+    ``reward/total``, ``hallucination/overall``, ``facts/per_response``, ``response/repeated_share`` or
+    ``response/unfinished_share`` by the reward models, ``truth/hallucination/overall`` or ``truth/coverage`` on the
+    embedded world, or a type in place of ``total`` and ``overall``. Rewards, facts and coverage are best at their
+    highest, the others at their lowest. None publishes the last policy."""
+    best_min_facts_share: float = Field(default=0.0, ge=0)
+    """A policy counts as the best only if its facts per response (on the embedded world its coverage) are at least this
+    share of those before the first step, since the policy that says least is wrong least."""
     tracking: TrackingConfig = TrackingConfig()
     num_workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -302,6 +330,30 @@ class AlignConfig(Section):
             raise ValueError(
                 "align.algorithm=grpo divides each type's rewards by their deviation in the group: leave "
                 "align.reward.scale at none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_can_be_made(self) -> Self:
+        if self.evaluate_every is not None and self.learns_from_preferences:
+            raise ValueError(
+                f"align.algorithm={self.algorithm} has no rollout workers and no reward models to evaluate with while "
+                "training: leave align.evaluate_every out"
+            )
+        if self.evaluate_every is not None and self.evaluate_images < self.num_workers:
+            raise ValueError(
+                f"align.evaluate_images={self.evaluate_images} do not go round {self.num_workers} learner workers: "
+                "raise it, or lower align.num_workers"
+            )
+        if self.best_by is None:
+            return self
+        if self.evaluate_every is None:
+            raise ValueError("align.best_by is a metric of the evaluations while training: set align.evaluate_every")
+        if not self.best_by.startswith(tuple(EVALUATION_DIRECTIONS)):
+            raise ValueError(
+                f"align.best_by={self.best_by} is not a metric of the evaluations: take reward/total, "
+                "hallucination/overall, facts/per_response, response/repeated_share, response/unfinished_share, "
+                "truth/hallucination/overall or truth/coverage"
             )
         return self
 

@@ -110,6 +110,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_best_policy_can_be_told(self) -> Self:
+        metric = self.align.best_by
+        if metric is None:
+            return self
+        if metric.startswith("truth/") and self.data.source != "shapes":
+            raise ValueError(f"align.best_by={metric}: the truth is known of data.source=shapes alone")
+        about, _, what = metric.rpartition("/")
+        names = {"reward": ("total", *self.run.type_names), "truth/hallucination": ("overall", *FACT_TYPES)}
+        names["hallucination"] = ("overall", *self.run.type_names)
+        if about in names and what not in names[about]:
+            raise ValueError(f"align.best_by={metric}: there are {', '.join(f'{about}/{one}' for one in names[about])}")
+        return self
+
+    @model_validator(mode="after")
     def _facts_are_counted_where_they_are_paid(self) -> Self:
         if self.rewards.kind == "coarse" and self.rewards.fact_counts:
             raise ValueError(

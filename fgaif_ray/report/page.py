@@ -43,7 +43,8 @@ def build_report(run_dir: str) -> str:
     names = type_names(types)
     rewards = {kind: cost.read_optional(run_dir, REWARDS, kind, "metrics.json") or None for kind in names}
     policy = storage.join(run_dir, POLICY)
-    steps, stages = read_metrics(policy), cost.stages(run_dir)
+    steps = [line for line in read_metrics(policy) if line["step"] > 0]
+    stages = cost.stages(run_dir)
     charts = training_charts(policy, names)
     environment = _environment()
     html: str = environment.get_template("report.html.j2").render(
@@ -62,6 +63,7 @@ def build_report(run_dir: str) -> str:
         reward_cards=cards(rewards, names),
         charts=[chart for chart in charts if not chart["minor"]],
         minor_charts=[chart for chart in charts if chart["minor"]],
+        published=cost.read_optional(run_dir, POLICY, storage.MANIFEST).get("best"),
         groups=_groups(examples, names),
         stages=stages,
         phases=cost.phases(steps),

@@ -32,6 +32,35 @@ class Panel:
     """Whether it is about the health of the optimisation, not about what is learnt."""
 
 
+_HELD_OUT: Final = (
+    Panel(
+        "Held-out images, greedy, by the truth",
+        "share",
+        (
+            ("hallucinated segments", "evaluation/truth/hallucination/overall", "before"),
+            ("coverage", "evaluation/truth/coverage", "after"),
+            ("repeated statements", "evaluation/truth/repeated_share", "ink"),
+        ),
+        minor=False,
+    ),
+    Panel(
+        "Held-out images, greedy, by the reward models",
+        "share of segments; of responses: unfinished",
+        (
+            ("hallucinated", "evaluation/hallucination/overall", "before"),
+            ("repeated", "evaluation/response/repeated_share", "ink"),
+            ("unfinished", "evaluation/response/unfinished_share", "after"),
+        ),
+        minor=False,
+    ),
+    Panel(
+        "Held-out images, greedy: facts per response",
+        "by the reward models",
+        (("facts", "evaluation/facts/per_response", "after"),),
+        minor=False,
+    ),
+)
+"""The first charts, where ``align.evaluate_every`` has asked for evaluations while training."""
 _PANELS: Final = (
     Panel("Facts per response", "by the reward models", (("facts", "facts/per_response", "after"),), minor=False),
     Panel("KL to the backbone", "nats per response", (("KL", "kl/per_response", "after"),), minor=False),
@@ -82,6 +111,7 @@ def panels(types: Sequence[str]) -> tuple[Panel, ...]:
     rewards = [(kind, f"reward/{kind}", colour_of(kind)) for kind in types]
     hallucinated = tuple((kind, f"hallucination/{kind}", colour_of(kind)) for kind in types)
     return (
+        *_HELD_OUT,
         Panel("Reward", "per response", (*rewards, ("total", "reward/total", "ink")), minor=False),
         Panel("Hallucination, by the reward models", "share of segments", hallucinated, minor=False),
         *_PANELS,
@@ -89,7 +119,7 @@ def panels(types: Sequence[str]) -> tuple[Panel, ...]:
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
-    """Read the lines of ``metrics.jsonl`` in a folder; none if there is no file."""
+    """Read the lines of ``metrics.jsonl`` in a folder; none if there is no file. That of step 0 is an evaluation."""
     uri = storage.join(folder, METRICS_FILE)
     if not storage.exists(uri):
         return []

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fgaif_ray.vlm.group import LearnerGroup
+
 # Added to the variance before the square root, so that constant values whiten to zero and not to NaN.
 VARIANCE_EPSILON = 1e-8
 
@@ -92,6 +94,14 @@ def merge_statistics(parts: Iterable[MaskedStatistics]) -> MaskedStatistics:
         mean += difference * part.count / total
         count = total
     return MaskedStatistics(count=count, mean=mean, variance=square_sum / max(count, 1))
+
+
+def statistics_over(group: LearnerGroup, values: Tensor, mask: Tensor) -> MaskedStatistics:
+    """`masked_statistics` of the values of all processes, each of which calls this with its own."""
+    own = masked_statistics(values, mask)
+    figures = torch.tensor([own.count, own.mean, own.variance], dtype=torch.float64)
+    parts: list[list[float]] = group.gather(figures).tolist()
+    return merge_statistics(MaskedStatistics(int(count), mean, variance) for count, mean, variance in parts)
 
 
 def whiten(values: Tensor, mask: Tensor, *, statistics: MaskedStatistics | None = None) -> Tensor:

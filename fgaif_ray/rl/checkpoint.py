@@ -15,14 +15,16 @@ from torch import Tensor
 
 from fgaif_ray.rewards.scale import RunningScale
 from fgaif_ray.rl.guards import TrainingGuards
+from fgaif_ray.rl.held_out import BestPolicy
+from fgaif_ray.rl.kept_policy import KeptPolicy
 from fgaif_ray.rl.kl import KLController
 from fgaif_ray.rl.policy import PolicyModel
-from fgaif_ray.rl.staleness import PreviousPolicy
 
 STATE_FILE: Final = "state.json"
 WEIGHTS_FILE: Final = "weights.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
 PREVIOUS_POLICY_FILE: Final = "previous_policy.safetensors"
+BEST_POLICY_FILE: Final = "best_policy.safetensors"
 POLICY_FOLDER: Final = "policy"
 
 
@@ -45,9 +47,10 @@ class LearnerState(Generic[UpdaterType]):
     updater: UpdaterType
     kl_controller: KLController
     guards: TrainingGuards
-    previous: PreviousPolicy | None = None
+    previous: KeptPolicy | None = None
     """The policy that samples the batch of ``next_step``."""
     reward_scale: RunningScale | None = None
+    best: BestPolicy | None = None
 
     def save(self, folder: str | Path, next_step: int) -> None:
         """Write the state to a local folder; ``next_step`` is the step that a resumed run begins with."""
@@ -57,6 +60,8 @@ class LearnerState(Generic[UpdaterType]):
         save_file(self.updater.state_dict(), target / OPTIMIZER_FILE)
         if self.previous is not None and self.previous.is_kept:
             save_file(self.previous.state_dict(), target / PREVIOUS_POLICY_FILE)
+        if self.best is not None and self.best.kept.is_kept:
+            save_file(self.best.kept.state_dict(), target / BEST_POLICY_FILE)
         state = {
             "next_step": next_step,
             "kl_controller": self.kl_controller.state_dict(),
@@ -64,6 +69,8 @@ class LearnerState(Generic[UpdaterType]):
         }
         if self.reward_scale is not None:
             state["reward_scale"] = self.reward_scale.state_dict()
+        if self.best is not None:
+            state["best"] = self.best.state_dict()
         (target / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str | Path) -> int:
@@ -78,4 +85,8 @@ class LearnerState(Generic[UpdaterType]):
         self.guards.load_state_dict(state["guards"])
         if self.reward_scale is not None:
             self.reward_scale.load_state_dict(state["reward_scale"])
+        if self.best is not None:
+            self.best.load_state_dict(state["best"])
+            if (source / BEST_POLICY_FILE).exists():
+                self.best.kept.load_state_dict(load_file(source / BEST_POLICY_FILE))
         return int(state["next_step"])

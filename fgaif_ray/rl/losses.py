@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from fgaif_ray.rl.advantages import masked_mean, masked_variance, selected
+from fgaif_ray.rl.advantages import MaskedStatistics, masked_mean, selected
 from fgaif_ray.rl.kl import KLEstimator, kl_estimate
 
 
@@ -256,22 +256,17 @@ def kl_loss(
     return loss, KLStatistics(new.numel(), *_figures(value))
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+def explained_variance(errors: MaskedStatistics, returns: MaskedStatistics) -> float:
     """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 no better than a constant.
 
     Args:
-        values: `[batch, response_tokens]`.
-        returns: `[batch, response_tokens]`.
-        mask: `[batch, response_tokens]` bool.
+        errors: of returns less values.
+        returns: of the same tokens.
 
     Returns:
         NaN where the returns do not vary, since there is nothing to explain.
-
-    Raises:
-        ValueError: the mask is not bool or a shape differs.
     """
-    variance = float(masked_variance(returns, mask))
-    return 1.0 - float(masked_variance(returns - values, mask)) / variance if variance > 0 else float("nan")
+    return 1.0 - errors.variance / returns.variance if returns.variance > 0 else float("nan")
 
 
 def combine_statistics(parts: Sequence[Statistics]) -> Statistics:

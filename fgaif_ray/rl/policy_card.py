@@ -26,8 +26,9 @@ def policy_card(config: Config, rows: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         config: the configuration.
-        rows: metrics of every step.
+        rows: metrics of every step, and of the evaluation before the first.
     """
+    rows = [row for row in rows if row["step"] > 0]
     if config.align.learns_from_preferences:
         names = ["dpo/loss", "dpo/told_apart", "dpo/chosen_reward", "dpo/rejected_reward"]
         what = "mean over a step's pairs"

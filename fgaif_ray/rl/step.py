@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from fgaif_ray.config import KLConfig, PPOConfig
-from fgaif_ray.rl.advantages import (
-    masked_mean,
-    masked_statistics,
-)
+from fgaif_ray.rl.advantages import masked_mean, statistics_over
 from fgaif_ray.rl.algorithms.base import Algorithm, RewardedTokens, returns_to_go
 from fgaif_ray.rl.algorithms.ppo import PPO
 from fgaif_ray.rl.kl import KLEstimator, kl_estimate, penalised_rewards
 from fgaif_ray.rl.losses import (
     KLStatistics,
     PolicyStatistics,
+    Statistics,
     ValueStatistics,
     combine_statistics,
     entropy_loss,
@@ -37,7 +35,7 @@ from fgaif_ray.rl.micro_batches import passes
 from fgaif_ray.rl.optimiser import AdapterOptimiser
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.trajectories import TrajectoryBatch
-from fgaif_ray.vlm.group import LearnerGroup
+from fgaif_ray.vlm.group import LearnerGroup, WeightedMean
 from fgaif_ray.vlm.schedule import learning_rate_scale
 
 POLICY_FIGURES: Final = ("loss", "clip_share", "approximate_kl", "ratio_mean", "ratio_max")
@@ -80,7 +78,7 @@ class Experience:
     mask: Tensor
     """Bool: tokens to learn from; false on padding and on responses without reward."""
     metrics: dict[str, float]
-    """Of this process's rows, but ``kl/per_response``: the mean over the group's responses of the sum of their
+    """``WeightedMean`` of this process's rows, or of the whole group. ``kl/per_response`` is the sum of a response's
     per-token KL to the reference (k1), nats."""
     kl_term: KLTerm | None = None
     """None where the KL has been taken from the rewards."""
@@ -160,26 +158,28 @@ def prepare(
             group=group,
         )
     )
-    raw = masked_statistics(credited.raw, mask)
+    raw = statistics_over(group, credited.raw, mask)
     drift = estimates.log_probs - estimates.reference_log_probs  # [batch, response_tokens]
     engine = (estimates.log_probs - batch.behaviour_log_probs).abs()  # [batch, response_tokens]
     response_kl = torch.where(mask, drift, torch.zeros_like(drift)).sum()
     counted = group.sum(torch.stack([response_kl, batch.sample_mask.sum().float()]))
+    rewarded = int(batch.sample_mask.sum())
     metrics = {
-        "kl/per_token": float(masked_mean(drift, mask)),
-        "kl/per_token_k3": float(masked_mean(kl_estimate(*_pair(estimates), "k3"), mask)),
-        "policy/entropy": float(masked_mean(estimates.entropies, mask)),
+        "kl/per_token": _token_mean(drift, mask),
+        "kl/per_token_k3": _token_mean(kl_estimate(*_pair(estimates), "k3"), mask),
+        "policy/entropy": _token_mean(estimates.entropies, mask),
         "kl/per_response": float(counted[0] / counted[1].clamp(min=1)),
-        "rollout/log_prob_difference": float(masked_mean(engine, batch.response_mask)),
+        "rollout/log_prob_difference": _token_mean(engine, batch.response_mask),
         "rollout/log_prob_difference_max": float(engine[batch.response_mask].max()),
         "advantage/mean": raw.mean,
         "advantage/standard_deviation": math.sqrt(raw.variance),
-        "reward/penalised": float(rewards.sum() / max(int(batch.sample_mask.sum()), 1)),
+        "reward/penalised": WeightedMean(float(rewards.sum()) / max(rewarded, 1), rewarded),
     }
     if estimates.values is not None and credited.returns is not None:
         # Against what was really paid: lambda-returns are made of the same values, and agree with any of them.
         paid = returns_to_go(torch.where(mask, rewards, torch.zeros_like(rewards)))
-        metrics["critic/explained_variance_before"] = explained_variance(estimates.values, paid, mask)
+        errors = statistics_over(group, paid - estimates.values, mask)
+        metrics["critic/explained_variance_before"] = explained_variance(errors, statistics_over(group, paid, mask))
     return Experience(
         rows=rows,
         behaviour_log_probs=batch.behaviour_log_probs,
@@ -240,8 +240,8 @@ class PPOUpdater:
             minibatches: optimiser steps per epoch, the same for every process of the group.
 
         Returns:
-            Metrics of this process's rows. ``update/skipped`` counts optimiser steps left out because a gradient was
-            not finite, ``update/stopped_early`` is 1 where ``target_kl`` has ended the epochs.
+            Metrics, a ``WeightedMean`` of this process's tokens. ``update/skipped`` counts optimiser steps left out
+            because a gradient was not finite, ``update/stopped_early`` is 1 where ``target_kl`` has ended the epochs.
         """
         scale = learning_rate_scale(
             step,
@@ -286,7 +286,7 @@ class PPOUpdater:
             "update/stopped_early": float(stopped),
         }
         if experience.kl_term is not None:
-            done["kl/loss"] = statistics.mean_kl()
+            done["kl/loss"] = statistics.kl_metric()
         return statistics.metrics() | mean_norms | done
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -403,21 +403,27 @@ class _Statistics:
         self.value: list[ValueStatistics] = []
         self.kl: list[KLStatistics] = []
 
-    def mean_kl(self) -> float:
+    def kl_metric(self) -> WeightedMean:
         """Of the loss's KL term over all micro-batches, nats per token; NaN where there was none."""
-        return combine_statistics(self.kl).kl if self.kl else math.nan
+        return _token_means(self.kl, {"kl": "kl"})["kl"]
 
     def metrics(self) -> dict[str, float]:
         """Token means over all micro-batches; NaN where there was none."""
-        policy = combine_statistics(self.policy) if self.policy else None
-        value = combine_statistics(self.value) if self.value else None
-        figures = {f"policy/{name}": getattr(policy, name, math.nan) for name in POLICY_FIGURES}
-        figures |= {
-            f"importance/{name}": getattr(policy, f"importance_{name}", math.nan) for name in IMPORTANCE_FIGURES
-        }
-        if not self.has_critic:
-            return figures
-        return figures | {f"critic/{name}": getattr(value, name, math.nan) for name in CRITIC_FIGURES}
+        policy = {f"policy/{name}": name for name in POLICY_FIGURES}
+        policy |= {f"importance/{name}": f"importance_{name}" for name in IMPORTANCE_FIGURES}
+        critic = {f"critic/{name}": name for name in CRITIC_FIGURES} if self.has_critic else {}
+        return {**_token_means(self.policy, policy), **_token_means(self.value, critic)}
+
+
+def _token_mean(values: Tensor, mask: Tensor) -> WeightedMean:
+    return WeightedMean(float(masked_mean(values, mask)), int(mask.sum()))
+
+
+def _token_means(parts: Sequence[Statistics], names: Mapping[str, str]) -> dict[str, WeightedMean]:
+    """Metrics of the micro-batches together, by the names of their fields; NaN without any."""
+    whole = combine_statistics(parts) if parts else None
+    tokens = 0 if whole is None else whole.tokens
+    return {metric: WeightedMean(getattr(whole, field, math.nan), tokens) for metric, field in names.items()}
 
 
 def _pair(estimates: Estimates) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,13 @@ from typing import Final
 from fgaif_ray.records import ABSENT, HALLUCINATED, NOVELTY_TYPE
 from fgaif_ray.rl.guards import StepMetrics, identical_response_share
 from fgaif_ray.rl.trajectories import Trajectory, facts_per_response
+from fgaif_ray.vlm.group import WeightedMean
 
 _OF_TYPE: Final = "hallucination/"
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str]) -> dict[str, float]:
-    """Measure rewards, facts, lengths and counts of a batch; NaN if there is nothing to measure.
+    """Measure rewards, facts, lengths and counts of a batch: each mean knows of how many responses or segments it is.
 
     ``reward/<type>`` is the weighted sum over a response's segments, averaged over responses; ``reward/total`` is
     what PPO is given, with the missing-EOS penalty. ``hallucination/<type>`` is the share of the segments with a
@@ -25,34 +26,36 @@ def trajectory_metrics(trajectories: Sequence[Trajectory], types: Sequence[str])
     lengths = [len(one.token_ids) for one in trajectories]
     metrics = {
         "reward/total": _mean([sum(one.token_rewards or ()) for one in rewarded]),
-        "reward/missing_share": 1.0 - len(rewarded) / len(trajectories),
-        "facts/per_response": facts_per_response(trajectories, types),
+        "reward/missing_share": _mean([one.token_rewards is None for one in trajectories]),
+        "facts/per_response": WeightedMean(facts_per_response(trajectories, types), len(rewarded)),
         "response/length": _mean(lengths),
         "response/length_max": float(max(lengths)),
         "response/segments": _mean([len(one.segment_spans) for one in rewarded]),
         "response/stopped_share": _mean([one.finish_reason == "stop" for one in trajectories]),
         "response/repeated_share": _repeated_share(rewarded, types),
-        "response/identical_share": identical_response_share([str(one.token_ids) for one in trajectories]),
+        "response/identical_share": WeightedMean(
+            identical_response_share([str(one.token_ids) for one in trajectories]), len(trajectories)
+        ),
         "count/responses": float(len(trajectories)),
         "count/tokens": float(sum(lengths)),
         "count/missing_rewards": float(len(trajectories) - len(rewarded)),
     }
     for place, fact_type in enumerate(types):
         earned = [sum(types[place] for types in one.per_type_rewards or ()) for one in rewarded]
-        classes = [_most_probable(types[place]) for one in rewarded for types in one.class_probabilities or ()]
+        classes = [most_probable(types[place]) for one in rewarded for types in one.class_probabilities or ()]
         facts = [found for found in classes if found != ABSENT]
         metrics[f"reward/{fact_type}"] = _mean(earned)
         metrics[f"{_OF_TYPE}{fact_type}"] = _mean([found == HALLUCINATED for found in facts])
     return metrics
 
 
-def _repeated_share(rewarded: Sequence[Trajectory], types: Sequence[str]) -> float:
+def _repeated_share(rewarded: Sequence[Trajectory], types: Sequence[str]) -> WeightedMean:
     """The share of segments that repeat: by the novelty verdicts where there are any, else by their words."""
     if NOVELTY_TYPE in types:
         place = types.index(NOVELTY_TYPE)
         return _mean(
             [
-                _most_probable(verdicts[place]) == HALLUCINATED
+                most_probable(verdicts[place]) == HALLUCINATED
                 for one in rewarded
                 for verdicts in one.class_probabilities or ()
             ]
@@ -119,12 +122,13 @@ def _or_nothing(figure: float) -> float:
     return 0.0 if math.isnan(figure) else figure
 
 
-def _most_probable(classes: Sequence[float]) -> int:
+def most_probable(classes: Sequence[float]) -> int:
+    """The code of the class with the largest probability."""
     return max(range(len(classes)), key=classes.__getitem__)
 
 
-def _mean(figures: Sequence[float]) -> float:
-    return sum(figures) / len(figures) if figures else math.nan
+def _mean(figures: Sequence[float]) -> WeightedMean:
+    return WeightedMean(sum(figures) / len(figures) if figures else math.nan, len(figures))
 
 
 def _shown(figure: float | None, digits: int = 2) -> str:

@@ -75,7 +75,7 @@ ALIGN_PLACEMENT: Final = frozenset(
 )
 """Settings of ``align`` that do not change the policy."""
 REWARDS_LATER: Final = ("planted_share", "fact_counts")
-ALIGN_LATER: Final = ("algorithm",)
+ALIGN_LATER: Final = ("algorithm", "evaluate_every", "evaluate_images", "best_by", "best_min_facts_share")
 PPO_LATER: Final = ("clip_high", "ratio", "critic_warmup_steps", "target_kl", "loss_normalisation")
 REWARD_LATER: Final = ("truncated", "scale", "scale_steps", "unit", "false_cost")
 SAMPLE_LATER: Final = ("samples_per_prompt", "shared_prefixes")

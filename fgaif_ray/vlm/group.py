@@ -5,10 +5,26 @@ It uses only sums and gathers of tensors, so that gloo (CPU) and NCCL (GPU) serv
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class WeightedMean(float):
+    """A mean that knows how much it is a mean of, so that those of several processes make the mean of all.
+
+    Example: ``WeightedMean(0.5, 40)`` in one process and ``WeightedMean(1.0, 10)`` in another merge to 0.6.
+    """
+
+    weight: float
+
+    def __new__(cls, value: float, weight: float) -> Self:
+        """Make it of a number and its weight: tokens, responses, segments; 0 where there was nothing to measure."""
+        mean = super().__new__(cls, value)
+        mean.weight = float(weight)
+        return mean
 
 
 class LearnerGroup:
@@ -72,19 +88,24 @@ class LearnerGroup:
         return torch.stack(parts).cpu()
 
     def merge(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Merge the metrics of all processes: ``*_max`` and ``timing/*`` by maximum, ``count/*`` by sum, else by mean.
+        """Merge the metrics of all processes: ``*_max`` and ``timing/*`` by maximum, ``count/*`` by sum, a
+        ``WeightedMean`` by its weights, else by plain mean (what is the same in all of them, or is one figure of each).
 
         NaN stands for "nothing to measure" and does not count. Every process must hold the same names.
         """
         names = sorted(metrics)
-        gathered = self.gather(torch.tensor([metrics[name] for name in names], dtype=torch.float64))
-        return {name: _merged(name, column) for name, column in zip(names, gathered.T.tolist(), strict=True)}
+        own = [(metrics[name], getattr(metrics[name], "weight", 1.0)) for name in names]
+        gathered = self.gather(torch.tensor(own, dtype=torch.float64).reshape(-1, 2))  # [processes, names, 2]
+        return {name: _merged(name, gathered[:, place].tolist()) for place, name in enumerate(names)}
 
 
-def _merged(name: str, figures: list[float]) -> float:
-    known = [figure for figure in figures if not math.isnan(figure)]
+def _merged(name: str, parts: Sequence[tuple[float, float]]) -> float:
+    known = [(figure, weight) for figure, weight in parts if weight > 0 and not math.isnan(figure)]
     if not known:
         return math.nan
+    figures = [figure for figure, _ in known]
     if name.endswith("_max") or name.startswith("timing/"):
-        return max(known)
-    return sum(known) / (1 if name.startswith("count/") else len(known))
+        return max(figures)
+    if name.startswith("count/"):
+        return sum(figures)
+    return sum(figure * weight for figure, weight in known) / sum(weight for _, weight in known)

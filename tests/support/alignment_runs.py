@@ -46,4 +46,5 @@ def align_config(run_dir: Path, sync: str = "merged", tolerance: float = 1e-4, a
         tree["align"]["samples_per_prompt"] = 2
         tree["align"]["ppo"] |= {"micro_batch_tokens": 120, "schedule": "linear"}
         tree["align"]["kl"]["placement"] = "loss"
+        tree["align"] |= {"evaluate_every": 2, "evaluate_images": 4, "best_by": "reward/total"}
     return Config.model_validate(tree)

@@ -187,7 +187,7 @@ def write_run(run_dir: Path, images: int = 40, before: str | None = None) -> Non
             for seed, kind in enumerate(FACT_TYPES)
         },
     )
-    lines = [json.dumps(training_line(step, generator)) for step in range(60)]
+    lines = [json.dumps(training_line(step, generator)) for step in range(1, 61)]
     publish(run_dir, "policy", {"metrics.jsonl": "\n".join(lines) + "\n"})
     publish(run_dir, "responses", {}, rows=1000, seconds=38.0)
     storage.write_json(

@@ -4,13 +4,7 @@ from typing import Final
 
 import torch
 
-from fgaif_ray.rl.advantages import (
-    MaskedStatistics,
-    generalised_advantage_estimation,
-    masked_statistics,
-    merge_statistics,
-    whiten,
-)
+from fgaif_ray.rl.advantages import generalised_advantage_estimation, statistics_over, whiten
 from fgaif_ray.rl.algorithms.base import Advantages, Algorithm, RewardedTokens
 
 
@@ -26,11 +20,7 @@ def credit(given: RewardedTokens) -> Advantages:
 
 def whitened(raw: torch.Tensor, given: RewardedTokens) -> torch.Tensor:
     """Advantages of zero mean and unit deviation over the batch of all processes."""
-    own = masked_statistics(raw, given.mask)
-    figures = torch.tensor([own.count, own.mean, own.variance], dtype=torch.float64)
-    parts: list[list[float]] = given.group.gather(figures).tolist()
-    whole = merge_statistics(MaskedStatistics(int(count), mean, variance) for count, mean, variance in parts)
-    return whiten(raw, given.mask, statistics=whole)
+    return whiten(raw, given.mask, statistics=statistics_over(given.group, raw, given.mask))
 
 
 PPO: Final = Algorithm("ppo", has_critic=True, needs_groups=False, credit=credit)

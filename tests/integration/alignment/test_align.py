@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,12 @@ from PIL import Image
 from ray import serve
 from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file
-from support.alignment_runs import align_config
+from support.alignment_runs import STEPS, align_config
 from support.reward_helpers import CHECKPOINT, picture, save_reward_models
 
 from actors.alignment.rewarder import Rewarder
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest, rollout_workers, sample
+from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
@@ -191,7 +193,7 @@ def test_a_run_that_samples_ahead_goes_on_from_the_policy_that_sampled(service: 
     align.run(align_config(folder, ahead=True))
     killer.join()
     assert len(killed) == 1
-    rows = read_lines(str(folder / "policy" / "metrics.jsonl"))
+    first, *rows = read_lines(str(folder / "policy" / "metrics.jsonl"))
     assert [(row["step"], row["rollout/policy_version"], row["rollout/staleness"]) for row in rows] == [
         (1, 0, 0), (2, 0, 1), (3, 1, 1),
     ]  # fmt: skip
@@ -199,6 +201,15 @@ def test_a_run_that_samples_ahead_goes_on_from_the_policy_that_sampled(service: 
     assert rows[-1]["importance/weight_max"] > 1 + 1e-3  # the newest policy is another one than sampled
     assert [row["update/learning_rate_scale"] for row in rows] == pytest.approx([1, 2 / 3, 1 / 3])
     assert all(row["kl/loss"] is not None and 0 < row["goodput/step_share"] <= 1 for row in rows)
+    # It was evaluated greedily before the first step, every second, and at the end, and the best is published.
+    value_at = {row["step"]: row.get("evaluation/reward/total") for row in (first, *rows)}
+    assert [step for step, value in value_at.items() if value is not None] == [0, 2, 3]
+    assert "evaluation/truth/coverage" in first
+    best = storage.read_manifest(str(folder), "policy")["best"]
+    assert best["value"] == max(value_at[2], value_at[3]) == value_at[best["step"]]
+    folders = (folder / "policy", folder / "policy" / "last")
+    weights, last = (load_file(path / "adapter_model.safetensors") for path in folders)
+    assert all(torch.equal(weights[name], last[name]) for name in last) == (best["step"] == STEPS)
 
 
 @pytest.mark.parametrize("sync", ["adapter", "merged"])
@@ -248,6 +259,11 @@ def test_the_engine_serves_what_the_learner_trains(ray_cluster: dict[str, Any], 
         first, other, rest = ray.get([worker.generate.remote(part, version) for part, version in parts])
         assert [one.token_ids for one in first + rest] == [one.token_ids for one in rollouts]
         assert [one.token_ids for one in other] == [one.token_ids for one in before]
+        # Greedily, the seed decides nothing.
+        likeliest = [replace(requests[0], seed=seed, greedy=True) for seed in range(3)]
+        drawn = [replace(one, greedy=False) for one in likeliest]
+        answers, others = (sample([worker], asked, versions[2]) for asked in (likeliest, drawn))
+        assert len({one.token_ids for one in answers}) == 1 < len({one.token_ids for one in others})
     assert {one["state"] for one in placement_group_table().values()} == {"REMOVED"}
 
 

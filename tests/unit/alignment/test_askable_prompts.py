@@ -2,8 +2,8 @@
 
 import pytest
 
-from actors.alignment.run import askable_prompts
-from fgaif_ray.config import DataConfig
+from actors.alignment.run import askable_prompts, hold_out
+from fgaif_ray.config import AlignConfig, DataConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.sources import Images, ImageSets
 
@@ -30,3 +30,24 @@ def test_images_of_which_no_prompt_can_be_asked_are_left_out() -> None:
 def test_nothing_that_can_be_asked_is_an_error() -> None:
     with pytest.raises(UserError, match=r"None of the prompts for PPO .* 3 images, more than data\.images_per_prompt"):
         askable_prompts(ImageSets([], ALIGN[2:], []), DATA)
+
+
+ASKED = {images: ["Describe.", "What is there?"] for images in [*ALIGN, ("c.png", "g.png"), ("h.png",)]}
+
+
+def test_images_of_evaluations_are_not_aligned_on_nor_others_that_show_one_of_them() -> None:
+    rest, evaluation = hold_out(ASKED, AlignConfig(evaluate_every=5, evaluate_images=2))
+    assert [(one.images, one.prompt) for one in evaluation] == [
+        (("c.png", "g.png"), "Describe."),
+        (("h.png",), "What is there?"),
+    ]
+    assert list(rest) == [("a.png",), ("d.png", "e.png", "f.png")]
+
+
+def test_without_evaluations_nothing_is_held_out() -> None:
+    assert hold_out(ASKED, AlignConfig()) == (ASKED, ())
+
+
+def test_evaluations_leave_something_to_align_on() -> None:
+    with pytest.raises(UserError, match=r"holds out 5 of 5 images to align on and leaves 0: hold out fewer"):
+        hold_out(ASKED, AlignConfig(evaluate_every=5))

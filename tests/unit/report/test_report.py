@@ -1,5 +1,6 @@
 """The report of a small synthetic run: real stages, real measurements, an HTML parser as the reader."""
 
+import json
 import math
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -269,6 +270,30 @@ def test_the_moving_average_stays_within_the_figures(values):
 
 def test_a_run_without_training_figures_has_no_charts(tmp_path):
     assert training_charts(str(tmp_path), FACT_TYPES) == []
+
+
+def test_evaluations_while_training_are_the_first_charts(tmp_path):
+    lines = [
+        {"step": 0, "evaluation/truth/coverage": 0.8, "evaluation/hallucination/overall": 0.3},
+        {"step": 1, "reward/total": 1.0},
+        {"step": 2, "reward/total": 2.0, "evaluation/truth/coverage": 0.7, "evaluation/hallucination/overall": 0.1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    charts = training_charts(str(tmp_path))
+    titles = [chart["title"] for chart in charts]
+    assert titles[:2] == ["Held-out images, greedy, by the truth", "Held-out images, greedy, by the reward models"]
+    assert [one["ends"] for one in charts[0]["legend"]] == ["0.8 \u2192 0.7"]
+    assert titles[2] == "Reward"
+
+
+def test_the_page_says_which_policy_is_published(tmp_path):
+    write_run(tmp_path, images=4)
+    write_examples(tmp_path, images=4, count=2)
+    manifest = tmp_path / "policy" / "_manifest.json"
+    best = {"step": 20, "metric": "truth/coverage", "value": 0.81}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"best": best}))
+    text = " ".join(Page(build_report(str(tmp_path))).text)
+    assert "Published is the policy of step 20, the best of the evaluations by truth/coverage (0.81)" in text
 
 
 def test_a_chart_of_nothing_is_none():

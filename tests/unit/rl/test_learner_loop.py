@@ -23,6 +23,7 @@ from support.paths import ROOT
 from actors.alignment import experience, learner
 from actors.alignment.rewarder import TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest
+from actors.alignment.run import hold_out
 from benchmarks import PAPER_SETUP
 from fgaif_ray.config import Config, LoRAOptions, load_config
 from fgaif_ray.errors import UserError
@@ -50,6 +51,8 @@ class Engine:
         self.requests: list[RolloutRequest] = []
         self.error = self.error_of_probe = 0.0
         self.ignores_adapter = False
+        self.right_at = 2
+        """Version whose greedy answers are right."""
         self.skipped = 0
         """Tokens of the prompt that it leaves out."""
 
@@ -67,10 +70,13 @@ class Engine:
             for name, parameter in self.model.policy_parameters().items():
                 parameter.copy_(weights[name.removeprefix("_peft.").replace(".policy.", ".")])
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights.values())).hexdigest()
-        if version.number >= 0:  # not the self-check's
+        if version.number >= 0 and not requests[0].greedy:  # not the self-check's
             self.sampled.append((version.number, digest))
         answers = []
         for request in requests:
+            if request.greedy:
+                answers.append([60 + (version.number == self.right_at)])
+                continue
             generator = torch.Generator().manual_seed(request.seed)
             answers.append(torch.randint(60, 120, (2 + request.seed % 4,), generator=generator).tolist())
         images = [load_images(request.images) for request in requests]
@@ -158,13 +164,10 @@ class Runs:
     def run(self, name: str, staleness: int, kill_after: int | None = None, every: int = 1) -> Path:
         """One process; after a kill, call it again for the next one."""
         self.kill_after = kill_after
+        config = self.config(name, staleness, every)
+        asked, evaluation = hold_out({(path,): [PROMPT] for path in self.images}, config.align)
         task = learner.LearnerTask(
-            self.config(name, staleness, every),
-            tuple((path,) for path in self.images),
-            str(self.folder / name),
-            None,
-            "none",
-            (),
+            config, tuple(asked), str(self.folder / name), None, "none", (), evaluation=evaluation
         )
         try:
             one = learner.Learner(task)
@@ -208,6 +211,12 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     return Runs(monkeypatch, tmp_path)
 
 
+def digest_of(folder: Path) -> str:
+    """Of a published adapter, as the engine makes it."""
+    weights = load_file(folder / "adapter_model.safetensors")
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights.values())).hexdigest()
+
+
 def figures(folder: Path) -> list[dict[str, Any]]:
     """All metrics but those of the clock."""
     rows = read_lines(str(folder / "metrics.jsonl"))
@@ -241,6 +250,45 @@ def test_rewards_are_scaled_by_the_last_steps_across_a_kill(runs: Runs) -> None:
     factors = [row["reward_scale/existence"] for row in straight]
     assert len(set(factors)) == STEPS and min(factors) > 1
     assert straight[0]["reward/existence"] == pytest.approx(factors[0] * as_it_is[0]["reward/existence"])
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_the_best_of_the_evaluated_policies_is_published_with_the_last_beside_it(runs: Runs, staleness: int) -> None:
+    runs.settings = {"align.evaluate_every": 2, "align.evaluate_images": 2, "align.best_by": "reward/total"}
+    straight = runs.run("straight", staleness)
+    rows = figures(straight)
+    known = {row["step"]: row.get("evaluation/reward/total") for row in rows}
+    assert known == {0: -1, 1: None, 2: 1, 3: None, 4: -1}
+    assert [row["evaluation/hallucination/overall"] for row in rows if row["step"] in (0, 2, 4)] == [1, 0, 1]
+
+    sampled = dict(runs.engine.sampled)
+    published, last = (digest_of(folder) for folder in (straight, straight / "last"))
+    assert published == sampled[2]
+    assert last not in sampled.values()  # nothing is sampled from it any more
+
+    runs.checkpoint = None
+    runs.run("killed", staleness, kill_after=3)
+    killed = runs.run("killed", staleness)
+    assert figures(killed) == rows
+    assert [digest_of(folder) for folder in (killed, killed / "last")] == [published, last]
+
+
+def test_an_evaluation_before_the_first_step_is_not_told_twice(runs: Runs) -> None:
+    runs.settings = {"align.evaluate_every": 2, "align.evaluate_images": 2}
+    runs.run("again", 0, kill_after=1)
+    runs.checkpoint = None
+    folder = runs.run("again", 0)
+    assert [row["step"] for row in figures(folder)] == [0, 1, 2, 3, 4]
+    assert not (folder / "last").exists()
+
+
+def test_evaluations_change_nothing_that_is_learnt(runs: Runs) -> None:
+    runs.settings = {"align.evaluate_every": 3, "align.evaluate_images": 2}
+    images = list(runs.images)
+    watched = runs.run("watched", 0)
+    runs.settings, runs.checkpoint, runs.images = {}, None, images[:4]
+    unwatched = runs.run("unwatched", 0)
+    assert digest_of(watched) == digest_of(unwatched)
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

@@ -23,10 +23,11 @@ from torch import Tensor
 from fgaif_ray.config import AlignConfig, GuardConfig, KLConfig
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.guards import TrainingGuards
+from fgaif_ray.rl.kept_policy import KeptPolicy
 from fgaif_ray.rl.kl import FixedKLController
 from fgaif_ray.rl.plan import PromptPlan, share_of
 from fgaif_ray.rl.policy import PolicyModel
-from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs
+from fgaif_ray.rl.staleness import policy_log_probs
 from fgaif_ray.rl.step import Experience, PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import collate
 from fgaif_ray.rl.watch import busy_share
@@ -141,7 +142,7 @@ def test_batches_that_do_not_divide_are_refused(changes: dict[str, int], named: 
 
 def state(model: PolicyModel) -> LearnerState:
     controller, guards = FixedKLController(0.1), TrainingGuards(GuardConfig())
-    return LearnerState(model, PPOUpdater(model, PPO, group()), controller, guards, PreviousPolicy(model))
+    return LearnerState(model, PPOUpdater(model, PPO, group()), controller, guards, KeptPolicy(model))
 
 
 def log_probs(model: PolicyModel, responses: list[list[int]]) -> Tensor:
@@ -176,7 +177,7 @@ def test_a_run_that_does_not_sample_ahead_saves_no_previous_policy(tmp_path: Pat
 
 
 def test_without_a_previous_policy_there_is_none_to_restore() -> None:
-    with pytest.raises(ValueError, match="no previous policy"), PreviousPolicy(new_model()).restored():
+    with pytest.raises(ValueError, match="no policy has been kept"), KeptPolicy(new_model()).restored():
         pass
 
 

@@ -28,13 +28,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rl.checkpoint import LearnerState
 from fgaif_ray.rl.plan import PromptPlan
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.run_log import RunLog, read_lines
 from fgaif_ray.rl.step import PPOUpdater
+from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
 from fgaif_ray.rl.watch import trajectory_metrics
-from fgaif_ray.vlm.group import LearnerGroup
+from fgaif_ray.vlm.group import LearnerGroup, WeightedMean
 
 
 def rewarded_log_prob(model: PolicyModel, responses: list[list[int]]) -> float:
@@ -173,17 +175,41 @@ def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     assert suffixes == {".json", ".safetensors"}
 
 
+def moved_model() -> PolicyModel:
+    """A policy that has left the reference."""
+    model, generator = new_model(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.policy_parameters().values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def told() -> list[Trajectory]:
+    """The toy responses with a segment for each token, right or wrong as its id is even or odd."""
+    rows = []
+    for index, ids in enumerate(toy_responses()):
+        verdicts = [[[0.0, 1.0 - token % 2, float(token % 2)]] * 2 + [[1.0, 0.0, 0.0]] for token in ids]
+        places = tuple(range(len(ids)))
+        changes = {"token_rewards": None, "segment_spans": ((0, 1),) * len(ids), "token_ends": places}
+        finish = "stop" if index % 3 else "length"
+        row = trajectory(index, ids, [-1.0] * len(ids), **changes, response="x", finish_reason=finish)
+        rows.append(reward_trajectory(row, verdicts, RewardOptions()))
+    return rows
+
+
 def two_learners(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     learners = LearnerGroup(torch.device("cpu"))
-    model = new_model()
+    model = moved_model()
     config = PPO.model_copy(update={"epochs": 1})
-    data = experience(model, toy_responses()[rank::2], config, learners=learners)
-    metrics = PPOUpdater(model, config, learners).update(data, 0, torch.Generator().manual_seed(0), 1)
-    figures = learners.merge({"own_max": float(rank), "count/rows": 4.0, "mean": float(rank), "lost": math.nan})
-    norms = {name: value for name, value in metrics.items() if name.endswith("gradient_norm")}
-    Path(folder, f"{rank}.json").write_text(json.dumps(figures | norms | {"kl": data.metrics["kl/per_response"]}))
+    own = slice(2) if rank else slice(2, None)  # two short responses and six
+    data = experience(model, toy_responses()[own], config, learners=learners)
+    updates = PPOUpdater(model, config, learners).update(data, 0, torch.Generator().manual_seed(0), 1)
+    metrics = learners.merge(trajectory_metrics(told()[own], FACT_TYPES) | data.metrics | updates)
+    rules = {"own_max": float(rank), "count/rows": 4.0, "mean": float(rank), "lost": math.nan}
+    rules |= {"weighted": WeightedMean(rank, 1 + 2 * rank), "empty": WeightedMean(0.5 if rank else 99.0, rank)}
+    Path(folder, f"{rank}.json").write_text(json.dumps({"rules": learners.merge(rules), "metrics": metrics}))
     save_file(model.trained_state(), Path(folder, f"{rank}.safetensors"))
     torch.distributed.destroy_process_group()
 
@@ -194,16 +220,18 @@ def test_two_learners_are_one(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     multiprocessing.spawn(two_learners, (port, str(tmp_path)), nprocs=2)
-    model = new_model()
+    model = moved_model()
     config = PPO.model_copy(update={"epochs": 1})
-    alone = update(model, experience(model, toy_responses()), config, minibatches=1)
-    figures = json.loads((tmp_path / "0.json").read_text())
+    data = experience(model, toy_responses())
+    alone = trajectory_metrics(told(), FACT_TYPES) | data.metrics | update(model, data, config, minibatches=1)
+    figures = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     states = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert difference(states[0], states[1]) == 0
-    for name in ("update/policy_gradient_norm", "update/critic_gradient_norm"):
-        assert figures[name] == pytest.approx(alone[name], rel=1e-4)
-    assert figures["own_max"] == 1 and figures["count/rows"] == 8 and figures["mean"] == 0.5
-    assert math.isnan(figures["lost"])
+    # Whatever the processes' shares of tokens, responses and segments, the metrics are those of all rows together.
+    assert figures[0]["metrics"] == pytest.approx(alone, rel=1e-4, abs=1e-6, nan_ok=True)
+    rules = figures[1]["rules"]
+    assert rules["own_max"] == 1 and rules["count/rows"] == 8 and rules["mean"] == 0.5
+    assert rules["weighted"] == 0.75 and rules["empty"] == 0.5 and math.isnan(rules["lost"])
 
 
 def test_a_plan_goes_through_all_images_each_time_round() -> None:

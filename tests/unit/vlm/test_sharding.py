@@ -28,8 +28,9 @@ from torch.distributed.tensor import DTensor
 
 from fgaif_ray.config import AlignConfig, KLConfig, LoRAOptions, PPOConfig
 from fgaif_ray.rl import policy
+from fgaif_ray.rl.kept_policy import KeptPolicy
 from fgaif_ray.rl.policy import PolicyModel
-from fgaif_ray.rl.staleness import PreviousPolicy, policy_log_probs
+from fgaif_ray.rl.staleness import policy_log_probs
 from fgaif_ray.rl.step import PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import collate
 from fgaif_ray.vlm import passes
@@ -84,7 +85,7 @@ def step(model: PolicyModel, group: LearnerGroup, updater: PPOUpdater, rank: int
     batch = collate(trajectories, model.backbone.eos_token_id)
     data = prepare(rows, batch, estimates, config, KLConfig(), 0.1, group)
     metrics = updater.update(data, 0, torch.Generator().manual_seed(0), 2)
-    previous = PreviousPolicy(model)
+    previous = KeptPolicy(model)
     previous.keep()
     with previous.restored():
         probed = policy_log_probs(model, rows, 4, config.micro_batch_tokens)
