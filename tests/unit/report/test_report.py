@@ -279,7 +279,7 @@ def test_evaluations_while_training_are_the_first_charts(tmp_path):
         {"step": 2, "reward/total": 2.0, "evaluation/truth/coverage": 0.7, "evaluation/hallucination/overall": 0.1},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    charts = training_charts(str(tmp_path))
+    charts = training_charts(str(tmp_path), FACT_TYPES)
     titles = [chart["title"] for chart in charts]
     assert titles[:2] == ["Held-out images, greedy, by the truth", "Held-out images, greedy, by the reward models"]
     assert [one["ends"] for one in charts[0]["legend"]] == ["0.8 \u2192 0.7"]

@@ -85,13 +85,16 @@ class Watching:
     def __init__(self) -> None:
         self.grey: list[bool] = []
 
-    def judge(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
-        self.grey += [is_grey(image) for item in items for image in item.images]
+    def encode(self, item: ScoringItem) -> ScoringItem:
+        self.grey += [is_grey(image) for image in item.images]
+        return item
+
+    def judge_encoded(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
         scores = [np.array([[0.0, 1.0, 0.0]] * len(item.segments), np.float32) for item in items]
         return Judged(dict.fromkeys(kinds, scores), {})
 
     def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Any:
-        return self.judge(kinds, items).probabilities
+        return self.judge_encoded(kinds, [self.encode(item) for item in items]).probabilities
 
 
 @pytest.fixture

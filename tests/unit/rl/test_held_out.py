@@ -9,6 +9,7 @@ from support.ppo_steps import difference, new_model, trajectory
 
 from fgaif_ray.config import AlignConfig, Config, load_config
 from fgaif_ray.evaluation.hallucination import Description
+from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rl.held_out import BestPolicy, held_out_metrics
 from fgaif_ray.rl.kept_policy import KeptPolicy
@@ -23,7 +24,7 @@ def said(index: int, verdicts: list[list[list[float]]], **changes: Any) -> Traje
     count = len(verdicts)
     spans = {"segment_spans": ((0, 1),) * count, "token_ends": tuple(range(count)), "token_rewards": None}
     row = trajectory(index, [7] * count, [0.0] * count, response="x", **(spans | changes))
-    return reward_trajectory(row, verdicts, RewardOptions())
+    return reward_trajectory(row, verdicts, RewardOptions(weights=dict.fromkeys(FACT_TYPES, 1.0)))
 
 
 def test_a_segment_with_one_false_fact_is_hallucinated_and_one_without_facts_is_not_counted() -> None:
