@@ -24,8 +24,8 @@ from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward
 from fgaif_ray.rewards.data import RewardData, from_feedback, prepare_data
 from fgaif_ray.rewards.fact_counts import Moments, bounded, fit, quality
 from fgaif_ray.rewards.model import ScoringItem, load_reward_model
-from fgaif_ray.rewards.scale import RunningScale, moments
 from fgaif_ray.rewards.preparation import segment_response, token_ends
+from fgaif_ray.rewards.scale import RunningScale, moments
 from fgaif_ray.rewards.scoring import compose_response
 from fgaif_ray.serving.wire import ScoredResponse
 from fgaif_ray.vlm.backbone import load_backbone
