@@ -40,6 +40,10 @@ ANSWER_TIMEOUT_S: Final = 120.0
 """Seconds after which a process that has not used its processor time is given up, as on a machine out of memory."""
 END_S: Final = 1.0
 """Seconds that a process which has closed its connection takes to end."""
+LONGEST_REPLY: Final = 64 << 20
+"""Bytes."""
+PASSED_ON: Final = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
+"""Variables of the environment that the processes get, no keys and tokens among them."""
 MODULE: Final = "fgaif_ray.rewards.preparation_process"
 
 
@@ -186,7 +190,7 @@ class _PreparerProcess:
                 self._connection.send_bytes(part)
             if not self._connection.poll(ANSWER_TIMEOUT_S):
                 raise TimeoutError
-            reply: dict[str, Any] = json.loads(self._connection.recv_bytes())
+            reply: dict[str, Any] = json.loads(self._connection.recv_bytes(LONGEST_REPLY))
         except (EOFError, OSError) as error:  # TimeoutError is an OSError
             ended_by = self.stop(END_S)
             logger.warning("an item has ended the process that prepared it (%s)", ended_by)
@@ -216,8 +220,8 @@ class _PreparerProcess:
     def _start(self) -> None:
         self._connection, theirs = Pipe()
         with theirs:
-            path = os.pathsep.join(filter(None, sys.path))
-            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
             self._process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(theirs.fileno())],
                 env=environment,
@@ -247,8 +251,9 @@ def _stop_all(processes: Sequence[_PreparerProcess]) -> None:
 
 def _serialised(tokenizer: Any) -> bytes:
     """A tokenizer as the library `tokenizers` reads it; empty where transformers do more than that to decode."""
-    known = isinstance(tokenizer, PreTrainedTokenizerFast)
-    if not known or type(tokenizer)._decode is not PreTrainedTokenizerFast._decode:
+    known = PreTrainedTokenizerFast
+    kind = type(tokenizer)
+    if not issubclass(kind, known) or (kind.decode, kind._decode) != (known.decode, known._decode):
         return b""
     serialised: str = tokenizer.backend_tokenizer.to_str()
     return serialised.encode()

@@ -28,8 +28,9 @@ from fgaif_ray.records import (
     images_key,
     sample_identity,
 )
-from fgaif_ray.segments import Decoder, segment_token_ends, split_segments, token_offsets
+from fgaif_ray.segments import segment_token_ends, split_segments
 from fgaif_ray.storage.stages import reading_key
+from fgaif_ray.token_offsets import Decoder, token_offsets
 from fgaif_ray.vlm.front_end import load_front_end
 from fgaif_ray.vlm.prompt_check import PromptCheck, PromptMismatchError, row_name
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from fgaif_ray.preferences.pair import Continuation, Form, PreferencePair
 from fgaif_ray.records import Response
-from fgaif_ray.segments import Span, segment_token_ends, token_offsets
+from fgaif_ray.segments import Span, segment_token_ends
+from fgaif_ray.token_offsets import token_offsets
 from fgaif_ray.vlm.front_end import FrontEnd
 
 NO_TOKENS: Final = "it has no token of its own"

@@ -28,7 +28,8 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.scoring import ResponseVerdicts, SegmentedResponse
+from fgaif_ray.rewards.preparation import SegmentedResponse
+from fgaif_ray.rewards.scoring import ResponseVerdicts
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.rl.run_log import read_lines
 from fgaif_ray.segments import Span

@@ -211,6 +211,14 @@ def test_texts_of_the_cluster_itself_are_as_long_as_they_are(preparers: Preparer
     assert isinstance(prepared(preparers, [long])[0], PreparedItem)
 
 
+def test_the_processes_know_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FGAIF_REWARD_TOKEN", "a-secret-of-the-service")
+    preparers = Preparers(CHECKPOINT, 1)
+    environments = [Path(f"/proc/{process_id}/environ").read_bytes() for process_id in preparers.process_ids()]
+    preparers.close()
+    assert b"PYTHONPATH=" in environments[0] and b"a-secret" not in environments[0]
+
+
 def test_an_item_that_takes_too_long_ends_its_process_and_no_other_item() -> None:
     preparers = Preparers(CHECKPOINT, 1, seconds=0.2)
     [before] = preparers.process_ids()
