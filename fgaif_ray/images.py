@@ -76,7 +76,7 @@ def decode_image(data: bytes, budget: PixelBudget = UNLIMITED) -> Image.Image:
         raise ValueError(_reason(data)) from error
 
 
-def pixels_to_decode(data: bytes, budget: PixelBudget, formats: Sequence[str]) -> int:
+def pixels_to_decode(data: bytes, budget: PixelBudget, formats: tuple[str, ...]) -> int:
     """Return how many pixels ``decode_image`` decodes, without decoding any: fewer than the image has where its format
     can be reduced while it is opened.
 
@@ -94,7 +94,7 @@ def pixels_to_decode(data: bytes, budget: PixelBudget, formats: Sequence[str]) -
         raise ValueError(_reason(data)) from error
 
 
-def _opened(data: bytes, budget: PixelBudget, formats: Sequence[str]) -> ImageFile:
+def _opened(data: bytes, budget: PixelBudget, formats: tuple[str, ...]) -> ImageFile:
     """Open a file, reduced where the format can be, without decoding it."""
     try:
         image = Image.open(io.BytesIO(data), formats=list(formats))

@@ -8,7 +8,7 @@ tokenizers are asked again, about a few tokens at a time.
 import codecs
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby, pairwise
@@ -105,7 +105,7 @@ def _pieces_of(tokenizer: Any) -> _Pieces | None:
 
 def _ends_by_bytes(tokenizer: Decoder, ids: Sequence[int], text: str) -> list[int] | None:
     """End of each token from the bytes of the tokens; None where they do not make the text."""
-    pieces = _pieces_of(cast("Any", tokenizer))
+    pieces = _pieces_of(cast("Hashable", tokenizer))
     if pieces is None:
         return None
     piece_of = {token_id: pieces.of(token_id) for token_id in set(ids)}
