@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from actors import metrics
+from actors.cluster.loopback import keep_replica_on_loopback
 from actors.rewards.http import ServiceError, build_app
 from actors.rewards.metrics import record_answer, record_items
 from actors.rewards.preparers import PreparedItem, Preparers, UnpreparedItem
@@ -83,6 +84,7 @@ class RewardGateway:
     """The gateway: it cuts responses into segments, has them scored by the reward deployments, and composes rewards."""
 
     def __init__(self, settings: GatewaySettings, scorers: Sequence[DeploymentHandle[Any]]) -> None:
+        keep_replica_on_loopback()
         self._settings = settings
         self._scorers = list(scorers)
         self._preparers = Preparers(settings.tokenizer, settings.preparers, settings.budget)

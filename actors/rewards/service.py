@@ -29,6 +29,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from actors.cluster.authentication import ADVICE, is_loopback, is_open_to_anybody
 from actors.cluster.device import worker_device
+from actors.cluster.loopback import keep_replica_on_loopback
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
@@ -108,6 +109,7 @@ class RewardScorer:
         from fgaif_ray.rewards.self_check import require_backbone
         from fgaif_ray.vlm.backbone import load_backbone
 
+        keep_replica_on_loopback()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.dtype, settings.quantisation, settings.template)

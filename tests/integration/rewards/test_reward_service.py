@@ -22,6 +22,7 @@ from PIL import Image
 from ray import serve
 from support.adapter_calls import easyr1_call, openrlhf_call, skyrl_call, trl_call
 from support.image_files import encoded
+from support.listening import documented_sockets, listening_sockets
 from support.metrics_endpoint import exported_names, scrape_until, total
 from support.replicas import preparers
 from support.reward_helpers import (
@@ -432,6 +433,14 @@ def test_requests_and_batches_of_each_model_are_exported_for_prometheus(service:
     assert total(samples, "ray_fgaif_reward_requests_total", route="/v1/rewards", status="200") >= 1
     for name in ("ray_fgaif_reward_batch_items_count", "ray_fgaif_reward_forward_duration_seconds_count"):
         assert all(total(samples, name, model=fact_type) >= 1 for fact_type in FACT_TYPES)
+
+
+def test_a_ray_that_a_job_starts_listens_where_the_documentation_says(
+    service: Service, ray_cluster: dict[str, Any], repository: Path
+) -> None:
+    found = listening_sockets(str(Path(ray_cluster["session_dir"]).parent), os.getpid())
+    assert ("ProxyActor", "loopback") in found and ("ServeReplica", "loopback") in found
+    assert found - documented_sockets(repository, "where a job starts Ray") == set()
 
 
 # The job

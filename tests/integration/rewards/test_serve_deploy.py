@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
+from support.listening import documented_sockets, listening_sockets
 from support.local_head import DEADLINE_S, Head, free_ports, started_head
 from support.reward_helpers import CHECKPOINT, PROMPT, RESPONSE, offline_model, picture, save_reward_models
 from support.reward_service_helpers import TOKEN, assert_scores, offline_scores
@@ -88,6 +89,15 @@ def test_a_run_is_served_and_another_one_takes_its_place(
         second = score_with_another_version(client, item, before=first.model_version)
     for scored, of_run in zip((first, second), folders, strict=True):
         assert_scores(scored, offline_scores(offline_model(of_run), picture(), RESPONSE))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_head_listens_where_the_documentation_says(head: Head, repository: Path) -> None:
+    """With the application of the test before."""
+    found = listening_sockets(head.environment["RAY_TMPDIR"])
+    assert ("ServeReplica", "every interface") in found
+    assert found - documented_sockets(repository, "on a cluster") == set()
 
 
 @pytest.mark.ray
