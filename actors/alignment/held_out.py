@@ -55,4 +55,4 @@ class HeldOut:
                 )
                 for draw, one in zip(sampled.draws, sampled.rollouts, strict=True)
             ]
-        return held_out_metrics(sampled.trajectories(verdicts, self._options), described, self._options.types)
+        return held_out_metrics(sampled.trajectories(verdicts, self._options), self._options.types, described)

@@ -1,5 +1,6 @@
 """A Ray that is started on this machine listens on loopback alone: on a network it would take commands from others."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +37,7 @@ def keep_replica_on_loopback() -> None:
     A replica takes pickled calls of other deployments at a port of its own, on every interface whatever the address of
     its node is. It is opened after the constructor of what is deployed, which calls this.
     """
-    from ray.serve._private import replica
-
+    replica: Any = importlib.import_module("ray.serve._private.replica")
     add_port = replica.add_port_to_grpc_server
 
     def add_port_on_loopback(server: Any, address: str) -> int:

@@ -39,7 +39,7 @@ from fgaif_ray.rewards.scoring import (
     merge_verdicts,
     probe_batch,
 )
-from fgaif_ray.serving.admission import Admission
+from fgaif_ray.serving.admission import QueueAdmission
 from fgaif_ray.serving.remote_reward import label_fields
 from fgaif_ray.serving.wire import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
 
@@ -90,7 +90,7 @@ class RewardGateway:
         self._preparers = Preparers(settings.tokenizer, settings.preparers, settings.budget)
         # One thread: the event loop stays free for requests.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway")
-        self._admission = Admission(settings.max_waiting_items, settings.max_wait_s, settings.max_batch_size)
+        self._admission = QueueAdmission(settings.max_waiting_items, settings.max_wait_s, settings.max_batch_size)
         self._ready_until = 0.0
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
+from fgaif_ray.fact_types import BUILT_IN
 from fgaif_ray.records import FACT_TYPES
 
 DEFAULT_THRESHOLD: Final = 0.5
@@ -25,10 +26,16 @@ def by_type(value: float) -> Any:
 
 
 def expand(given: Any, names: Sequence[str], default: Any) -> Any:
-    """One value for each type: a number stands for all of them, and a type without a value gets the default."""
+    """One value for each type: a number stands for all of them, and a type without a value gets the default.
+
+    A built-in type that is not among the run's is left out, so that a configuration can be run with fewer of them.
+    """
     if isinstance(given, int | float) and not isinstance(given, bool):
         return dict.fromkeys(names, given)
-    return dict.fromkeys(names, default) | dict(given) if isinstance(given, Mapping) else given
+    if not isinstance(given, Mapping):
+        return given
+    kept = {name: value for name, value in given.items() if name in names or name not in BUILT_IN}
+    return dict.fromkeys(names, default) | kept
 
 
 def complete(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

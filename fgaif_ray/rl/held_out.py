@@ -12,7 +12,7 @@ from typing import Final
 
 from fgaif_ray.config.align import EVALUATION_DIRECTIONS
 from fgaif_ray.evaluation.hallucination import Description, count_response
-from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED, NOVELTY_TYPE
+from fgaif_ray.records import ABSENT, HALLUCINATED, NOVELTY_TYPE
 from fgaif_ray.rl.kept_policy import KeptPolicy
 from fgaif_ray.rl.trajectories import Trajectory
 from fgaif_ray.rl.watch import most_probable, trajectory_metrics
@@ -33,9 +33,7 @@ _TRUTH: Final = {
 
 
 def held_out_metrics(
-    trajectories: Sequence[Trajectory],
-    descriptions: Sequence[Description] = (),
-    types: Sequence[str] = FACT_TYPES,
+    trajectories: Sequence[Trajectory], types: Sequence[str], descriptions: Sequence[Description] = ()
 ) -> dict[str, WeightedMean]:
     """Measure a policy's greedy responses; each mean knows of how many it is.
 

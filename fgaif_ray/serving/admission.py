@@ -42,7 +42,7 @@ class RateMeter:
         return max(self._items / self._seconds, SLOWEST)
 
 
-class Admission:
+class QueueAdmission:
     """Which items may wait, how long they would, and when a refused caller should come again.
 
     The rate is measured over the time in which items wait. What is measured while at least a batch of them does is what

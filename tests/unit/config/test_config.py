@@ -32,7 +32,7 @@ def test_an_override_changes_one_key() -> None:
 
 def test_the_weight_of_one_fact_type_leaves_the_others() -> None:
     weights = load_config("configs/shapes.yaml", ["align.reward.weights.relation=2"]).align.reward.weights
-    assert weights == {"existence": 1, "attribute": 1, "relation": 2, "novelty": 1}
+    assert weights == {"existence": 1, "attribute": 1, "relation": 2, "novelty": 1.5}
 
 
 def test_the_earlier_name_of_control_items_is_taken() -> None:
@@ -214,3 +214,8 @@ def test_a_prompt_is_checked_with_its_images(prompt: str, images: int, said: str
     if said is not None:
         with pytest.raises(ValueError, match=said):
             data.check_prompt(prompt, images)
+
+
+def test_a_built_in_type_that_a_run_does_not_have_needs_no_settings() -> None:
+    plain = load_config("configs/shapes.yaml", ["run.fact_types=[existence, relation]"])
+    assert plain.align.reward.weights == {"existence": 1, "relation": 2}

@@ -65,7 +65,7 @@ class TestInstalled:
         done = call(environment, tmp_path, "demo", "--dry-run")
         assert done.returncode == 0, done.stderr
         assert "In fgaif-demo" in done.stdout
-        assert "30 steps of 128 responses" in done.stdout
+        assert "40 steps of 128 responses" in done.stdout
         assert "Nothing was started." in done.stdout
         assert list(tmp_path.iterdir()) == []
 

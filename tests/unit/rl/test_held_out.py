@@ -30,7 +30,7 @@ def said(index: int, verdicts: list[list[list[float]]], **changes: Any) -> Traje
 def test_a_segment_with_one_false_fact_is_hallucinated_and_one_without_facts_is_not_counted() -> None:
     first = said(0, [[TRUE, FALSE, ABSENT], [ABSENT, ABSENT, ABSENT], [TRUE, TRUE, TRUE]])
     second = said(1, [[TRUE, ABSENT, ABSENT]], finish_reason="length")
-    found = held_out_metrics([first, second])
+    found = held_out_metrics([first, second], FACT_TYPES)
     overall, unfinished = found["evaluation/hallucination/overall"], found["evaluation/response/unfinished_share"]
     assert (overall, overall.weight) == (pytest.approx(1 / 3), 3)
     assert (unfinished, unfinished.weight) == (0.5, 2)
@@ -44,10 +44,10 @@ def test_the_truth_judges_the_text() -> None:
     right = " ".join(f"There is a {one.size} {one.color} {one.shape}." for one in scene.objects)
     rows = [said(index, [[TRUE, TRUE, TRUE]]) for index in range(2)]
     texts = (right, "There is nothing here.")
-    found = held_out_metrics(rows, [Description("a.png", scene, text, True) for text in texts])
+    found = held_out_metrics(rows, FACT_TYPES, [Description("a.png", scene, text, True) for text in texts])
     assert found["evaluation/truth/hallucination/overall"] == 0
     assert found["evaluation/truth/coverage"] == pytest.approx(0.5)
-    with_one = held_out_metrics(rows[:1], [Description("a.png", scene, right, True)])
+    with_one = held_out_metrics(rows[:1], FACT_TYPES, [Description("a.png", scene, right, True)])
     assert with_one["evaluation/truth/coverage"] == 1
 
 
