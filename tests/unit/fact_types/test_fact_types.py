@@ -62,7 +62,6 @@ def test_settings_by_type_can_be_given(tmp_path: Path) -> None:
         ("run.fact_types=[none.yaml]", "none.yaml"),
         ("run.fact_types=[existence, existence]", "existence twice"),
         ("run.fact_types=[]", "run.fact_types"),
-        ("run.fact_types=[existence, attribute]", "align.reward.weights.relation"),
         ("align.reward.weights.colour=1", "align.reward.weights.colour"),
         ("label.verifier.threshold={colour: 0.5}", "label.verifier.threshold.colour"),
         ("label.noise.colour={to_consistent: 0.1}", "label.noise.colour"),

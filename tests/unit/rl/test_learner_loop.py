@@ -332,7 +332,7 @@ def test_what_cannot_be_read_is_left_out_of_its_step(runs: Runs) -> None:
 def test_a_step_without_a_readable_image_ends_the_run(runs: Runs) -> None:
     for path in runs.images:
         Path(path).write_bytes(b"")
-    with pytest.raises(UserError, match=r"None of the images of PPO step 1 can be read, .*\.png for one"):
+    with pytest.raises(UserError, match=r"None of the images of step 1 can be read, .*\.png for one"):
         runs.run("empty", 0)
 
 

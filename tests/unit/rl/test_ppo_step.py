@@ -193,7 +193,7 @@ def told() -> list[Trajectory]:
         changes = {"token_rewards": None, "segment_spans": ((0, 1),) * len(ids), "token_ends": places}
         finish = "stop" if index % 3 else "length"
         row = trajectory(index, ids, [-1.0] * len(ids), **changes, response="x", finish_reason=finish)
-        rows.append(reward_trajectory(row, verdicts, RewardOptions()))
+        rows.append(reward_trajectory(row, verdicts, RewardOptions(weights=dict.fromkeys(FACT_TYPES, 1.0))))
     return rows
 
 

@@ -16,7 +16,13 @@ from fgaif_ray.rewards.files import published_versions
 from fgaif_ray.sources import ImageSets
 from fgaif_ray.storage import stages
 
-THEN = [*PAPER_SETUP, "rewards.planted_share=0.5", "align.reward.length_target=46"]
+THEN = [
+    *PAPER_SETUP,
+    "rewards.planted_share=0.5",
+    "align.steps=30",
+    "align.ppo.learning_rate=0.003",
+    "align.reward.length_target=46",
+]
 """What `configs/shapes.yaml` said when the fingerprints were written down."""
 CONFIGURATIONS = {
     "shapes": ("shapes.yaml", THEN),
