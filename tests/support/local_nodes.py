@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import yaml
 
+from actors.cluster.loopback import on_loopback
 from fgaif_ray.config import Config
 
 LONGEST_S = 1500.0
@@ -58,6 +59,10 @@ class LocalNodes:
         self._before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         (Path(self._folder) / "ray").mkdir()
+        # Where another Ray of this process is on loopback its address is that of these nodes, too, but not the one that
+        # the processes of a test would look for them at.
+        self._loopback = on_loopback()
+        self._loopback.__enter__()
         self._cluster = Cluster()
         self._start(num_cpus=0, include_dashboard=False, temp_dir=self._folder)
         return self
@@ -66,6 +71,7 @@ class LocalNodes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cluster.shutdown()
+        self._loopback.__exit__(None, None, None)
         for name, value in self._before.items():
             os.environ.pop(name)
             if value is not None:
