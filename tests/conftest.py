@@ -35,8 +35,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray Train looks every two seconds whether its workers have started or ended.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Metrics are exported every ten seconds.
-    "RAY_metrics_report_interval_ms": "3000",
     # Serve kills a proxy that takes longer than five seconds to answer, which one that starts on a busy machine does.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "MPLBACKEND": "Agg",
