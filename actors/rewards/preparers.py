@@ -164,6 +164,14 @@ class Preparers:
             self._idle.put(process)
 
 
+class _ProcessEndedError(Exception):
+    """A process has ended while it prepared an item, ``by`` a signal or a budget."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__(by)
+        self.by = by
+
+
 class _PreparerProcess:
     """A process, and the next one when it had to be killed."""
 
@@ -179,12 +187,26 @@ class _PreparerProcess:
     def ask(self, message: bytes, files: Sequence[bytes]) -> dict[str, Any]:
         """Have an item prepared.
 
+        An item whose process was killed from outside (by the kernel that is out of memory, or by a person) is prepared
+        again, once: budgets end processes in other ways.
+
         Raises:
             ItemError: `too_costly`: it has ended the process.
         """
         if self._process.poll() is not None:  # it was not an item that has ended it
             logger.warning("a process that prepares items was gone (%s)", self.stop())
             self._start()
+        try:
+            return self._ask(message, files)
+        except _ProcessEndedError as ended:
+            if ended.by != signal.SIGKILL.name:
+                raise ItemError("too_costly", f"the item takes too much to read ({ended.by})") from ended
+        try:
+            return self._ask(message, files)
+        except _ProcessEndedError as ended:
+            raise ItemError("too_costly", f"the item takes too much to read ({ended.by})") from ended
+
+    def _ask(self, message: bytes, files: Sequence[bytes]) -> dict[str, Any]:
         self.wait_ready()
         try:
             for part in (message, *files):
@@ -194,9 +216,9 @@ class _PreparerProcess:
             reply: dict[str, Any] = json.loads(self._connection.recv_bytes(LONGEST_REPLY))
         except (EOFError, OSError) as error:  # TimeoutError is an OSError
             ended_by = self.stop(END_S)
-            logger.warning("an item has ended the process that prepared it (%s)", ended_by)
+            logger.warning("the process that prepared an item has ended (%s)", ended_by)
             self._start()
-            raise ItemError("too_costly", f"the item takes too much to read ({ended_by})") from error
+            raise _ProcessEndedError(ended_by) from error
         return reply
 
     def wait_ready(self) -> None:

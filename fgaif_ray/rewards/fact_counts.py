@@ -103,8 +103,10 @@ class Moments:
     def solve(self, ridge: float) -> Tensor:
         """Return the regression with a penalty on all weights but the constant, ``[1 + hidden]``."""
         centre = self.outer[0] / self.count  # [1 + hidden] means, of the ones first
-        variance = float((self.outer.diagonal()[1:] / self.count - centre[1:].square()).mean())
-        penalty = torch.full_like(self.cross, ridge * self.count * max(variance, 1e-12))
+        square = self.outer.diagonal()[1:] / self.count
+        # Of states that are all alike nothing but rounding is left, relative to their squares.
+        variance = max(float((square - centre[1:].square()).mean()), 1e-8 * float(square.mean()), 1e-12)
+        penalty = torch.full_like(self.cross, ridge * self.count * variance)
         penalty[0] = 0.0
         found: Tensor = torch.linalg.solve(self.outer + penalty.diag(), self.cross)
         return found

@@ -375,7 +375,7 @@ def test_the_service_goes_on_after_its_preparers_were_killed(service: Service) -
     killed = preparers()
     for process in killed:
         process.kill()
-    assert len(killed) == service.config.serve.preparers
+    assert len(killed) >= service.config.serve.preparers  # so many a gateway
     assert [service.post(json={"items": [wire_item()]}).status_code for _ in range(4)] == [200] * 4
     assert httpx2.get(f"{service.info.url}/ready", timeout=60).status_code == 200
 

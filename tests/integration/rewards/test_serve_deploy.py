@@ -45,6 +45,9 @@ def application(repository: Path, run: Path, port: int) -> dict[str, Any]:
     options["http_options"]["port"] = port
     changed = {
         "run.dir": str(run),
+        "run.fact_types": "[existence,attribute,relation]",
+        "align.reward.weights": "{existence: 1, attribute: 1, relation: 2}",
+        "align.reward.unit": "segment",
         "rewards.backbone": CHECKPOINT,
         "serve.max_replicas": 1,
         "serve.placement": "shared",  # fewer processes to start

@@ -124,6 +124,14 @@ def test_without_a_segment_to_learn_from_there_is_one_fact() -> None:
     assert fit(nothing, nothing).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_segments_that_are_all_alike_have_their_mean() -> None:
+    """As in a first try with few images, or with one segment that is no repetition."""
+    alike = Moments.empty(3, torch.device("cpu"))
+    alike.add(torch.tensor([[3e3, -7e3, 0.1]]).expand(4, -1), torch.tensor([1.0, 2.0, 3.0, 2.0]))
+    weights = fit(alike, Moments.empty(3, torch.device("cpu")))
+    assert alike.mean_of(weights) == pytest.approx(2.0)
+
+
 def fact(consistent: bool, name: str = "existence") -> JudgedFact:
     return JudgedFact(type=name, text="x", p_consistent=float(consistent), consistent=consistent)
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import base64
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +230,20 @@ def test_an_item_that_takes_too_long_ends_its_process_and_no_other_item() -> Non
     preparers.close()
     assert [isinstance(one, PreparedItem) for one in found] == [True, False, True, True]
     assert isinstance(found[1], ItemError) and found[1].code == "too_costly" and "processor time" in str(found[1])
+    assert before != after
+
+
+def test_an_item_whose_process_is_killed_from_outside_is_prepared_again() -> None:
+    """By the kernel that is out of memory, say; the process is stopped first, so that it dies with the item in hand."""
+    preparers = Preparers(CHECKPOINT, 1)
+    [before] = preparers.process_ids()
+    os.kill(before, signal.SIGSTOP)
+    kill = threading.Timer(0.5, os.kill, (before, signal.SIGKILL))
+    kill.start()
+    [found] = prepared(preparers, [ITEM])
+    [after] = preparers.process_ids()
+    preparers.close()
+    assert isinstance(found, PreparedItem)
     assert before != after
 
 
