@@ -9,13 +9,14 @@ INTERVAL_S = 0.3
 
 
 class PlacedActors:
-    """Notes on which nodes actors live while the block runs, from outside, without being a job of the cluster.
+    """Notes on which nodes actors live that start while the block runs, without being a job of the cluster.
 
     Example: ``with PlacedActors(address) as placed: ...`` and then ``placed.nodes["RolloutWorker"]``
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self._state = connect_state(address)
+        self._before = set(self._state.actor_table(None))  # the tables keep actors that have ended
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.nodes: dict[str, dict[str, str]] = defaultdict(dict)
@@ -36,10 +37,9 @@ class PlacedActors:
         return [node for kind, actors in self.nodes.items() if name in kind for node in actors.values()]
 
     def _watch(self) -> None:
-        state = connect_state(self._address)
         while not self._done.wait(INTERVAL_S):
-            for identity, actor in state.actor_table(None).items():
-                if node := actor["Address"]["NodeID"]:
+            for identity, actor in self._state.actor_table(None).items():
+                if identity not in self._before and (node := actor["Address"]["NodeID"]):
                     self.nodes[actor["ActorClassName"]][identity] = node
 
 
