@@ -19,6 +19,7 @@ from actors.alignment.policy_versions import ADAPTERS_FOLDER
 from actors.alignment.preference_learner import PreferenceTask
 from actors.alignment.rollout import rollout_workers
 from actors.cluster.device import torch_config
+from actors.cluster.failed_workers import FailureNews, noting_failures
 from actors.cluster.lost_nodes import is_loss
 from actors.rewards import service as reward_service
 from fgaif_ray import storage
@@ -35,7 +36,7 @@ from fgaif_ray.shapes.scenes import Scene
 from fgaif_ray.sources import Images, ImageSets
 
 TRAIN_FOLDER: Final = "train"
-"""Ray Train's own folder inside the partial stage: its checkpoints."""
+"""Ray Train's own folder inside the partial stage: its checkpoints, and why workers failed."""
 MAX_FAILURES: Final = 3
 """Learner workers that may die before the job does; each time it goes on from the last checkpoint."""
 FOLLOW_EVERY_S: Final = 1.0
@@ -185,6 +186,7 @@ def _run_learners(config: Config, loop: Callable[[dict[str, Any]], Any], task: A
             name=TRAIN_FOLDER,
             storage_path=folder,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=noting_failures(storage.join(folder, TRAIN_FOLDER)),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -218,6 +220,9 @@ def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
 
     # In the main thread fit() would replace the SIGINT handler, and end the process with status 0 on Ctrl-C.
     thread = threading.Thread(target=fit, name="align trainer", daemon=True)
+    failures = FailureNews(
+        storage.join(folder, TRAIN_FOLDER), lambda line: say(f"align: the learner has failed: {line}")
+    )
     thread.start()
     uri = storage.join(folder, METRICS_FILE)
     previous = shown = done_before = max((row["step"] for row in read_lines(uri)), default=0)
@@ -226,6 +231,8 @@ def _fit(trainer: Any, folder: str, steps: int) -> tuple[Any, int]:
         while going:
             thread.join(FOLLOW_EVERY_S)
             going = thread.is_alive()
+            if going:  # else the error itself is told
+                failures.look(f"it starts again from the last checkpoint, at most {MAX_FAILURES} times.")
             rows = read_lines(uri)
             last = max((row["step"] for row in rows), default=0)
             if last < previous:

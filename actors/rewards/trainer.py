@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import metrics as exported
 from actors.cluster.device import torch_config, worker_device
+from actors.cluster.failed_workers import FailureNews, noting_failures
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config
@@ -76,15 +77,18 @@ def train_reward_models(config: Config, feedback: str, partial: str) -> None:
             name="rewards",
             storage_path=os.path.abspath(scratch) if storage.is_local(scratch) else scratch,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=noting_failures(scratch),
         ),
     )
     # In the main thread fit() would replace the SIGINT handler, and end the process with status 0 on Ctrl-C.
     outcome: list[Any] = []
     thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True, name="reward-trainer")
+    failures = FailureNews(scratch, lambda line: say(f"train_rewards: a trainer has failed: {line}"))
     thread.start()
     display = _Display()
     while thread.is_alive():
         display.show(messages, POLL_SECONDS)
+        failures.look(f"all start again from what is finished, at most {MAX_FAILURES} times.")
     display.show(messages, 0)
     display.close()
     messages.shutdown()
