@@ -1,12 +1,12 @@
 """Generation for evaluation: a Ray Data stage that answers with the model as it is and as it was aligned.
 
-One engine serves both. The aligned policy reaches it the way it reached the rollout engines
-(``align.rollout.sync``): as an adapter beside the base weights, or merged into them, which is faster on CPU.
+One engine serves both. The aligned policy reaches it as an adapter beside the base weights, or merged into them
+(``evaluate.sync``), which is faster on CPU and exact in float32.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -18,7 +18,7 @@ from actors.engine.bans import logit_bias
 from actors.engine.block_counts import BlockCounts, until_fatal
 from actors.engine.blocks import ONE_BLOCK, seal, unseal
 from actors.engine.generate import PromptRefusedError, generate
-from actors.engine.start import announce_engines, image_prompt, reload_weights, start_engine
+from actors.engine.start import NO_ADAPTERS, announce_engines, image_prompt, reload_weights, start_engine
 from actors.metrics.count_down import count_down
 from fgaif_ray import storage
 from fgaif_ray.cluster import resources
@@ -34,9 +34,13 @@ from fgaif_ray.evaluation.rows import (
     RejectedQuestion,
 )
 from fgaif_ray.images import open_images
+from fgaif_ray.progress import say
 from fgaif_ray.records import fingerprint
 from fgaif_ray.vlm.front_end import load_front_end
 from fgaif_ray.vlm.prompt_check import PromptCheck, PromptMismatchError, row_name
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 
 class Generator:
@@ -46,7 +50,7 @@ class Generator:
     questions are rejected whose images cannot be read or asked about, or do not fit the engine.
 
     Args:
-        config: ``policy``, ``evaluate.engine``, ``align.rollout.sync``, ``run.seed``, and how ``data`` shows images.
+        config: ``policy``, ``evaluate``, ``align.rollout.sync``, ``run.seed``, and how ``data`` shows images.
         adapter: PEFT folder of the aligned policy, a path or URI.
         rank: rank of that adapter.
         partial: folder that gets the parts, or one for each task; the questions of a block then have one task.
@@ -55,20 +59,40 @@ class Generator:
     def __init__(self, config: Config, adapter: str, rank: int, partial: str | Mapping[str, str]) -> None:
         self._model = config.policy.model
         self._data = config.data
-        self._merged = config.align.rollout.sync == "merged"
         self._adapter = storage.local_copy(adapter)
         self._partial = partial
         self._front_end = load_front_end(self._model, config.data.chat_template_kwargs)
-        self._engine = start_engine(
-            self._model,
-            config.evaluate.engine,
-            lora_rank=None if self._merged else rank,
-            seed=config.run.seed,
-            images=config.data.images_per_prompt,
-            banned=len(self._front_end.banned_token_ids),
-        )
+        self._engine, self._merged = self._start_engine(config, rank)
         self._check = PromptCheck(self._front_end)
         self._loaded = BEFORE
+
+    def _start_engine(self, config: Config, rank: int) -> "tuple[LLM, bool]":
+        """Start the engine; returns it and whether the aligned policy has to be merged."""
+
+        def start(lora_rank: int | None) -> "LLM":
+            return start_engine(
+                self._model,
+                config.evaluate.engine,
+                lora_rank=lora_rank,
+                seed=config.run.seed,
+                images=config.data.images_per_prompt,
+                banned=len(self._front_end.banned_token_ids),
+            )
+
+        if config.evaluation_sync == "merged":
+            return start(None), True
+        try:
+            return start(rank), False
+        except UserError as error:
+            # Where nobody asked for an adapter, and rollouts did without.
+            if (
+                config.evaluate.sync is not None
+                or config.align.rollout.sync == "adapter"
+                or NO_ADAPTERS not in str(error)
+            ):
+                raise
+        say("evaluate: vLLM serves no adapters for this family, so the aligned policy is merged and rounded.")
+        return start(None), True
 
     def __call__(self, sealed: pa.Table) -> pa.Table:
         questions = [EvaluationQuestion.from_row(row) for row in unseal(sealed).to_pylist()]

@@ -332,7 +332,7 @@ def _engine(config: Config, request: ResourceRequest, engine: EngineConfig, gpu:
     model = {SERVER: "serve_model", "Verifier": "model", "SecondVerifier": "model"}.get(request.actor)
     name = getattr(owner, model) if model else config.policy.model
     run = dry_run(name, engine.dtype, engine=True, budget=config.data.pixel_budget)
-    sync = config.align.rollout.sync if request.actor in ("RolloutWorker", "Generator") else None
+    sync = {"RolloutWorker": config.align.rollout.sync, "Generator": config.evaluation_sync}.get(request.actor)
     parts = [_weights(run)]
     if sync == "adapter":
         rank = next((one for one in LORA_RANKS if one >= config.align.lora.rank), config.align.lora.rank)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -29,6 +29,9 @@ class EvaluateConfig(Section):
     """Half of them about objects that are there; taken where the truth of the images is known."""
     batch_size: int = Field(default=64, ge=1)
     engine: EngineConfig = EngineConfig()
+    sync: Literal["adapter", "merged"] | None = None
+    """How the aligned policy reaches the engine. None: as an adapter where merging would round it, in any ``dtype`` but
+    float32, if vLLM serves adapters for its family; else as ``align.rollout.sync`` says."""
     benchmarks: BenchmarksConfig = BenchmarksConfig()
     judge: JudgeConfig | None = None
     """Rates answers to MMHal-Bench and LLaVA-Bench."""
@@ -58,6 +61,13 @@ class Config(Section):
     align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def evaluation_sync(self) -> Literal["adapter", "merged"]:
+        """How evaluation asks for the aligned policy (see ``evaluate.sync``)."""
+        if self.evaluate.sync is not None:
+            return self.evaluate.sync
+        return self.align.rollout.sync if self.evaluate.engine.dtype == "float32" else "adapter"
 
     @model_validator(mode="before")
     @classmethod

@@ -478,4 +478,5 @@ def _evaluated(config: Config, images: AskedImages) -> tuple[Any, ...]:
         images.names_of(images.evaluate),
         *reading_key(config),
         *_limit_key(config),
+        *([{"sync": sync}] if (sync := config.evaluation_sync) != config.align.rollout.sync else ()),
     )

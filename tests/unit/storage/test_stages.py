@@ -259,6 +259,17 @@ def test_the_fingerprint_of_a_policy_of_preferences_is_found_in_one_way(tmp_path
     assert stages.policy_of_preferences(config, f"fp-{stages.FEEDBACK}").fingerprint == expected
 
 
+@pytest.mark.parametrize(("sync", "counts"), [("merged", False), ("adapter", True)])
+def test_answers_depend_on_how_the_policy_is_served_where_rollouts_were_served_otherwise(
+    sync: str, counts: bool
+) -> None:
+    def before(*changes: str) -> str:
+        config = load_config(ROOT / "configs/shapes.yaml", ["align.rollout.sync=merged", *changes])
+        return stages.answers_before(config, ImageSets([("a.png",)], [("b.png",)], [("c.png",)]))
+
+    assert (before() != before(f"evaluate.sync={sync}")) == counts
+
+
 def test_blind_stages_are_others_and_those_before_them_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plain, images = finished_run(tmp_path, "shapes"), IMAGES["shared"]
