@@ -24,8 +24,7 @@ MINIMUM_SEGMENT_WORDS: Final = 3
 """A sentence of fewer words ("Yes.", "Two cats!") joins its neighbour: it says too little to be judged
 alone."""
 
-LANGUAGE: Final = "en"
-"""Whose rules end a sentence."""
+ENGLISH: Final = "en"
 
 _WORD_CHARACTER = re.compile(r"\w")
 _WIDE_MARKS: Final = "\uff0c\u3001\uff1b\uff01\uff1f"
@@ -61,7 +60,7 @@ class Span:
     end: int
 
 
-def split_segments(text: str) -> list[Span]:
+def split_segments(text: str, language: str = ENGLISH) -> list[Span]:
     """Split a response into segments, which the paper calls sub-sentences (FGAIF section 3.1).
 
     Sentences and list items first; then a split after a word that ends in ``, ; ! ?`` when the piece before
@@ -70,13 +69,14 @@ def split_segments(text: str) -> list[Span]:
 
     Args:
         text: any string.
+        language: ISO 639 code of the language whose abbreviations do not end a sentence (``data.language``).
 
     Returns:
         Contiguous spans that cover the whole text; white space between two segments belongs to the
         first. Every span holds a word character unless the text has none. Empty text gives no span.
     """
     pieces = []
-    for start, end in _sentences(text):
+    for start, end in _sentences(text, language):
         pieces.extend(_clauses(text, start, end))
     pieces = _merge_wordless(text, pieces)
     return [Span(start, end) for start, end in _merge_short(text, pieces)]
@@ -116,11 +116,11 @@ def has_words(text: str) -> bool:
     return _WORD_CHARACTER.search(text) is not None
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
+def _sentences(text: str, language: str) -> list[tuple[int, int]]:
     safe = _UNSAFE_FOR_SPLITTER.sub(lambda match: " " if match[0].isspace() else "?", text)
     bounds = {match.end() for match in _LIST_ITEM.finditer(text)}
     position = 0
-    for sentence in sentencex.segment(LANGUAGE, safe):
+    for sentence in sentencex.segment(language, safe):
         position += len(sentence)
         bounds.add(_end_of_sentence(text, position))
     return list(pairwise([0, *sorted(bound for bound in bounds if not _is_before_number(text, bound))]))

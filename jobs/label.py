@@ -72,7 +72,7 @@ def run(config: Config, server: "OpenAIServer | None" = None) -> None:
     responses = storage.join(stage.run, stages.RESPONSES)
     human = Overrides.load(config.label, config.run.type_names)
     rows = storage.read_rows(responses, ["sample_id", "response"])
-    human.check((row["sample_id"], row["response"]) for row in rows)
+    human.check(((row["sample_id"], row["response"]) for row in rows), config.data.language)
     stage.begin(overwrite=config.run.overwrite or loses_nothing(config, stage))
     if not rejected_stage.is_complete():
         rejected_stage.begin(overwrite=True)  # rejected rows go with the labelled ones

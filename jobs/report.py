@@ -72,6 +72,7 @@ def _judge(config: Config, stage: "Stage") -> None:
         config.run.seed,
         config.data.pixel_budget,
         blind.shown,
+        config.data.language,
     )
     settings = {
         "title": config.report.title,

@@ -49,7 +49,12 @@ def show_cost(config: Config, pending: Pending) -> None:
         of_mode = extractor_config.model_copy(update={"mode": mode})
         extractor = new_extractor(of_mode, Endpoint(None, None), fact_types=config.run.types)
         costs[mode] = estimate_cost(
-            extractor, responses(), counter, extractor_config.max_tokens, lambda key: index.find(key) is not None
+            extractor,
+            responses(),
+            counter,
+            extractor_config.max_tokens,
+            lambda key: index.find(key) is not None,
+            config.data.language,
         )
     index.close()
     say(f"label: {pending.rows} of {pending.total} responses are to be labelled; nothing was called or written.")

@@ -26,7 +26,7 @@ from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.pending import Pending, PlaceReader, first_text, places_of
 from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import RESPONSES_SCHEMA, Response
-from fgaif_ray.segments import split_segments
+from fgaif_ray.segments import ENGLISH, split_segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ class FactExtraction:
         identity: str,
         places: "ray.ObjectRef[pa.Table]",
         fact_types: Sequence[FactType],
+        language: str = ENGLISH,
     ) -> None:
+        self._language = language
         self._calls = CallClient(RemoteCoordinator(coordinator), config, run, ray.get_runtime_context().get_actor_id())
         self._extractor = new_extractor(config, endpoint, fact_types, MeteredCalls(self._calls, config), identity)
         self._reject_failed = config.reject_failed
@@ -133,7 +135,7 @@ class FactExtraction:
         return seal_extracted(extracted_rows)
 
     async def _extract(self, response: Response) -> ExtractedResponse:
-        spans = tuple(split_segments(response.text))
+        spans = tuple(split_segments(response.text, self._language))
         try:
             answer = await self._extractor.extract(
                 response.text, [response.text[span.start : span.end] for span in spans]
@@ -150,7 +152,9 @@ class FactExtraction:
         return ExtractedResponse(response=response, spans=spans, facts=tuple(map(tuple, answer)))
 
 
-def first_unanswered(config: ExtractorConfig, run: str, pending: Pending, fact_types: Sequence[FactType]) -> str | None:
+def first_unanswered(
+    config: ExtractorConfig, run: str, pending: Pending, fact_types: Sequence[FactType], language: str = ENGLISH
+) -> str | None:
     """Find the first pending response with a question that no kept answer covers."""
     index = AnswerIndex(cache_folder(run, config.cache))
     try:
@@ -163,7 +167,7 @@ def first_unanswered(config: ExtractorConfig, run: str, pending: Pending, fact_t
 
         async def is_unanswered(response: str) -> bool:
             try:
-                await extractor.extract(response, _segments(response))
+                await extractor.extract(response, _segments(response, language))
             except UnansweredError:
                 return True
             except UnusableAnswer:
@@ -177,7 +181,12 @@ def first_unanswered(config: ExtractorConfig, run: str, pending: Pending, fact_t
 
 
 def ask_about(
-    response: str, config: ExtractorConfig, endpoint: Endpoint, run: str, fact_types: Sequence[FactType]
+    response: str,
+    config: ExtractorConfig,
+    endpoint: Endpoint,
+    run: str,
+    fact_types: Sequence[FactType],
+    language: str = ENGLISH,
 ) -> None:
     """Make the calls of one response, so that an endpoint, a key, a model or a budget that cannot be used shows before
     Ray and engines start. The answers are kept and accounted for as all others are.
@@ -191,7 +200,7 @@ def ask_about(
         calls = CallClient(coordinator, config, run)
         extractor = new_extractor(config, endpoint, fact_types, calls)
         try:
-            await extractor.extract(response, _segments(response))
+            await extractor.extract(response, _segments(response, language))
         except UnusableAnswer as error:
             if (error.is_of_endpoint or error.reason == "rejected") and not config.reject_failed:
                 raise UserError(
@@ -207,5 +216,5 @@ def ask_about(
     asyncio.run(ask())
 
 
-def _segments(response: str) -> list[str]:
-    return [response[span.start : span.end] for span in split_segments(response)]
+def _segments(response: str, language: str) -> list[str]:
+    return [response[span.start : span.end] for span in split_segments(response, language)]

@@ -71,6 +71,7 @@ def label_responses(
         "places": ray.put(pending.places),
         "identity": model_identity(extractor.model, extractor.serve_model),
         "fact_types": config.run.types,
+        "language": config.data.language,
     }
     request = resources.fact_extraction(config)
     announce_engines("label", min(label.verifier.engines, pending.blocks))

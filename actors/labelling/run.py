@@ -54,7 +54,7 @@ def label_pending(config: Config, verification: Verification, pending: Pending, 
         UserError: the endpoint or a model cannot be used, or the budget is spent. What was done so far is kept.
     """
     check_verifiers(config)  # better found wrong before servers and engines start
-    first = first_unanswered(config.label.extractor, config.run.dir, pending, config.run.types)
+    first = first_unanswered(config.label.extractor, config.run.dir, pending, config.run.types, config.data.language)
     stopped, give_up = None, float("inf")
     unavailable: list[str] = []
     with (
@@ -99,7 +99,7 @@ def _endpoint(config: Config, server: OpenAIServer | None, first: str | None) ->
         key = os.environ.get(extractor.api_key_env)
         endpoint = Endpoint(extractor.base_url, SecretStr(key) if key else None)
         check_endpoint(extractor, endpoint, config.run.types)
-        ask_about(first, extractor, endpoint, config.run.dir, config.run.types)
+        ask_about(first, extractor, endpoint, config.run.dir, config.run.types, config.data.language)
         yield endpoint
         return
     own = start_server(config) if server is None else None

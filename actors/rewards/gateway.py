@@ -39,6 +39,7 @@ from fgaif_ray.rewards.scoring import (
     merge_verdicts,
     probe_batch,
 )
+from fgaif_ray.segments import ENGLISH
 from fgaif_ray.serving.admission import QueueAdmission
 from fgaif_ray.serving.remote_reward import label_fields
 from fgaif_ray.serving.wire import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
@@ -76,6 +77,8 @@ class GatewaySettings:
     """Processes that prepare items."""
     budget: PixelBudget = UNLIMITED
     """Of the images."""
+    language: str = ENGLISH
+    """Of the responses."""
     lists_in_flight: int = 2
     """Lists of a request that each reward deployment has at a time; those of other requests come in between."""
 
@@ -87,7 +90,7 @@ class RewardGateway:
         keep_replica_on_loopback()
         self._settings = settings
         self._scorers = list(scorers)
-        self._preparers = Preparers(settings.tokenizer, settings.preparers, settings.budget)
+        self._preparers = Preparers(settings.tokenizer, settings.preparers, settings.budget, language=settings.language)
         # One thread: the event loop stays free for requests.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway")
         self._admission = QueueAdmission(settings.max_waiting_items, settings.max_wait_s, settings.max_batch_size)

@@ -27,7 +27,7 @@ from fgaif_ray.errors import ItemError
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.rewards.preparation import ImageSource, SegmentedResponse
 from fgaif_ray.rewards.preparation_process import READY
-from fgaif_ray.segments import Span
+from fgaif_ray.segments import ENGLISH, Span
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Preparers:
         count: int,
         budget: PixelBudget = UNLIMITED,
         *,
+        language: str = ENGLISH,
         seconds: float = ITEM_SECONDS,
         memory: int = ITEM_MEMORY,
     ) -> None:
@@ -105,6 +106,7 @@ class Preparers:
             checkpoint: of the policy, whose tokenizer decodes sampled ids.
             count: processes.
             budget: pixels of the images that the models see.
+            language: of the responses, see `split_segments`.
             seconds: processor time that an item may take.
             memory: bytes that it may take.
         """
@@ -113,6 +115,7 @@ class Preparers:
             "tokenizer": checkpoint,
             "special_tokens": tokenizer.all_special_tokens,
             "budget": asdict(budget),
+            "language": language,
             "seconds": seconds,
             "memory": memory,
         }

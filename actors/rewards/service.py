@@ -219,7 +219,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         HANDLE_FORMAT,
         card.model_dump(), digest, config.serve.model_dump(exclude={"replace"}), config.rewards.backbone,
         config.rewards.dtype, config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
-        config.align.reward.model_dump(), *stages.reading_key(config),
+        config.align.reward.model_dump(), *stages.reading_key(config), *stages.language_key(config),
     )  # fmt: skip
     return GatewaySettings(
         identity=identity,
@@ -241,6 +241,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         max_wait_s=config.serve.max_wait_s,
         preparers=config.serve.preparers,
         budget=config.data.pixel_budget,
+        language=config.data.language,
         lists_in_flight=LISTS_PER_REPLICA * max(config.serve.min_replicas, config.serve.max_replicas),
         token_digest=digest,
     )

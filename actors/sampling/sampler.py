@@ -28,7 +28,7 @@ from fgaif_ray.records import (
     images_key,
     sample_identity,
 )
-from fgaif_ray.segments import segment_token_ends, split_segments
+from fgaif_ray.segments import ENGLISH, segment_token_ends, split_segments
 from fgaif_ray.storage.stages import reading_key
 from fgaif_ray.token_offsets import Decoder, token_offsets
 from fgaif_ray.vlm.front_end import load_front_end
@@ -59,7 +59,7 @@ def request_seed(run_seed: int, sample_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{sample_id}".encode()).digest()[:4])
 
 
-def shared_prefix(decoder: Decoder, token_ids: Sequence[int], seed: int) -> tuple[int, ...]:
+def shared_prefix(decoder: Decoder, token_ids: Sequence[int], seed: int, language: str = ENGLISH) -> tuple[int, ...]:
     """Return the ids of a response's first segments, up to a segment drawn at random; at least the last is left out.
 
     What the policy says after them is its own again, so that two continuations of one context can be compared.
@@ -68,10 +68,11 @@ def shared_prefix(decoder: Decoder, token_ids: Sequence[int], seed: int) -> tupl
         decoder: of the ids.
         token_ids: of the response, as sampled.
         seed: decides how many segments are kept; none is as likely as any other number.
+        language: of the response, see ``split_segments``.
     """
     text = decoder.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
-    spans = split_segments(text)
+    spans = split_segments(text, language)
     kept = random.Random(seed).randrange(len(spans)) if spans else 0
     if not kept:
         return ()
@@ -191,7 +192,12 @@ class Sampler:
         seed = request_seed(config.run.seed, identity)
         if first is None or first.token_ids is None:
             return _Wanted(asked, identity, seed)
-        return _Wanted(asked, identity, seed, shared_prefix(self._front_end.tokenizer, first.token_ids, seed))
+        return _Wanted(
+            asked,
+            identity,
+            seed,
+            shared_prefix(self._front_end.tokenizer, first.token_ids, seed, self._config.data.language),
+        )
 
     def _sample(self, wanted: Sequence[_Wanted]) -> list[Any]:
         """Sample responses; see ``generate``.

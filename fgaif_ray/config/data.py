@@ -78,6 +78,8 @@ class DataConfig(Section):
 
     blind: BlindConfig = BlindConfig()
     """A control, to find out what is learnt without looking at the images (`fgaif experiment blind`)."""
+    language: str = Field(default="en", pattern="^[a-z]{2,3}$")
+    """ISO 639 code of the language of the responses, whose abbreviations do not end a segment."""
     chat_template_kwargs: dict[str, str | int | float | bool] = {}
     """Variables for the chat templates of all models, e.g. ``{enable_thinking: false}``; a template leaves out what it
     does not know."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fgaif_ray.calls.tokens import PromptCounter, estimate_completion
 from fgaif_ray.config import PriceConfig
 from fgaif_ray.feedback.extractor import FactExtractor
-from fgaif_ray.segments import split_segments
+from fgaif_ray.segments import ENGLISH, split_segments
 
 KEY_BYTES = 16
 
@@ -34,6 +34,7 @@ def estimate_cost(
     counter: PromptCounter,
     max_tokens: int,
     is_known: Callable[[str], bool],
+    language: str = ENGLISH,
 ) -> Cost:
     """Count the calls that an extractor would make, and their tokens.
 
@@ -43,12 +44,13 @@ def estimate_cost(
         counter: counts prompt tokens.
         max_tokens: limit of one answer.
         is_known: whether there is an answer for a key.
+        language: of the responses, see ``split_segments``.
     """
     cost = Cost()
     asked: set[bytes] = set()
     for response in responses:
         cost.rows += 1
-        segments = [response[span.start : span.end] for span in split_segments(response)]
+        segments = [response[span.start : span.end] for span in split_segments(response, language)]
         for question in extractor.questions(response, segments):
             key = extractor.key(question)
             digest = bytes.fromhex(key)[:KEY_BYTES]

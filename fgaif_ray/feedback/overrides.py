@@ -13,7 +13,7 @@ from fgaif_ray.audit.human import majority_labels, read_answers
 from fgaif_ray.config import HumanLabelsConfig, LabelConfig, NoiseConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import AI, CONSISTENT, FACT_TYPES, HALLUCINATED, HUMAN, NOISE, Segment, fingerprint
-from fgaif_ray.segments import split_segments
+from fgaif_ray.segments import ENGLISH, split_segments
 
 _DRAW_BYTES: Final = 8
 
@@ -49,11 +49,12 @@ class Overrides:
             parts.append(fingerprint(NOISE, self.noise.seed, rates))
         return tuple(parts)
 
-    def check(self, responses: Iterable[tuple[str, str]]) -> None:
+    def check(self, responses: Iterable[tuple[str, str]], language: str = ENGLISH) -> None:
         """Check that the human labels belong to a run, before anything is paid for.
 
         Args:
             responses: sample id and text of each.
+            language: of the responses, see ``split_segments``.
 
         Raises:
             UserError: they are about none of these responses, or about other segments than these have.
@@ -65,7 +66,7 @@ class Overrides:
         for sample_id, text in responses:
             if sample_id in labelled:
                 known = True
-                for index, span in enumerate(split_segments(text)):
+                for index, span in enumerate(split_segments(text, language)):
                     self._find(sample_id, index, text[span.start : span.end])
         if not known:
             raise UserError(

@@ -21,7 +21,7 @@ from fgaif_ray.records import ABSENT, CONSISTENT, HALLUCINATED
 from fgaif_ray.report.judged import DRAWN, IMPROVED, WORST, JudgedAnswer, JudgedExample, JudgedSegment
 from fgaif_ray.rewards.composition import segment_rewards
 from fgaif_ray.rewards.scoring import ItemVerdicts, Scorer, ScoringOutcome, make_batch, score_batches, stacked
-from fgaif_ray.segments import Span, split_segments
+from fgaif_ray.segments import ENGLISH, Span, split_segments
 from fgaif_ray.shapes.scenes import GRID, Scene
 
 LARGEST_SIDE: Final = 480
@@ -62,6 +62,7 @@ def choose_examples(
     seed: int,
     budget: PixelBudget = UNLIMITED,
     shown: ShownImages = tuple,
+    language: str = ENGLISH,
 ) -> list[JudgedExample]:
     """Choose and judge the examples of all groups.
 
@@ -76,6 +77,7 @@ def choose_examples(
         seed: seed of the draw.
         budget: of the images.
         shown: see ``judge_examples``.
+        language: of the answers, see ``split_segments``.
 
     Returns:
         ``options.examples`` that are drawn, then ``options.extremes`` each of the most improved and of the worst after
@@ -92,14 +94,14 @@ def choose_examples(
         standings = [_standings(truth[pair.image], pair) for pair in others]
     else:
         others = _draw(others, POOL, seed)
-        judged_others = judge_examples(others, None, model, reward, budget, shown)
+        judged_others = judge_examples(others, None, model, reward, budget, shown, language)
         standings = [_counted(example) for example in judged_others]
     improved, worst = rank_examples(standings, options.extremes)
     if truth is not None:
         chosen = [*drawn, *(others[index] for index in (*improved, *worst))]
-        judged = judge_examples(chosen, truth, model, reward, budget, shown)
+        judged = judge_examples(chosen, truth, model, reward, budget, shown, language)
     else:
-        judged = judge_examples(drawn, None, model, reward, budget, shown)
+        judged = judge_examples(drawn, None, model, reward, budget, shown, language)
         judged += [judged_others[index] for index in (*improved, *worst)]
     groups = [DRAWN] * len(drawn) + [IMPROVED] * len(improved) + [WORST] * len(worst)
     return [replace(example, group=group) for group, example in zip(groups, judged, strict=True)]
@@ -173,6 +175,7 @@ def judge_examples(
     reward: RewardComposition,
     budget: PixelBudget = UNLIMITED,
     shown: ShownImages = tuple,
+    language: str = ENGLISH,
 ) -> list[JudgedExample]:
     """Give each segment the truth's verdict and the reward models' probabilities and rewards.
 
@@ -183,6 +186,7 @@ def judge_examples(
         reward: ``align.reward``: what the verdicts were worth in training.
         budget: of the images, which are shown as the models saw them.
         shown: what the reward models alone are shown in place of images (see ``fgaif_ray.blind``).
+        language: of the answers, see ``split_segments``.
 
     Returns:
         The examples, as if all were drawn.
@@ -195,7 +199,7 @@ def judge_examples(
     images = [load_images(pair.images, budget) for pair in pairs]
     places = [(index, which) for index in range(len(pairs)) for which in POLICIES]
     texts = {(index, which): pairs[index].of(which).text for index, which in places}
-    spans = {place: split_segments(text) for place, text in texts.items()}
+    spans = {place: split_segments(text, language) for place, text in texts.items()}
     paths = [shown(pair.images) for pair in pairs]
     seen = [
         some if path == pair.images else load_images(path, budget)

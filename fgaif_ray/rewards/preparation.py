@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from fgaif_ray.errors import ItemError
 from fgaif_ray.images import TooManyPixelsError, decode_image, pixels_to_decode
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.segments import Span, segment_token_ends, split_segments
+from fgaif_ray.segments import ENGLISH, Span, segment_token_ends, split_segments
 from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from fgaif_ray.token_offsets import Decoder, token_offsets
 
@@ -92,7 +92,11 @@ class SegmentedResponse:
 
 
 def segment_response(
-    tokenizer: Tokenizer, response: str | None, token_ids: Sequence[int] | None, longest: int | None = None
+    tokenizer: Tokenizer,
+    response: str | None,
+    token_ids: Sequence[int] | None,
+    longest: int | None = None,
+    language: str = ENGLISH,
 ) -> SegmentedResponse:
     """Split a response given as text, as sampled ids, or as both.
 
@@ -103,6 +107,7 @@ def segment_response(
         response: its text.
         token_ids: sampled ids, `[response_tokens]`.
         longest: characters that the text may have; None is no limit.
+        language: of the text, see `split_segments`.
 
     Raises:
         ItemError: `too_long`; `invalid_text`; `invalid_token_ids` if an id is outside the tokenizer;
@@ -113,7 +118,7 @@ def segment_response(
         check_text("response", response, longest)
     if token_ids is None:
         text = response or ""
-        return SegmentedResponse(text, split_segments(text), None)
+        return SegmentedResponse(text, split_segments(text, language), None)
     ids = list(token_ids)
     if ids and not 0 <= min(ids) <= max(ids) < len(tokenizer):
         raise ItemError("invalid_token_ids", f"a token id is outside the tokenizer's 0..{len(tokenizer) - 1}")
@@ -123,7 +128,7 @@ def segment_response(
     if response is not None and _core(response) != _core(text):
         message = "response is not what response_token_ids decode to with the policy's tokenizer: leave response out"
         raise ItemError("response_mismatch", message)
-    return SegmentedResponse(text, split_segments(text), ids)
+    return SegmentedResponse(text, split_segments(text, language), ids)
 
 
 def check_text(name: str, text: str, longest: int | None = None) -> None:

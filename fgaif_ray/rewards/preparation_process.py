@@ -51,6 +51,7 @@ class ItemPreparer:
     tokenizer: Tokenizer
     special_tokens: Sequence[str]
     budget: PixelBudget
+    language: str
 
     def prepare(self, item: dict[str, Any], files: Sequence[bytes]) -> dict[str, Any]:
         """Prepare an item.
@@ -72,7 +73,7 @@ class ItemPreparer:
         if "query" in item:
             text = split_query(item["query"], item["query_prompt"], self.special_tokens)
         longest = MAX_DECODED_CHARACTERS if limited else None
-        response = segment_response(self.tokenizer, text, item.get("response_token_ids"), longest)
+        response = segment_response(self.tokenizer, text, item.get("response_token_ids"), longest, self.language)
         ends = token_ends(self.tokenizer, response)
         return {
             "pixels": [check_image(file, self.budget) for file in files],
@@ -90,7 +91,7 @@ def serve(connection: Connection) -> NoReturn:
     """
     setup = json.loads(connection.recv_bytes())
     tokenizer = _tokenizer(setup["tokenizer"], connection.recv_bytes())
-    preparer = ItemPreparer(tokenizer, setup["special_tokens"], PixelBudget(**setup["budget"]))
+    preparer = ItemPreparer(tokenizer, setup["special_tokens"], PixelBudget(**setup["budget"]), setup["language"])
     _limit_memory(setup["memory"])
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     connection.send_bytes(READY)

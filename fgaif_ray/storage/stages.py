@@ -20,6 +20,7 @@ from fgaif_ray.config import Config, Section, VerifierConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import dump_fact_type, extracted, label_key
 from fgaif_ray.records import fingerprint
+from fgaif_ray.segments import ENGLISH
 from fgaif_ray.storage.files import join
 from fgaif_ray.storage.stage import Stage, read_manifest
 
@@ -175,7 +176,8 @@ def responses(config: Config, images: AskedImages) -> Stage:
     policy = [config.policy.model, config.sample.engine.dtype]
     prompts = images.prompts_of(images.sample, config.data.prompts)
     provided = [images.provided_key] if images.provided else []
-    seen = [*provided, *reading_key(config), *_limit_key(config)]
+    cut = language_key(config) if config.sample.shared_prefixes else []
+    seen = [*provided, *reading_key(config), *_limit_key(config), *cut]
     names = images.names_of(images.sample)
     key = fingerprint("sample-1", config.run.seed, sampling, policy, prompts, names, *seen)
     return Stage(config.run.dir, RESPONSES, key)
@@ -205,6 +207,7 @@ def feedback(config: Config, sources: LabelSources, of_responses: str | None = N
         *of_second,
         *label_key(config.run.types),
         *_several_key(config),
+        *language_key(config),
     )
     return Stage(config.run.dir, FEEDBACK, key)
 
@@ -223,7 +226,8 @@ def verdicts(config: Config, of_responses: str | None = None) -> str:
     source = of_responses or _fingerprint_of(config, RESPONSES)
     types = label_key(extracted(config.run.types))
     asked = [_asked(config), verdict_key(config.label.verifier)]
-    return fingerprint("verdicts-1", source, *asked, *types, *_several_key(config))
+    cut = language_key(config)
+    return fingerprint("verdicts-1", source, *asked, *types, *_several_key(config), *cut)
 
 
 def at_default(section: Section, names: Sequence[str]) -> list[str]:
@@ -244,6 +248,15 @@ def reading_key(config: Config) -> list[dict[str, Any]]:
     """
     template = config.data.chat_template_kwargs
     return [part for part in (config.data.pixel_limits, {"chat_template_kwargs": template} if template else {}) if part]
+
+
+def language_key(config: Config) -> list[dict[str, str]]:
+    """What a stage depends on that cuts responses into segments, if they are not English.
+
+    Stages that come after another one of this kind have it from there.
+    """
+    language = config.data.language
+    return [{"language": language}] if language != ENGLISH else []
 
 
 def _limit_key(config: Config) -> list[dict[str, int]]:
@@ -335,6 +348,7 @@ def policy(
         *reading_key(config),
         *_limit_key(config),
         *_blind_key(config, "rewards", "policy"),
+        *language_key(config),
     )
     return Stage(config.run.dir, POLICY, key)
 

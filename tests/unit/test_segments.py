@@ -14,12 +14,17 @@ from fgaif_ray.segments import Span, has_words, segment_token_ends, split_segmen
 from fgaif_ray.token_offsets import token_offsets
 
 
-def pieces(text: str) -> list[str]:
-    return [text[span.start : span.end] for span in split_segments(text)]
+def pieces(text: str, language: str = "en") -> list[str]:
+    return [text[span.start : span.end] for span in split_segments(text, language)]
 
 
 # ----------------------------------------------------------------------------------------------------
 # split_segments
+
+
+def test_abbreviations_are_those_of_the_language() -> None:
+    text = "Auf dem Tisch liegt ein Tier bzw. Ein Hund liegt auf dem Boden."
+    assert [len(pieces(text, language)) for language in ("en", "de")] == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_an_item_that_takes_too_long_to_read_fails_and_no_other_caller_does(
 ) -> None:
     costly = {"items": [item(image=text_of(encoded(Image.new("RGB", (4000, 4000)))))]}
     gateway = local_gateway(scorer, OPTIONS)
-    gateway._preparers = Preparers(CHECKPOINT, 2, seconds=0.2)
+    gateway._preparers = Preparers(CHECKPOINT, 2, seconds=0.05)
     with served(gateway) as url, ThreadPoolExecutor(6) as pool:
         attacks = [pool.submit(post, url, costly) for _ in range(3)]
         others = [pool.submit(post, url, {"items": [item()]}) for _ in range(3)]

@@ -14,7 +14,7 @@ from support.reward_training import feedback_rows, job_config, publish_feedback
 
 from actors.rewards.service import RewardScorer, ScorerSettings, _gateway_settings
 from actors.rewards.trainer import Reporter, _prepare, train_missing
-from fgaif_ray.config import Config, RewardComposition
+from fgaif_ray.config import Config, RewardComposition, change_config
 from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.experiments.truth import reward_accuracy
 from fgaif_ray.images import decode_image, load_images
@@ -114,6 +114,14 @@ def test_a_service_with_another_budget_is_another_service(tmp_path: Path) -> Non
     folders = save_reward_models(tmp_path)
     config = service_config(tmp_path)
     assert _gateway_settings(config, folders).identity != _gateway_settings(limited(config), folders).identity
+
+
+def test_a_service_in_another_language_is_another_service(tmp_path: Path) -> None:
+    folders = save_reward_models(tmp_path)
+    config = service_config(tmp_path)
+    german = _gateway_settings(change_config(config, ["data.language=de"]), folders)
+    assert german.language == "de"
+    assert german.identity != _gateway_settings(config, folders).identity
 
 
 def test_the_report_judges_and_shows_reduced_images(tmp_path: Path) -> None:

@@ -270,6 +270,26 @@ def test_answers_depend_on_how_the_policy_is_served_where_rollouts_were_served_o
     assert (before() != before(f"evaluate.sync={sync}")) == counts
 
 
+def test_another_language_is_another_labelling_and_another_alignment(tmp_path: Path) -> None:
+    """The responses stay, unless samples of a prompt share their first segments."""
+
+    def fingerprints(*changes: str) -> dict[str, str]:
+        config = load_config(
+            ROOT / "configs/shapes.yaml", [f"run.dir={tmp_path}", "sample.samples_per_prompt=1", *changes]
+        )
+        shared = ImageSets([("a.png",)], [("b.png",)], [("c.png",)])
+        nothing = stages.LabelSources((), None, None)
+        return {
+            "responses": stages.responses(config, shared).fingerprint,
+            "feedback": stages.feedback(config, nothing, "r").fingerprint,
+            "verdicts": stages.verdicts(config, "r"),
+            "policy": stages.policy(config, shared, ["1"], "f").fingerprint,
+        }
+
+    before, after = fingerprints(), fingerprints("data.language=de")
+    assert {name for name in before if before[name] != after[name]} == {"feedback", "verdicts", "policy"}
+
+
 def test_blind_stages_are_others_and_those_before_them_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plain, images = finished_run(tmp_path, "shapes"), IMAGES["shared"]
