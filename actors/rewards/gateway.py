@@ -19,10 +19,11 @@ from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_af
 
 from actors import metrics
 from actors.cluster.loopback import keep_replica_on_loopback
-from actors.rewards.http import ServiceError, build_app
+from actors.rewards.http import build_app
 from actors.rewards.metrics import record_answer, record_items
 from actors.rewards.preparers import PreparedItem, Preparers, UnpreparedItem
 from actors.rewards.requests import make_lists, prepare_request, together
+from actors.rewards.service_error import ServiceError
 from fgaif_ray.errors import ItemError
 from fgaif_ray.fact_types import FactType
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget

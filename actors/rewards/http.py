@@ -15,13 +15,13 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actors.rewards.bodies import MAX_HELD_BYTES, Bodies
+from actors.rewards.service_error import ServiceError
 from fgaif_ray.fact_types import FactType, type_names
 from fgaif_ray.serving import api_page
 from fgaif_ray.serving.playground import build_playground
 from fgaif_ray.serving.remote_reward import remote_answer
 from fgaif_ray.serving.wire import (
-    MAX_BODY_BYTES,
-    MAX_BODY_VALUES,
     ErrorDetail,
     ErrorResponse,
     ModelList,
@@ -31,7 +31,6 @@ from fgaif_ray.serving.wire import (
     RewardResponse,
     ScoredResponse,
     Status,
-    count_values,
     spread_types,
 )
 
@@ -46,17 +45,6 @@ BODY_PATHS: Final = frozenset({"/v1/rewards", "/get_reward"})
 
 LONGEST_NAME: Final = 100
 """Characters of a field's name in an error: an unknown one is the caller's, of any length."""
-
-
-class ServiceError(Exception):
-    """An answer that is not a reward: HTTP status, stable code, message, seconds until a new try makes sense."""
-
-    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> None:
-        super().__init__(status, code, message, retry_after_s)
-        self.status, self.code, self.message, self.retry_after_s = status, code, message, retry_after_s
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class RewardBackend(Protocol):
@@ -105,6 +93,7 @@ class Guard:
     observe: Observer
     backend: RewardBackend
     """Says whether there is room, before a body is read for it."""
+    bodies: Bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through or answer it."""
@@ -129,7 +118,9 @@ class Guard:
                 self._authorise(headers)
             if scope["method"] == "POST" and path in BODY_PATHS:
                 self.backend.check_capacity()
-                receive = await _bounded_body(headers, receive)
+                with self.bodies.reading() as reading:
+                    await self.app(scope, await reading.body(headers, receive), send_noticed)
+                return
             await self.app(scope, receive, send_noticed)
         except ServiceError as error:
             await _answer(error, state)(scope, receive, send_noticed)
@@ -150,39 +141,6 @@ class Guard:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token_digest(token.strip()), self.digest):
             raise ServiceError(401, "unauthorized", "send the service's token as `Authorization: Bearer TOKEN`")
-
-
-async def _bounded_body(headers: dict[str, str], receive: Receive) -> Receive:
-    """Read the body, at most MAX_BODY_BYTES and MAX_BODY_VALUES of it, and return a `receive` that replays it."""
-    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise ServiceError(415, "unsupported_media_type", "send JSON with `Content-Type: application/json`")
-    too_large = ServiceError(413, "body_too_large", f"a request may have {MAX_BODY_BYTES} bytes; send fewer items")
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise too_large
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ServiceError(400, "disconnected", "the client went away")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise too_large
-        more = message.get("more_body", False)
-    content = b"".join(parts)
-    if count_values(content) > MAX_BODY_VALUES:
-        reason = f"a request may have {MAX_BODY_VALUES} values and commas; send fewer items"
-        raise ServiceError(413, "body_too_large", reason)
-    body: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
-
-    async def replay() -> Message:
-        return body.pop() if body else await receive()
-
-    return replay
 
 
 def _answer(error: ServiceError, state: MutableMapping[str, Any]) -> JSONResponse:
@@ -229,7 +187,7 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
         redoc_url=None,
         redirect_slashes=False,  # it would redirect to whatever host the request names
     )
-    app.add_middleware(Guard, digest=digest, observe=observe, backend=backend)
+    app.add_middleware(Guard, digest=digest, observe=observe, backend=backend, bodies=Bodies(MAX_HELD_BYTES))
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:

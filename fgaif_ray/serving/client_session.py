@@ -13,6 +13,7 @@ from tenacity import RetryCallState, retry_if_exception_type, retry_if_result, s
 from fgaif_ray.serving.bearer_token import check_token
 from fgaif_ray.serving.wire import (
     MAX_BODY_BYTES,
+    MAX_BODY_KEYS,
     MAX_BODY_VALUES,
     MAX_ITEMS,
     TOKEN_VARIABLE,
@@ -22,6 +23,7 @@ from fgaif_ray.serving.wire import (
     RewardItem,
     RewardResponse,
     ScoredResponse,
+    count_keys,
     count_values,
 )
 
@@ -35,7 +37,8 @@ REFUSED_STATUSES: Final = frozenset({413, 422})
 """Statuses of an item that is wrong or too large; a retry would be refused again."""
 
 BODY_MARGIN: Final = 1024
-"""Bytes of a request body around its items, and values."""
+"""Bytes of a request body around its items, and values, and keys."""
+BODY_LIMITS: Final = (MAX_BODY_BYTES, MAX_BODY_VALUES, MAX_BODY_KEYS)
 
 
 class RewardServiceError(Exception):
@@ -136,19 +139,18 @@ class Session:
         self._items_per_request = items_per_request
 
     def parts(self, items: Sequence[RewardItem]) -> Iterator[list[bytes]]:
-        """Split the encoded items into requests, as many in each as the service takes in number, bytes and values."""
+        """Split the encoded items into requests, as many in each as the service takes in number and size."""
         part: list[bytes] = []
-        size, values = BODY_MARGIN, BODY_MARGIN
+        taken = [BODY_MARGIN] * len(BODY_LIMITS)
         for item in items:
             encoded = item.model_dump_json(exclude_none=True).encode()
-            more = count_values(encoded)
-            too_large = size + len(encoded) + 1 > MAX_BODY_BYTES or values + more > MAX_BODY_VALUES
+            more = (len(encoded) + 1, count_values(encoded), count_keys(encoded))
+            too_large = any(have + add > most for have, add, most in zip(taken, more, BODY_LIMITS, strict=True))
             if part and (len(part) == self._items_per_request or too_large):
                 yield part
-                part, size, values = [], BODY_MARGIN, BODY_MARGIN
+                part, taken = [], [BODY_MARGIN] * len(BODY_LIMITS)
             part.append(encoded)
-            size += len(encoded) + 1
-            values += more
+            taken = [have + add for have, add in zip(taken, more, strict=True)]
         if part:
             yield part
 

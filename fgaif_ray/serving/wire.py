@@ -3,6 +3,7 @@
 Light on purpose: a client needs only pydantic and this file.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
@@ -39,6 +40,8 @@ MAX_QUERY_CHARACTERS: Final = 1 << 20
 MAX_BODY_BYTES: Final = 64 << 20
 MAX_BODY_VALUES: Final = 1 << 20
 """Values in a body: a few bytes of JSON become some hundred bytes of objects."""
+MAX_BODY_KEYS: Final = 1 << 16
+"""Keys in a body, which are kept as strings of their own until it is checked."""
 MAX_FIELDS: Final = 32
 """Fields of an object in a request."""
 
@@ -50,6 +53,8 @@ EXAMPLE_IMAGE: Final = (
 EXAMPLE_PROMPT: Final = "Describe this image."
 EXAMPLE_RESPONSE: Final = "There is a red square. It is above a green circle."
 
+_KEY_ENDS: Final = re.compile(rb'"\s*:')
+
 Probabilities = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 """P(absent), P(consistent), P(hallucinated)."""
 
@@ -57,6 +62,11 @@ Probabilities = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 def count_values(body: bytes) -> int:
     """Return at least the number of values in a JSON text, from its commas and brackets alone."""
     return 1 + sum(map(body.count, (b",", b"[", b"{")))
+
+
+def count_keys(body: bytes) -> int:
+    """Return at least the number of keys in a JSON text: of quotes before a colon, those within strings too."""
+    return sum(1 for _ in _KEY_ENDS.finditer(body))
 
 
 class RequestModel(BaseModel):

@@ -25,12 +25,19 @@ from support.reward_helpers import CHECKPOINT, PROMPT, RESPONSE, picture
 from support.reward_service_helpers import error_of
 
 from actors.rewards import gateway as gateway_module
+from actors.rewards import http as http_module
 from actors.rewards import requests as requests_module
 from actors.rewards.gateway import RewardGateway
 from actors.rewards.preparers import Preparers
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.rewards.scoring import ScoredBatch, ScoringBatch
-from fgaif_ray.serving.wire import MAX_BODY_VALUES, MAX_QUERY_CHARACTERS, RemoteRewardRequest, RewardRequest
+from fgaif_ray.serving.wire import (
+    MAX_BODY_KEYS,
+    MAX_BODY_VALUES,
+    MAX_QUERY_CHARACTERS,
+    RemoteRewardRequest,
+    RewardRequest,
+)
 
 OPTIONS = RewardOptions(weights=WEIGHTS, value="expected")
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
@@ -275,8 +282,9 @@ def test_a_body_of_many_mistakes_has_few_errors(model: type[BaseModel], body: An
     [
         b'{"query":[],"labels":[],"prompts":[' + b"1," * 1_500_000 + b"1]}",
         b'{"items":[' + b"{}," * (MAX_BODY_VALUES // 2 + 1) + b"{}]}",
+        b"{" + b",".join(b'"%d" :0' % key for key in range(MAX_BODY_KEYS + 1)) + b"}",
     ],
-    ids=["numbers", "objects"],
+    ids=["numbers", "objects", "keys"],
 )
 def test_a_body_of_many_values_is_not_parsed(url: str, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def loads(*_: Any, **__: Any) -> Any:
@@ -292,6 +300,37 @@ def test_a_body_of_many_values_is_not_parsed(url: str, body: bytes, monkeypatch:
 def test_a_deep_body_is_refused(url: str, path: str) -> None:
     answer = post(url, b'{"items":' + b"[" * 200_000 + b"]" * 200_000 + b"}", path)
     assert answer.status_code in {400, 422} and len(answer.text) < LONGEST_ERROR
+
+
+def begin_upload(url: str, sent: int, announced: int) -> socket.socket:
+    """A request that announces a body and sends a part of it."""
+    address = urlsplit(url)
+    upload = socket.create_connection((address.hostname, address.port))
+    head = f"POST {REWARDS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {announced}\r\n\r\n"
+    upload.sendall(head.encode() + b" " * sent)
+    return upload
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_bodies_of_all_callers_are_bounded_and_those_of_callers_that_went_away_are_let_go(
+    gateway: RewardGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_module, "MAX_HELD_BYTES", 100_000)
+    good = json.dumps({"items": [item()]}).encode()
+    with served(gateway) as url:
+        upload = begin_upload(url, sent=100_000 - len(good) // 2, announced=1_000_000)
+        until(lambda: post(url, good).status_code == 429)
+        answer = post(url, good)
+        assert (error_of(answer), answer.headers["retry-after"]) == ((429, "busy"), "1")
+        upload.close()
+        until(lambda: post(url, good).status_code == 200)
 
 
 # One caller and the others
