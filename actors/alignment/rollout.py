@@ -196,7 +196,7 @@ def rollout_workers(config: Config, banned: Sequence[int]) -> Iterator[list[Acto
     options = {
         "max_restarts": MAX_RESTARTS,
         "max_task_retries": MAX_RESTARTS,
-        "max_concurrency": config.align.num_workers + 1,  # a call of each learner worker, and the first one's `serve`
+        "max_concurrency": config.align.most_workers + 1,  # a call of each learner worker, and the first one's `serve`
     }
     with spread(resources.rollout_worker(config)) as places:
         announce_engines("align", len(places))

@@ -104,7 +104,7 @@ def hold_out(
     chosen = list(asked)[-align.evaluate_images :]
     shown = {path for images in chosen for path in images}
     rest = {images: prompts for images, prompts in asked.items() if not shown & set(images)}
-    if not rest or len(chosen) < align.num_workers:
+    if not rest or len(chosen) < align.most_workers:
         raise UserError(
             f"align.evaluate_images={align.evaluate_images} holds out {len(chosen)} of {len(asked)} images to align on "
             f"and leaves {len(rest)}: hold out fewer, or give more images (data.align_images)."

@@ -178,9 +178,9 @@ def _learner(config: Config) -> Footprint:
     tensors = len(run.trained(POLICY)) + (len(run.trained(CRITIC)) + 2 if has_critic else 0)
     tokens = _longest(run, images, align.rollout.max_tokens, align.rollout.engine.max_model_len)
     read = min(align.rollout.max_tokens, tokens)
-    share = math.ceil(align.rollout_batch_size / align.num_workers)
+    share = math.ceil(align.rollout_batch_size / align.fewest_workers)
     prompts = math.ceil(share / align.samples_per_prompt)
-    most = math.ceil(ppo.minibatch_size / align.num_workers)  # a worker's share of a minibatch
+    most = math.ceil(ppo.minibatch_size / align.fewest_workers)  # a worker's share of a minibatch
     if ppo.micro_batch_tokens is None:
         batch = BatchSetting("align.ppo.micro_batch_size", min(most, ppo.micro_batch_size))
     else:
@@ -201,9 +201,11 @@ def _learner(config: Config) -> Footprint:
         ),  # of one shape alike
         run.scoring_pass(together, tokens, read, POLICY).then(entropies),
         PassMemory(0, run.image_pass(min(run.prompts_per_pass(images), prompts), images).peak),
-        PassMemory(0, max(policy, critic) if align.num_workers > 1 else 0),  # gradients on their way to other workers
+        PassMemory(
+            0, max(policy, critic) if align.fewest_workers > 1 else 0
+        ),  # gradients on their way to other workers
     )
-    shards = align.num_workers if align.sharding == "full" else 1
+    shards = align.fewest_workers if align.sharding == "full" else 1
     previous = "adapter of the policy before, and a copy while it is probed"
     kind = ", checkpointed" if align.activation_checkpointing else ""
     rollouts = run.image_pass(prompts, images).kept + share * tokens * (8 + BATCH_TENSORS * FLOAT32)
@@ -227,7 +229,7 @@ def _preference_learner(config: Config) -> Footprint:
     policy = _bytes(run.trained(POLICY))
     tokens = _longest(run, images, config.sample.max_tokens, config.sample.engine.max_model_len)
     read = min(config.sample.max_tokens, tokens)
-    share = math.ceil(dpo.pairs_per_step / align.num_workers)
+    share = math.ceil(dpo.pairs_per_step / align.fewest_workers)
     batch = BatchSetting("align.dpo.micro_batch_size", min(share, dpo.micro_batch_size))
     rows = 2 * batch.rows  # both of a pair
     head = log_prob_head(run, 1.0, False)
@@ -236,9 +238,9 @@ def _preference_learner(config: Config) -> Footprint:
         decoder.then(run.head_pass(head, rows * read)),
         run.scoring_pass(rows, tokens, read, POLICY).then(run.head_pass(head, rows * read, training=False)),
         PassMemory(0, run.image_pass(min(run.prompts_per_pass(images), share), images).peak),
-        PassMemory(0, policy if align.num_workers > 1 else 0),  # gradients on their way to other workers
+        PassMemory(0, policy if align.fewest_workers > 1 else 0),  # gradients on their way to other workers
     )
-    shards = align.num_workers if align.sharding == "full" else 1
+    shards = align.fewest_workers if align.sharding == "full" else 1
     kind = ", checkpointed" if align.activation_checkpointing else ""
     encoded = run.image_pass(share, images).kept + 2 * share * tokens * 8
     parts = (

@@ -47,7 +47,11 @@ class ResourceRequest:
     pool: bool = False
     """Whether one of them is enough to go on: workers of Ray Data begin as room is found."""
     most: int | None = None
-    """How many there can become, where their number follows the load."""
+    """How many there can become, where their number follows the load or the room."""
+    custom_resource: str | None = None
+    """Of which each takes one."""
+    resize_every_s: float | None = None
+    """Seconds between looks whether more workers of Ray Train have room."""
 
     def options(self) -> dict[str, Any]:
         """Keywords of ``Actor.options``, ``Dataset.map_batches`` and of a deployment's ``ray_actor_options``."""
@@ -56,8 +60,10 @@ class ResourceRequest:
 
     def scaling(self) -> dict[str, Any]:
         """Keywords of Ray Train's ``ScalingConfig``."""
+        elastic = {"elastic_resize_monitor_interval_s": self.resize_every_s} if self.resize_every_s is not None else {}
         return {
-            "num_workers": self.count,
+            "num_workers": self.count if self.most is None else (self.count, self.most),
+            **elastic,
             "use_gpu": self.num_gpus > 0,
             "resources_per_worker": self.resources(),
             "label_selector": dict(self.label_selector) or None,
@@ -65,7 +71,9 @@ class ResourceRequest:
 
     def resources(self) -> dict[str, float]:
         """Amounts by the names that Ray gives resources, without zeros."""
-        return {name: amount for name, amount in (("CPU", self.num_cpus), ("GPU", self.num_gpus)) if amount > 0}
+        custom = {} if self.custom_resource is None else {self.custom_resource: 1.0}
+        amounts = {"CPU": self.num_cpus, "GPU": self.num_gpus} | custom
+        return {name: amount for name, amount in amounts.items() if amount > 0}
 
 
 def _of_engine(actor: str, section: str, count: int, engine: EngineConfig, pool: bool = True) -> ResourceRequest:
@@ -164,8 +172,17 @@ def rollout_worker(config: Config) -> ResourceRequest:
 def learner(config: Config) -> ResourceRequest:
     """Of a worker of `actors.alignment.learner` or `actors.alignment.preference_learner`."""
     align = config.align
+    is_elastic = align.most_workers > align.fewest_workers
     return ResourceRequest(
-        "Learner", "align", align.num_workers, align.cpus_per_worker, align.gpus_per_worker, dict(align.label_selector)
+        "Learner",
+        "align",
+        align.fewest_workers,
+        align.cpus_per_worker,
+        align.gpus_per_worker,
+        dict(align.label_selector),
+        most=align.most_workers if is_elastic else None,
+        custom_resource=align.worker_resource,
+        resize_every_s=align.resize_every_s if is_elastic else None,
     )
 
 

@@ -1,7 +1,7 @@
 """Sections of PPO."""
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -266,7 +266,15 @@ class AlignConfig(Section):
     """A policy counts as the best only if its facts per response (on the embedded world its coverage) are at least this
     share of those before the first step, since the policy that says least is wrong least."""
     tracking: TrackingConfig = TrackingConfig()
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
+    """Workers of the learner, or the fewest and the most of an elastic one: when nodes are lost it goes on with those
+    that are left, from the last checkpoint, and takes in more when they come back. The policy is the same."""
+    resize_every_s: float = Field(default=60.0, gt=0)
+    """Seconds between looks whether an elastic learner has room for more workers; each resize costs the steps since the
+    last checkpoint."""
+    worker_resource: str | None = None
+    """A custom resource that nodes offer, of which each worker takes one. Elastic workers are counted by it: Ray counts
+    processors and GPUs of all nodes else, whatever their labels and whoever else uses them."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     activation_checkpointing: bool = False
@@ -284,13 +292,31 @@ class AlignConfig(Section):
         """Whether pairs of labelled responses take the place of rollouts and rewards."""
         return self.algorithm in PREFERENCE_ALGORITHMS
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the learner cannot do without."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the learner has where there is room."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _workers_are_a_range(self) -> Self:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(
+                f"align.num_workers=[{self.fewest_workers}, {self.most_workers}]: give the fewest first, then the most"
+            )
+        return self
+
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         if self.learns_from_preferences:
-            if self.dpo.pairs_per_step < self.num_workers:
+            if self.dpo.pairs_per_step < self.most_workers:
                 raise ValueError(
-                    f"{self.dpo.pairs_per_step} pairs a step do not go round {self.num_workers} learner workers: raise "
-                    "align.dpo.pairs_per_step or lower align.num_workers"
+                    f"{self.dpo.pairs_per_step} pairs a step do not go round {self.most_workers} learner workers: "
+                    "raise align.dpo.pairs_per_step or lower align.num_workers"
                 )
             return self
         prompts, rest = divmod(self.rollout_batch_size, self.samples_per_prompt)
@@ -299,9 +325,9 @@ class AlignConfig(Section):
                 f"align.rollout_batch_size counts responses: make it a multiple of align.samples_per_prompt "
                 f"({self.samples_per_prompt}), not {self.rollout_batch_size}"
             )
-        if prompts < self.num_workers:
+        if prompts < self.most_workers:
             raise ValueError(
-                f"{prompts} prompts a step do not go round {self.num_workers} learner workers: raise "
+                f"{prompts} prompts a step do not go round {self.most_workers} learner workers: raise "
                 "align.rollout_batch_size or lower align.num_workers"
             )
         return self
@@ -340,9 +366,9 @@ class AlignConfig(Section):
                 f"align.algorithm={self.algorithm} has no rollout workers and no reward models to evaluate with while "
                 "training: leave align.evaluate_every out"
             )
-        if self.evaluate_every is not None and self.evaluate_images < self.num_workers:
+        if self.evaluate_every is not None and self.evaluate_images < self.most_workers:
             raise ValueError(
-                f"align.evaluate_images={self.evaluate_images} do not go round {self.num_workers} learner workers: "
+                f"align.evaluate_images={self.evaluate_images} do not go round {self.most_workers} learner workers: "
                 "raise it, or lower align.num_workers"
             )
         if self.best_by is None:
@@ -359,7 +385,7 @@ class AlignConfig(Section):
 
     @model_validator(mode="after")
     def _sharding_has_shards(self) -> Self:
-        if self.sharding == "full" and self.num_workers == 1:
+        if self.sharding == "full" and self.most_workers == 1:
             raise ValueError(
                 "align.sharding=full cuts the backbone up over the learner's workers, and there is one: raise "
                 "align.num_workers, or set align.sharding to none"

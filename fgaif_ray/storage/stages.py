@@ -66,12 +66,30 @@ STAGES: Final[Mapping[str, StageInfo]] = {
 EXTRACTION_KEYS: Final = frozenset({"model", "serve_model", "compact_json", "prompt", "mode", "max_tokens"})
 """The settings of ``label.extractor`` that change the facts. An endpoint may move between two runs."""
 REWARD_PLACEMENT: Final = frozenset(
-    {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "micro_batch_size"}
+    {
+        "num_workers",
+        "resize_every_s",
+        "worker_resource",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "label_selector",
+        "threads",
+        "micro_batch_size",
+    }
     | {"temperature_scaling"}  # a temperature is fitted in any case
 )
 """Settings of ``rewards`` that change neither the data nor the steps of the optimiser."""
 ALIGN_PLACEMENT: Final = frozenset(
-    {"num_workers", "cpus_per_worker", "gpus_per_worker", "label_selector", "threads", "sharding"}
+    {
+        "num_workers",
+        "resize_every_s",
+        "worker_resource",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "label_selector",
+        "threads",
+        "sharding",
+    }
     | {"checkpoint_every", "tracking", "guards"}  # a run that a guard has stopped goes on
 )
 """Settings of ``align`` that do not change the policy."""

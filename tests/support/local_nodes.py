@@ -83,9 +83,9 @@ class LocalNodes:
         address: str = self._cluster.address
         return address
 
-    def add(self, role: str, cpus: int, gpus: int = 0) -> Any:
+    def add(self, role: str, cpus: int, gpus: int = 0, **resources: float) -> Any:
         """Start a node that carries the label that the node types of `cluster.yaml` carry; its GPUs are logical."""
-        node = self._start(num_cpus=cpus, num_gpus=gpus, labels={"role": role})
+        node = self._start(num_cpus=cpus, num_gpus=gpus, labels={"role": role}, resources=resources)
         self.roles[node.node_id] = role
         return node
 

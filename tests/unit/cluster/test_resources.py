@@ -128,6 +128,26 @@ def test_a_scaling_config_takes_what_a_trainer_asks_for(config: Config) -> None:
     )
 
 
+def test_an_elastic_learner_gives_ray_its_range_and_what_workers_are_counted_by(repository: Path) -> None:
+    from ray.train import ScalingConfig
+
+    changes = ["align.num_workers=[2, 4]", "align.resize_every_s=7", "align.worker_resource=learner"]
+    config = load_config(repository / "configs" / "shapes.yaml", changes)
+    scaling: Any = ScalingConfig(**resources.learner(config).scaling())
+    assert (scaling.min_workers, scaling.max_workers, scaling.elastic_resize_monitor_interval_s) == (2, 4, 7)
+    assert scaling.resources_per_worker == {"CPU": config.align.cpus_per_worker, "learner": 1}
+
+
+def test_a_range_of_one_number_is_not_elastic(repository: Path) -> None:
+    config = load_config(repository / "configs" / "shapes.yaml", ["align.num_workers=[2, 2]"])
+    assert resources.learner(config).scaling()["num_workers"] == 2
+
+
+def test_a_range_of_workers_begins_with_the_fewest(repository: Path) -> None:
+    with pytest.raises(UserError, match="give the fewest first"):
+        load_config(repository / "configs" / "shapes.yaml", ["align.num_workers=[4, 2]"])
+
+
 def test_no_labels_are_asked_for_by_default(repository: Path) -> None:
     plain = load_config(repository / "configs" / "shapes.yaml", PAPER_SETUP)
     for requests in resources.stage_requests(plain).values():
