@@ -119,7 +119,7 @@ def test_options_are_those_that_ray_takes(config: Config) -> None:
 def test_a_scaling_config_takes_what_a_trainer_asks_for(config: Config) -> None:
     from ray.train import ScalingConfig
 
-    scaling = ScalingConfig(**resources.reward_trainer(config).scaling())
+    scaling: Any = ScalingConfig(**resources.reward_trainer(config).scaling())
     assert (scaling.num_workers, scaling.use_gpu, scaling.resources_per_worker, scaling.label_selector) == (
         2,
         True,
