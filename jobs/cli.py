@@ -47,6 +47,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "Rewards": {
         "train-rewards": "train the reward models on the labels",
         "serve-rewards": "serve them over HTTP until Ctrl-C",
+        "check": "check with them what is said about an image",
     },
     "Align": {
         "align": "train the policy on their dense rewards, or on preferences",
@@ -198,9 +199,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"max_content_width": WIDTH},
-    help="Fine-grained AI feedback for vision-language models: label, train rewards, align.",
-    epilog="Commands take --config FILE and --set SECTION.KEY=VALUE, skip what is finished and go on where they were "
-    "interrupted. `fgaif COMMAND --help` has examples.",
+    help="Fine-grained AI feedback for vision-language models.",
+    epilog="Stages take --config FILE and --set SECTION.KEY=VALUE, skip what is finished and go on where they were "
+    "interrupted. Examples: `fgaif COMMAND --help`.",
 )
 for _name, _summary in SUMMARIES.items():
     app.command(_name, help=_summary, hidden=_name in SECTIONS[""])(lambda: None)  # ``_load`` takes its place

@@ -24,6 +24,7 @@ from actors.rewards.metrics import record_answer, record_items
 from actors.rewards.preparers import PreparedItem, Preparers, UnpreparedItem
 from actors.rewards.requests import make_lists, prepare_request, together
 from actors.rewards.service_error import ServiceError
+from fgaif_ray.check.verdicts import check_response
 from fgaif_ray.errors import ItemError
 from fgaif_ray.fact_types import FactType
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
@@ -43,7 +44,16 @@ from fgaif_ray.rewards.scoring import (
 from fgaif_ray.segments import ENGLISH
 from fgaif_ray.serving.admission import QueueAdmission
 from fgaif_ray.serving.remote_reward import label_fields
-from fgaif_ray.serving.wire import ModelList, RemoteRewardRequest, RewardItem, RewardRequest, ScoredResponse
+from fgaif_ray.serving.wire import (
+    CheckedResponse,
+    CheckItem,
+    CheckRequest,
+    ModelList,
+    RemoteRewardRequest,
+    RewardItem,
+    RewardRequest,
+    ScoredResponse,
+)
 
 logger = logging.getLogger(__name__)
 GatewayResult = TypeVar("GatewayResult")
@@ -156,6 +166,22 @@ class RewardGateway:
             )
 
         return await self._score_http("items", [maker(item) for item in request.items])
+
+    async def check_request(self, request: CheckRequest) -> list[CheckedResponse]:
+        """Answer `POST /v1/check` with one result per item.
+
+        Raises:
+            ServiceError: as `score_request`.
+        """
+        decode = lru_cache(maxsize=None)(image_bytes)
+
+        def maker(item: CheckItem) -> Callable[[], UnpreparedItem]:
+            return lambda: UnpreparedItem(tuple(map(decode, item.image_fields)), item.prompt, item.response)
+
+        scored = await self._score_http("items", [maker(item) for item in request.items])
+        known = {one.name: one for one in self._settings.fact_types}
+        coarse = self._settings.models.kind == "coarse"
+        return [check_response(one, known, coarse=coarse) for one in scored]
 
     async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
         """Answer `POST /get_reward` with one result per query.

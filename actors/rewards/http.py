@@ -22,6 +22,9 @@ from fgaif_ray.serving import api_page
 from fgaif_ray.serving.playground import build_playground
 from fgaif_ray.serving.remote_reward import remote_answer
 from fgaif_ray.serving.wire import (
+    CheckedResponse,
+    CheckRequest,
+    CheckResponse,
     ErrorDetail,
     ErrorResponse,
     ModelList,
@@ -39,7 +42,7 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS: Final = api_page.PATHS | {"/live", "/ready", "/openapi.json", "/playground"}
 """Routes without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
 
-BODY_PATHS: Final = frozenset({"/v1/rewards", "/get_reward"})
+BODY_PATHS: Final = frozenset({"/v1/rewards", "/v1/check", "/get_reward"})
 """Routes that take a body. Elsewhere a POST is refused for its method or path, whatever it carries."""
 
 
@@ -51,6 +54,10 @@ class RewardBackend(Protocol):
     """The interface behind the routes; it raises ServiceError."""
 
     async def score_request(self, request: RewardRequest) -> list[ScoredResponse]:
+        """Return one result per item, in order."""
+        ...
+
+    async def check_request(self, request: CheckRequest) -> list[CheckedResponse]:
         """Return one result per item, in order."""
         ...
 
@@ -219,6 +226,13 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
         results = await backend.score_request(body)
         version = backend.models().model_version
         return RewardResponse(results=results, model_version=version, request_id=request.state.request_id)
+
+    @app.post("/v1/check", responses=refused, dependencies=bearer)
+    async def check(body: CheckRequest, request: Request) -> CheckResponse:
+        """Check texts about images: a verdict per segment and type, and one hallucination score."""
+        results = await backend.check_request(body)
+        version = backend.models().model_version
+        return CheckResponse(results=results, model_version=version, request_id=request.state.request_id)
 
     @app.post("/get_reward", responses=refused, dependencies=bearer)
     async def get_reward(body: RemoteRewardRequest) -> RemoteRewardResponse:

@@ -32,7 +32,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import FEEDBACK_COLUMNS, Feedback
-from fgaif_ray.rewards.files import METRICS_FILE
+from fgaif_ray.rewards.files import METRICS_FILE, settings_of
 from fgaif_ray.rewards.kinds import RewardTask, reward_tasks
 
 if TYPE_CHECKING:
@@ -309,4 +309,4 @@ def _save(model: "RewardModel", task: RewardTask, metrics: dict[str, Any], confi
         model.save(fact_type, Path(temporary), task.head_of(fact_type))
         (Path(temporary) / "README.md").write_text(model_card(metrics, config.rewards))
         storage.upload_folder(temporary, folder)
-    storage.write_json(storage.join(folder, METRICS_FILE), metrics)
+    storage.write_json(storage.join(folder, METRICS_FILE), metrics | {"settings": settings_of(config)})

@@ -12,7 +12,7 @@ from fgaif_ray.fact_types.fact_type import FactExample, FactType
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 _REQUIRED: Final = ("name", "meaning", "definition", "colour")
-_KNOWN: Final = tuple(field.name for field in fields(FactType) if field.name not in ("labels", "derive"))
+_KNOWN: Final = tuple(field.name for field in fields(FactType) if field.name not in ("labels", "derive", "verdicts"))
 
 
 def read_fact_type(path: str) -> FactType:

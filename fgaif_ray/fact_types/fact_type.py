@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fgaif_ray.records import Segment
+from fgaif_ray.records import CLASS_NAMES, Segment
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 COLOUR_PATTERN: Final = re.compile(r"#[0-9a-f]{6}", re.IGNORECASE)
@@ -59,6 +59,8 @@ class FactType:
     labels: LabelSource = "facts"
     """``facts``: extracted, verified, then labelled. ``derived``: ``derive`` makes the labels, without any call."""
     derive: Derive | None = None
+    verdicts: tuple[str, str, str] = CLASS_NAMES
+    """What people read of the three classes."""
 
     def __post_init__(self) -> None:
         if not self.title:

@@ -77,4 +77,5 @@ NOVELTY: Final = FactType(
     hot_keys="zxcv",
     labels="derived",
     derive=said_before,
+    verdicts=("absent", "new", "repeats"),
 )

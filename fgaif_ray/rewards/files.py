@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import BrokenFileError, UserError
+from fgaif_ray.fact_types import BUILT_IN
 from fgaif_ray.records import CLASS_NAMES, fingerprint
 from fgaif_ray.rewards.kinds import Granularity, RewardKind
 from fgaif_ray.storage import stages
@@ -26,6 +27,14 @@ CLASSES: Final = ",".join(CLASS_NAMES)
 """The classes of a head's rows, in its metadata."""
 METRICS_FILE: Final = "metrics.json"
 """The file that is written last: a folder that has it is complete."""
+DEFAULT_SETTINGS: Final[Mapping[str, Any]] = {
+    "dtype": "auto",
+    "quantisation": "none",
+    "temperature_scaling": False,
+    "chat_template_kwargs": {},
+    "min_pixels": None,
+    "max_pixels": None,
+}
 _CHUNK: Final = 1 << 24
 
 
@@ -97,6 +106,55 @@ def published_versions(config: Config) -> list[str]:
     """
     scaled = config.rewards.temperature_scaling
     return [read_folder(folder).served_version(scaled) for folder in published_reward_folders(config).values()]
+
+
+def find_reward_folders(path: str) -> dict[str, str]:
+    """Find reward models, by fact type: those of a run, of its ``rewards/``, or the one in a folder itself.
+
+    Args:
+        path: folder or URI.
+
+    Raises:
+        UserError: there is none.
+        BrokenFileError: a file is missing or damaged.
+    """
+    if storage.exists(storage.join(path, HEAD_FILE)):
+        return {read_folder(path).metadata.get("fact_type", "reward"): path}
+    for folder in (path, storage.join(path, stages.REWARDS)):
+        inside = {name: storage.join(folder, name) for name in storage.list_folders(folder)}
+        found = {name: one for name, one in inside.items() if storage.exists(storage.join(one, HEAD_FILE))}
+        if found:
+            return {name: found[name] for name in sorted(found, key=[*BUILT_IN, *found].index)}
+    raise UserError(f"{path} holds no reward model: give the folder of a run, or its rewards/ (fgaif train-rewards).")
+
+
+def base_model(folder: str) -> str:
+    """The backbone that a reward model was trained on."""
+    settings = storage.read_json(storage.join(folder, ADAPTER_FILES[0]))
+    return str(settings.get("base_model_name_or_path", ""))
+
+
+def read_settings(folder: str) -> dict[str, Any]:
+    """How a reward model's backbone was loaded and its images were opened, as its metrics say.
+
+    Models of earlier releases do not say it: their defaults are those of the configuration.
+    """
+    uri = storage.join(folder, METRICS_FILE)
+    said = storage.read_json(uri).get("settings", {}) if storage.exists(uri) else {}
+    return {**DEFAULT_SETTINGS, **{name: value for name, value in said.items() if name in DEFAULT_SETTINGS}}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What ``read_settings`` finds again, of a run."""
+    rewards, data = config.rewards, config.data
+    return {
+        "dtype": rewards.dtype,
+        "quantisation": rewards.quantisation,
+        "temperature_scaling": rewards.temperature_scaling,
+        "chat_template_kwargs": dict(data.chat_template_kwargs),
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+    }
 
 
 def kind_of(files: Mapping[str, RewardModelFiles]) -> RewardKind:

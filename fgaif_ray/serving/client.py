@@ -15,6 +15,7 @@ import base64
 import io
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,6 +25,10 @@ from PIL import Image
 from tenacity import AsyncRetrying, Retrying
 
 from fgaif_ray.serving.client_session import (
+    CHECK,
+    REWARDS,
+    CheckOutcome,
+    ItemRoute,
     ReplyOutcome,
     RetryPolicy,
     RewardServiceError,
@@ -34,19 +39,22 @@ from fgaif_ray.serving.client_session import (
     parse_results,
     request_body,
 )
-from fgaif_ray.serving.wire import ModelList, RewardItem, ScoredResponse
+from fgaif_ray.serving.wire import DEFAULT_PROMPT, CheckedResponse, CheckItem, ModelList, RewardItem, ScoredResponse
 
 __all__ = [
     "AsyncRewardClient",
+    "CheckOutcome",
     "ReplyOutcome",
     "RetryPolicy",
     "RewardClient",
     "RewardServiceError",
+    "check_item",
     "png_file",
     "reward_item",
 ]
 
 ClientResult = TypeVar("ClientResult")
+Items = Sequence[RewardItem] | Sequence[CheckItem]
 
 
 def png_file(image: Image.Image) -> bytes:
@@ -78,11 +86,28 @@ def reward_item(
     Raises:
         ValueError: there is no image, or neither a response nor ids are given.
     """
+    ids = None if response_token_ids is None else list(response_token_ids)
+    return RewardItem(**_image_fields(image), prompt=prompt, response=response, response_token_ids=ids)
+
+
+def check_item(image: ImageSource | Sequence[ImageSource], response: str, prompt: str = DEFAULT_PROMPT) -> CheckItem:
+    """Build an item to be checked.
+
+    Args:
+        image: as in `reward_item`.
+        response: the text.
+        prompt: what it answers.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    return CheckItem(**_image_fields(image), prompt=prompt, response=response)
+
+
+def _image_fields(image: ImageSource | Sequence[ImageSource]) -> dict[str, Any]:
     images = [image] if isinstance(image, bytes | str | os.PathLike | Image.Image) else image
     files = [_encoded(one) for one in images]
-    ids = None if response_token_ids is None else list(response_token_ids)
-    shown: dict[str, Any] = {"image": files[0]} if len(files) == 1 else {"images": files}
-    return RewardItem(**shown, prompt=prompt, response=response, response_token_ids=ids)
+    return {"image": files[0]} if len(files) == 1 else {"images": files}
 
 
 def _encoded(image: ImageSource) -> str:
@@ -107,7 +132,7 @@ class RewardClient(Session):
         Raises:
             RewardServiceError: the service could not or would not score them.
         """
-        return [scored for part in self.parts(items) for scored in self._score_part(part)]
+        return self._ask(REWARDS, items)
 
     def score_each(self, items: Sequence[RewardItem]) -> list[ReplyOutcome]:
         """Score each response by itself: a refused item does not affect the others.
@@ -118,22 +143,42 @@ class RewardClient(Session):
         Raises:
             RewardServiceError: the service gave no answer, or refused for a reason other than the items.
         """
-        return [outcome for part in self.parts(items) for outcome in self._score_halves(part)]
+        return self._ask_each(REWARDS, items)
 
-    def _score_part(self, part: Sequence[bytes]) -> list[ScoredResponse]:
-        return parse_results(self._send("POST", "/v1/rewards", request_body(part)), len(part))
+    def check(self, items: Sequence[CheckItem]) -> list[CheckedResponse]:
+        """Check texts; returns verdicts and a hallucination score for each, in order.
 
-    def _score_halves(self, part: Sequence[bytes]) -> list[ReplyOutcome]:
-        """Score by halving, since a refusal names no more than its first item."""
+        Raises:
+            RewardServiceError: the service could not or would not check them.
+        """
+        return self._ask(CHECK, items)
+
+    def check_each(self, items: Sequence[CheckItem]) -> list[CheckOutcome]:
+        """Check each text by itself, as `score_each` does."""
+        return self._ask_each(CHECK, items)
+
+    def _ask(self, route: ItemRoute[ClientResult], items: Items) -> list[ClientResult]:
+        return [result for part in self.parts(items) for result in self._ask_part(route, part)]
+
+    def _ask_each(self, route: ItemRoute[ClientResult], items: Items) -> list[ClientResult | RewardServiceError]:
+        return [outcome for part in self.parts(items) for outcome in self._ask_halves(route, part)]
+
+    def _ask_part(self, route: ItemRoute[ClientResult], part: Sequence[bytes]) -> list[ClientResult]:
+        return parse_results(self._send("POST", route.path, request_body(part)), len(part), route)
+
+    def _ask_halves(
+        self, route: ItemRoute[ClientResult], part: Sequence[bytes]
+    ) -> list[ClientResult | RewardServiceError]:
+        """Ask by halving, since a refusal names no more than its first item."""
         try:
-            return [*self._score_part(part)]
+            return [*self._ask_part(route, part)]
         except RewardServiceError as error:
             if not error.refused:
                 raise
             if len(part) == 1:
                 return [error]
         middle = len(part) // 2
-        return self._score_halves(part[:middle]) + self._score_halves(part[middle:])
+        return self._ask_halves(route, part[:middle]) + self._ask_halves(route, part[middle:])
 
     def models(self) -> ModelList:
         """Ask which reward models the service has.
@@ -194,36 +239,46 @@ class AsyncRewardClient(Session):
         Raises:
             RewardServiceError: the service could not or would not score them.
         """
-        return await self._gather(self._score_part, items)
+        return await self._gather(partial(self._ask_part, REWARDS), items)
 
     async def score_each(self, items: Sequence[RewardItem]) -> list[ReplyOutcome]:
         """As `RewardClient.score_each`."""
-        return await self._gather(self._score_halves, items)
+        return await self._gather(partial(self._ask_halves, REWARDS), items)
+
+    async def check(self, items: Sequence[CheckItem]) -> list[CheckedResponse]:
+        """As `RewardClient.check`."""
+        return await self._gather(partial(self._ask_part, CHECK), items)
+
+    async def check_each(self, items: Sequence[CheckItem]) -> list[CheckOutcome]:
+        """As `RewardClient.check_each`."""
+        return await self._gather(partial(self._ask_halves, CHECK), items)
 
     async def _gather(
-        self, score: Callable[[Sequence[bytes]], Coroutine[Any, Any, list[ClientResult]]], items: Sequence[RewardItem]
+        self, ask: Callable[[Sequence[bytes]], Coroutine[Any, Any, list[ClientResult]]], items: Items
     ) -> list[ClientResult]:
-        tasks = [asyncio.create_task(score(part)) for part in self.parts(items)]
+        tasks = [asyncio.create_task(ask(part)) for part in self.parts(items)]
         try:
             return [result for results in await asyncio.gather(*tasks) for result in results]
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _score_part(self, part: Sequence[bytes]) -> list[ScoredResponse]:
+    async def _ask_part(self, route: ItemRoute[ClientResult], part: Sequence[bytes]) -> list[ClientResult]:
         async with self._slots:
-            return parse_results(await self._send("POST", "/v1/rewards", request_body(part)), len(part))
+            return parse_results(await self._send("POST", route.path, request_body(part)), len(part), route)
 
-    async def _score_halves(self, part: Sequence[bytes]) -> list[ReplyOutcome]:
+    async def _ask_halves(
+        self, route: ItemRoute[ClientResult], part: Sequence[bytes]
+    ) -> list[ClientResult | RewardServiceError]:
         try:
-            return [*await self._score_part(part)]
+            return [*await self._ask_part(route, part)]
         except RewardServiceError as error:
             if not error.refused:
                 raise
             if len(part) == 1:
                 return [error]
         middle = len(part) // 2
-        return await self._score_halves(part[:middle]) + await self._score_halves(part[middle:])
+        return await self._ask_halves(route, part[:middle]) + await self._ask_halves(route, part[middle:])
 
     async def models(self) -> ModelList:
         """Ask which reward models the service has.

@@ -2,9 +2,9 @@
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import httpx2
 from pydantic import ValidationError
@@ -17,6 +17,9 @@ from fgaif_ray.serving.wire import (
     MAX_BODY_VALUES,
     MAX_ITEMS,
     TOKEN_VARIABLE,
+    CheckedResponse,
+    CheckItem,
+    CheckResponse,
     ErrorDetail,
     ErrorResponse,
     ModelList,
@@ -67,6 +70,22 @@ def _rebuilt_error(message: str, status: int | None, code: str, request_id: str 
 
 ReplyOutcome = ScoredResponse | RewardServiceError
 """The reward of one item, or the error in its place."""
+CheckOutcome = CheckedResponse | RewardServiceError
+"""The check of one item, or the error in its place."""
+RouteResult = TypeVar("RouteResult")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRoute(Generic[RouteResult]):
+    """A route that answers each item of a request with a result."""
+
+    path: str
+    read: Callable[[bytes], list[RouteResult]]
+    """Reads the results in an answer; raises ValidationError."""
+
+
+REWARDS: Final = ItemRoute("/v1/rewards", lambda content: RewardResponse.model_validate_json(content).results)
+CHECK: Final = ItemRoute("/v1/check", lambda content: CheckResponse.model_validate_json(content).results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +157,7 @@ class Session:
         self._fact_types: tuple[str, ...] = ()
         self._items_per_request = items_per_request
 
-    def parts(self, items: Sequence[RewardItem]) -> Iterator[list[bytes]]:
+    def parts(self, items: Sequence[RewardItem] | Sequence[CheckItem]) -> Iterator[list[bytes]]:
         """Split the encoded items into requests, as many in each as the service takes in number and size."""
         part: list[bytes] = []
         taken = [BODY_MARGIN] * len(BODY_LIMITS)
@@ -216,14 +235,14 @@ def parse_models(answer: httpx2.Response) -> ModelList:
         raise RewardServiceError(message, status=answer.status_code, code="bad_answer") from error
 
 
-def parse_results(answer: httpx2.Response, expected: int) -> list[ScoredResponse]:
-    """Parse the rewards in an answer, one per item.
+def parse_results(answer: httpx2.Response, expected: int, route: ItemRoute[RouteResult]) -> list[RouteResult]:
+    """Parse the results in an answer, one per item.
 
     Raises:
         RewardServiceError: some are missing or not finite.
     """
     try:
-        results = RewardResponse.model_validate_json(answer.content).results
+        results = route.read(answer.content)
     except ValidationError as error:
         message = f"the reward service's answer does not follow its protocol: {error.errors()[0]['msg']}"
         raise RewardServiceError(message, status=answer.status_code, code="bad_answer") from error

@@ -5,7 +5,7 @@ Light on purpose: a client needs only pydantic and this file.
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     BaseModel,
@@ -50,6 +50,8 @@ EXAMPLE_IMAGE: Final = (
     "AAAASUVORK5CYII="
 )
 """A red square on white, 16 x 16 pixels: the examples of the interface can be sent as they are."""
+DEFAULT_PROMPT: Final = "Describe this image in detail."
+"""What a text that is checked answers, unless its prompt is given."""
 EXAMPLE_PROMPT: Final = "Describe this image."
 EXAMPLE_RESPONSE: Final = "There is a red square. It is above a green circle."
 
@@ -92,16 +94,32 @@ class ResponseModel(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class RewardItem(RequestModel):
-    """One response to a prompt about one image, or several.
-
-    Example: `RewardItem(image="data:image/png;base64,...", prompt="Describe it.", response="A red circle.")`
-    """
+class ImagesItem(RequestModel):
+    """Base of items: the image, or several images, that a response is about."""
 
     image: str | None = None
     """The image file as base64 or as a data URL. Other URLs and paths are never opened."""
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True)] | None = None
     """Several image files, in place of `image`."""
+
+    @property
+    def image_fields(self) -> tuple[str, ...]:
+        """The image files, as they came."""
+        return tuple(self.images or ()) if self.image is None else (self.image,)
+
+    @model_validator(mode="after")
+    def _has_images(self) -> Self:
+        if (self.image is None) == (self.images is None):
+            raise ValueError("give either image or images")
+        return self
+
+
+class RewardItem(ImagesItem):
+    """One response to a prompt about one image, or several.
+
+    Example: `RewardItem(image="data:image/png;base64,...", prompt="Describe it.", response="A red circle.")`
+    """
+
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
     """The question to the model, without chat template and image tokens; `<image>` is the place of an image. Without
     places, all images come first."""
@@ -112,15 +130,8 @@ class RewardItem(RequestModel):
     ) = None
     """The sampled ids, `[response_tokens]`, of the policy's tokenizer; with them `token_rewards` come back."""
 
-    @property
-    def image_fields(self) -> tuple[str, ...]:
-        """The image files, as they came."""
-        return tuple(self.images or ()) if self.image is None else (self.image,)
-
     @model_validator(mode="after")
-    def _has_response(self) -> "RewardItem":
-        if (self.image is None) == (self.images is None):
-            raise ValueError("give either image or images")
+    def _has_response(self) -> Self:
         if self.response is None and self.response_token_ids is None:
             raise ValueError("give response, response_token_ids or both")
         return self
@@ -215,6 +226,70 @@ class RewardResponse(ResponseModel):
     """Answer of `POST /v1/rewards`: one result per item, in order."""
 
     results: list[ScoredResponse]
+    model_version: str
+    request_id: str
+
+
+class CheckItem(ImagesItem):
+    """One text about one image, or several, to be checked.
+
+    Example: `CheckItem(image="data:image/png;base64,...", response="A red circle.")`
+    """
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)] = DEFAULT_PROMPT
+    """What the text answers; `<image>` is the place of an image."""
+    response: Annotated[str, Field(max_length=MAX_RESPONSE_CHARACTERS)]
+    """The text."""
+
+
+class CheckRequest(RequestModel):
+    """Body of `POST /v1/check`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{"image": EXAMPLE_IMAGE, "response": EXAMPLE_RESPONSE}]}]}
+    )
+
+    items: Annotated[list[CheckItem], Field(max_length=MAX_ITEMS, fail_fast=True)]
+
+
+class TypeVerdict(ResponseModel):
+    """What one reward model says about a segment."""
+
+    verdict: str
+    """The likeliest class: `absent`, `consistent` or `hallucinated`; of novelty `absent`, `new` or `repeats`."""
+    probability: FiniteFloat
+    """Of that class."""
+    probabilities: Probabilities
+
+
+class CheckedSegment(ResponseModel):
+    """The verdicts on one segment, the characters `[start, end)` of the text."""
+
+    start: int
+    end: int
+    text: str
+    hallucination: FiniteFloat | None
+    """Highest P(hallucinated) of the fact types that are about truth; None where the service has none."""
+    types: dict[str, TypeVerdict]
+    """By fact type."""
+
+
+class CheckedResponse(ResponseModel):
+    """A checked text."""
+
+    response: str
+    score: FiniteFloat | None
+    """The hallucination score, 0 to 1: the highest `hallucination` of a segment, 0 of a text without segments."""
+    expected_share: FiniteFloat | None
+    """Mean `hallucination` of the segments; None where the reward models judge whole responses."""
+    segments: list[CheckedSegment]
+    model_version: str
+
+
+class CheckResponse(ResponseModel):
+    """Answer of `POST /v1/check`: one result per item, in order."""
+
+    results: list[CheckedResponse]
     model_version: str
     request_id: str
 

@@ -254,7 +254,7 @@ def test_open_rlhf_is_told_what_is_wrong(service: Service, changes: dict[str, An
 @pytest.mark.parametrize(
     "headers", [{"authorization": ""}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}]
 )
-@pytest.mark.parametrize("path", ["/v1/rewards", "/get_reward", "/v1/models", "/elsewhere"])
+@pytest.mark.parametrize("path", ["/v1/rewards", "/v1/check", "/get_reward", "/v1/models", "/elsewhere"])
 def test_without_the_token_nothing_is_told(service: Service, headers: dict[str, str], path: str) -> None:
     answer = httpx2.request("GET" if path == "/v1/models" else "POST", service.info.url + path, headers=headers)
     assert error_of(answer) == (401, "unauthorized")
@@ -411,7 +411,7 @@ def test_schemathesis_finds_no_server_error_and_nothing_undocumented(service: Se
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"Tested: +5$", done.stdout, re.MULTILINE)
+    assert re.search(r"Tested: +6$", done.stdout, re.MULTILINE)
 
 
 def test_models_are_listed_with_their_versions(service: Service) -> None:

@@ -11,7 +11,7 @@ from support.counting import COUNTING
 from actors.rewards.http import build_app
 from fgaif_ray.fact_types import DEFAULT, parse_fact_type
 from fgaif_ray.serving.client import RewardServiceError
-from fgaif_ray.serving.client_session import parse_results
+from fgaif_ray.serving.client_session import REWARDS, parse_results
 from fgaif_ray.serving.wire import RewardResponse, ScoredResponse, SegmentReward
 
 GOLDEN = (
@@ -58,13 +58,13 @@ def test_another_type_is_a_field_like_the_others() -> None:
 
 def test_the_client_takes_the_types_that_the_service_names() -> None:
     reply = httpx2.Response(200, content=answer({"counting": (0.0, 1.0, 0.0)}, {"counting": 1.0}))
-    assert parse_results(reply, 1)[0].segments[0].probabilities == {"counting": (0.0, 1.0, 0.0)}
+    assert parse_results(reply, 1, REWARDS)[0].segments[0].probabilities == {"counting": (0.0, 1.0, 0.0)}
 
 
 def test_a_reward_without_its_probabilities_is_refused() -> None:
     reply = httpx2.Response(200, content=GOLDEN.replace('"attribute":[0.9,0.05,0.05],', ""))
     with pytest.raises(RewardServiceError, match="attribute"):
-        parse_results(reply, 1)
+        parse_results(reply, 1, REWARDS)
 
 
 def test_a_type_that_there_is_not_is_no_attribute() -> None:
