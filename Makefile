@@ -82,7 +82,7 @@ check-pythons: setup ## check that both locks resolve, cpu.lock for Python 3.11,
 audit-deps: setup ## list advisories on the packages of both locks (asks the package index, or ARGS="--database FOLDER")
 	$(VENV_PYTHON) -m scripts.audit_deps $(ARGS)
 
-sbom: setup ## write dist/sbom-cpu.json and dist/sbom-gpu.json: what each lock installs, as CycloneDX
+sbom: setup ## write dist/sbom-cpu.cdx.json and dist/sbom-gpu.cdx.json: what each lock installs, as CycloneDX
 	$(VENV_PYTHON) -m scripts.sbom $(ARGS)
 
 pretrain-shapes: setup ## train the three small models of the embedded world from nothing
