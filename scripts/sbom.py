@@ -45,7 +45,8 @@ def package_url(name: str, version: str) -> str:
 def licences(found: Distribution) -> list[Part]:
     """What a package's metadata tells of its licence, in CycloneDX's form; empty if nothing."""
     fields = found.metadata
-    text = (fields.get("License-Expression") or fields.get("License") or "").strip()
+    texts = [*fields.get_all("License-Expression", []), *fields.get_all("License", [])]
+    text = texts[0].strip() if texts else ""
     try:
         return [{"expression": str(canonicalize_license_expression(text))}]
     except InvalidLicenseExpression:
