@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons audit-deps sbom soak pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-memory: setup ## measure the memory of all processes while images travel (
 bench-scale: setup ## measure how labelling grows with local nodes (ARGS="--nodes 2 --blocks 4" is short)
 	$(VENV_PYTHON) -m benchmarks.scale $(ARGS)
 
+soak: setup ## an hour of service and an hour of labelling: memory, descriptors, threads and disk (ARGS="--minutes 2" is short)
+	$(VENV_PYTHON) -m benchmarks.soak $(ARGS)
+
 bench-gpu: setup ## measure PPO update and reward scoring of a 7B shape on a GPU (ARGS="--size tiny" runs anywhere)
 	$(VENV_PYTHON) -m benchmarks.gpu $(ARGS)
 
@@ -75,6 +78,12 @@ lock: ## write requirements/cpu.lock from what is installed in .venv (reads hash
 
 check-pythons: setup ## check that both locks resolve, cpu.lock for Python 3.11, 3.12 and 3.13 (reads the package index)
 	$(VENV_PYTHON) -m scripts.check_pythons
+
+audit-deps: setup ## list advisories on the packages of both locks (asks the package index, or ARGS="--database FOLDER")
+	$(VENV_PYTHON) -m scripts.audit_deps $(ARGS)
+
+sbom: setup ## write dist/sbom-cpu.cdx.json and dist/sbom-gpu.cdx.json: what each lock installs, as CycloneDX
+	$(VENV_PYTHON) -m scripts.sbom $(ARGS)
 
 pretrain-shapes: setup ## train the three small models of the embedded world from nothing
 	$(VENV_PYTHON) -m jobs.pretrain_shapes $(ARGS)

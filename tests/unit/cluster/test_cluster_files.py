@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.image_context import read_instructions
 from support.paths import ROOT
 
 from actors.cluster.cluster_file import check_cluster_file
@@ -285,9 +286,7 @@ def test_the_network_policy_opens_nothing_but_the_endpoints_to_others() -> None:
 
 
 def instructions() -> list[tuple[str, str]]:
-    text = (ROOT / "deploy" / "Dockerfile").read_text()
-    lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
-    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
+    return read_instructions((ROOT / "deploy" / "Dockerfile").read_text())
 
 
 def test_the_image_is_pinned_locked_and_not_root() -> None:
