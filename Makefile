@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons docs pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,9 +76,12 @@ lock: ## write requirements/cpu.lock from what is installed in .venv (reads hash
 check-pythons: setup ## check that both locks resolve, cpu.lock for Python 3.11, 3.12 and 3.13 (reads the package index)
 	$(VENV_PYTHON) -m scripts.check_pythons
 
+docs: setup ## build the documentation into site/, strictly: a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build $(ARGS)
+
 pretrain-shapes: setup ## train the three small models of the embedded world from nothing
 	$(VENV_PYTHON) -m jobs.pretrain_shapes $(ARGS)
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
