@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons audit-deps sbom soak pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons audit-deps sbom soak docs release pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,9 +85,15 @@ audit-deps: setup ## list advisories on the packages of both locks (asks the pac
 sbom: setup ## write dist/sbom-cpu.cdx.json and dist/sbom-gpu.cdx.json: what each lock installs, as CycloneDX
 	$(VENV_PYTHON) -m scripts.sbom $(ARGS)
 
+docs: setup ## build the documentation into site/, strictly: a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build $(ARGS)
+
+release: setup ## check and build the version that the code says, e.g. VERSION=0.2.0, with ARGS=--tag to tag it
+	$(VENV_PYTHON) -m scripts.release $(VERSION) $(ARGS)
+
 pretrain-shapes: setup ## train the three small models of the embedded world from nothing
 	$(VENV_PYTHON) -m jobs.pretrain_shapes $(ARGS)
 
 clean: ## remove caches and build leftovers (.venv and runs/ stay)
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -25,12 +25,15 @@ class PPOConfig(Section):
     """Tokens per forward and backward pass of one worker, prompts, image tokens and padding included; replaces
     ``micro_batch_size``. A longer response has a pass of its own."""
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Of the policy's adapter."""
     critic_learning_rate: float = Field(default=1e-5, gt=0)
+    """Of the critic's adapter and value head."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How both learning rates fall towards zero from the end of the warm-up to ``align.steps``."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which both learning rates rise linearly."""
     clip: float = Field(default=0.2, gt=0)
+    """How far the probability ratio of a token may move from 1 before its gradient is cut."""
     clip_high: float | None = Field(default=None, gt=0)
     """How far above 1 a ratio may rise before its gradient is cut, where that is not ``clip`` (DAPO's clip-higher)."""
     ratio: Literal["token", "sequence"] = "token"
@@ -51,10 +54,15 @@ class PPOConfig(Section):
     tokens, so that all responses count alike; or responses times ``align.rollout.max_tokens`` whatever their length
     (Dr. GRPO, arXiv 2503.20783, section 3.1)."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the policy's entropy in the loss; above 0 it keeps responses varied."""
     gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount of later rewards, per token."""
     lambda_: float = Field(default=0.95, ge=0, le=1)
+    """Of GAE: 1 trusts the rewards that were seen, 0 the critic."""
     whiten_advantages: bool = True
+    """Bring the advantages of a batch to mean 0 and deviation 1."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradients of policy and critic, each by itself."""
     importance_cap: float = Field(default=2.0, gt=0)
     """Truncation of the importance weights between the rollout engine's and the learner's log-probabilities."""
 
@@ -79,17 +87,20 @@ class DPOConfig(Section):
     micro_batch_size: int = Field(default=8, ge=1)
     """Pairs of a forward and backward pass of one worker."""
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Of the policy's adapter."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls towards zero from the end of the warm-up to ``align.steps``."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which it rises linearly."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradients."""
 
 
 class RewardComposition(Section):
     """Options of turning verdicts into token rewards."""
 
     value: Literal["expected", "argmax"] = "expected"
+    """What a verdict is worth: ``expected`` is P(consistent) - P(hallucinated), ``argmax`` the paper's +1, -1 or 0."""
     weights: dict[str, float] = by_type(DEFAULT_WEIGHT)
     """What a verdict of each fact type counts; 0 leaves the type out of the reward."""
     scale: Literal["none", "running_std", "running_rms"] = "none"
@@ -106,6 +117,8 @@ class RewardComposition(Section):
     granularity: Literal["segment", "response"] = "segment"
     """``response`` pays the sum of the segments' rewards once, at the last token."""
     normalise_by_segments: bool = False
+    """Divide the rewards of a response by the number of its segments, so that saying more does not by itself pay
+    more."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """Subtracted at the last token of a response that did not end by itself."""
     length_penalty: float = Field(default=0.0, ge=0)
@@ -128,13 +141,16 @@ class KLConfig(Section):
     """The pull towards the adapter-free backbone."""
 
     coefficient: float = Field(default=0.1, ge=0)
+    """What a nat of KL costs, in units of reward."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
+    """How the KL of a token is estimated from its log-probabilities (http://joschu.net/blog/kl-approx.html)."""
     placement: Literal["reward", "loss"] = "reward"
     """``reward``: each token's reward pays for its KL, and the advantages of the tokens before it for what they led to.
     ``loss``: a term of the policy's loss, whose gradient is that of the KL whatever the estimator."""
     target: float | None = Field(default=None, gt=0)
     """Sum of the per-token KL of a response that an adaptive controller steers to; None keeps the coefficient."""
     horizon: int = Field(default=10000, ge=1)
+    """Responses over which a lasting error of 1 % moves the coefficient by about 1 %, with ``target``."""
 
 
 class GuardConfig(Section):
@@ -174,8 +190,11 @@ class RolloutConfig(Section):
     """The group of vLLM rollout workers."""
 
     workers: int = Field(default=1, ge=1)
+    """Rollout workers, an engine each."""
     max_tokens: int = Field(default=896, ge=1)
+    """The most tokens of a response."""
     temperature: float = Field(default=1.0, gt=0)
+    """Of sampling; 1 samples from the policy itself."""
     sync: Literal["adapter", "merged"] = "adapter"
     """How a new policy reaches the engine: its adapter, or merged weights (faster on CPU)."""
     log_prob_tolerance: float = Field(default=0.05, gt=0)
@@ -191,9 +210,11 @@ class WandbConfig(Section):
     """Weights & Biases; the API key is where its own tools look for it (``WANDB_API_KEY``, ``wandb login``)."""
 
     project: str = "fgaif-ray"
+    """Where the run appears."""
     name: str | None = None
     """Of the run; None takes the name of the run folder."""
     mode: Literal["online", "offline"] = "online"
+    """``offline`` writes files that `wandb sync` sends later."""
 
 
 class MLflowConfig(Section):
@@ -202,6 +223,7 @@ class MLflowConfig(Section):
     tracking_uri: str | None = None
     """Server or folder; None takes the environment's ``MLFLOW_TRACKING_URI`` or MLflow's default."""
     experiment: str = "fgaif-ray"
+    """Where the run appears."""
     name: str | None = None
     """Of the run; None takes the name of the run folder."""
 
@@ -235,6 +257,7 @@ class AlignConfig(Section):
     whole responses, ``c-dpo`` of single segments after the same context. ``align.dpo`` has their settings, and
     ``align.ppo``, ``align.kl`` and ``align.rollout`` are not read."""
     steps: int = Field(default=100, ge=1)
+    """Steps of training: a batch of rollouts and its update, or a batch of pairs."""
     rollout_batch_size: int = Field(default=512, ge=1)
     """Responses per step, over all workers."""
     samples_per_prompt: int = Field(default=1, ge=1)
@@ -276,7 +299,9 @@ class AlignConfig(Section):
     """A custom resource that nodes offer, of which each worker takes one. Elastic workers are counted by it: Ray counts
     processors and GPUs of all nodes else, whatever their labels and whoever else uses them."""
     cpus_per_worker: float = Field(default=1, gt=0)
+    """Logical CPUs that each of them asks Ray for."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs that each of them asks Ray for; may be a fraction."""
     activation_checkpointing: bool = False
     """Keep only the input of each decoder layer for the backward pass and compute the rest again: the same gradients,
     about a third more computation, room for larger micro-batches."""
@@ -286,6 +311,7 @@ class AlignConfig(Section):
     label_selector: LabelSelector = {}
     """Labels of the nodes that the learner's workers may run on."""
     threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a worker's computation; None leaves torch's choice."""
 
     @property
     def learns_from_preferences(self) -> bool:

@@ -38,6 +38,7 @@ class RunConfig(Section):
     dir: str = Field(min_length=1)
     """Folder of the run (a local path, or a URI that fsspec knows, e.g. ``s3://bucket/run``)."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Every random choice of the run follows from it."""
     overwrite: bool = False
     """Replace finished stages that were made with other settings; otherwise a job says what would be lost and stops."""
     fact_types: tuple[str | OwnFactType, ...] = Field(default=FACT_TYPES, min_length=1)
@@ -112,17 +113,24 @@ class EngineConfig(Section):
     """A vLLM engine and the share of a machine it takes."""
 
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    """Of weights and computation; ``auto`` is the checkpoint's own."""
     max_model_len: int = Field(default=2048, ge=64)
+    """The most tokens of a prompt, its images and the answer together."""
     max_num_seqs: int = Field(default=256, ge=1)
+    """The most sequences that are computed at a time."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that the engine takes for weights and cache."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
     """Key-value cache in GiB; set it on CPU, where vLLM otherwise reserves a share of the host's memory."""
     block_size: int | None = Field(default=None, ge=1)
     """Tokens of a block of that cache: prefixes are shared by whole blocks, so an image of few tokens needs small ones.
     None is vLLM's choice, 16 on most GPUs and 128 on CPU, which takes multiples of 32."""
     enforce_eager: bool = False
+    """Do without compilation and CUDA graphs: starts faster, runs slower."""
     num_cpus: float = Field(default=1, ge=0)
+    """Logical CPUs that the engine asks Ray for."""
     num_gpus: float = Field(default=0, ge=0)
+    """GPUs that it asks Ray for; may be a fraction."""
     label_selector: LabelSelector = {}
     """Labels of the nodes it may run on."""
     threads: int | None = Field(default=None, ge=1)
@@ -135,6 +143,7 @@ class PolicyConfig(Section):
     model: str
     """A vision-language checkpoint: local folder, or a name that transformers can load."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    """Of the learner's backbone; ``auto`` is the checkpoint's own. Adapters are float32."""
     allow_untested: bool = False
     """Whether the models of a run (policy, verifiers, backbone of the rewards) may be of families that the tests do not
     cover (see ``docs/models.md``); the self-check at the start then decides."""
@@ -144,5 +153,9 @@ class LoRAOptions(Section):
     """Low-rank adapters on the language model's linear layers."""
 
     rank: int = Field(default=64, ge=1)
+    """Rank of the adapters."""
     alpha: int = Field(default=16, ge=1)
+    """Scale: what an adapter adds is multiplied by ``alpha / rank``."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers of the decoder that get an adapter; one that it does not have is an error that lists
+    those there are."""

@@ -15,6 +15,7 @@ class JudgeConfig(CallsConfig):
     purpose: ClassVar[str] = "judging"
 
     max_tokens: int = Field(default=1024, ge=1)
+    """The most tokens of a rating."""
     temperature: float | None = Field(default=0.0, ge=0)
     """0 is greedy; None leaves it out, for models that refuse the parameter."""
 
@@ -40,12 +41,14 @@ class PopeConfig(BenchmarkConfig):
     prefix: str = "coco"
     """Of the files ``{prefix}_pope_{random,popular,adversarial}.json``."""
     max_tokens: int = Field(default=32, ge=1)
+    """Limit of an answer."""
 
 
 class ChairConfig(BenchmarkConfig):
     """CHAIR: objects in captions of COCO images."""
 
     prompt: str = "Describe this image in detail."
+    """What is asked about every image."""
     sample_images: int = Field(default=500, ge=1)
     """Images drawn with ``run.seed`` from those that are in the folder and in the annotations."""
 
@@ -65,6 +68,7 @@ class LlavaBenchConfig(BenchmarkConfig):
     """LLaVA-Bench, on COCO or in the wild: answers rated by a judge beside a reference."""
 
     max_tokens: int = Field(default=1024, ge=1)
+    """Limit of an answer."""
 
 
 class BenchmarksConfig(Section):

@@ -15,6 +15,7 @@ class PriceConfig(Section):
     output_per_million: float = Field(ge=0)
     """Price of a million completion tokens."""
     currency: str = "USD"
+    """For messages and accounts; nothing is converted."""
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Return the price of prompt and completion tokens."""
@@ -45,7 +46,9 @@ class CallsConfig(Section):
     concurrency: int = Field(default=32, ge=1)
     """Calls in flight of one worker."""
     timeout_s: float = Field(default=60, gt=0)
+    """Seconds for one call."""
     max_retries: int = Field(default=5, ge=0)
+    """Further tries of a call after a temporary failure."""
     requests_per_minute: float | None = Field(default=None, gt=0)
     """Limit of all workers of the cluster together; None does not limit."""
     tokens_per_minute: float | None = Field(default=None, gt=0)

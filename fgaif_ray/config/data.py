@@ -13,6 +13,7 @@ class ColumnNames(Section):
     """Names of the columns of ``data.source: rows`` and ``dataset``."""
 
     image: str = "image"
+    """The image of a row, or the list of its images."""
     prompt: str | None = "prompt"
     """None: the rows have no prompts of their own, ``data.prompts`` are asked."""
     response: str | None = "response"
@@ -159,8 +160,11 @@ class SampleConfig(Section):
     """Sampling of responses (FGAIF section 4.1: T=1, top_p=1, at most 896 new tokens)."""
 
     temperature: float = Field(default=1.0, ge=0)
+    """Of sampling; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Share of the probability that is sampled from; 1 is all of it."""
     max_tokens: int = Field(default=896, ge=1)
+    """The most tokens of a response."""
     samples_per_prompt: int = Field(default=1, ge=1)
     """Responses to each image and prompt, each with a seed of its own; preferences are made of several."""
     shared_prefixes: bool = False
@@ -170,4 +174,5 @@ class SampleConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     """Responses that an engine is given at a time."""
     engines: int = Field(default=1, ge=1)
+    """Engines, each with the resources of ``engine``."""
     engine: EngineConfig = EngineConfig()

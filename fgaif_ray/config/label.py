@@ -17,12 +17,15 @@ class ExtractorConfig(CallsConfig):
     purpose: ClassVar[str] = "extraction"
 
     prompt: str = "extract-v1"
+    """Name of the prompt, with its version: ``extract-v1`` or ``extract-short-v2``."""
     mode: Literal["segment", "response"] = "segment"
     """One call per segment, or one call for a whole response."""
     workers: int = Field(default=1, ge=1)
+    """Workers that call the endpoint, each with ``concurrency`` calls in flight."""
     label_selector: LabelSelector = {}
     """Labels of the nodes that the workers, which call the endpoint, may run on."""
     max_tokens: int = Field(default=512, ge=1)
+    """The most tokens of an answer."""
     reject_failed: bool = False
     """Reject the responses that the endpoint fails on after all retries (HTTP 5xx, time-outs). Otherwise they stay for
     the next run of the same command."""
@@ -43,12 +46,15 @@ class VerifierConfig(Section):
     """The vision-language model that checks facts against the image."""
 
     model: str
+    """A vision-language checkpoint: local folder, or a name."""
     prompt: str = "verify-v1"
+    """Name of the prompt, with its version."""
     threshold: dict[str, Threshold] = by_type(DEFAULT_THRESHOLD)
     """A fact is consistent when P(yes) reaches it: a number, or one for each fact type (where there is none, 0.5)."""
     calibration: CalibrationConfig | None = None
     """Finds the thresholds; leave ``threshold`` out."""
     engines: int = Field(default=1, ge=1)
+    """Engines, each with the resources of ``engine``."""
     engine: EngineConfig = EngineConfig()
 
     @field_validator("threshold", mode="before")
@@ -108,6 +114,7 @@ class NoiseConfig(Section):
         __pydantic_extra__: dict[str, NoiseRates]
 
     seed: int = 0
+    """Of the choice which labels are flipped."""
 
     @property
     def by_type(self) -> dict[str, NoiseRates]:

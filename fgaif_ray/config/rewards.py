@@ -13,6 +13,7 @@ class RewardsConfig(Section):
     backbone: str
     """A vision-language checkpoint, frozen."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    """Of the backbone; ``auto`` is the checkpoint's own. Adapters and heads are float32."""
     quantisation: Literal["none", "4bit"] = "none"
     """``4bit`` holds the frozen backbone's language model in NF4, for training and service; it takes an NVIDIA GPU and
     bitsandbytes."""
@@ -21,6 +22,7 @@ class RewardsConfig(Section):
     verdict per response, the w-Coarse ablation."""
     lora: LoRAOptions = LoRAOptions()
     learning_rate: float = Field(default=2e-5, gt=0)
+    """Of adapters and heads."""
     batch_size: int = Field(default=32, ge=1)
     """Responses per optimiser step, over all workers."""
     micro_batch_size: int = Field(default=8, ge=1)
@@ -37,6 +39,7 @@ class RewardsConfig(Section):
     """Whether estimates of how many facts a segment states are fitted and kept beside the heads, after training
     (``fgaif_ray.rewards.fact_counts``): ``align.reward.unit: fact`` takes them."""
     epochs: int = Field(default=1, ge=1)
+    """The most passes over the labelled responses."""
     patience: int = Field(default=2, ge=1)
     """Epochs without a lower held-out loss before training stops."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
@@ -46,18 +49,24 @@ class RewardsConfig(Section):
     probable class, but it does change what a verdict pays under ``align.reward.value: expected``, and by another factor
     for each fact type: the weights and the KL coefficient mean something else then, so it has to be asked for."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradients."""
     num_workers: int = Field(default=1, ge=1)
+    """Workers of the training, data parallel."""
     cpus_per_worker: float = Field(default=1, gt=0)
+    """Logical CPUs that each of them asks Ray for."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs that each of them asks Ray for; may be a fraction."""
     label_selector: LabelSelector = {}
     """Labels of the nodes that the workers may run on."""
     threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a worker's computation; None leaves torch's choice."""
 
 
 class ServeConfig(Section):
     """The reward service."""
 
     host: str = "127.0.0.1"
+    """Address on which the gateway listens. Any but loopback wants a token in ``FGAIF_REWARD_TOKEN``."""
     port: int = Field(default=8000, ge=0, le=65535)
     """HTTP port of the gateway; 0 takes a free one."""
     app_name: str = Field(default="rewards", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
@@ -74,13 +83,19 @@ class ServeConfig(Section):
     """Processes that take requests in. Where one dies, callers that try again are answered by another one meanwhile.
     None: two where the machine that deploys has four processors or more, else one."""
     max_batch_size: int = Field(default=32, ge=1)
+    """Responses of a forward pass."""
     min_replicas: int = Field(default=1, ge=1)
+    """Replicas of each reward deployment that are always there."""
     max_replicas: int = Field(default=1, ge=1)
+    """The most replicas of each, under load."""
     num_cpus: float = Field(default=1, ge=0)
+    """Logical CPUs that a replica asks Ray for."""
     num_gpus: float = Field(default=0, ge=0)
+    """GPUs that a replica asks Ray for; may be a fraction."""
     label_selector: LabelSelector = {}
     """Labels of the nodes that the replicas may run on."""
     threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a replica's computation; None leaves torch's choice."""
     max_waiting_items: int = Field(default=2048, ge=1)
     """Responses of HTTP requests that are being scored or wait for it, over all gateways; a request that does not fit
     gets 429."""
@@ -91,3 +106,4 @@ class ServeConfig(Section):
     """Processes beside each gateway that decode the images of requests and cut their responses into segments. One that
     takes too much time or memory for an item is killed."""
     request_timeout_s: float = Field(default=60, gt=0)
+    """Seconds after which a request is answered with 504."""

@@ -25,9 +25,11 @@ class EvaluateConfig(Section):
     """Evaluation before and after alignment."""
 
     max_tokens: int = Field(default=896, ge=1)
+    """The most tokens of an answer."""
     pope_questions_per_image: int = Field(default=6, ge=2)
     """Half of them about objects that are there; taken where the truth of the images is known."""
     batch_size: int = Field(default=64, ge=1)
+    """Images that an engine is given at a time."""
     engine: EngineConfig = EngineConfig()
     sync: Literal["adapter", "merged"] | None = None
     """How the aligned policy reaches the engine. None: as an adapter where merging would round it, in any ``dtype`` but
@@ -45,6 +47,7 @@ class ReportConfig(Section):
     extremes: int = Field(default=4, ge=0)
     """Further images: those that alignment has improved most, and as many of the worst."""
     title: str = "FGAIF run"
+    """Heading of the page."""
 
 
 class Config(Section):

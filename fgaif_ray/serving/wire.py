@@ -78,7 +78,7 @@ class RequestModel(BaseModel):
     whatever was sent.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +91,7 @@ class RequestModel(BaseModel):
 class ResponseModel(BaseModel):
     """Base of answers: clients ignore fields that they do not know yet."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
 
 class ImagesItem(RequestModel):
@@ -162,7 +162,7 @@ class SegmentReward(ResponseModel):
     token_end: int | None
     """Index of the sampled token that ends it; None where no ids were given."""
     probabilities: dict[str, Probabilities]
-    """By fact type."""
+    """P(absent), P(consistent), P(hallucinated) of a fact type."""
     rewards: dict[str, FiniteFloat]
     """Weighted reward by fact type."""
     reward: FiniteFloat
@@ -204,7 +204,8 @@ def spread_types(schema: dict[str, Any], types: Sequence[str]) -> None:
     verdict = fields["probabilities"]["additionalProperties"]
     schema["properties"] = {}
     for name, field in fields.items():
-        of_type = {one: verdict | {"title": one.capitalize()} for one in types}
+        about = {key: value for key, value in field.items() if key == "description"}
+        of_type = {one: verdict | {"title": one.capitalize()} | about for one in types}
         schema["properties"] |= of_type if name == "probabilities" else {name: field}
     schema["required"] = [name for name in schema["properties"] if name in (*types, *schema["required"])]
 
@@ -344,6 +345,7 @@ class RemoteRewardRequest(BaseModel):
     model_config = ConfigDict(
         extra="ignore",
         frozen=True,
+        use_attribute_docstrings=True,
         json_schema_extra={
             "examples": [
                 {

@@ -1,4 +1,4 @@
-"""The embedded demo from an installed wheel."""
+"""The embedded demo from an installed wheel: one that is built here, or that FGAIF_WHEEL names."""
 
 import os
 import shutil
@@ -16,15 +16,16 @@ from fgaif_ray.config import dump_config, load_config
 from fgaif_ray.storage import stages
 from jobs.cli import main
 from jobs.demo import demo_config
+from scripts.release import WHEEL_VARIABLE
 
 PACKAGED = ROOT / "fgaif_ray" / "shapes" / "shapes.yaml"
 SOURCES = ("fgaif_ray", "actors", "jobs", "configs", "pyproject.toml", "README.md", "LICENSE")
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment of its own with this project's wheel; its dependencies are read from the tests' environment."""
-    folder = tmp_path_factory.mktemp("installed")
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+
+
+def build_wheel(folder: Path) -> Path:
     source = folder / "source"
     source.mkdir()
     for name in SOURCES:
@@ -33,14 +34,22 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(path, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, source)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)], check=True
+        [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)], check=True
     )
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment of its own with this project's wheel; its dependencies are read from the tests' environment."""
+    folder = tmp_path_factory.mktemp("installed")
+    given = os.environ.get(WHEEL_VARIABLE)
+    wheel = build_wheel(folder) if given is None else Path(given)
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    subprocess.run([*PIP, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True)
     (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     # Behind the wheel, and without what an editable installation there would add.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -10,7 +10,7 @@ from fgaif_ray.config import Config, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.sources import prepare_images
 from fgaif_ray.storage import stages
-from jobs import align, evaluate, label, pipeline, sample, train_rewards
+from jobs import align, calibrate, evaluate, label, pipeline, reward_accuracy, sample, train_rewards
 
 COUNTS = ("data.sample_images=4", "data.align_images=4", "data.evaluate_images=2")
 
@@ -26,6 +26,8 @@ def configure(folder: Path, *changes: str) -> Config:
         (label.run, (), "responses is not there: run .*sample"),
         (train_rewards.run, (), "feedback is not there: run .*label"),
         (evaluate.run, (), "policy is not there: run .*align"),
+        (reward_accuracy.run, (), "is not there: run .*"),
+        (lambda config: calibrate.calibrate_on(config, "nowhere.jsonl"), (), r"nowhere\.jsonl"),
         (sample.run, ("policy.model=nobody/nothing",), "nobody/nothing is not a folder here and not downloaded"),
         (pipeline.run, ("rewards.backbone=nobody/nothing",), "nobody/nothing is not a folder here"),
         (pipeline.run, ("label.extractor.serve_model=nobody/nothing",), "nobody/nothing is not a folder here"),
