@@ -16,10 +16,8 @@ from fgaif_ray.shapes.scenes import draw_scene
 
 IMAGES = 12
 SCENES = {f"{index}.png": draw_scene("heldout", index) for index in range(IMAGES)}
-SPLITS = {
-    str(strategy): build_questions({name: [one.shape for one in scene.objects] for name, scene in SCENES.items()}, strategy)
-    for strategy in STRATEGIES
-}  # fmt: skip
+OBJECTS = {name: [one.shape for one in scene.objects] for name, scene in SCENES.items()}
+SPLITS = {str(strategy): build_questions(OBJECTS, strategy) for strategy in STRATEGIES}
 
 
 @pytest.fixture(scope="module")
