@@ -41,8 +41,7 @@ def run(config: Config) -> None:
         try:
             say("serve_rewards: starting (about 20 s, longer for large models)")
             info = reward_service.deploy(config, folders)
-            say(f"serve_rewards: reward models {info.model_version} at {info.url} (API: {info.url}/docs)")
-            say(f"Try it:\n{_example(info.url)}\nCtrl-C stops it.")
+            say(invitation(info.url, info.model_version))
             threading.Event().wait()
         except KeyboardInterrupt:
             say("serve_rewards: stopping")
@@ -53,6 +52,15 @@ def run(config: Config) -> None:
             for number, handler in before.items():
                 signal.signal(number, handler)
     say("serve_rewards: stopped")
+
+
+def invitation(url: str, version: str) -> str:
+    """Say where the reward models of a version are served, and how to try them."""
+    return f"""serve_rewards: reward models {version} at {url} (API: {url}/docs)
+Playground: {url}/playground
+Try it:
+{_example(url)}
+Ctrl-C stops it."""
 
 
 def _example(url: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,7 +39,7 @@ from fgaif_ray.serving.wire import (
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS: Final = api_page.PATHS | {"/live", "/ready", "/openapi.json", "/playground"}
+OPEN_PATHS: Final = api_page.PATHS | {"/", "/live", "/ready", "/openapi.json", "/playground"}
 """Routes without a token: whether the service is up, how to use it, and a page that asks for the token itself."""
 
 BODY_PATHS: Final = frozenset({"/v1/rewards", "/v1/check", "/get_reward"})
@@ -267,6 +267,11 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
 
     for path, file in api_page.read_page_files().items():
         app.get(path, include_in_schema=False)(show(file))
+
+    @app.get("/", include_in_schema=False)
+    async def start() -> RedirectResponse:
+        """Lead to the playground, relative to this address: the host that a request names is not to be trusted."""
+        return RedirectResponse("playground")
 
     @app.get("/playground", include_in_schema=False)
     async def playground() -> HTMLResponse:

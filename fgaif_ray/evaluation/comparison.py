@@ -2,16 +2,25 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any, Final
 
 from fgaif_ray.config import Config
-from fgaif_ray.evaluation import GREEDY, POLICIES, POPE, SAMPLED
-from fgaif_ray.evaluation.hallucination import Description, measure_descriptions, measure_lengths
+from fgaif_ray.evaluation import AFTER, BEFORE, GREEDY, POLICIES, POPE, SAMPLED
+from fgaif_ray.evaluation.hallucination import (
+    Description,
+    count_descriptions,
+    count_lengths,
+    measure_changes,
+    measure_counts,
+)
 from fgaif_ray.evaluation.pope import STRATEGIES, PopeQuestion, build_questions, score_splits
+from fgaif_ray.evaluation.pope_changes import compare_splits
 from fgaif_ray.evaluation.rows import EvaluationAnswer, EvaluationQuestion
 from fgaif_ray.records import fingerprint, image_fields, images_key
 from fgaif_ray.shapes.scenes import Scene
 from fgaif_ray.sources import Images, ImageSets
+from fgaif_ray.statistics.changes import CountedRows
 from fgaif_ray.statistics.intervals import CONFIDENCE
 
 METRICS_FILE: Final = "metrics.json"
@@ -71,6 +80,10 @@ def measure(
         answers: of both policies.
         truth: scene by image, or None where it is not known.
         splits: what ``pope_splits`` returned; empty without truth.
+
+    Returns:
+        The metrics of both policies, and under ``changes`` what alignment changed, with paired intervals: ``sampled``,
+        ``greedy`` and, with the truth, ``pope``.
     """
     groups: dict[tuple[str, str], list[EvaluationAnswer]] = defaultdict(list)
     for answer in answers:
@@ -79,24 +92,34 @@ def measure(
     metrics: dict[str, Any] = {"images": len(images), "confidence": CONFIDENCE}
     if truth is None:
         metrics["note"] = NO_TRUTH_NOTE
+    counts = {place: _count(groups[place], truth) for place in product(POLICIES, (SAMPLED, GREEDY))}
+    said = {
+        which: {(one.question.image, one.question.prompt): one.text for one in groups[which, POPE]}
+        for which in POLICIES
+    }
     for which in POLICIES:
-        figures = _figures(groups[which, SAMPLED], truth, config.run.seed)
-        figures[GREEDY] = _figures(groups[which, GREEDY], truth, config.run.seed)
+        figures = measure_counts(counts[which, SAMPLED], config.run.seed)
+        figures[GREEDY] = measure_counts(counts[which, GREEDY], config.run.seed)
         if splits:
-            said = {(one.question.image, one.question.prompt): one.text for one in groups[which, POPE]}
-            figures[POPE] = score_splits(splits, said)
+            figures[POPE] = score_splits(splits, said[which])
         metrics[which] = figures
+    metrics["changes"] = {
+        task: measure_changes(counts[BEFORE, task], counts[AFTER, task], config.run.seed) for task in (SAMPLED, GREEDY)
+    }
+    if splits:
+        metrics["changes"][POPE] = compare_splits(splits, said[BEFORE], said[AFTER], config.run.seed)
     return metrics
 
 
-def _figures(answers: Sequence[EvaluationAnswer], truth: Truth | None, seed: int) -> dict[str, Any]:
+def _count(answers: Sequence[EvaluationAnswer], truth: Truth | None) -> CountedRows:
     finished = [answer.finish_reason == "stop" for answer in answers]
     if truth is None:
         shown = ["\n".join(answer.question.images) for answer in answers]
-        return measure_lengths([answer.text for answer in answers], shown, finished)
+        return count_lengths([answer.text for answer in answers], shown, finished)
     images = [answer.question.image for answer in answers]
-    descriptions = [
-        Description(image, truth[image], answer.text, done)
-        for image, answer, done in zip(images, answers, finished, strict=True)
-    ]
-    return measure_descriptions(descriptions, seed)
+    return count_descriptions(
+        [
+            Description(image, truth[image], answer.text, done)
+            for image, answer, done in zip(images, answers, finished, strict=True)
+        ]
+    )

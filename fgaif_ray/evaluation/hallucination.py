@@ -3,7 +3,7 @@
 Saying less is the easy way to hallucinate less, so coverage, facts and words are reported beside every rate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from fgaif_ray.records import ABSENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.segments import split_segments
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.scenes import Scene
+from fgaif_ray.statistics.changes import CountedRows, estimate_changes
 from fgaif_ray.statistics.intervals import estimate_ratios
 
 RATES: Final = (*FACT_TYPES, "overall")
@@ -98,45 +99,63 @@ def count_response(description: Description) -> dict[str, tuple[int, int]]:
     }
 
 
-def measure_descriptions(descriptions: Sequence[Description], seed: int = 0) -> dict[str, Any]:
-    """Measure a set of responses; the result is JSON-serialisable.
+def count_descriptions(descriptions: Sequence[Description]) -> CountedRows:
+    """Count RATES and SINGLE_FIGURES in each response."""
+    rows = [count_response(description) for description in descriptions]
+    return CountedRows(
+        [description.image for description in descriptions],
+        {name: [row[name][0] for row in rows] for name in (*RATES, *SINGLE_FIGURES)},
+        {name: [row[name][1] for row in rows] for name in (*RATES, *SINGLE_FIGURES)},
+    )
+
+
+def count_lengths(responses: Sequence[str], images: Sequence[str], finished: Sequence[bool]) -> CountedRows:
+    """Count what needs no truth: words, and responses that were cut at the limit."""
+    ones = [1] * len(responses)
+    parts = {
+        "words_per_response": [len(response.split()) for response in responses],
+        "unfinished": [int(not done) for done in finished],
+    }
+    return CountedRows(images, parts, dict.fromkeys(parts, ones))
+
+
+def measure_counts(counts: CountedRows, seed: int = 0) -> dict[str, Any]:
+    """Measure counted responses; the result is JSON-serialisable.
 
     Returns:
-        ``hallucination_rate`` (by RATES), each of SINGLE_FIGURES, ``responses``, and ``intervals``: the 95 % interval
+        ``responses``, each metric (RATES below ``hallucination_rate``), and ``intervals``: the 95 % interval
         ``[low, high]`` of each, in the same shape. A metric whose denominator is zero is None.
     """
-    rows = [count_response(description) for description in descriptions]
-    names = (*RATES, *SINGLE_FIGURES)
-    estimates = estimate_ratios(
-        [description.image for description in descriptions],
-        {name: [row[name][0] for row in rows] for name in names},
-        {name: [row[name][1] for row in rows] for name in names},
-        seed=seed,
-    )
+    estimates = estimate_ratios(counts.clusters, counts.parts, counts.wholes, seed=seed)
     return {
-        "responses": len(rows),
-        "hallucination_rate": {name: estimates[name].value for name in RATES},
-        **{name: estimates[name].value for name in SINGLE_FIGURES},
-        "intervals": {
-            "hallucination_rate": {name: estimates[name].bounds for name in RATES},
-            **{name: estimates[name].bounds for name in SINGLE_FIGURES},
-        },
+        "responses": len(counts.clusters),
+        **_shape({name: estimate.value for name, estimate in estimates.items()}),
+        "intervals": _shape({name: estimate.bounds for name, estimate in estimates.items()}),
     }
+
+
+def measure_changes(before: CountedRows, after: CountedRows, seed: int = 0) -> dict[str, Any]:
+    """Measure what changed on the images that both have; the result is JSON-serialisable.
+
+    Returns:
+        Each metric in the shape of ``measure_counts``: its change as ``value`` and the paired 95 % ``interval``.
+    """
+    changes = estimate_changes(before, after, seed=seed)
+    return _shape({name: estimate.to_dict() for name, estimate in changes.items()})
+
+
+def measure_descriptions(descriptions: Sequence[Description], seed: int = 0) -> dict[str, Any]:
+    """Measure a set of responses, see ``measure_counts``."""
+    return measure_counts(count_descriptions(descriptions), seed)
 
 
 def measure_lengths(responses: Sequence[str], images: Sequence[str], finished: Sequence[bool]) -> dict[str, Any]:
-    """Measure without the truth: ``responses``, ``words_per_response``, ``unfinished`` and their ``intervals``."""
-    ones = [1] * len(responses)
-    estimates = estimate_ratios(
-        images,
-        {
-            "words_per_response": [len(response.split()) for response in responses],
-            "unfinished": [int(not done) for done in finished],
-        },
-        {"words_per_response": ones, "unfinished": ones},
-    )
-    return {
-        "responses": len(responses),
-        **{name: estimate.value for name, estimate in estimates.items()},
-        "intervals": {name: estimate.bounds for name, estimate in estimates.items()},
-    }
+    """Measure without the truth, see ``measure_counts``."""
+    return measure_counts(count_lengths(responses, images, finished))
+
+
+def _shape(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the rates, where there are any, under one key."""
+    rates = {name: value for name, value in figures.items() if name in RATES}
+    others = {name: value for name, value in figures.items() if name not in RATES}
+    return ({"hallucination_rate": rates} if rates else {}) | others

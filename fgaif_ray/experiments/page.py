@@ -26,7 +26,7 @@ def build_page(results: Mapping[str, Any], command: str, plots: Sequence[Plot]) 
     environment = page_environment("fgaif_ray.experiments", "fgaif_ray.report")
     runs = [(variant, run) for variant in results["variants"] for run in variant["runs"]]
     html: str = environment.get_template("experiment.html.j2").render(
-        style=Markup(page_style(environment, "report.css")),
+        style=Markup(page_style(environment, "report.css", "experiment.css")),
         results=results,
         command=command,
         tables=_tables(results),

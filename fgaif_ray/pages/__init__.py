@@ -32,6 +32,6 @@ def page_source(environment: Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def page_style(environment: Environment, name: str) -> str:
-    """The shared style sheet and, after it, that of a page."""
-    return page_source(environment, "base.css") + page_source(environment, name)
+def page_style(environment: Environment, *names: str) -> str:
+    """The shared style sheet and, after it, those of a page."""
+    return "".join(page_source(environment, name) for name in ("base.css", *names))

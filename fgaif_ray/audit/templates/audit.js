@@ -115,12 +115,13 @@
   }
 
   function toggleZoom() {
-    document.body.classList.toggle("zoomed");
+    byId("zoom").setAttribute("aria-pressed", String(document.body.classList.toggle("zoomed")));
   }
 
   function exportAnswers() {
     const annotator = state.annotator.trim();
     byId("annotator").classList.toggle("missing", !annotator);
+    byId("annotator").setAttribute("aria-invalid", String(!annotator));
     if (!annotator) {
       notify("Write your name first, so that your answers can be told from others'.");
       byId("annotator").focus();
@@ -183,7 +184,7 @@
   }
 
   function makeGroup({ name, title, meaning, colour }) {
-    const group = element("article", "group");
+    const group = element("article", "group card");
     const header = element("header");
     const dot = element("i", "dot");
     dot.style.background = `var(--${colour})`;
@@ -210,6 +211,7 @@
     byId("before").textContent = item.before + space;
     byId("text").textContent = text;
     byId("after").textContent = end + item.after;
+    byId("announcement").textContent = `Segment ${state.position + 1} of ${items.length}: ${text}`;
     lines = [];
     byId("groups").replaceChildren(...data.types.map(makeGroup));
     line = Math.max(0, lines.findIndex((target) => !answerOf(target)));
@@ -244,6 +246,7 @@
       button.classList.toggle("done", isDone(index));
       button.classList.toggle("started", isStarted(index));
       button.classList.toggle("current", index === position);
+      button.setAttribute("aria-current", String(index === position));
     });
   }
 
@@ -253,6 +256,7 @@
       if (event.key === "Enter" || event.key === "Escape") byId("annotator").blur();
       return;
     }
+    if (event.target === byId("response") && event.key.startsWith("Arrow")) return; // they scroll it
     const onControl = event.target instanceof HTMLButtonElement && !event.target.closest(".choices");
     if (onControl && (event.key === "Enter" || event.key === " ")) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
@@ -284,6 +288,7 @@
     return button;
   }));
   byId("picture").addEventListener("click", toggleZoom);
+  byId("zoom").addEventListener("click", toggleZoom);
   byId("back").addEventListener("click", () => goTo(state.position - 1));
   byId("next").addEventListener("click", () => goTo(state.position + 1));
   byId("export").addEventListener("click", exportAnswers);

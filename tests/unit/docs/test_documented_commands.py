@@ -33,7 +33,19 @@ YOURS = {"my.yaml", "FILE"}
 """Configurations that a person writes."""
 FOLDERS = ("benchmarks/", "configs/", "deploy/", "docs/", "examples/", "scripts/", "tests/")
 MODELS = ("policy.model", "label.verifier.model", "rewards.backbone")
-MAINTENANCE = {"setup", "test", "test-fast", "proofs", "lint", "format", "lock", "check-pythons", "docs", "release", "clean"}
+MAINTENANCE = {
+    "setup",
+    "test",
+    "test-fast",
+    "proofs",
+    "lint",
+    "format",
+    "lock",
+    "check-pythons",
+    "docs",
+    "release",
+    "clean",
+}
 """Targets for those who change the code, which continuous integration and the tests of `scripts/` run."""
 
 COMMANDS = all_commands()

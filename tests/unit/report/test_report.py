@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,9 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report import cost, result
 from fgaif_ray.report.charts import Series, line_chart, nice_ticks, smooth
 from fgaif_ray.report.examples import choose_examples, judge_examples, pair_answers, rank_examples
+from fgaif_ray.report.formats import show_change
 from fgaif_ray.report.page import build_report
+from fgaif_ray.report.summary import summary_table
 from fgaif_ray.report.training import training_charts
 from fgaif_ray.report.verdicts import cards, reliability_chart
 from fgaif_ray.shapes.scenes import draw_scene
@@ -223,10 +226,74 @@ def test_what_got_worse_is_named_where_the_intervals_do_not_touch():
         return {"repetition": value, "intervals": {"repetition": [low, high]}}
 
     assert result.worse({"before": side(0.1, 0.05, 0.15), "after": side(0.3, 0.2, 0.4)}) == [
-        "repeated statements, sampled: 10.0\u202f% \u2192 30.0\u202f%"
+        "repeated statements, sampled: 10.0\u202f% \u2192 30.0\u202f%, +20.0\u202fpoints"
     ]
     assert result.worse({"before": side(0.1, 0.05, 0.25), "after": side(0.3, 0.2, 0.4)}) == []
     assert result.worse({"before": side(0.3, 0.2, 0.4), "after": side(0.1, 0.05, 0.15)}) == []
+
+
+def test_what_got_worse_is_named_where_the_interval_of_the_change_leaves_out_zero():
+    def evaluation(low, high):
+        sides = {which: {"repetition": value} for which, value in (("before", 0.1), ("after", 0.3))}
+        return sides | {"changes": {"sampled": {"repetition": {"value": 0.2, "interval": [low, high]}}}}
+
+    assert result.worse(evaluation(0.1, 0.25)) == [
+        "repeated statements, sampled: 10.0\u202f% \u2192 30.0\u202f%, +20.0\u202fpoints (95\u202f%: +10.0 to +25.0)"
+    ]
+    assert result.worse(evaluation(-0.01, 0.25)) == []
+
+
+@pytest.mark.parametrize(
+    ("good", "interval", "kind"),
+    [(-1, [0.1, 0.3], "bad"), (1, [0.1, 0.3], "good"), (0, [0.1, 0.3], "neutral"), (-1, [-0.1, 0.3], "neutral")],
+)
+def test_a_change_is_coloured_only_where_its_interval_leaves_out_zero(good, interval, kind):
+    assert show_change({"value": 0.2, "interval": interval}, good, "share")["kind"] == kind
+
+
+def test_a_change_of_a_share_is_in_points_with_its_interval():
+    shown = show_change({"value": -0.1234, "interval": [-0.2, 0.05]}, -1, "share")
+    assert (shown["text"], shown["bounds"]) == ("\u221212.3\u202fpoints", "\u221220.0 to +5.0")
+
+
+def test_the_report_opens_with_greedy_beside_sampled(page):
+    heads = [name for name in page.text if name in ("greedy", "sampled at T = 1", "What got worse")]
+    assert heads[:2] == ["greedy", "sampled at T = 1"]
+    rows = ["Hallucinated segments", *(f"hallucinated, {kind}" for kind in FACT_TYPES)]
+    rows += ["Coverage of the truth", "Segments without a statement", "Words per response"]
+    start = page.text.index(rows[0])
+    assert [text for text in page.text[start:] if text in rows][: len(rows)] == rows
+
+
+def test_the_opening_table_has_the_changes_of_both(finished_run, page):
+    changes = storage.read_json(f"{finished_run}/evaluation/metrics.json")["changes"]
+    for task in ("greedy", "sampled"):
+        shown = show_change(changes[task]["hallucination_rate"]["overall"], -1, "share")
+        assert shown["text"] in page.text
+        assert f"better, {shown['bounds']}" in page.text
+
+
+def test_no_change_is_relative(page):
+    assert [text for text in page.text if re.search(r"[+\u2212-]\d+\s?%", text)] == []
+
+
+def test_an_evaluation_without_intervals_of_changes_is_shown_uncoloured(tmp_path):
+    write_run(tmp_path, images=4)
+    metrics = storage.read_json(f"{tmp_path}/evaluation/metrics.json")
+    del metrics["changes"]
+    storage.write_json(f"{tmp_path}/evaluation/metrics.json", metrics)
+    write_examples(tmp_path, images=4, count=2)
+    page = Page(build_report(str(tmp_path)))
+    changes = page.named("span", "change")
+    assert changes and all("neutral" in attributes["class"].split() for attributes in changes)
+    assert any("has no intervals of changes" in text for text in page.text)
+
+
+def test_the_console_shows_changes_in_points_with_intervals(finished_run):
+    metrics = storage.read_json(f"{finished_run}/evaluation/metrics.json")
+    lines = summary_table({"alignment": metrics}).splitlines()
+    (line,) = [line for line in lines if line.startswith("hallucination, overall")]
+    assert re.search(r"% +-\d+\.\d points \[-\d+\.\d to -\d+\.\d\]$", line)
 
 
 def test_a_reward_model_of_whole_responses_is_shown_once():

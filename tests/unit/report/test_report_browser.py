@@ -1,6 +1,5 @@
 """The report in a real browser: it fits its screens, loads nothing, and hostile text stays text."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_the_console_has_no_error_and_nothing_is_asked_from_a_network(page: Path
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits_the_screen_with_everything_opened(browser: Browser, tmp_path: Path, width: int, theme: str) -> None:
     browser.resize(width)
     browser.prefer(theme)
@@ -77,29 +76,3 @@ def test_a_line_opens_with_the_keyboard(page: Path, browser: Browser) -> None:
 
 def test_it_is_small(page: Path) -> None:
     assert page.stat().st_size < LARGEST / 5  # eight images without photos
-
-
-def luminance(color: str) -> float:
-    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_has_the_contrast_that_wcag_asks_for(repository: Path, theme: str) -> None:
-    colors: dict[str, str] = {}
-    for sheet in ("pages/templates/base.css", "report/templates/report.css"):
-        style = (repository / "fgaif_ray" / sheet).read_text()
-        themes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]  # light, and what is another colour in the dark
-        for colored in themes if theme == "dark" else themes[:1]:
-            colors |= dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", colored))
-    pairs = [
-        *((ink, ground) for ink in ("ink", "muted", "accent") for ground in ("page", "surface")),
-        *((ink, "surface") for ink in ("good", "bad")),
-        *((f"{name}-ink", f"{name}-tint") for name in ("right", "wrong", "warn")),
-        ("muted", "sunken"),
-        ("surface", "wrong-ink"),
-    ]
-    for ink, ground in pairs:
-        lighter, darker = sorted((luminance(colors[ink]), luminance(colors[ground])), reverse=True)
-        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ink, ground)

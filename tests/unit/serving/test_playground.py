@@ -251,6 +251,36 @@ def test_the_page_is_served_without_a_token_and_asks_for_one_only_where_it_is_ne
     assert TOKEN not in answer.text
 
 
+def test_the_root_leads_to_the_playground_of_the_same_host(url: str) -> None:
+    answer = httpx2.get(f"{url}/", headers={"host": "elsewhere.example"})
+    assert (answer.status_code, answer.headers["location"]) == (307, "playground")
+    assert str(httpx2.get(url, follow_redirects=True).url) == f"{url}/playground"
+
+
+def test_probabilities_stand_below_the_names_of_their_classes(page: Browser) -> None:
+    page.click("#examples button:nth-child(1)")
+    give_token(page)
+    score(page)
+    assert text_of(page, "#columns .names span") == list(CLASS_NAMES) * len(FACT_TYPES)
+    middles = "one => Math.round(one.getBoundingClientRect().x)"
+    heads = page.evaluate(f"[...document.querySelectorAll('#columns .names span:first-child')].map({middles})")
+    cells = page.evaluate(
+        f"[...document.querySelectorAll('#rows tr:first-child .figures span:first-child')].map({middles})"
+    )
+    assert heads == cells
+
+
+def test_arrows_change_the_view(page: Browser) -> None:
+    page.click("#examples button:nth-child(1)")
+    give_token(page)
+    score(page)
+    page.click("#views button:nth-child(1)")
+    page.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.view") == FACT_TYPES[0]
+    page.press("ArrowLeft", "ArrowLeft")
+    assert page.evaluate("document.querySelector('#views [aria-checked=true]').dataset.view") == FACT_TYPES[-1]
+
+
 def test_examples_are_held_out_scenes_with_descriptions() -> None:
     scenes = example_scenes()
     assert len(scenes) == EXAMPLES == len({scene["picture"] for scene in scenes})

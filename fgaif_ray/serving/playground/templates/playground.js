@@ -97,7 +97,6 @@ function showMissing() {
   const button = byId("score");
   button.disabled = busy || wanted.length > 0;
   button.textContent = busy ? "Scoring …" : "Score";
-  button.classList.toggle("busy", busy);
 }
 
 function showProblem(text, detail) {
@@ -122,7 +121,7 @@ async function score() {
   busy = true;
   showMissing();
   showProblem(null);
-  byId("token")?.classList.remove("wrong");
+  markToken(false);
   const began = performance.now();
   const urls = images.map((one) => one.url);
   const shown = urls.length === 1 ? { image: urls[0] } : { images: urls };
@@ -141,13 +140,18 @@ async function score() {
     showProblem(error.code ? sentence(error) : error.message && !(error instanceof Error) ? error.message : wait,
       error.code && `${error.code} · request ${error.request_id}`);
     if (error.code === "unauthorized" && byId("token")) {
-      byId("token").classList.add("wrong");
+      markToken(true);
       byId("token").focus();
     }
   } finally {
     busy = false;
     showMissing();
   }
+}
+
+function markToken(wrong) {
+  byId("token")?.classList.toggle("wrong", wrong);
+  byId("token")?.setAttribute("aria-invalid", String(wrong));
 }
 
 function sentence(error) {
@@ -185,6 +189,7 @@ function showResult() {
   showViews();
   showMarked();
   showRows();
+  byId("announcement").textContent = `Scored: reward ${signed(scored.reward)}, ${countWords(scored.segments)}.`;
   const place = byId("result").getBoundingClientRect();
   if (place.top > window.innerHeight * 0.8) byId("result").scrollIntoView();
   byId("origin").textContent =
@@ -192,11 +197,12 @@ function showResult() {
     (models.kind === "coarse" ? " · one verdict per response, at its last segment" : "");
 }
 
+const countWords = (segments) => `${segments.length} segment${segments.length === 1 ? "" : "s"}`;
+
 function showTiles() {
   const { segments, models } = scored;
-  const count = `${segments.length} segment${segments.length === 1 ? "" : "s"}`;
   const total = element("div", "tile total", element("h3", "", "Reward of the response"),
-    element("div", `value ${signClass(scored.reward)}`, signed(scored.reward)), element("p", "", `sum over ${count}`));
+    element("div", `value ${signClass(scored.reward)}`, signed(scored.reward)), element("p", "", `sum over ${countWords(segments)}`));
   byId("tiles").replaceChildren(total, ...data.types.map((type) => {
     const earned = segments.reduce((sum, segment) => sum + segment.rewards[type], 0);
     const wrong = segments.filter((segment) => classOf(segment, type) === "hallucinated").length;
@@ -211,19 +217,22 @@ function showTiles() {
 
 function showViews() {
   byId("views").replaceChildren(...[ALL, ...data.types].map((name) => {
-    const button = element("button", "", ...(name === ALL ? [] : [element("i", `dot ${name}`)]), name === ALL ? "all" : name);
+    const button = element("button", "", ...(name === ALL ? [] : [element("i", `dot ${data.colours[name]}`)]), name === ALL ? "all" : name);
     button.type = "button";
     button.setAttribute("role", "radio");
     button.setAttribute("aria-checked", String(name === view));
+    button.tabIndex = name === view ? 0 : -1; // arrows lead to the others
     button.dataset.view = name;
-    button.onclick = () => {
-      view = name;
-      showViews();
-      showMarked();
-      byId("views").querySelector(`[data-view="${name}"]`).focus();
-    };
+    button.onclick = () => chooseView(name);
     return button;
   }));
+}
+
+function chooseView(name) {
+  view = name;
+  showViews();
+  showMarked();
+  byId("views").querySelector(`[data-view="${name}"]`).focus();
 }
 
 function showMarked() {
@@ -239,6 +248,8 @@ function showMarked() {
       const badges = data.types.filter((type) => classOf(segment, type) !== "absent").map((type) => {
         const badge = element("span", `badge ${classOf(segment, type)}`, type[0].toUpperCase());
         badge.title = `${type}: ${classOf(segment, type)}`;
+        badge.setAttribute("role", "img");
+        badge.setAttribute("aria-label", badge.title);
         return badge;
       });
       if (badges.length) mark.append(element("span", "badges", ...badges));
@@ -252,10 +263,14 @@ function showMarked() {
 
 function showRows() {
   const characters = Array.from(scored.response);
-  byId("columns").replaceChildren(element("th", "", "segment"),
-    ...data.types.map((type) => element("th", "", element("i", `dot ${data.colours[type]}`), type)), element("th", "", "reward"));
+  const classes = () => element("div", "figures names", ...data.classes.map((name) => element("span", "", name)));
+  const heads = data.types.map((type) => element("th", "", element("i", `dot ${data.colours[type]}`), type, classes()));
+  const columns = [element("th", "", "segment"), ...heads, element("th", "", "reward")];
+  columns.forEach((head) => head.setAttribute("scope", "col"));
+  byId("columns").replaceChildren(...columns);
   byId("rows").replaceChildren(...scored.segments.map((segment, index) => {
-    const said = element("td", "said", characters.slice(segment.start, segment.end).join("").trim());
+    const said = element("th", "said", characters.slice(segment.start, segment.end).join("").trim());
+    said.setAttribute("scope", "row");
     const row = element("tr", "", said, ...data.types.map((type) => oddsCell(segment, type)),
       element("td", `reward ${signClass(segment.reward)}`, signed(segment.reward)));
     link(row, index);
@@ -339,6 +354,13 @@ document.onpaste = (event) => {
   if (!files.length) return;
   event.preventDefault();
   chooseFiles(files, false);
+};
+byId("views").onkeydown = (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const names = [ALL, ...data.types];
+  chooseView(names[(names.indexOf(view) + step + names.length) % names.length]);
 };
 document.onkeydown = (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
