@@ -1,8 +1,9 @@
-"""Run public benchmarks, both policies in one run, and score them by the official rules.
+"""Run public benchmarks and score them by the official rules: both policies in one run, or the reward models.
 
-NAMES are some of pope,chair,amber,mmhal,llava-bench with commas between them; evaluate.benchmarks says where their
-files lie. Answers the questions with the policy before and after alignment, or takes answers that were made elsewhere.
-Writes `benchmarks/<name>/` (answers) and `benchmarks.json` into the run's folder.
+NAMES are some of those below with commas between them; evaluate.benchmarks says where their files lie. Answers the
+questions with the policy before and after alignment, or takes answers that were made elsewhere; a benchmark of reward
+models scores the run's own. Writes `benchmarks/<name>/` (answers, verdicts) and `benchmarks.json` into the run's
+folder.
 
 Examples:
     fgaif benchmark pope,chair,amber --config my.yaml
@@ -15,12 +16,16 @@ from typing import Annotated
 
 import typer
 
+from fgaif_ray.evaluation.benchmarks.registry import listing
+from fgaif_ray.tables import table_lines
 from jobs.cli import ConfigOption, OverwriteOption, SetOption, main, read_config
+
+__doc__ = "\n    ".join([f"{__doc__}\nBenchmarks:", *table_lines(listing())])
 
 
 def command(
     names: Annotated[
-        str, typer.Argument(metavar="NAMES", help="pope,chair,amber,mmhal,llava-bench", show_default=False)
+        str, typer.Argument(metavar="NAMES", help="of benchmarks, with commas between them", show_default=False)
     ],
     config: ConfigOption,
     overrides: SetOption = None,

@@ -14,7 +14,6 @@ from actors.evaluation.benchmark_answers import Task, answer, collect, done, que
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.evaluation import POLICIES
-from fgaif_ray.evaluation.benchmarks import NAMES, load_benchmark, parse_names, settings_of
 from fgaif_ray.evaluation.benchmarks.answers import (
     AnswerLine,
     Answers,
@@ -23,6 +22,7 @@ from fgaif_ray.evaluation.benchmarks.answers import (
     read_answer_lines,
 )
 from fgaif_ray.evaluation.benchmarks.base import Benchmark, Reviews
+from fgaif_ray.evaluation.benchmarks.registry import NAMES, load_benchmark, parse_names, settings_of
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
 

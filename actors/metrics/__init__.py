@@ -9,7 +9,7 @@ from typing import Final, get_args
 from actors.metrics.instruments import ANY, OTHER, Counter, Gauge, Histogram, Instrument
 from fgaif_ray.calls.unusable import Reason
 from fgaif_ray.evaluation import GREEDY, POLICIES, SAMPLED
-from fgaif_ray.evaluation.benchmarks import NAMES as BENCHMARKS
+from fgaif_ray.evaluation.benchmarks.registry import NAMES as BENCHMARKS
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.kinds import COARSE, MULTITASK
 

@@ -3,7 +3,7 @@
 Segments of one image depend on each other, so the bootstrap draws images, not segments (a cluster bootstrap).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 CONFIDENCE: Final = 0.95
 DRAWS: Final = 2000
 _DRAWS_AT_ONCE: Final = 250
+_VALUES_AT_ONCE: Final = 2_000_000
 
 Floats = NDArray[np.float64]
 
@@ -98,18 +99,55 @@ def estimate_figures(
         raise ValueError(f"confidence must lie inside (0, 1), not {confidence}")
     if not clusters:
         return [Estimate(None, None)] * figures(np.zeros((1, columns.shape[1]))).shape[1]
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    count = int(index.max()) + 1
+    count, index = _numbered(clusters)
     totals = np.zeros((count, columns.shape[1]))  # [clusters, columns]
     np.add.at(totals, index, columns)
     values = figures(totals.sum(axis=0, keepdims=True))[0]  # [figures]
+    drawn = np.concatenate([figures(weights @ totals) for weights in _draws(count, draws, seed, _DRAWS_AT_ONCE)])
+    return _percentiles(values, drawn, confidence)
+
+
+def estimate_weighted(
+    clusters: Sequence[str],
+    figures: Callable[[Floats], Floats],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+) -> list[Estimate]:
+    """Estimate metrics that do not follow from sums, such as ranks, with percentile bootstrap intervals.
+
+    Args:
+        clusters: ``[rows]`` the cluster (image) of each row, at least one; whole clusters are drawn with replacement.
+        figures: ``[samples, rows]`` how often each row was drawn to ``[samples, figures]`` values, NaN where one is not
+            defined.
+        seed: seed of the draws; equal arguments give equal intervals.
+        draws: bootstrap samples; those in which a metric is not defined do not count for it.
+        confidence: probability that the interval encloses.
+    """
+    count, index = _numbered(clusters)
+    values = figures(np.ones((1, len(index))))[0]
+    at_once = max(1, min(_DRAWS_AT_ONCE, _VALUES_AT_ONCE // len(index)))
+    weights = _draws(count, draws, seed, at_once)
+    drawn = np.concatenate([figures(of_clusters[:, index].astype(np.float64)) for of_clusters in weights])
+    return _percentiles(values, drawn, confidence)
+
+
+def _numbered(clusters: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
+    """How many clusters there are, and the number of each row's."""
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    return int(index.max()) + 1, index
+
+
+def _draws(count: int, draws: int, seed: int, at_once: int) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each cluster was drawn, ``[at most at_once, clusters]``."""
     generator = np.random.default_rng(seed)
-    sampled = []
-    for start in range(0, draws, _DRAWS_AT_ONCE):
-        size = min(_DRAWS_AT_ONCE, draws - start)
-        weights = generator.multinomial(count, np.full(count, 1 / count), size=size)  # [size, clusters]
-        sampled.append(figures(weights @ totals))
-    drawn = np.concatenate(sampled)  # [draws, figures]
+    for start in range(0, draws, at_once):
+        yield generator.multinomial(count, np.full(count, 1 / count), size=min(at_once, draws - start))
+
+
+def _percentiles(values: Floats, drawn: Floats, confidence: float) -> list[Estimate]:
+    """Make estimates of ``[figures]`` values and ``[draws, figures]`` ones."""
     tail = (1 - confidence) / 2
     estimates = []
     for column, value in enumerate(values.tolist()):

@@ -4,7 +4,7 @@ import ast
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
@@ -83,17 +83,30 @@ class Scores:
 
 
 class Benchmark(ABC):
-    """A benchmark with its files read."""
+    """A benchmark of the policy's answers, with its files read."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    judged: ClassVar[bool] = False
+    judged: bool = False
     """Whether scores come from a judge."""
 
     questions: Sequence[BenchmarkQuestion]
     """The questions in the official order."""
     settings: dict[str, Any]
     """The settings and digests of what was read, for the record."""
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None:
+        """Read the files that a section of ``evaluate.benchmarks`` names.
+
+        Raises:
+            UserError: one is missing or has another form.
+        """
+
+    @classmethod
+    def read(cls, config: Any, images: Collection[str], *, draw: bool, seed: int) -> Self:  # noqa: ARG003
+        """Read the files; ``images``, ``draw`` and ``seed`` are for benchmarks without questions of their own."""
+        return cls(config)
 
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:  # noqa: ARG002
         """Questions to the judge about a model's answers, by question id; empty for a benchmark without a judge."""

@@ -53,7 +53,7 @@ class LlavaBench(Benchmark):
 
     name: ClassVar[str] = "llava_bench"
     title: ClassVar[str] = "LLaVA-Bench"
-    judged: ClassVar[bool] = True
+    judged = True
 
     def __init__(self, config: LlavaBenchConfig) -> None:
         """Read the files.

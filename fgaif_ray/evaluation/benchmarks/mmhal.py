@@ -48,7 +48,7 @@ class MMHal(Benchmark):
 
     name: ClassVar[str] = "mmhal"
     title: ClassVar[str] = "MMHal-Bench"
-    judged: ClassVar[bool] = True
+    judged = True
 
     def __init__(self, config: MMHalConfig) -> None:
         """Read the files.

@@ -8,7 +8,8 @@ from support.benchmark_files import figures_of, needs_official, official, write_
 
 from fgaif_ray.config import ChairConfig, PopeConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.benchmarks.chair import Chair, ObjectReader
+from fgaif_ray.evaluation.benchmarks.chair import Chair
+from fgaif_ray.evaluation.benchmarks.coco_objects import ObjectReader
 from fgaif_ray.evaluation.benchmarks.pope import Pope
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
 

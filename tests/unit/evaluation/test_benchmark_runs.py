@@ -14,7 +14,7 @@ from actors.evaluation.benchmarks import run_benchmarks
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.benchmarks import parse_names
+from fgaif_ray.evaluation.benchmarks.registry import parse_names
 from jobs.cli import main
 
 
