@@ -1,6 +1,7 @@
 """The HTTP interface of the guard: OpenAI's chat completions and models, its limits and errors."""
 
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final, Protocol
 
 from fastapi import FastAPI, Security
@@ -103,6 +104,10 @@ class GuardBackend(HasCapacity, Protocol):
         """Return where endpoint and reward service answer."""
         ...
 
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
 
 def error_body(error: ServiceError) -> Json:
     """An error in OpenAI's form."""
@@ -125,6 +130,12 @@ def build_app(backend: GuardBackend, digest: str | None, observe: Observer) -> F
         digest: `token_digest` of the bearer token; None serves without one.
         observe: is told of every answer.
     """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await backend.close()
+
     app = FastAPI(
         title="FGAIF guard",
         summary="Chat completions about images, judged by reward models before they are sent",
@@ -132,6 +143,7 @@ def build_app(backend: GuardBackend, digest: str | None, observe: Observer) -> F
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     app.add_middleware(
         Guard,

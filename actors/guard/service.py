@@ -123,6 +123,11 @@ class ChatGuard:
         if not await self._judge.is_ready():
             raise ServiceError(503, "not_ready", "not ready: the reward service cannot score yet", 1)
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._upstream.close()
+        await self._judge.close()
+
     def _enter(self, body: Json) -> int:
         config = self._settings.config
         count = config.n if config.mode == "best-of-n" else wanted_answers(body)

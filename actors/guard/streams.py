@@ -34,6 +34,8 @@ class _Choice:
     """The choice of the chunk that ended it."""
     passed: int = 0
     """Characters that have been judged, or let pass."""
+    role: Json = field(default_factory=dict)
+    """The role, which goes with what is sent first: until then an error has a status of its own."""
     sent: bool = False
     """Whether any text was sent."""
 
@@ -112,8 +114,8 @@ class _JudgedStream:
                         usage = chunk
                 for event in await self._advance():
                     yield event
-        for choice in self._choices.values():  # an endpoint that ends without saying how
-            choice.finish = choice.finish or {"finish_reason": "stop"}
+        for state in self._choices.values():  # an endpoint that ends without saying how
+            state.finish = state.finish or {"finish_reason": "stop"}
         for event in await self._advance():
             yield event
         if usage is not None:
@@ -127,7 +129,9 @@ class _JudgedStream:
         state.buffer.add(delta.get("content") or "")
         if choice.get("finish_reason") is not None:
             state.finish = choice
-        rest = {name: value for name, value in delta.items() if name != "content" and value is not None}
+        rest = {name: value for name, value in delta.items() if name not in ("content", "role") and value is not None}
+        if "role" in delta:
+            state.role = {"role": delta["role"]}
         return self._event(index, rest) if rest else None
 
     async def _advance(self) -> list[bytes]:
@@ -182,7 +186,7 @@ class _JudgedStream:
                 rest = self._config.nothing_left
             events += self._text(index, rest, None)
             reason = state.finish.get("finish_reason")
-            end = {"index": index, "delta": {}, "finish_reason": reason, "fgaif": self._verdict(state, cuts)}
+            end = {"index": index, "delta": state.role, "finish_reason": reason, "fgaif": self._verdict(state, cuts)}
             events.append(write_event(self._head | {"choices": [end]}))
             del self._choices[index]
         return events
@@ -203,7 +207,9 @@ class _JudgedStream:
         return [self._event(index, {"content": text}, verdict)]
 
     def _event(self, index: int, delta: Mapping[str, Any], verdict: Json | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": None}
+        state = self._choices[index]
+        choice = {"index": index, "delta": {**state.role, **delta}, "finish_reason": None}
+        state.role = {}
         return write_event(self._head | {"choices": [choice if verdict is None else choice | {"fgaif": verdict}]})
 
 
