@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons audit-deps sbom soak docs release pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-guard bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons audit-deps sbom soak docs release pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-labelling: setup ## measure the speed of labelling, e.g. with ARGS="--only
 
 bench-rewards: setup ## measure the reward service against bare models (ARGS=--quick is short)
 	$(VENV_PYTHON) -m benchmarks.rewards $(ARGS)
+
+bench-guard: setup ## measure what the guard's modes do to a finished run's answers (ARGS="--run runs/shapes --quick" is short)
+	$(VENV_PYTHON) -m benchmarks.guard $(ARGS)
 
 bench-ppo: setup ## measure PPO against bare vLLM, torch and TRL, e.g. with ARGS="--only rollout" or ARGS=--quick
 	$(VENV_PYTHON) -m benchmarks.ppo $(ARGS)

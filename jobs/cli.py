@@ -36,11 +36,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "experiment": "variants of a configuration over seeds, compared in a page",
         "pretrain-shapes": "train the three models of the embedded world from nothing",
     },
-    "Label": {
+    "Label, and trust the labels": {
         "sample": "the policy's own responses to the images",
         "label": "their segments, facts and verdicts, by AI feedback",
-    },
-    "Trust the labels": {
         "audit": "check labels by hand and compare the answers with the AI's",
         "calibrate": "find the verifier's thresholds on labelled facts",
     },
@@ -48,6 +46,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "train-rewards": "train the reward models on the labels",
         "serve-rewards": "serve them over HTTP until Ctrl-C",
         "check": "check with them what is said about an image",
+        "guard": "judge an endpoint's answers before they are sent",
     },
     "Align": {
         "align": "train the policy on their dense rewards, or on preferences",

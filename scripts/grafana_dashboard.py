@@ -169,6 +169,17 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             6,
         ),
     ),
+    "Guard": (
+        Panel("Requests to the guard by status", "reqps", (rate(m.GUARD_REQUESTS, "status"),), 6),
+        Panel(
+            "Latency of guarded answers",
+            "s",
+            tuple(quantile(m.GUARD_REQUEST_DURATION, at, route="/v1/chat/completions") for at in (0.5, 0.95)),
+            6,
+        ),
+        Panel("Segments", "cps", (rate(m.GUARD_SEGMENTS, "outcome"),), 6),
+        Panel("Answers that wait", "short", (value(m.GUARD_WAITING_ANSWERS, legend="answers", function="sum"),), 6),
+    ),
     "PPO": (
         Panel("Reward by type", "short", (value(m.PPO_REWARD, "fact_type"), value(m.PPO_TOTAL_REWARD, legend="total"))),
         Panel("Hallucinated, by the reward models", "percentunit", (value(m.PPO_HALLUCINATION, "fact_type"),)),

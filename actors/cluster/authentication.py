@@ -9,6 +9,10 @@ import os
 from typing import Final
 
 import grpc
+import ray
+
+from fgaif_ray.config import RayConfig
+from fgaif_ray.errors import UserError
 
 PROBE: Final = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """A call of the head that changes nothing; empty, it asks about no node."""
@@ -44,3 +48,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def refuse_open_cluster(settings: RayConfig, host: str, key: str) -> None:
+    """Raise UserError where a token would guard the endpoints of a cluster that runs anybody's code.
+
+    Args:
+        settings: say whether a firewall closes the network.
+        host: that the endpoints listen on.
+        key: of the configuration that says so.
+    """
+    if is_loopback(host) or settings.closed_network or not ray.is_initialized():
+        return
+    head = ray.get_runtime_context().gcs_address
+    if is_open_to_anybody(head):
+        raise UserError(
+            f"{key}={host} is open to the network, and so is the Ray cluster at {head}, which runs "
+            f"the code of anybody who reaches its ports, whatever token the endpoints want: {ADVICE}."
+        )

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import ray
 
@@ -16,7 +16,7 @@ from actors.cluster.device import LOGICAL_GPUS
 from actors.cluster.loopback import on_loopback
 from actors.cluster.lost_nodes import NodeWatch
 from actors.cluster.quiet import quiet_loggers, quiet_progress, without_lines
-from fgaif_ray.config import Config
+from fgaif_ray.config import RayConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 
@@ -30,6 +30,15 @@ START_TRIES = 2
 NOT_STARTED = ("timed out during startup", "Failed to start GCS", "Failed to get node info")
 """Ray's messages about a start on this machine that took too long."""
 VERSION_MISMATCH = "Version mismatch"
+
+
+class HasRay(Protocol):
+    """A configuration that says how Ray is reached."""
+
+    @property
+    def ray(self) -> RayConfig:
+        """The section."""
+        ...
 
 
 @contextmanager
@@ -73,19 +82,19 @@ def start_with_retry(start: Callable[[], object]) -> None:
             return
 
 
-def cluster_address(config: Config) -> str | None:
+def cluster_address(config: HasRay) -> str | None:
     """Of the cluster that jobs join; None where they start Ray on this machine, which then needs every model."""
     return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
-def _warn_of_open_cluster(config: Config) -> None:
+def _warn_of_open_cluster(config: HasRay) -> None:
     head = ray.get_runtime_context().gcs_address
     if not config.ray.closed_network and is_open_to_anybody(head):
         say(f"WARNING: the Ray cluster at {head} runs the code of anybody who reaches its ports: {ADVICE}.")
 
 
 @contextmanager
-def connect(config: Config) -> Iterator[None]:
+def connect(config: HasRay) -> Iterator[None]:
     """Stay connected to Ray inside the block; the outermost block of a process that opened the connection closes it.
 
     A submitted job, or ``ray.address``, joins that cluster, and says which of its nodes are lost meanwhile; otherwise

@@ -98,7 +98,7 @@ def start_openai_server(
         UserError: the model is not downloaded or broken.
     """
     check_checkpoint(model, sees_images=False)
-    port = _free_port()
+    port = free_port()
     api_key = secrets.token_urlsafe(24)
     command = [
         sys.executable,
@@ -151,7 +151,8 @@ def _arguments(model: str, served_name: str, engine: EngineConfig, port: int, co
     return [part for pair in arguments.items() for part in pair] + flags
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

@@ -213,6 +213,34 @@ REWARD_NON_FINITE: Final = Counter(
     labels=_SCORERS,
 )
 
+# The guard
+
+GUARD_ROUTES: Final = ("/v1/chat/completions", "/v1/models", "/live", "/ready", "/docs", "/openapi.json")
+GUARD_REQUESTS: Final = Counter(
+    name="fgaif_guard_requests_total",
+    unit="requests",
+    description="Requests to the guard by route and status",
+    labels={"route": (*GUARD_ROUTES, OTHER), "status": (*STATUSES, "502", OTHER)},
+)
+GUARD_REQUEST_DURATION: Final = Histogram(
+    name="fgaif_guard_request_duration_seconds",
+    unit="seconds",
+    description="Time that the guard took to answer a request, the endpoint's and the verdicts in it",
+    labels={"route": (*GUARD_ROUTES, OTHER)},
+    boundaries=SECONDS,
+)
+GUARD_SEGMENTS: Final = Counter(
+    name="fgaif_guard_segments_total",
+    unit="segments",
+    description="Judged segments of answers that the guard has sent or cut",
+    labels={"outcome": ("kept", "cut")},
+)
+GUARD_WAITING_ANSWERS: Final = Gauge(
+    name="fgaif_guard_waiting_answers",
+    unit="answers",
+    description="Answers that are being written or judged",
+)
+
 # Rollouts
 
 ROLLOUT_RESPONSES: Final = Counter(

@@ -50,7 +50,15 @@ LONGEST_NAME: Final = 100
 """Characters of a field's name in an error: an unknown one is the caller's, of any length."""
 
 
-class RewardBackend(Protocol):
+class HasCapacity(Protocol):
+    """A backend that turns requests away while it is full."""
+
+    def check_capacity(self) -> None:
+        """Return if one more item may wait; raises ServiceError."""
+        ...
+
+
+class RewardBackend(HasCapacity, Protocol):
     """The interface behind the routes; it raises ServiceError."""
 
     async def score_request(self, request: RewardRequest) -> list[ScoredResponse]:
@@ -63,10 +71,6 @@ class RewardBackend(Protocol):
 
     async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
         """Return one result per query, in order."""
-        ...
-
-    def check_capacity(self) -> None:
-        """Return if one more item may wait."""
         ...
 
     async def check_ready(self) -> None:
@@ -87,6 +91,27 @@ Observer = Callable[[str, int, str | None, float], None]
 """Callback for every answer: path, status (0 where there was none), code of the error, seconds."""
 
 
+Respond = Callable[[ServiceError, MutableMapping[str, Any]], JSONResponse]
+"""Makes the answer of an error to the request with this state."""
+
+
+def note_error(error: ServiceError, state: MutableMapping[str, Any]) -> dict[str, str]:
+    """Log an error by the id of its request, and keep its code in the request's state; returns the answer's headers."""
+    state["error_code"] = error.code
+    level = logging.WARNING if error.status >= 500 else logging.INFO
+    logger.log(level, "request %s: %d %s", state["request_id"], error.status, error.code)
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def _answer(error: ServiceError, state: MutableMapping[str, Any]) -> JSONResponse:
+    headers = note_error(error, state)
+    detail = ErrorDetail(code=error.code, message=str(error), request_id=state["request_id"])
+    return JSONResponse(ErrorResponse(error=detail).model_dump(), error.status, headers)
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """ASGI middleware: bearer token, room in the queue, content type and size of the body, before anything is parsed.
@@ -98,9 +123,12 @@ class Guard:
     digest: str | None
     """`token_digest` of the wanted token; None lets everyone in."""
     observe: Observer
-    backend: RewardBackend
+    backend: HasCapacity
     """Says whether there is room, before a body is read for it."""
     bodies: Bodies
+    open_paths: frozenset[str] = OPEN_PATHS
+    body_paths: frozenset[str] = BODY_PATHS
+    respond: Respond = _answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through or answer it."""
@@ -121,16 +149,16 @@ class Guard:
             await send(message)
 
         try:
-            if path not in OPEN_PATHS:
+            if path not in self.open_paths:
                 self._authorise(headers)
-            if scope["method"] == "POST" and path in BODY_PATHS:
+            if scope["method"] == "POST" and path in self.body_paths:
                 self.backend.check_capacity()
                 with self.bodies.reading() as reading:
                     await self.app(scope, await reading.body(headers, receive), send_noticed)
                 return
             await self.app(scope, receive, send_noticed)
         except ServiceError as error:
-            await _answer(error, state)(scope, receive, send_noticed)
+            await self.respond(error, state)(scope, receive, send_noticed)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:
@@ -138,7 +166,7 @@ class Guard:
             failure = ServiceError(
                 500, "internal_error", "the service failed; its log has the cause under the request id"
             )
-            await _answer(failure, state)(scope, receive, send_noticed)
+            await self.respond(failure, state)(scope, receive, send_noticed)
         finally:
             self.observe(path, status, state.get("error_code"), time.monotonic() - began)
 
@@ -148,19 +176,6 @@ class Guard:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token_digest(token.strip()), self.digest):
             raise ServiceError(401, "unauthorized", "send the service's token as `Authorization: Bearer TOKEN`")
-
-
-def _answer(error: ServiceError, state: MutableMapping[str, Any]) -> JSONResponse:
-    """The error as an answer to the request with this state, where its code is kept; the log names it by its id."""
-    request_id = state["request_id"]
-    state["error_code"] = error.code
-    level = logging.WARNING if error.status >= 500 else logging.INFO
-    logger.log(level, "request %s: %d %s", request_id, error.status, error.code)
-    detail = ErrorDetail(code=error.code, message=str(error), request_id=request_id)
-    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(ErrorResponse(error=detail).model_dump(), error.status, headers)
 
 
 def _validation_message(error: RequestValidationError) -> str:
@@ -174,6 +189,40 @@ def _validation_message(error: RequestValidationError) -> str:
 
 def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def add_error_handlers(app: FastAPI, respond: Respond) -> None:
+    """Have every error of the routes answered in one form."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        return respond(error, request.scope["state"])
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        failure = ServiceError(422, "invalid_request", _validation_message(error))
+        return respond(failure, request.scope["state"])
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "not_found", 405: "method_not_allowed"}
+        failure = ServiceError(error.status_code, codes.get(error.status_code, "http_error"), error.detail)
+        answer = respond(failure, request.scope["state"])
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def add_api_page(app: FastAPI) -> None:
+    """Add the page that documents the interface and tries it."""
+
+    def show(file: api_page.PageFile) -> Callable[[], Awaitable[Response]]:
+        async def shown() -> Response:
+            return Response(file.content, media_type=file.media_type, headers=api_page.HEADERS)
+
+        return shown
+
+    for path, file in api_page.read_page_files().items():
+        app.get(path, include_in_schema=False)(show(file))
 
 
 def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fact_types: Sequence[FactType]) -> FastAPI:
@@ -196,22 +245,7 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
     )
     app.add_middleware(Guard, digest=digest, observe=observe, backend=backend, bodies=Bodies(MAX_HELD_BYTES))
 
-    @app.exception_handler(ServiceError)
-    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return _answer(error, request.scope["state"])
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        failure = ServiceError(422, "invalid_request", _validation_message(error))
-        return _answer(failure, request.scope["state"])
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed"}
-        failure = ServiceError(error.status_code, codes.get(error.status_code, "http_error"), error.detail)
-        answer = _answer(failure, request.scope["state"])
-        answer.headers.update(error.headers or {})
-        return answer
+    add_error_handlers(app, _answer)
 
     def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         return {status: {"model": ErrorResponse} for status in statuses}
@@ -259,14 +293,7 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
         """Whether the gateway runs."""
         return Status(status="live", model_version=backend.models().model_version)
 
-    def show(file: api_page.PageFile) -> Callable[[], Awaitable[Response]]:
-        async def shown() -> Response:
-            return Response(file.content, media_type=file.media_type, headers=api_page.HEADERS)
-
-        return shown
-
-    for path, file in api_page.read_page_files().items():
-        app.get(path, include_in_schema=False)(show(file))
+    add_api_page(app)
 
     @app.get("/", include_in_schema=False)
     async def start() -> RedirectResponse:

@@ -13,8 +13,6 @@ where `rewards.kind` has one adapter for all, whose forward pass gives all verdi
 import asyncio
 import math
 import os
-import re
-import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,19 +21,20 @@ from typing import Any, Final
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
+from ray.serve.config import AutoscalingConfig
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.serve.schema import ApplicationStatus
 
-from actors.cluster.authentication import ADVICE, is_loopback, is_open_to_anybody
+from actors.cluster.authentication import is_loopback, refuse_open_cluster
 from actors.cluster.device import worker_device
 from actors.cluster.loopback import keep_replica_on_loopback
+from actors.cluster.serve import PROXY_MARGIN_S, QUIET, deployment_error, shutdown_application, start_serve
 from actors.rewards.gateway import GatewaySettings, RewardGateway
 from actors.rewards.http import token_digest
 from actors.rewards.metrics import record_batch
 from fgaif_ray.cluster import resources
 from fgaif_ray.config import Config, change_config
-from fgaif_ray.errors import BrokenFileError, UserError
+from fgaif_ray.errors import UserError
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
@@ -48,7 +47,7 @@ from fgaif_ray.rewards.scoring import (
     probe_batch,
     score_batches,
 )
-from fgaif_ray.serving.bearer_token import check_token
+from fgaif_ray.serving.bearer_token import read_token
 from fgaif_ray.serving.client import RewardClient
 from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
 from fgaif_ray.storage import stages
@@ -60,12 +59,9 @@ LISTS_PER_REPLICA: Final = 2
 """Lists of up to `serve.max_batch_size` items that keep a replica busy: one is scored while the next one waits."""
 BATCH_WAIT_S: Final = 0.01
 """Seconds that a replica waits for more lists to score together."""
-PROXY_MARGIN_S: Final = 30.0
-"""Seconds that the proxy waits longer than the gateway, whose time-out has an answer."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
 HANDLE_FORMAT: Final = "verdicts-5"
 """Version of what goes in and out through the gateway's handle; a running service with another format is replaced."""
-QUIET: Final = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +160,13 @@ def deploy(config: Config, reward_folders: Mapping[str, str]) -> RewardServiceIn
     if running is not None and running[0] == settings.identity:
         return RewardServiceInfo(running[1], name, version)
     prefix = "" if name == APP_NAME else f"/{name}"
-    url = _start_serve(config) + prefix
+    serving = config.serve
+    url = start_serve(serving.host, serving.port, name, serving.request_timeout_s, "serve") + prefix
     application = _application(config, reward_folders, replace(settings, url=url), _head_node())
     try:
         serve.run(application, name=name, route_prefix=prefix or "/", logging_config=QUIET)
     except RuntimeError as error:
-        raise _deployment_error(name) from error
+        raise deployment_error(name, "the reward service") from error
     _wait_until_ready(url)
     return RewardServiceInfo(url, name, version)
 
@@ -198,11 +195,11 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
     missing = [fact_type for fact_type in config.run.type_names if fact_type not in reward_folders]
     if missing:
         raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
-    token = _token()
+    token = read_token(TOKEN_VARIABLE)
     if token is None and not is_loopback(config.serve.host):
         message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
         raise UserError(f"{message} serve on 127.0.0.1.")
-    _refuse_open_cluster(config)
+    refuse_open_cluster(config.ray, config.serve.host, "serve.host")
     card = _model_list(config, reward_folders)
     if card.kind == "coarse" and card.normalise_by_segments:
         raise UserError(
@@ -248,12 +245,8 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
 
 
 def shutdown(app_name: str = APP_NAME) -> None:
-    """Take the reward service of this name down; does nothing if there is none.
-
-    Serve itself, without an application an idle proxy, ends with Ray: a service deployed again finds it running.
-    """
-    if app_name in serve.status().applications:
-        serve.delete(app_name)
+    """Take the reward service of this name down; does nothing if there is none."""
+    shutdown_application(app_name)
 
 
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
@@ -343,31 +336,6 @@ def _application(
     return gateway(serve.ingress()(RewardGateway)).bind(settings, scorers)
 
 
-def _token() -> str | None:
-    """Return the bearer token that the environment holds.
-
-    Raises:
-        UserError: no client could send it.
-    """
-    token = os.environ.get(TOKEN_VARIABLE)
-    try:
-        return check_token(token, TOKEN_VARIABLE) if token else None
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
-
-
-def _refuse_open_cluster(config: Config) -> None:
-    """Raise UserError where a token would guard the endpoints of a cluster that runs anybody's code."""
-    if is_loopback(config.serve.host) or config.ray.closed_network or not ray.is_initialized():
-        return
-    head = ray.get_runtime_context().gcs_address
-    if is_open_to_anybody(head):
-        raise UserError(
-            f"serve.host={config.serve.host} is open to the network, and so is the Ray cluster at {head}, which runs "
-            f"the code of anybody who reaches its ports, whatever token the endpoints want: {ADVICE}."
-        )
-
-
 def serve_where_serve_listens(config: Config) -> Config:
     """Return the configuration with the address at which a running Serve listens, whatever it says itself.
 
@@ -386,60 +354,6 @@ def _running(app_name: str) -> tuple[str, str] | None:
         return None
     described: tuple[str, str] = serve.get_app_handle(app_name).describe.remote().result(timeout_s=READY_TIMEOUT_S)
     return described
-
-
-def _start_serve(config: Config) -> str:
-    """Have Serve listen at the configured address; returns the URL."""
-    host, port = config.serve.host, config.serve.port
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is not None:
-        # Where Serve listens cannot be changed while it runs.
-        listens = client.http_config.host, client.http_config.port
-        if listens[0] == host and port in (0, listens[1]):
-            return _url(*listens)
-        if set(serve.status().applications) - {config.serve.app_name}:
-            message = (
-                f"Serve already runs other applications on {listens[0]}:{listens[1]}: set serve.host and serve.port"
-            )
-            raise UserError(f"{message} to these, or stop them.")
-    port = _available_port(host, port)
-    if client is not None:
-        serve.shutdown()
-    options = HTTPOptions(host=host, port=port, request_timeout_s=config.serve.request_timeout_s + PROXY_MARGIN_S)
-    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=QUIET)
-    return _url(host, port)
-
-
-def _available_port(host: str, port: int) -> int:
-    """The port if nobody listens on it; Serve would share it with another Serve, and each get half of the requests."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            message = (
-                f"Cannot listen on {host}:{port} ({error.strerror}): set serve.host and serve.port to a free address"
-            )
-            raise UserError(f"{message}, or serve.port to 0.") from error
-        available: int = probe.getsockname()[1]
-        return available
-
-
-def _url(host: str, port: int) -> str:
-    if host in ("0.0.0.0", "::"):
-        host = ray.util.get_node_ip_address()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _deployment_error(app_name: str) -> Exception:
-    """Return the replicas' reason why the application did not start, and take it down."""
-    deployments = serve.status().applications[app_name].deployments.values()
-    messages = "\n".join(deployment.message for deployment in deployments if deployment.message)
-    serve.delete(app_name)
-    for_the_user = re.search(rf"(?:{UserError.__name__}|{BrokenFileError.__name__}): (.+)", messages)
-    return (
-        UserError(for_the_user[1]) if for_the_user else RuntimeError(f"the reward service did not start:\n{messages}")
-    )
 
 
 def _wait_until_ready(url: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from fgaif_ray.config import Config, EngineConfig, VerifierConfig
+from fgaif_ray.config import ChatGuardConfig, Config, EngineConfig, VerifierConfig
 
 EXTRACTION_CPUS: Final = 0.5
 """An extraction worker waits for its endpoint most of the time."""
@@ -161,6 +161,13 @@ def reward_gateway(config: Config, node: str | None = None) -> ResourceRequest:
     if node is not None:
         return ResourceRequest("RewardGateway", "serve", count, 0, label_selector={NODE_LABEL: node})
     return ResourceRequest("RewardGateway", "serve", count, GATEWAY_CPUS)
+
+
+def guard_replica(guard: ChatGuardConfig) -> ResourceRequest:
+    """Of a replica of `actors.guard`, which waits for others most of the time."""
+    most = max(guard.min_replicas, guard.max_replicas)
+    selector = dict(guard.label_selector)
+    return ResourceRequest("ChatGuard", "guard", guard.min_replicas, guard.num_cpus, label_selector=selector, most=most)
 
 
 def rollout_worker(config: Config) -> ResourceRequest:

@@ -29,6 +29,7 @@ from fgaif_ray.config.benchmarks import (
 )
 from fgaif_ray.config.calls import CallsConfig, PriceConfig
 from fgaif_ray.config.data import BlindConfig, ColumnNames, DataConfig, SampleConfig, ShapesConfig
+from fgaif_ray.config.guard import ChatGuardConfig, GuardTree
 from fgaif_ray.config.label import (
     CalibrationConfig,
     ControlItemConfig,
@@ -46,6 +47,7 @@ from fgaif_ray.config.tree import (
     ReportConfig,
     change_config,
     dump_config,
+    guard_tree,
     load_config,
     recorded_config,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "CalibrationConfig",
     "CallsConfig",
     "ChairConfig",
+    "ChatGuardConfig",
     "ColumnNames",
     "Config",
     "ControlItemConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "EvaluateConfig",
     "ExtractorConfig",
     "GuardConfig",
+    "GuardTree",
     "HumanLabelsConfig",
     "JudgeConfig",
     "KLConfig",
@@ -97,6 +101,7 @@ __all__ = [
     "WandbConfig",
     "change_config",
     "dump_config",
+    "guard_tree",
     "load_config",
     "recorded_config",
 ]

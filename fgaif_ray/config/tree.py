@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -12,6 +12,7 @@ from fgaif_ray.config.align import AlignConfig
 from fgaif_ray.config.base import EngineConfig, PolicyConfig, RayConfig, RunConfig, Section
 from fgaif_ray.config.benchmarks import BenchmarksConfig, JudgeConfig
 from fgaif_ray.config.data import DataConfig, SampleConfig
+from fgaif_ray.config.guard import ChatGuardConfig, GuardTree
 from fgaif_ray.config.label import LabelConfig
 from fgaif_ray.config.mistakes import describe_mistakes
 from fgaif_ray.config.per_type import check_names, complete
@@ -64,6 +65,7 @@ class Config(Section):
     align: AlignConfig = AlignConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    guard: ChatGuardConfig = ChatGuardConfig()
 
     @property
     def evaluation_sync(self) -> Literal["adapter", "merged"]:
@@ -177,7 +179,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the file is missing or not YAML, or a key is unknown, given twice, missing or out of range; the
             message names it, and the file or the override that it stands in.
     """
-    return _validated(read_tree(path), overrides, str(path), "--set ")
+    return _validated(read_tree(path), overrides, str(path), "--set ", Config)
 
 
 def change_config(config: Config, overrides: Sequence[str]) -> Config:
@@ -186,23 +188,35 @@ def change_config(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: a key is unknown or out of range; the message names it.
     """
-    return _validated(config.model_dump(mode="json"), overrides, "the configuration", "")
+    return _validated(config.model_dump(mode="json"), overrides, "the configuration", "", Config)
 
 
-def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str, flag: str) -> Config:
+def guard_tree(overrides: Sequence[str]) -> GuardTree:
+    """Build the sections of a guard that stands alone, without a file.
+
+    Raises:
+        UserError: a key is unknown or out of range; the message names it.
+    """
+    return _validated({}, overrides, "the guard", "--set ", GuardTree)
+
+
+Tree = TypeVar("Tree", bound=Section)
+
+
+def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str, flag: str, model: type[Tree]) -> Tree:
     changed = copy.deepcopy(tree)
     for override in overrides:
         _assign(changed, override)
     try:
-        return Config.model_validate(changed)
+        return model.model_validate(changed)
     except ValidationError as error:
         given = [f"{flag}{override}" for override in overrides]
-        raise UserError(describe_mistakes(error, Config, source, given, _mistakes_in(tree))) from error
+        raise UserError(describe_mistakes(error, model, source, given, _mistakes_in(tree, model))) from error
 
 
-def _mistakes_in(tree: dict[str, Any]) -> ValidationError | None:
+def _mistakes_in(tree: dict[str, Any], model: type[Section]) -> ValidationError | None:
     try:
-        Config.model_validate(tree)
+        model.model_validate(tree)
     except ValidationError as error:
         return error
     return None

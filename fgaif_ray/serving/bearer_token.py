@@ -3,8 +3,11 @@
 HTTP libraries show a header that they cannot send in their error, and with it the token.
 """
 
+import os
 import re
 from typing import Final
+
+from fgaif_ray.errors import UserError
 
 _SENDABLE: Final = re.compile(r"[\x21-\x7e]+")
 """Visible ASCII."""
@@ -22,3 +25,16 @@ def check_token(token: str, name: str = "the bearer token") -> str:
             "out (a file often ends with a line break)"
         )
     return token
+
+
+def read_token(variable: str) -> str | None:
+    """Return the bearer token that an environment variable holds; None where it is not set or empty.
+
+    Raises:
+        UserError: no client could send it.
+    """
+    token = os.environ.get(variable)
+    try:
+        return check_token(token, variable) if token else None
+    except ValueError as error:
+        raise UserError(f"{error}.") from error

@@ -6,7 +6,7 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -23,7 +23,7 @@ Request = dict[str, Any]
 @dataclass
 class Reply:
     """What the server answers: a status with headers and a body, after a delay; or nothing, and it waits (``hangs``) or
-    ends the connection (``drops``)."""
+    ends the connection (``drops``). A body in ``parts`` is sent part by part, as each of them is there."""
 
     status: int = 200
     body: Any = None
@@ -31,6 +31,7 @@ class Reply:
     delay_s: float = 0
     hangs: bool = False
     drops: bool = False
+    parts: Iterable[str] | None = None
 
     @classmethod
     def completion(
@@ -160,8 +161,24 @@ class _Handler(BaseHTTPRequestHandler):
             ):
                 pass
             self.close_connection = True
+        elif reply.parts is not None:
+            self._send_parts(reply.parts)
         else:
             self._send(reply)
+
+    def _send_parts(self, parts: Iterable[str]) -> None:
+        """As a stream of server-sent events."""
+        try:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for part in parts:
+                content = part.encode()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
+            self.wfile.write(b"0\r\n\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client gave up waiting
 
     def _send(self, reply: Reply) -> None:
         is_text = isinstance(reply.body, str)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import uvicorn
+from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from actors.rewards.gateway import GatewaySettings, RewardGateway
@@ -76,12 +77,21 @@ def local_gateway(
     return RewardGateway(settings, [cast("DeploymentHandle[Any]", scorer)])
 
 
+class BuildsApp(Protocol):
+    """What Serve asks for the application of a replica."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI: ...
+
+
 @contextmanager
-def served(gateway: RewardGateway) -> Iterator[str]:
+def served(gateway: BuildsApp) -> Iterator[str]:
     """The URL at which the gateway answers; requests and answers get their id here, as they do from Serve's proxy."""
     app = gateway.__serve_build_asgi_app__()
 
     async def with_request_id(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
         request_id = (b"x-request-id", uuid4().hex.encode())
 
         async def send_with_it(message: Any) -> None:
@@ -91,7 +101,7 @@ def served(gateway: RewardGateway) -> Iterator[str]:
 
         await app({**scope, "headers": [*scope["headers"], request_id]}, receive, send_with_it)
 
-    config = uvicorn.Config(with_request_id, port=0, log_level="error", lifespan="off", ws="none")
+    config = uvicorn.Config(with_request_id, port=0, log_level="error", ws="none")
     server = uvicorn.Server(config)
     socket = config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
