@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from actors.rewards.http import ServiceError
+from actors.rewards.service_error import ServiceError
 from fgaif_ray.errors import ItemError
 from fgaif_ray.guard.chat import ImageQuestion
 from fgaif_ray.guard.judgement import AnswerJudgement, read_judgement

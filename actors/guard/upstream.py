@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from actors.cluster.authentication import is_loopback
-from actors.rewards.http import ServiceError
+from actors.rewards.service_error import ServiceError
 from fgaif_ray.guard.sse import DONE, EventReader
 
 CONNECT_TIMEOUT_S: Final = 10.0
