@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.guard.upstream import Json
-from actors.rewards.bodies import MAX_HELD_BYTES, Bodies
+from actors.rewards.bodies import MAX_HELD_BYTES, HeldBodies
 from actors.rewards.http import (
     Guard,
     HasCapacity,
@@ -151,7 +151,7 @@ def build_app(backend: GuardBackend, digest: str | None, observe: Observer) -> F
         digest=digest,
         observe=observe,
         backend=backend,
-        bodies=Bodies(MAX_HELD_BYTES),
+        bodies=HeldBodies(MAX_HELD_BYTES),
         open_paths=OPEN_PATHS,
         body_paths=frozenset({CHAT_PATH}),
         respond=respond,

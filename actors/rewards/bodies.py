@@ -14,7 +14,7 @@ MAX_HELD_BYTES: Final = 4 * MAX_BODY_BYTES
 RETRY_AFTER_S: Final = 1
 
 
-class Bodies:
+class HeldBodies:
     """The bodies that a gateway holds.
 
     Example: ``with bodies.reading() as reading: await app(scope, await reading.body(headers, receive), send)``
@@ -42,7 +42,7 @@ class Bodies:
 class _Reading:
     """The body of one request."""
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: HeldBodies) -> None:
         self._bodies = bodies
         self.size = 0
 

@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actors.rewards.bodies import MAX_HELD_BYTES, Bodies
+from actors.rewards.bodies import MAX_HELD_BYTES, HeldBodies
 from actors.rewards.service_error import ServiceError
 from fgaif_ray.fact_types import FactType, type_names
 from fgaif_ray.serving import api_page
@@ -125,7 +125,7 @@ class Guard:
     observe: Observer
     backend: HasCapacity
     """Says whether there is room, before a body is read for it."""
-    bodies: Bodies
+    bodies: HeldBodies
     open_paths: frozenset[str] = OPEN_PATHS
     body_paths: frozenset[str] = BODY_PATHS
     respond: Respond = _answer
@@ -243,7 +243,7 @@ def build_app(backend: RewardBackend, digest: str | None, observe: Observer, fac
         redoc_url=None,
         redirect_slashes=False,  # it would redirect to whatever host the request names
     )
-    app.add_middleware(Guard, digest=digest, observe=observe, backend=backend, bodies=Bodies(MAX_HELD_BYTES))
+    app.add_middleware(Guard, digest=digest, observe=observe, backend=backend, bodies=HeldBodies(MAX_HELD_BYTES))
 
     add_error_handlers(app, _answer)
 

@@ -32,6 +32,7 @@ class ChatGuardConfig(Section):
     """What becomes of a request that cannot be judged (its image is a link, the reward service does not answer):
     ``refuse`` answers with an error, ``pass`` with the endpoint's own answer and a note."""
     host: str = "127.0.0.1"
+    """Address to listen at; on another than loopback callers need FGAIF_GUARD_TOKEN."""
     port: int = Field(default=8080, ge=0, le=65535)
     """HTTP port; 0 takes a free one."""
     app_name: str = Field(default="guard", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
@@ -39,10 +40,13 @@ class ChatGuardConfig(Section):
     route_prefix: str = Field(default="/", pattern=r"^/([A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)?$")
     """Path below which it answers; another one than ``/`` where something else is there already."""
     min_replicas: int = Field(default=1, ge=1)
+    """Processes that judge, at the least."""
     max_replicas: int = Field(default=1, ge=1)
+    """How many there become with their load."""
     target_requests: float = Field(default=16, gt=0)
     """Requests of a replica at a time, above which another one is started."""
     num_cpus: float = Field(default=0.2, ge=0)
+    """Logical CPUs that each of them asks Ray for."""
     label_selector: LabelSelector = {}
     """Labels of the nodes that the replicas may run on."""
     max_waiting_answers: int = Field(default=256, ge=1)
