@@ -180,8 +180,9 @@ class RewardGateway:
 
         scored = await self._score_http("items", [maker(item) for item in request.items])
         known = {one.name: one for one in self._settings.fact_types}
-        coarse = self._settings.models.kind == "coarse"
-        return [check_response(one, known, coarse=coarse) for one in scored]
+        models = self._settings.models
+        coarse, trained_on = models.kind == "coarse", models.trained_on
+        return [check_response(one, known, coarse=coarse, trained_on=trained_on) for one in scored]
 
     async def score_remote(self, request: RemoteRewardRequest) -> list[ScoredResponse]:
         """Answer `POST /get_reward` with one result per query.
@@ -268,8 +269,15 @@ class RewardGateway:
         return await self._in_worker(lambda: [self._compose(one) for one in verdicts])
 
     def _compose(self, one: ResponseVerdicts) -> ScoredResponse:
-        options = self._settings.options
-        return compose_response(one.response, one.probabilities, one.token_ends, options, one.model_version, one.facts)
+        return compose_response(
+            one.response,
+            one.probabilities,
+            one.token_ends,
+            self._settings.options,
+            one.model_version,
+            one.facts,
+            one.domain_distance,
+        )
 
     async def _score(
         self, items: Sequence[PreparedItem | ItemError], leave: Callable[[int, int], None] | None = None
@@ -293,7 +301,14 @@ class RewardGateway:
                 scored[index] = (
                     outcome
                     if isinstance(outcome, ItemError)
-                    else ResponseVerdicts(item.response, item.token_ends, outcome.probabilities, version, outcome.facts)
+                    else ResponseVerdicts(
+                        item.response,
+                        item.token_ends,
+                        outcome.probabilities,
+                        version,
+                        outcome.facts,
+                        outcome.domain_distance,
+                    )
                 )
             if leave is not None:
                 leave(len(places), sum(not isinstance(outcome, ItemError) for outcome in answer.outcomes))

@@ -38,7 +38,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.files import kind_of, read_folder
+from fgaif_ray.rewards.files import kind_of, read_domain_card, read_folder, read_trained_on
 from fgaif_ray.rewards.scoring import (
     ScoredBatch,
     ScoringBatch,
@@ -60,7 +60,7 @@ LISTS_PER_REPLICA: Final = 2
 BATCH_WAIT_S: Final = 0.01
 """Seconds that a replica waits for more lists to score together."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
-HANDLE_FORMAT: Final = "verdicts-5"
+HANDLE_FORMAT: Final = "verdicts-6"
 """Version of what goes in and out through the gateway's handle; a running service with another format is replaced."""
 
 
@@ -254,7 +254,15 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
     files = {fact_type: read_folder(folders[fact_type]) for fact_type in config.run.type_names}
     versions = {fact_type: found.served_version(scaled) for fact_type, found in files.items()}
     return ModelList(
-        models=[RewardModelCard(id=fact_type, version=version) for fact_type, version in versions.items()],
+        models=[
+            RewardModelCard(
+                id=fact_type,
+                version=version,
+                trained_on=read_trained_on(folders[fact_type]),
+                domain=read_domain_card(folders[fact_type]),
+            )
+            for fact_type, version in versions.items()
+        ],
         model_version=combined_version(versions),
         backbone=os.path.basename(config.rewards.backbone.rstrip("/")),
         tokenizer=os.path.basename(config.policy.model.rstrip("/")),

@@ -37,6 +37,7 @@ from fgaif_ray.rewards.kinds import RewardTask, reward_tasks
 
 if TYPE_CHECKING:
     from fgaif_ray.rewards.data import RewardData
+    from fgaif_ray.rewards.domain import ImageDomain
     from fgaif_ray.rewards.model import RewardModel
     from fgaif_ray.vlm.backbone import Backbone
 
@@ -260,9 +261,10 @@ def train_missing(
         reporter: shows progress; None in a worker that is not the first, and writes nothing.
     """
     from fgaif_ray.rewards.checkpoint import TrainingCheckpoint
-    from fgaif_ray.rewards.data import FeatureCache
+    from fgaif_ray.rewards.data import FeatureCache, domain_of
     from fgaif_ray.rewards.model import RewardModel
     from fgaif_ray.rewards.training import examples_of, train_reward_model
+    from fgaif_ray.vlm.group import LearnerGroup
 
     model, rewards = RewardModel(backbone), config.rewards
     features = FeatureCache(backbone, budget=config.data.pixel_budget)
@@ -274,11 +276,16 @@ def train_missing(
             exported.REWARD_TRAINING_RESPONSES.inc(count, model=task.name)
         reporter.advance(count, note)
 
+    domains: list[ImageDomain | None] = []
     for task in missing_tasks(config, partial):
         reporter.send("begin", f"reward model {task.name}", len(examples_of(task, data)) * rewards.epochs, "responses")
         seed = config.run.seed + tasks.index(task)
         checkpoint = TrainingCheckpoint(partial, task.name)
         metrics = train_reward_model(model, task, data, features, rewards, seed, advance, checkpoint)
+        if not domains:  # after the images have been encoded
+            domains.append(domain_of(data, features, LearnerGroup(backbone.device)))
+        for name in task.heads if domains[0] is not None else ():
+            model.domains[name] = domains[0]
         if first:
             for name in task.fact_types:
                 _save(model, task, metrics[name], config, partial)
@@ -302,11 +309,18 @@ def is_trained(folder: str, fact_type: str) -> bool:
 
 def _save(model: "RewardModel", task: RewardTask, metrics: dict[str, Any], config: Config, partial: str) -> None:
     from fgaif_ray.rewards.card import model_card
+    from fgaif_ray.sources.names import source_name
 
     fact_type = metrics["fact_type"]
     folder = storage.join(partial, fact_type)
+    domain = model.domains.get(task.head_of(fact_type))
+    metrics = metrics | {
+        "source": source_name(config.data),
+        "domain": None if domain is None else domain.card(),
+        "settings": settings_of(config),
+    }
     with tempfile.TemporaryDirectory() as temporary:
         model.save(fact_type, Path(temporary), task.head_of(fact_type))
         (Path(temporary) / "README.md").write_text(model_card(metrics, config.rewards))
         storage.upload_folder(temporary, folder)
-    storage.write_json(storage.join(folder, METRICS_FILE), metrics | {"settings": settings_of(config)})
+    storage.write_json(storage.join(folder, METRICS_FILE), metrics)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,22 +20,21 @@ from fgaif_ray.rewards.files import (
     published_reward_folders,
     read_folder,
     read_settings,
+    read_trained_on,
     settings_of,
 )
-from fgaif_ray.rewards.model import load_reward_model
+from fgaif_ray.rewards.model import RewardModel, load_reward_model
 from fgaif_ray.rewards.preparation import segment_response
 from fgaif_ray.rewards.scoring import combined_version, compose_response, make_batch, score_batches
+from fgaif_ray.serving.wire import TrainedOn
 from fgaif_ray.vlm.backbone import load_backbone
-
-if TYPE_CHECKING:
-    from fgaif_ray.rewards.model import RewardModel
 
 
 @dataclass(frozen=True, slots=True)
 class LocalChecker:
     """Reward models in this process."""
 
-    model: "RewardModel"
+    model: RewardModel
     version: str
     """Of all of them."""
     fact_types: Mapping[str, FactType]
@@ -44,6 +43,7 @@ class LocalChecker:
     """Whether they judge whole responses."""
     budget: PixelBudget = UNLIMITED
     """Of an image."""
+    trained_on: tuple[TrainedOn, ...] = ()
 
     def check_each(self, texts: Sequence[TextToCheck]) -> list[CheckResult]:
         """Check texts, in order."""
@@ -59,8 +59,11 @@ class LocalChecker:
             if isinstance(outcome, ItemError):
                 results.append(outcome)
             else:
-                scored = compose_response(response, outcome.probabilities, None, options, self.version)
-                results.append(check_response(scored, self.fact_types, coarse=self.coarse))
+                distance = outcome.domain_distance
+                scored = compose_response(
+                    response, outcome.probabilities, None, options, self.version, domain_distance=distance
+                )
+                results.append(check_response(scored, self.fact_types, coarse=self.coarse, trained_on=self.trained_on))
         return results
 
 
@@ -107,4 +110,5 @@ def _load(
         fact_types=fact_types,
         coarse=kind_of(files) == "coarse",
         budget=PixelBudget(settings["min_pixels"], settings["max_pixels"]),
+        trained_on=tuple(dict.fromkeys(TrainedOn(**said) for said in map(read_trained_on, folders.values()) if said)),
     )

@@ -23,12 +23,26 @@ def terminal_lines(checked: CheckedResponse, threshold: float | None, *, colour:
         threshold: that the score was compared with, if any.
         colour: whether verdicts are coloured.
     """
-    lines = [_head(checked, threshold, colour), ""]
+    lines = [*_outside(checked, colour), _head(checked, threshold, colour), ""]
     for segment in checked.segments:
         lines += _segment_lines(segment, colour)
     if not checked.segments:
         lines.append("The text states nothing.")
+    if checked.trained_on:
+        lines += ["", f"The reward models were trained on {_trained_on(checked)}."]
     return lines
+
+
+def _outside(checked: CheckedResponse, colour: bool) -> list[str]:
+    if not checked.out_of_domain:
+        return []
+    apart = "" if checked.domain_distance is None else f" ({checked.domain_distance:.1f} times as far as they may be)"
+    warning = f"The image is unlike those that the reward models were trained on{apart}: the verdicts mean little."
+    return [_coloured(warning, "yellow", colour), ""]
+
+
+def _trained_on(checked: CheckedResponse) -> str:
+    return printable(" and ".join(map(str, checked.trained_on)))
 
 
 def _head(checked: CheckedResponse, threshold: float | None, colour: bool) -> str:

@@ -11,12 +11,17 @@ from fgaif_ray.serving.wire import (
     Probabilities,
     ScoredResponse,
     SegmentReward,
+    TrainedOn,
     TypeVerdict,
 )
 
 
 def check_response(
-    scored: ScoredResponse, fact_types: Mapping[str, FactType], *, coarse: bool = False
+    scored: ScoredResponse,
+    fact_types: Mapping[str, FactType],
+    *,
+    coarse: bool = False,
+    trained_on: tuple[TrainedOn, ...] = (),
 ) -> CheckedResponse:
     """Read a scored response as a check.
 
@@ -27,6 +32,7 @@ def check_response(
         scored: of the reward models.
         fact_types: what is known of its types; one that is missing is about truth.
         coarse: whether there is one verdict for the whole response, at its last segment.
+        trained_on: what the reward models were trained on.
     """
     segments = [_checked(scored.response, segment, fact_types) for segment in scored.segments]
     chances = [segment.hallucination for segment in segments if segment.hallucination is not None]
@@ -37,6 +43,9 @@ def check_response(
         expected_share=(fmean(chances) if chances else 0.0) if judged and not coarse else None,
         segments=segments,
         model_version=scored.model_version,
+        out_of_domain=scored.out_of_domain,
+        domain_distance=scored.domain_distance,
+        trained_on=trained_on,
     )
 
 

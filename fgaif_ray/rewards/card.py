@@ -5,6 +5,7 @@ from typing import Any
 
 from fgaif_ray.config import RewardsConfig
 from fgaif_ray.records import CLASS_NAMES
+from fgaif_ray.statistics.intervals import wilson_interval
 
 
 def model_card(metrics: Mapping[str, Any], options: RewardsConfig) -> str:
@@ -41,10 +42,10 @@ of `{metrics["backbone"]}`{quantised}, and a linear head (`head.safetensors`) re
 {"the last segment" if whole else "each segment"}.
 
 Trained on AI feedback: {train["segments"]} segments of {train["responses"]} responses to
-{train["images"]} images; best epoch {metrics["best_epoch"]} of {len(metrics["curve"])}, learning rate
+{train["images"]} images{_source(metrics)}; best epoch {metrics["best_epoch"]} of {len(metrics["curve"])}, learning rate
 {options.learning_rate:g}, batch size {options.batch_size}{smoothing}, seed {metrics["seed"]}.
 
-## Agreement with the feedback on held-out images
+{_domain(metrics)}## Agreement with the feedback on held-out images
 
 {metrics["count"]} labelled {verdicts} of {validation["responses"]} responses to {validation["images"]} images. They
 also chose the best epoch, so the metrics are a little optimistic.
@@ -78,6 +79,29 @@ asks for it. The metrics after scaling use, for each image, a temperature that w
 
 The feedback comes from models and has errors of its own: these metrics say how well it is reproduced, not how
 well the truth is known.
+"""
+
+
+def _source(metrics: Mapping[str, Any]) -> str:
+    return f" ({metrics['source']})" if metrics.get("source") else ""
+
+
+def _domain(metrics: Mapping[str, Any]) -> str:
+    """How it tells images that are unlike those of training, if it does."""
+    domain = metrics.get("domain")
+    if domain is None:
+        return ""
+    alarms, held_out = domain["false_alarms"], domain["held_out"]
+    low, high = wilson_interval(alarms / held_out, held_out) if held_out else (0.0, 1.0)
+    interval = f"{low:.3f} to {high:.3f}"
+    threshold = f"{domain['threshold']:.2f}"
+    return f"""## Out of domain
+
+It knows such images as these, and its probabilities mean little for others. An image whose features are further than
+{threshold} from those of the {domain["images"]} training images is marked `out_of_domain`. False alarms: {alarms} of
+{held_out} held-out images, {_figure(domain["false_alarm_rate"])} (95 % interval {interval}). How many images of another
+kind are marked depends on the kind, and is not measured.
+
 """
 
 

@@ -6,15 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import torch
+from torch import Tensor
+
 from fgaif_ray.blind import ShownImages
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_images, read_image_file
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import Feedback
+from fgaif_ray.rewards.domain import ImageDomain, fit_domain, pool_features
 from fgaif_ray.rewards.fact_counts import labelled_counts
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
-from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
+from fgaif_ray.rewards.model import SCORING_BATCH, EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
+from fgaif_ray.vlm.group import LearnerGroup
 from fgaif_ray.vlm.image_features import ImageFeatures
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
@@ -269,6 +274,9 @@ class FeatureCache:
         self._budget = budget
         self._room = cache_bytes
         self._kept: dict[tuple[str, ...], ImageFeatures] = {}
+        self._pooled: dict[tuple[str, ...], Tensor] = {}
+        self.hidden_size = backbone.hidden_size
+        """Width of the features."""
         self.encoded = 0
         """Prompts whose images went through the vision tower so far."""
 
@@ -289,7 +297,44 @@ class FeatureCache:
             self.encoded += len(missing)
             for paths, features in zip(missing, self._backbone.image_features(prompts), strict=True):
                 found[paths] = features
+                self._pooled[paths] = pool_features([features])[0].cpu()
                 if features.planes.nbytes <= self._room:
                     self._room -= features.planes.nbytes
                     self._kept[paths] = features.copy_to_host()
         return [found[paths] for paths in images]
+
+    def pooled(self, images: Sequence[tuple[str, ...]]) -> Tensor:
+        """Return the means of features over tokens (``domain.pool_features``), ``[prompts, hidden]`` on the CPU.
+
+        They are kept of all images that were encoded, so that hardly any is encoded again.
+
+        Args:
+            images: the paths of those of each prompt; at least one.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        missing = [paths for paths in images if paths not in self._pooled]
+        for start in range(0, len(missing), SCORING_BATCH):
+            self(missing[start : start + SCORING_BATCH])
+        return torch.stack([self._pooled[paths] for paths in images])
+
+
+def domain_of(data: RewardData, features: FeatureCache, group: LearnerGroup) -> ImageDomain | None:
+    """Fit the domain of reward models to their training images, on all workers; see ``domain.fit_domain``.
+
+    Args:
+        data: examples.
+        features: of their images.
+        group: the workers, each of which encodes a share of the images.
+    """
+    train, held_out = (
+        sorted({example.images for example in part if example.images}) for part in (data.train, data.validation)
+    )
+    images = [*train, *held_out]
+    own = images[group.rank :: group.size]
+    pooled = torch.zeros(len(images), features.hidden_size, device=group.device)
+    if own:
+        pooled[group.rank :: group.size] = features.pooled(own).to(group.device)
+    pooled = group.sum(pooled)
+    return fit_domain(pooled[: len(train)], pooled[len(train) :])

@@ -23,6 +23,9 @@ from fgaif_ray.vlm.checkpoint import check_adapter, check_safetensors
 
 ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 HEAD_FILE: Final = ADAPTER_FILES[-1]
+DOMAIN_FILE: Final = "domain.safetensors"
+"""How far images are from those of training (``rewards.domain``); models of few images and of earlier releases have
+none."""
 CLASSES: Final = ",".join(CLASS_NAMES)
 """The classes of a head's rows, in its metadata."""
 METRICS_FILE: Final = "metrics.json"
@@ -126,6 +129,43 @@ def find_reward_folders(path: str) -> dict[str, str]:
         if found:
             return {name: found[name] for name in sorted(found, key=[*BUILT_IN, *found].index)}
     raise UserError(f"{path} holds no reward model: give the folder of a run, or its rewards/ (fgaif train-rewards).")
+
+
+def read_domain_card(folder: str) -> dict[str, Any] | None:
+    """What a reward model's folder says of its domain, ``ImageDomain.card``; None where it has none.
+
+    Raises:
+        BrokenFileError: the file is damaged.
+    """
+    uri = storage.join(folder, DOMAIN_FILE)
+    if not storage.exists(uri):
+        return None
+    said = check_safetensors(uri, storage.repair_advice(uri)).get("__metadata__", {})
+    try:
+        images, held_out, alarms = (int(said[name]) for name in ("images", "held_out", "false_alarms"))
+        threshold = float(said["threshold"])
+    except (KeyError, ValueError) as error:
+        raise BrokenFileError(uri, "its header does not say its threshold and images", "train it again") from error
+    return {
+        "threshold": threshold,
+        "images": images,
+        "held_out": held_out,
+        "false_alarms": alarms,
+        "false_alarm_rate": alarms / held_out if held_out else None,
+    }
+
+
+def read_trained_on(folder: str) -> dict[str, Any] | None:
+    """What a reward model was trained on: ``source``, ``images``, ``responses`` and ``segments``, as its metrics say.
+
+    None without metrics; models of earlier releases do not say their source.
+    """
+    uri = storage.join(folder, METRICS_FILE)
+    metrics = storage.read_json(uri) if storage.exists(uri) else {}
+    if "train" not in metrics:
+        return None
+    counts = {name: metrics["train"][name] for name in ("images", "responses", "segments")}
+    return {"source": metrics.get("source"), **counts}
 
 
 def base_model(folder: str) -> str:

@@ -7,8 +7,9 @@ the prompt and all the text up to there. Types may share an adapter, whose forwa
 them, and a head may read one class per response, at its last separator.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +25,17 @@ from fgaif_ray import storage
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import ABSENT, CLASS_NAMES
+from fgaif_ray.rewards.domain import ImageDomain, largest_distance, pool_features
 from fgaif_ray.rewards.fact_counts import TARGETS, bounded
-from fgaif_ray.rewards.files import ADAPTER_FILES, CLASSES, HEAD_FILE, RewardModelFiles, read_folder, save_tensors
+from fgaif_ray.rewards.files import (
+    ADAPTER_FILES,
+    CLASSES,
+    HEAD_FILE,
+    RewardModelFiles,
+    read_domain_card,
+    read_folder,
+    save_tensors,
+)
 from fgaif_ray.rewards.kinds import Granularity
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.image_features import ImageFeatures
@@ -61,6 +71,9 @@ class Judged:
     facts: dict[str, list[NDArray[np.float32]]]
     """Per type and response ``[segments, 2]``: expected facts, and false ones where one is (see ``fact_counts``). Types
     without a readout are missing."""
+    domain_distances: list[float | None] = field(default_factory=list)
+    """Per response, how far its images are from those of training, in units of the threshold (see ``domain``); None of
+    a response without segments. Empty where none of the reward models knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +157,8 @@ class RewardModel(nn.Module):
         """Head in training -> weights of the classes in its loss, ``[3]``; saved heads do without."""
         self.fact_counts = nn.ModuleDict()
         """Head -> readout of how many facts a segment states (``rewards.fact_counts``); not all heads have one."""
+        self.domains: dict[str, ImageDomain] = {}
+        """Head -> the images that it was trained on; not all heads know."""
         self._adapter_of: dict[str, str] = {}
         self._granularity: dict[str, Granularity] = {}
         self._loaded: dict[str, str] = {}  # digest of an adapter's files -> its name here
@@ -216,6 +231,12 @@ class RewardModel(nn.Module):
         self.temperatures[fact_type] = float(temperature)
         if counts:
             self.set_fact_counts(fact_type, counts)
+        if (card := read_domain_card(str(local))) is not None:
+            domain = ImageDomain.load(local, card)
+            if len(domain.mean) != self.backbone.hidden_size:
+                raise self._misfit(folder, local)
+            alike = (known for known in self.domains.values() if known.equals(domain))
+            self.domains[fact_type] = next(alike, domain)
 
     def set_fact_counts(self, head: str, weights: Mapping[str, Tensor]) -> None:
         """Give a head a readout of facts.
@@ -264,6 +285,8 @@ class RewardModel(nn.Module):
             tensors |= {f"{COUNTS}{name}": value for name, value in self.fact_counts[head].state_dict().items()}
             metadata["fact_counts"] = ",".join(TARGETS)
         save_tensors(tensors, folder / HEAD_FILE, metadata | {"granularity": self._granularity[head]})
+        if head in self.domains:
+            self.domains[head].save(folder)
 
     def trainable_parameters(self, head: str) -> list[nn.Parameter]:
         """Parameters of a head's adapter and of all heads on it, in a fixed order; they require gradients from now."""
@@ -403,6 +426,8 @@ class RewardModel(nn.Module):
         facts = {name: [np.zeros((0, 2), np.float32) for _ in items] for name in counted}
         encoded = {index: item for index, item in enumerate(items) if item is not None}
         order = sorted(encoded, key=lambda index: len(encoded[index]))
+        domains = {id(one): one for name, one in self.domains.items() if name in fact_types}
+        distances: list[float | None] = [None] * len(items)
         # On the device: the next images are read meanwhile.
         found: list[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]] = []
         for start in range(0, len(order), SCORING_BATCH):
@@ -413,6 +438,11 @@ class RewardModel(nn.Module):
             probable = {name: self.probabilities(name, self.heads[name](s.ends), scaled) for name, s in states.items()}
             counts = {name: bounded(self.fact_counts[name](states[name].sums)) for name in counted}
             found.append((batch, probable, counts))
+            if domains:
+                pooled = pool_features(features)
+                apart = zip(*(domain.distances(pooled).tolist() for domain in domains.values()), strict=True)
+                for index, of_image in zip(batch, apart, strict=True):
+                    distances[index] = largest_distance(of_image)
         for batch, by_type, estimated in found:
             lengths = [len(encoded[index].separators) for index in batch]
             for name, on_device in by_type.items():
@@ -429,7 +459,9 @@ class RewardModel(nn.Module):
                     raise ArithmeticError(f"the {name} reward model gave a number of facts that is not finite")
                 for index, part in zip(batch, np.split(numbers, np.cumsum(lengths)[:-1]), strict=True):
                     facts[name][index] = part
-        return Judged(scores, facts)
+        if not all(one is None or math.isfinite(one) for one in distances):
+            raise ArithmeticError("the features of an image are not finite")
+        return Judged(scores, facts, distances if domains else [])
 
     def probabilities(self, head: str, logits: Tensor, scaled: bool = False) -> Tensor:
         """Turn a head's logits into probabilities under the labels' own balance.

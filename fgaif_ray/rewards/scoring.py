@@ -20,6 +20,7 @@ from fgaif_ray.images import decode_image, open_images
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward_segments
+from fgaif_ray.rewards.domain import is_outside, largest_distance
 from fgaif_ray.rewards.preparation import ImageSource, SegmentedResponse
 from fgaif_ray.serving.wire import ScoredResponse, SegmentReward
 
@@ -53,6 +54,14 @@ class ResponseVerdicts:
     model_version: str
     """Of the models that gave the probabilities."""
     facts: TypeFacts = field(default_factory=dict)
+    domain_distance: float | None = None
+    """How far the images are from those that the models were trained on, in units of the threshold; None where the
+    models do not know, or the response has no segments."""
+
+    @property
+    def out_of_domain(self) -> bool | None:
+        """Whether the images are unlike those of training."""
+        return is_outside(self.domain_distance)
 
 
 def compose_response(
@@ -62,6 +71,7 @@ def compose_response(
     options: RewardOptions,
     model_version: str,
     facts: Mapping[str, NDArray[np.float32]] | None = None,
+    domain_distance: float | None = None,
 ) -> ScoredResponse:
     """Join verdicts and segments to the dense reward of a response.
 
@@ -72,6 +82,7 @@ def compose_response(
         options: weights and choices. The missing-EOS penalty is the trainer's: no finish reason is known here.
         model_version: of the models that gave the probabilities.
         facts: `[segments, 2]` of each fact type, where facts are paid.
+        domain_distance: of the images from those of training, where it is known.
 
     Raises:
         ValueError: probabilities are not finite or of another shape, or facts are paid and not counted.
@@ -106,6 +117,8 @@ def compose_response(
         reward=sum(totals),
         token_rewards=per_token,
         model_version=model_version,
+        out_of_domain=is_outside(domain_distance),
+        domain_distance=domain_distance,
     )
 
 
@@ -171,6 +184,8 @@ class ItemVerdicts:
 
     probabilities: TypeProbabilities
     facts: TypeFacts = field(default_factory=dict)
+    domain_distance: float | None = None
+    """See ``ResponseVerdicts``."""
 
 
 ScoringOutcome = ItemVerdicts | ItemError
@@ -198,7 +213,11 @@ def merge_verdicts(parts: Sequence[ScoredBatch]) -> ScoredBatch:
             if isinstance(outcome, ItemError):
                 failed = outcome
             else:
-                merged = ItemVerdicts(merged.probabilities | outcome.probabilities, merged.facts | outcome.facts)
+                merged = ItemVerdicts(
+                    merged.probabilities | outcome.probabilities,
+                    merged.facts | outcome.facts,
+                    largest_distance((merged.domain_distance, outcome.domain_distance)),
+                )
         outcomes.append(failed or merged)
     return ScoredBatch(versions, outcomes)
 
@@ -294,7 +313,8 @@ def _judge_items(
         return [ItemError("scoring_failed", "the reward model failed on this item")]
     return [
         ItemVerdicts(
-            *({name: rows[index] for name, rows in part.items()} for part in (found.probabilities, found.facts))
+            *({name: rows[index] for name, rows in part.items()} for part in (found.probabilities, found.facts)),
+            found.domain_distances[index] if found.domain_distances else None,
         )
         for index in range(len(items))
     ]

@@ -210,6 +210,10 @@ def spread_types(schema: dict[str, Any], types: Sequence[str]) -> None:
     schema["required"] = [name for name in schema["properties"] if name in (*types, *schema["required"])]
 
 
+def _is_unknown(value: object) -> bool:
+    return value is None
+
+
 class ScoredResponse(ResponseModel):
     """The dense reward of one response."""
 
@@ -221,6 +225,11 @@ class ScoredResponse(ResponseModel):
     token_rewards: list[FiniteFloat] | None
     """`[response_tokens]`, as the service's reward settings compose them; None where no ids were given."""
     model_version: str
+    out_of_domain: bool | None = Field(default=None, exclude_if=_is_unknown)
+    """Whether the images are unlike those that the reward models were trained on, so that the verdicts mean little;
+    left out by services that do not know."""
+    domain_distance: FiniteFloat | None = Field(default=None, exclude_if=_is_unknown)
+    """How far they are from those, in units of the distance at which they are out of domain."""
 
 
 class RewardResponse(ResponseModel):
@@ -229,6 +238,32 @@ class RewardResponse(ResponseModel):
     results: list[ScoredResponse]
     model_version: str
     request_id: str
+
+
+class TrainedOn(ResponseModel):
+    """What a reward model was trained on."""
+
+    source: str | None
+    """Kind and name of the images, e.g. `coco train2014`; None where its metrics do not say it."""
+    images: int
+    responses: int
+    segments: int
+
+    def __str__(self) -> str:
+        return f"{self.images} images ({self.source or 'of a source that is not known'})"
+
+
+class DomainCard(ResponseModel):
+    """How a reward model tells images that are unlike those of its training."""
+
+    threshold: FiniteFloat
+    """Distance at which an image is out of domain."""
+    images: int
+    """Training images."""
+    held_out: int
+    """Images like those of training, on which false alarms were counted."""
+    false_alarms: int
+    false_alarm_rate: FiniteFloat | None
 
 
 class CheckItem(ImagesItem):
@@ -285,6 +320,13 @@ class CheckedResponse(ResponseModel):
     """Mean `hallucination` of the segments; None where the reward models judge whole responses."""
     segments: list[CheckedSegment]
     model_version: str
+    out_of_domain: bool | None = None
+    """Whether the images are unlike those that the reward models were trained on; then the verdicts mean little. None
+    where the models do not know."""
+    domain_distance: FiniteFloat | None = None
+    """How far they are from those, in units of the distance at which they are out of domain."""
+    trained_on: tuple[TrainedOn, ...] = ()
+    """What the reward models were trained on; several where they were not trained on the same."""
 
 
 class CheckResponse(ResponseModel):
@@ -301,6 +343,9 @@ class RewardModelCard(ResponseModel):
     id: str
     """Its fact type."""
     version: str
+    trained_on: TrainedOn | None = None
+    domain: DomainCard | None = None
+    """None where it does not know which images are unlike those of its training."""
 
 
 class ModelList(ResponseModel):
@@ -328,6 +373,11 @@ class ModelList(ResponseModel):
     def fact_types(self) -> tuple[str, ...]:
         """The fact types of the reward models, in the order of the service's configuration."""
         return tuple(card.id for card in self.models)
+
+    @property
+    def trained_on(self) -> tuple[TrainedOn, ...]:
+        """What the reward models were trained on, each once."""
+        return tuple(dict.fromkeys(card.trained_on for card in self.models if card.trained_on is not None))
 
 
 RemoteTexts = Annotated[

@@ -19,11 +19,12 @@ from support.reward_training import (
 from fgaif_ray import storage
 from fgaif_ray.errors import find_user_error
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.data import FeatureCache, from_feedback, prepare_data
+from fgaif_ray.rewards.data import FeatureCache, domain_of, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
 from fgaif_ray.rewards.model import load_reward_model
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
+from fgaif_ray.vlm.group import LearnerGroup
 from jobs import train_rewards
 
 
@@ -63,6 +64,7 @@ def test_the_job_trains_what_is_missing_under_ray_train(
             "README.md",
             "adapter_config.json",
             "adapter_model.safetensors",
+            "domain.safetensors",
             "head.safetensors",
             "metrics.json",
         ]
@@ -78,6 +80,10 @@ def test_the_job_trains_what_is_missing_under_ray_train(
         predict(model, "existence", data.validation, FeatureCache(model.backbone)) for model in (alone, together)
     )
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+    # And they have measured the images as one does.
+    measured = domain_of(data, FeatureCache(backbone), LearnerGroup(backbone.device))
+    assert metrics["existence"]["domain"] == pytest.approx(measured.card(), rel=1e-3)
 
     train_rewards.run(config)
     assert "is done" in capsys.readouterr().out

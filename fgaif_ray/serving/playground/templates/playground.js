@@ -185,6 +185,7 @@ function showResult() {
   byId("result").hidden = false;
   const { models } = scored;
   byId("served").textContent = `${models.backbone} · ${models.kind} reward models · version ${models.model_version}`;
+  showOutside();
   showTiles();
   showViews();
   showMarked();
@@ -194,10 +195,23 @@ function showResult() {
   if (place.top > window.innerHeight * 0.8) byId("result").scrollIntoView();
   byId("origin").textContent =
     `Model version ${scored.model_version} · request ${scored.requestId} · ${Math.round(scored.milliseconds)} ms` +
+    (trainedOn() && ` · trained on ${trainedOn()}`) +
     (models.kind === "coarse" ? " · one verdict per response, at its last segment" : "");
 }
 
 const countWords = (segments) => `${segments.length} segment${segments.length === 1 ? "" : "s"}`;
+
+/** Each text on what the reward models were trained on, once. */
+function trainedOn() {
+  const known = scored.models.models.map((model) => model.trained_on).filter(Boolean);
+  return [...new Set(known.map(({ images, source }) => `${images} images${source ? ` (${source})` : ""}`))].join(" and ");
+}
+
+function showOutside() {
+  byId("outside").hidden = !scored.out_of_domain;
+  const apart = `It is ${(scored.domain_distance ?? 0).toFixed(1)} times as far from them as images may be`;
+  byId("outside-text").textContent = `${apart}${trainedOn() && `; they were trained on ${trainedOn()}`}. The probabilities below mean little.`;
+}
 
 function showTiles() {
   const { segments, models } = scored;
