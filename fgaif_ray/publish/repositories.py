@@ -41,7 +41,7 @@ def repositories_of(name: str) -> list[HubRepository]:
         UserError: the Hub would refuse the name.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it does not list what it offers
 
     found = [HubRepository(f"{name}{suffix}", kind, stage) for stage, suffix, kind in SUFFIXES]  # type: ignore[arg-type]
     for one in found:

@@ -78,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(401, {"error": "Invalid username or password."})
         for pattern, serve in _ROUTES.items():
             if found := re.fullmatch(pattern, f"{self.command} {path}"):
-                return serve(self, body, *found.groups())
+                serve(self, body, *found.groups())
+                return None
         return self._answer(404, {"error": f"{self.command} {path}"})
 
     do_GET = do_POST = do_PUT = _serve  # noqa: N815 (the base class names them)
