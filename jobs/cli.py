@@ -50,7 +50,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Align": {
         "align": "train the policy on their dense rewards, or on preferences",
-        "export": "the aligned model, how to serve it, or preferences",
+        "export": "the aligned model, preferences, or all to the Hub",
     },
     "Evaluate": {
         "evaluate": "the policy before and after alignment, on held-out images",

@@ -1,12 +1,15 @@
-"""Take what was made elsewhere: the aligned model, as a checkpoint of its own or behind vLLM's server, and preferences.
+"""Take what was made elsewhere: the aligned model, as a checkpoint of its own or behind vLLM's server, preferences, and
+all of it to the Hugging Face Hub.
 
 Examples:
     fgaif export merged aligned-model --config my.yaml
     fgaif export serve-command --config my.yaml
     fgaif export preferences pairs --config my.yaml
+    fgaif export hub --repo me/aligned --dry-run --config my.yaml
 """
 
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -193,12 +196,87 @@ def preferences(
     export_preferences(read_config(config, overrides), folder, form, style, kind, embed)
 
 
+def export_hub(
+    config: Config, repo: str, *, licence: str = "other", images: str = "embed", private: bool = False, dry_run: bool
+) -> None:
+    """Publish the aligned adapter, the reward models and the feedback as repositories of the Hugging Face Hub.
+
+    Args:
+        config: ``run.dir`` with at least one of ``policy/``, ``rewards/`` and ``feedback/``.
+        repo: name of the adapter's repository; the others add ``-rewards`` and ``-feedback`` to it.
+        licence: identifier for the cards.
+        images: ``embed`` or ``reference``.
+        private: whether repositories that are made are private.
+        dry_run: write the folders to ``hub/`` of the run, and upload nothing.
+
+    Raises:
+        UserError: an argument is wrong, there is nothing to publish or no token, or the upload fails.
+    """
+    from fgaif_ray.publish.data_set import IMAGE_MODES
+    from fgaif_ray.publish.folders import HubContent, write_folders
+    from fgaif_ray.publish.repositories import finished_repositories
+    from fgaif_ray.publish.upload import read_token, upload
+
+    if images not in IMAGE_MODES:
+        raise UserError(f"--images is one of {', '.join(IMAGE_MODES)}, not {images}.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise UserError(f"--license is an identifier such as apache-2.0, cc-by-4.0 or other, not {licence!r}.")
+    repositories = finished_repositories(config, repo)
+    token = None if dry_run else read_token()
+    with tempfile.TemporaryDirectory(prefix="fgaif-hub-") as unfinished:
+        content = HubContent(licence, cast("Any", images))
+        write_folders(config, repositories, Path(unfinished), content)
+        if licence == "other":
+            say("export: the cards state no licence; --license ID does.")
+        if images == "embed" and config.data.source != "shapes":
+            say("export: images that are not of the embedded world go into the data set; may they be published?")
+        if token is not None:
+            upload(repositories, Path(unfinished), token=token, private=private)
+            return
+        target = storage.join(config.run.dir, HUB_FOLDER)
+        storage.upload_folder(unfinished, target)
+    say(f"export: nothing was uploaded; {target} holds what would be:")
+    for one in repositories:
+        say(f"  {one.stage}/ -> {one.repo_type} {one.name}")
+
+
+def hub(
+    config: ConfigOption,
+    repo: Annotated[
+        str,
+        typer.Option("--repo", metavar="NAME", help="repository of the adapter, e.g. me/aligned", show_default=False),
+    ],
+    overrides: SetOption = None,
+    licence: Annotated[str, typer.Option("--license", metavar="ID", help="of the cards, e.g. cc-by-4.0")] = "other",
+    images: Annotated[
+        str, typer.Option(help="embed: the images' files are in the data set; reference: their names")
+    ] = "embed",
+    private: Annotated[bool, typer.Option("--private", help="make private repositories")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="write hub/ into the run's folder, and upload nothing")
+    ] = False,
+) -> None:
+    """Publish adapter, reward models and feedback on the Hugging Face Hub.
+
+    Three repositories: NAME (the aligned adapter), NAME-rewards (a folder for each fact type) and NAME-feedback (a data
+    set that datasets.load_dataset reads), each with a card of what was measured. What the run has not made is left out.
+    HF_TOKEN holds a token that may write. After a failure the same command goes on.
+
+    Examples:
+        fgaif export hub --repo me/aligned --dry-run --config my.yaml
+        fgaif export hub --repo me/aligned --private --license cc-by-4.0 --config my.yaml
+    """
+    export_hub(read_config(config, overrides), repo, licence=licence, images=images, private=private, dry_run=dry_run)
+
+
+HUB_FOLDER: Final = "hub"
+"""Of a run: what a dry run has written."""
 DTYPES: Final = ("float32", "bfloat16", "float16")
 LEAST_SURVIVAL: Final = 0.5
 """Share of an update below which a merged model is another one than the aligned."""
 GOOD_SURVIVAL: Final = 0.9
 
-commands: Final = {"merged": merged, "serve-command": serve_command, "preferences": preferences}
+commands: Final = {"merged": merged, "serve-command": serve_command, "preferences": preferences, "hub": hub}
 
 if __name__ == "__main__":
     sys.exit(main("export"))

@@ -37,7 +37,8 @@ def compare_splits(
         """``[samples, 2 * splits * outcomes]`` to ``[samples, (splits + 1) * figures]``, the means last."""
         counts = sums.reshape(len(sums), 2, len(splits), _WIDTH)
         found = np.diff(_figures(counts), axis=1)[:, 0]  # [samples, splits, figures]
-        return np.concatenate([found, found.mean(axis=1, keepdims=True)], axis=1).reshape(len(sums), -1)
+        values: Floats = np.concatenate([found, found.mean(axis=1, keepdims=True)], axis=1)
+        return values.reshape(len(sums), -1)
 
     images = [one.image for _, one in questions]
     estimates = iter(estimate_figures(images, rows.reshape(len(rows), -1), changes, seed=seed))

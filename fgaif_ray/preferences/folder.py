@@ -17,6 +17,7 @@ from fgaif_ray.errors import UserError
 from fgaif_ray.images import load_image, read_image_file
 from fgaif_ray.preferences.formats import FORMATS, PreferenceFormat
 from fgaif_ray.preferences.pair import Form, PreferencePair
+from fgaif_ray.storage.data_set import IMAGE_LIST, with_features
 
 Kind = Literal["jsonl", "parquet"]
 KINDS: Final[tuple[Kind, ...]] = ("jsonl", "parquet")
@@ -25,8 +26,6 @@ ROWS_AT_A_TIME: Final = 256
 DATASET: Final = "fgaif_preferences"
 """Name of the data set in LLaMA-Factory's ``dataset_info.json``."""
 _PATHS: Final = pa.list_(pa.string())
-_IMAGES: Final = pa.list_(pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
-"""As Hugging Face's datasets keep a list of images."""
 
 
 def write_pairs(
@@ -100,27 +99,14 @@ def _write_lines(pairs: Sequence[PreferencePair], layout: PreferenceFormat, path
 
 def _write_parquet(pairs: Sequence[PreferencePair], layout: PreferenceFormat, path: Path, embed: bool) -> None:
     plain = layout.name != "trl"
-    schema = layout.schema(_PATHS if plain else _IMAGES)
-    features = {field.name: _feature(field.type) for field in schema}
-    if not plain:
-        features["images"] = {"feature": {"_type": "Image"}, "_type": "List"}
-    # What datasets read back as features, so that load_dataset opens the images.
-    schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    schema = layout.schema(_PATHS if plain else IMAGE_LIST)
+    schema = with_features(schema, () if plain else ("images",))
     shown: Callable[[str], Any] = _absolute if plain else _embedded if embed else _referenced
     iterator: Iterator[PreferencePair] = iter(pairs)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while some := list(islice(iterator, ROWS_AT_A_TIME)):
             rows = [{"images": list(map(shown, pair.images)), **layout.to_row(pair)} for pair in some]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-
-def _feature(kind: pa.DataType) -> Any:
-    """A type in the words of Hugging Face's datasets."""
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
-    if pa.types.is_struct(kind):
-        return {field.name: _feature(field.type) for field in kind}
-    return {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
 
 
 def _absolute(image: str) -> str:

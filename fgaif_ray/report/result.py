@@ -142,7 +142,9 @@ def _bar(figures: Mapping[str, Any], one: ReportFigure, which: str, top: float) 
 
 def table(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Build the rows of the table by group; unmeasured metrics are left out."""
-    groups = [{"name": group, "rows": _rows(evaluation, figures)} for group, figures in GROUPS.items()]
+    groups: list[dict[str, Any]] = [
+        {"name": group, "rows": _rows(evaluation, figures)} for group, figures in GROUPS.items()
+    ]
     return [group for group in groups if group["rows"]]
 
 
@@ -150,7 +152,7 @@ def _rows(evaluation: Mapping[str, Any], figures: Sequence[ReportFigure]) -> lis
     """Build a row for each metric that is measured, with a side for each way of decoding."""
     rows = []
     for one in figures:
-        sides = [
+        sides: list[dict[str, Any]] = [
             {
                 "cells": [_cell(look(evaluation[which], path) or {}, one) for which in POLICIES],
                 "change": show_change(_change(evaluation, task, one), one.good, one.kind),

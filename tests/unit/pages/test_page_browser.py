@@ -94,4 +94,4 @@ def test_axe_finds_what_is_wrong(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "wrong.html"
     path.write_text("<!doctype html><html><head><title>T</title></head><body><main><input></main></body></html>")
     show(browser, path, WIDE, "light")
-    assert {finding.partition(":")[0] for finding in serious_findings(browser)} == {"html-has-lang", "label"}
+    assert {"html-has-lang", "label"} <= {finding.partition(":")[0] for finding in serious_findings(browser)}
