@@ -24,9 +24,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.soak_labelling import JobFailedError, soak_labelling, working_folder
+from benchmarks.soak_labelling import JobFailedError, soak_labelling
 from benchmarks.soak_samples import ALLOWED, Sampler, describe, trend
 from benchmarks.soak_service import soak_service
+from fgaif_ray.serving.client import RewardServiceError
 
 ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
@@ -40,6 +41,13 @@ LOADS: Final[dict[str, Callable[[Path, float, Callable[[int], Sampler]], tuple[S
 }
 WARM_UP_S: Final = 600.0
 """At most; of a shorter run a third."""
+
+
+def working_folder(folder: Path) -> Path:
+    """Where Ray of this process and of those that it starts from now on puts its logs; made where it is missing."""
+    (folder / "ray").mkdir(parents=True, exist_ok=True)
+    os.environ["RAY_TMPDIR"] = str(folder)
+    return folder / "ray"
 
 
 def soak(name: str, folder: Path, minutes: float, interval_s: float) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.only:
             found[name] = soak(name, folder, options.minutes, options.interval)
-    except (JobFailedError, ValueError) as error:
+    except (JobFailedError, RewardServiceError, ValueError) as error:
         print(error, file=sys.stderr)
     finally:
         if options.folder is None:

@@ -1,6 +1,5 @@
 """The labelling job over more responses than it gets done in the time that is asked for."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ IMAGES: Final = 500
 MOST_PER_SECOND: Final = 120.0
 """Responses: more than two cores verify."""
 LATENCY_S: Final = 0.1
-START_S: Final = 600.0
+START_S: Final = 1200.0
 END_S: Final = 120.0
 ENGINE: Final = {
     "dtype": "float32",
@@ -49,7 +48,7 @@ def write_run(run: Path, rows: int, endpoint: str) -> Path:
     images = run / "images"
     images.mkdir(parents=True)
     for index in range(IMAGES):
-        render(draw_scene("train", index, 0)[0]).save(images / f"{index}.png")
+        render(draw_scene("train", index, 0)).save(images / f"{index}.png")
     stage = storage.Stage(str(run), stages.RESPONSES, "f")
     stage.begin()
     constant = {"prompt": "Describe this image.", "finish_reason": "stop", "model": "policy"}
@@ -158,10 +157,3 @@ def _end(job: subprocess.Popen[bytes], family: dict[int, psutil.Process]) -> int
         job.kill()
         job.wait()
     return len(left)
-
-
-def working_folder(folder: Path) -> Path:
-    """Where Ray of this process and of those that it starts from now on puts its logs; made where it is missing."""
-    (folder / "ray").mkdir(parents=True, exist_ok=True)
-    os.environ["RAY_TMPDIR"] = str(folder)
-    return folder / "ray"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 import threading
 import time
@@ -95,7 +96,7 @@ def trend(samples: Sequence[Sample], measure: str, warm_up_s: float) -> Trend:
     left = medians - medians.mean() - slope * centred
     error = float(np.sqrt((left**2).sum() / (WINDOWS - 2) / (centred**2).sum()))
     margin = student_t_quantile((1 + CONFIDENCE) / 2, WINDOWS - 2) * error
-    return Trend(measure, statistics.median(medians), slope, slope - margin, slope + margin)
+    return Trend(measure, float(np.median(medians)), slope, slope - margin, slope + margin)
 
 
 def growth_by_role(samples: Sequence[Sample], warm_up_s: float) -> list[tuple[str, float, float]]:
@@ -196,10 +197,12 @@ def take_sample(process: psutil.Process, folder: Path, at_s: float) -> Sample:
 
 
 def role_of(command: Sequence[str]) -> str:
-    """A short name for processes of a kind, from a command line, e.g. ``ray::ServeReplica:rewards:RewardGateway``."""
+    """A short name for processes of a kind, from a command line, e.g. ``ServeReplica:rewards:RewardGateway``."""
     if not command:
         return "?"
-    first = command[0].split()[0] if command[0].startswith("ray::") else Path(command[0]).name
+    if command[0].startswith("ray::"):
+        return re.sub(r"^ray::\S*(?=ServeReplica:)", "", command[0].split()[0])  # less the replica's own number
+    first = Path(command[0]).name
     if first.startswith("python"):
         words = [Path(word).name for word in command[1:] if not word.startswith("-")]
         return words[0] if words else first

@@ -1,6 +1,7 @@
 """The reward service under a steady load, for as long as is asked for."""
 
 import asyncio
+import itertools
 import os
 import random
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import httpx2
 
 from benchmarks import PAPER_SETUP
-from benchmarks.rewards import IN_FLIGHT, REQUEST_SIZE, SMALL_REQUEST, make_load, make_models
+from benchmarks.rewards import SMALL_REQUEST, make_load, make_models
 from benchmarks.soak_samples import Sampler
 from fgaif_ray.config import load_config
 from fgaif_ray.serving.client import AsyncRewardClient, RewardServiceError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from fgaif_ray.serving.wire import RewardItem
 
 RESPONSES: Final = 480
+SATURATING: Final = 16
+"""Small requests in flight: more than the replicas work at, and less than the service turns away."""
+SATURATED_S: Final = 20.0
 SHARE_OF_CAPACITY: Final = 0.5
 REFUSED_EVERY: Final = 20
 """A request that the service has to refuse comes after so many good ones."""
@@ -30,24 +34,32 @@ MOST_WAITING: Final = 64
 
 async def capacity(url: str, requests: Sequence["RewardItem"]) -> float:
     """Responses per second at saturation."""
-    async with AsyncRewardClient(url, concurrency=IN_FLIGHT, items_per_request=REQUEST_SIZE) as client:
-        await client.score(requests[:REQUEST_SIZE])
-        started = time.perf_counter()
-        await client.score(requests)
-        return len(requests) / (time.perf_counter() - started)
+    parts = _small(requests)
+    scored, numbers = 0, itertools.count()
+    async with AsyncRewardClient(url, concurrency=SATURATING) as client:
+        await client.score(parts[0])
+        started = time.monotonic()
+
+        async def ask_again_and_again() -> None:
+            nonlocal scored
+            while time.monotonic() - started < SATURATED_S:
+                scored += len(await client.score(parts[next(numbers) % len(parts)]))
+
+        await asyncio.gather(*(ask_again_and_again() for _ in range(SATURATING)))
+        return scored / (time.monotonic() - started)
 
 
 async def steady(url: str, requests: Sequence["RewardItem"], per_second: float, seconds: float) -> Counter[str]:
     """Send small requests at random times for some seconds; what became of them."""
-    parts = [requests[start : start + SMALL_REQUEST] for start in range(0, len(requests), SMALL_REQUEST)]
+    parts = _small(requests)
     generator, outcomes = random.Random(0), Counter[str]()
     waiting: set[asyncio.Task[None]] = set()
 
     async def ask(part: Sequence["RewardItem"]) -> None:
         try:
             outcomes["scored"] += len(await client.score(part))
-        except RewardServiceError:
-            outcomes["failed"] += 1
+        except RewardServiceError as error:
+            outcomes["turned away" if error.status == httpx2.codes.TOO_MANY_REQUESTS else "failed"] += 1
 
     async def ask_wrongly() -> None:
         reply = await plain.post(f"{url}/v1/rewards", json={"items": [{"image": "none"}]})
@@ -67,6 +79,10 @@ async def steady(url: str, requests: Sequence["RewardItem"], per_second: float, 
             await asyncio.sleep(generator.expovariate(per_second / SMALL_REQUEST))
         await asyncio.gather(*waiting)
     return outcomes
+
+
+def _small(requests: Sequence["RewardItem"]) -> list[Sequence["RewardItem"]]:
+    return [requests[start : start + SMALL_REQUEST] for start in range(0, len(requests), SMALL_REQUEST)]
 
 
 def soak_service(folder: Path, seconds: float, sampler_of: Callable[[int], Sampler]) -> tuple[Sampler, Counter[str]]:

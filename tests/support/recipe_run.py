@@ -93,20 +93,23 @@ def tiny_models(models: Mapping[str, str], folder: Path) -> list[str]:
     return [f"{key}={build(family, folder / family)}" for key, family in models.items()]
 
 
-def run_recipe(recipe: Recipe, folder: Path, changes: Sequence[str] = ()) -> Finished:
-    """Call the pipeline on a recipe's file.
+def run_recipe(
+    recipe: Recipe, folder: Path, changes: Sequence[str] = (), job: Sequence[str] = ("pipeline",)
+) -> Finished:
+    """Call the pipeline, or another job that runs all stages, on a recipe's file.
 
     Args:
         recipe: what is run.
         folder: of models and run.
         changes: further overrides.
+        job: its name and arguments.
     """
     with FakeOpenAI(extract) as server:
         overrides = [f"run.dir={folder / 'run'}", f"label.extractor.base_url={server.url}"]
         overrides += [*SMALL, *tiny_models(recipe.models, folder), *recipe.changes, *changes]
         words = [word for change in overrides for word in ("--set", change)]
         result = subprocess.run(
-            [sys.executable, "-m", "jobs.pipeline", "--config", str(recipe.file), *words],
+            [sys.executable, "-m", f"jobs.{job[0]}", *job[1:], "--config", str(recipe.file), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
