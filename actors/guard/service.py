@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Final
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig
@@ -212,7 +211,6 @@ def deploy(settings: GuardSettings) -> str:
     Raises:
         UserError: the port or the path is taken.
     """
-    assert ray.is_initialized()
     guard = settings.config
     root = start_serve(guard.host, guard.port, guard.app_name, guard.request_timeout_s, "guard")
     try:
