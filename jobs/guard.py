@@ -13,7 +13,6 @@ Examples:
     fgaif guard --upstream https://api.example.com/v1 --rewards http://127.0.0.1:8000 --set guard.n=8
 """
 
-import os
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from fgaif_ray.config import Config, GuardTree, change_config, guard_tree
 from fgaif_ray.errors import UserError
 from fgaif_ray.progress import say
 from fgaif_ray.rewards.files import published_reward_folders
+from fgaif_ray.serving.bearer_token import read_token
 from jobs.cli import SetOption, main, read_config
 
 REWARDS_NAME = "guard-rewards"
@@ -60,7 +60,7 @@ def run(config: Config | GuardTree) -> None:
                 say("guard: starting the reward models (about 20 s, longer for large models)")
                 rewards = reward_service.deploy(_beside_guard(config), folders).url
             assert rewards is not None
-            settings = service.guard_settings(config, config.guard, rewards, os.environ.get(service.KEY_VARIABLE))
+            settings = service.guard_settings(config, config.guard, rewards, read_token(service.KEY_VARIABLE))
             url = service.deploy(settings)
             say(f"guard: {config.guard.mode} before {settings.upstream} at {url}/v1 (API: {url}/docs)")
             say(f"Clients work as they are with OPENAI_BASE_URL={url}/v1. Ctrl-C stops it.")

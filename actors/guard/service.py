@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Final
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import RayServeException
 
 from actors import metrics
 from actors.cluster.authentication import is_loopback, refuse_open_cluster
@@ -34,6 +34,8 @@ GUARD_TOKEN_VARIABLE: Final = "FGAIF_GUARD_TOKEN"
 """Environment variable that holds the token of the guard's callers."""
 KEY_VARIABLE: Final = "OPENAI_API_KEY"
 """Environment variable that holds the key of the endpoint."""
+PATH_TAKEN: Final = "is being used by application"
+"""In Serve's message about a path."""
 TOGETHER: Final = 8
 """Answers in flight that keep an endpoint busy: with as many the rate of answers is measured."""
 
@@ -210,10 +212,8 @@ def deploy(settings: GuardSettings) -> str:
     Raises:
         UserError: the port or the path is taken.
     """
-    assert ray.is_initialized()
     guard = settings.config
     root = start_serve(guard.host, guard.port, guard.app_name, guard.request_timeout_s, "guard")
-    _check_path(guard)
     try:
         serve.run(
             build_application(settings),
@@ -221,18 +221,16 @@ def deploy(settings: GuardSettings) -> str:
             route_prefix=guard.route_prefix,
             logging_config=QUIET,
         )
+    except RayServeException as error:
+        if PATH_TAKEN not in str(error):
+            raise
+        raise UserError(
+            f"Another application of Serve answers at {guard.route_prefix} already: set guard.route_prefix to another "
+            "path, e.g. /guard."
+        ) from error
     except RuntimeError as error:
         raise deployment_error(guard.app_name, "the guard") from error
     return root + guard.route_prefix.rstrip("/")
-
-
-def _check_path(guard: ChatGuardConfig) -> None:
-    for name, application in serve.status().applications.items():
-        if name != guard.app_name and getattr(application, "route_prefix", None) == guard.route_prefix:
-            raise UserError(
-                f"The application {name} answers at {guard.route_prefix} already: set guard.route_prefix to another "
-                "path, e.g. /guard."
-            )
 
 
 def shutdown(app_name: str) -> None:

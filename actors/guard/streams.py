@@ -32,6 +32,8 @@ class _Choice:
     """The verdicts on the longest part that was judged."""
     finish: Json | None = None
     """The choice of the chunk that ended it."""
+    strips: bool = False
+    """Whether the verdicts may cut, as the first of them says."""
     passed: int = 0
     """Characters that have been judged, or let pass."""
     role: Json = field(default_factory=dict)
@@ -80,7 +82,7 @@ class GuardedStreams:
         head = _head(answer) | {"object": "chat.completion.chunk"}
         for choice in choices_of(answer):
             index = choice.get("index", 0)
-            delta = {name: value for name, value in choice["message"].items() if value is not None}
+            delta = {name: value for name, value in (choice.get("message") or {}).items() if value is not None}
             yield write_event(head | {"choices": [{"index": index, "delta": delta, "finish_reason": None}]})
             end = {"index": index, "delta": {}, "finish_reason": choice.get("finish_reason"), "fgaif": choice["fgaif"]}
             yield write_event(head | {"choices": [end]})
@@ -158,14 +160,16 @@ class _JudgedStream:
     def _judged(self, index: int, spans: list[Span], judged: AnswerJudgement) -> list[bytes]:
         state = self._choices[index]
         segments = judge_spans(judged, state.buffer.text, spans)
+        if state.last is None:
+            state.strips = self._config.mode == "strip" and should_cut(judged, self._question)
         state.segments += segments
         state.last = judged
         state.passed = spans[-1].end
-        if self._config.mode == "strip" and should_cut(judged, self._question):
+        if state.strips:
             limit = self._config.threshold
             text = "".join(state.stripper.push(one.text, one.hallucination > limit) for one in segments)
         else:
-            text = state.stripper.finish() + "".join(one.text for one in segments)
+            text = "".join(one.text for one in segments)
         return self._text(index, text, {"segments": [one.to_json() for one in segments]})
 
     def _let_pass(self, index: int) -> list[bytes]:

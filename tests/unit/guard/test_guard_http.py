@@ -446,7 +446,8 @@ def test_a_client_that_goes_away_makes_room(rewards: str, upstream: FakeOpenAI) 
         headers = {"authorization": f"Bearer {GUARD_TOKEN}"}
         path = f"{url}/v1/chat/completions"
         with httpx2.stream("POST", path, json=ask(stream=True, n=5), headers=headers, timeout=60) as answer:
-            assert "content" in next(answer.iter_lines())
+            lines = answer.iter_lines()
+            assert "content" in next(lines)
             assert post(url, ask(n=5)).status_code == 429
         deadline = time.monotonic() + 60
         while post(url, ask(n=5)).status_code == 429:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.guard.answers import should_cut
 from fgaif_ray.errors import ItemError
 from fgaif_ray.guard.buffer import SegmentBuffer
 from fgaif_ray.guard.chat import ImageQuestion, read_question
@@ -158,6 +159,12 @@ def test_a_service_that_knows_its_depth_is_heard() -> None:
 
     scored = Measured(response="", segments=[], reward=0.0, token_rewards=None, model_version="1", out_of_domain=True)
     assert not read_judgement(scored).trusted
+
+
+@pytest.mark.parametrize(("trusted", "cuttable"), [(False, True), (True, False), (True, True)])
+def test_an_answer_is_cut_where_verdicts_are_worth_it_and_it_is_prose(trusted: bool, cuttable: bool) -> None:
+    question = ImageQuestion((URL,), "What?", cuttable=cuttable)
+    assert should_cut(judged((0.9, -1.0), trusted=trusted), question) == (trusted and cuttable)
 
 
 def test_spans_that_are_cut_otherwise_have_the_surest_verdict_of_what_they_share() -> None:
