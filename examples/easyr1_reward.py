@@ -3,7 +3,8 @@ r"""EasyR1, rewarded by the reward service.
     FGAIF_REWARD_URL=http://HOST:PORT python -m verl.trainer.main data.answer_key=reference \
         worker.reward.reward_function=examples/easyr1_reward.py:compute_score ...
 
-The dataset's column `reference` holds {"image": path or data URL, "prompt": the question}. Try it without a trainer:
+examples/easyr1_grpo.sh has all of it. The dataset's column `reference` holds {"image": path or data URL, "prompt": the
+question}. Try it without a trainer:
 
     FGAIF_REWARD_URL=http://HOST:PORT python examples/easyr1_reward.py cat.png "What is there?" "A cat."
 """

@@ -3,7 +3,8 @@ r"""OpenRLHF, rewarded by the reward service.
     FGAIF_REWARD_URL=http://HOST:PORT POLICY=Qwen/Qwen3.5-2B python -m openrlhf.cli.train_ppo_ray \
         --reward.remote_url examples/openrlhf_reward.py --data.label_key reference ...
 
-The dataset's column `reference` holds {"image": path or data URL, "prompt": the question}. Try it without a trainer:
+examples/openrlhf_ppo.sh has all of it. The dataset's column `reference` holds {"image": path or data URL, "prompt": the
+question}. Try it without a trainer:
 
     FGAIF_REWARD_URL=http://HOST:PORT POLICY=... python examples/openrlhf_reward.py cat.png "What is there?" "A cat."
 """

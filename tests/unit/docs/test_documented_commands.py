@@ -34,17 +34,8 @@ YOURS = {"my.yaml", "FILE"}
 FOLDERS = ("benchmarks/", "configs/", "deploy/", "docs/", "examples/", "scripts/", "tests/")
 MODELS = ("policy.model", "label.verifier.model", "rewards.backbone")
 MAINTENANCE = {
-    "setup",
-    "test",
-    "test-fast",
-    "proofs",
-    "lint",
-    "format",
-    "lock",
-    "check-pythons",
-    "docs",
-    "release",
-    "clean",
+    *("setup", "test", "test-fast", "proofs", "lint", "format", "lock", "check-pythons"),
+    *("audit-deps", "sbom", "docs", "release", "clean"),
 }
 """Targets for those who change the code, which continuous integration and the tests of `scripts/` run."""
 
@@ -243,9 +234,18 @@ def test_all_other_programs_are_marked_with_what_they_need() -> None:
     others = [
         command
         for command in COMMANDS
-        if command.in_block and command.words[0] not in ours and command.words[1:2] != ("-m",)
+        if command.in_block
+        and command.words[0] not in ours
+        and command.words[1:2] != ("-m",)
+        and not "".join(command.words[:2]).removeprefix("python").startswith("examples/")
     ]
     assert [str(command) for command in others if command.needs is None] == []
+
+
+def test_examples_that_are_called_are_tested() -> None:
+    tests = "".join(text for path, text in sources_of_tests().items() if path != Path(__file__))
+    named = {name for command in COMMANDS for word in command.words for name in re.findall(r"^examples/([\w.]+)", word)}
+    assert named and {name for name in named if name not in tests} == set()
 
 
 def test_marks_are_known() -> None:
