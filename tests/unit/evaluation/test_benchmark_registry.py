@@ -27,12 +27,14 @@ def test_the_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> N
     assert {name for name, _ in listing()} <= shown
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("popee", "pope"), ("LLaVA-bench", "llava-bench"), ("pope,ambr", "amber")])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("popee", "pope"), ("LLaVA-bench", "llava-bench"), ("pope,ambr", "amber")]
+)
 def test_an_unknown_name_brings_the_nearest(wrong: str, right: str) -> None:
     with pytest.raises(UserError, match=rf"did you mean {right}\?"):
         parse_names(wrong)
 
 
 def test_a_name_like_no_other_brings_no_suggestion() -> None:
-    with pytest.raises(UserError, match="not 'zzz'\\.$"):
+    with pytest.raises(UserError, match=r"not 'zzz'\.$"):
         parse_names("zzz")
