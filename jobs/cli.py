@@ -54,7 +54,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Evaluate": {
         "evaluate": "the policy before and after alignment, on held-out images",
-        "benchmark": "POPE, CHAIR, AMBER, MMHal-Bench and LLaVA-Bench",
+        "benchmark": "POPE, CHAIR, AMBER, Object HalBench and other public ones",
+        "reproduce": "a published result, by a frozen configuration",
         "report": "one HTML file that shows what a run has done",
     },
     "Cluster": {

@@ -175,4 +175,6 @@ def image_prompt(token_ids: Sequence[int], images: Sequence[Image]) -> "TokensPr
     """Build a prompt of token ids, with one unexpanded image token for each image, and its images in order."""
     from vllm.inputs import TokensPrompt
 
+    if not images:
+        return TokensPrompt(prompt_token_ids=list(token_ids))
     return TokensPrompt(prompt_token_ids=list(token_ids), multi_modal_data={"image": list(images)})

@@ -1,6 +1,7 @@
 """The answers of both policies to public benchmarks, by one engine; a stage for each benchmark."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,8 @@ from fgaif_ray.vlm.checkpoint import check_adapter
 from fgaif_ray.vlm.front_end import load_front_end
 
 ANSWERS_FILE: Final = "answers.jsonl"
+IMAGES_FOLDER: Final = "benchmark_images"
+"""Folder of a run for images that come within official files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,33 @@ class Task:
     benchmark: Benchmark
     config: BenchmarkConfig
     stage: storage.Stage
-    images: dict[str, str]
+    images: Mapping[str, str]
     """Path or URI by official name."""
+
+    def image_of(self, question: BenchmarkQuestion) -> str:
+        """Path or URI of a question's image; empty where it has none."""
+        return self.images[question.image] if question.image else ""
 
     def row_id(self, which: str, question: BenchmarkQuestion) -> str:
         """Identity of the answer; questions that several splits share have one."""
-        image, prompt = self.images[question.image], question.prompt + self.config.suffix
+        image, prompt = self.image_of(question), question.prompt + self.config.suffix
         return fingerprint(which, self.benchmark.name, image, prompt, question.max_tokens)
+
+
+def unpacked_images(config: Config, benchmark: Benchmark) -> dict[str, str]:
+    """Where the images go that come within the official file, by official name."""
+    folder = storage.join(config.run.dir, IMAGES_FOLDER, benchmark.name)
+    asked = {question.image for question in benchmark.questions}
+    return {name: storage.join(folder, name) for name in benchmark.embedded_images() if name in asked}
+
+
+def unpack_images(task: Task) -> None:
+    """Write the images that come within the official file and are to be asked about, unless they are there."""
+    if task.config.images is not None:
+        return
+    for name, content in task.benchmark.embedded_images().items():
+        if name in task.images and not storage.exists(task.images[name]):
+            storage.write_bytes(task.images[name], content())
 
 
 def done(task: Task) -> set[str]:
@@ -57,7 +80,7 @@ def questions_of(config: Config, task: Task, which: str) -> list[EvaluationQuest
             id=id_,
             which=which,
             task=task.benchmark.name,
-            image=task.images[question.image],
+            image=task.image_of(question),
             prompt=question.prompt + task.config.suffix,
             temperature=0.0,
             max_tokens=question.max_tokens,
@@ -84,7 +107,10 @@ def answer(config: Config, tasks: list[Task]) -> None:
     if left:
         from actors.cluster.connect import connect
 
-        prompts = ((question.prompt, 1) for questions in pending.values() for question in questions)
+        asked = [question for questions in pending.values() for question in questions]
+        prompts = ((question.prompt, len(question.images)) for question in asked)
+        for task in tasks:
+            unpack_images(task)
         front_end = load_front_end(config.policy.model, config.data.chat_template_kwargs)
         front_end.check_prompts(prompts, config.evaluate.engine.max_model_len)
         adapter = storage.join(config.run.dir, stages.POLICY)

@@ -1,8 +1,9 @@
-"""Public benchmarks as a stage: POPE, CHAIR, AMBER, MMHal-Bench, LLaVA-Bench.
+"""Public benchmarks as a stage, by the names of ``fgaif_ray.evaluation.benchmarks.registry``.
 
 Answers the official questions with the policy before and after alignment, or takes answers that were made elsewhere;
-scores them by the official rules, both models in one run, and compares them question by question. Writes
-`benchmarks/<name>/` (answers) and `benchmarks.json` into the run's folder.
+scores them by the official rules, both models in one run, and compares them question by question. Benchmarks of reward
+models have the run's own judge their responses. Writes `benchmarks/<name>/` (answers, verdicts) and
+`benchmarks.json` into the run's folder.
 """
 
 import time
@@ -10,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from actors.evaluation import judge
-from actors.evaluation.benchmark_answers import Task, answer, collect, done, questions_of, read_answers
+from actors.evaluation.benchmark_answers import Task, answer, collect, done, questions_of, read_answers, unpacked_images
+from actors.evaluation.reward_benchmark import measure_rewards, reward_task, show_pending
 from fgaif_ray import storage
 from fgaif_ray.config import Config
+from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation import POLICIES
 from fgaif_ray.evaluation.benchmarks.answers import (
     AnswerLine,
@@ -22,7 +25,14 @@ from fgaif_ray.evaluation.benchmarks.answers import (
     read_answer_lines,
 )
 from fgaif_ray.evaluation.benchmarks.base import Benchmark, Reviews
-from fgaif_ray.evaluation.benchmarks.registry import NAMES, load_benchmark, parse_names, settings_of
+from fgaif_ray.evaluation.benchmarks.registry import (
+    NAMES,
+    REGISTRY,
+    load_benchmark,
+    parse_names,
+    settings_of,
+    shown_name,
+)
 from fgaif_ray.progress import say
 from fgaif_ray.storage import stages
 
@@ -43,14 +53,21 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
     """
     started = time.monotonic()
     chosen = parse_names(names)
+    rewarded = [name for name in chosen if REGISTRY[name].about == "rewards"]
+    of_policy = [name for name in chosen if name not in rewarded]
+    if answers and rewarded:
+        raise UserError(f"{shown_name(rewarded[0])} tests reward models: it takes no --answers.")
+    judged = [reward_task(config, name) for name in rewarded]
     tasks: list[Task] = []
     if answers:
-        benchmarks, given = _given(config, chosen, read_answer_lines(answers))
+        benchmarks, given = _given(config, of_policy, read_answer_lines(answers))
     else:
-        tasks = _tasks(config, chosen)
+        tasks = _tasks(config, of_policy) if of_policy else []
         benchmarks, given = [task.benchmark for task in tasks], {}
     judge.check(config, benchmarks)
     if dry_run:
+        for one in judged:
+            show_pending(one)
         _show_cost(config, benchmarks, tasks, given)
         return
     cut_off: dict[tuple[str, str], int] = {}
@@ -59,7 +76,7 @@ def run_benchmarks(config: Config, names: str, answers: Sequence[str] | None = N
         for task in tasks:
             given[task.benchmark.name] = collect(task, cut_off)
     reviews = judge.collect(config, benchmarks, given)
-    results = {}
+    results = {one.benchmark.name: measure_rewards(config, one) for one in judged}
     for benchmark in benchmarks:
         name = benchmark.name
         results[name] = _score(config, benchmark, given[name], reviews, cut_off) | {
@@ -93,9 +110,14 @@ def _tasks(config: Config, names: list[str]) -> list[Task]:
     tasks = []
     for name in names:
         settings = settings_of(config.evaluate.benchmarks, name)
-        folder = ImageFolder(name, settings.images)
-        benchmark = load_benchmark(config.evaluate.benchmarks, name, folder.names, seed=config.run.seed)
-        images = folder.find_all(question.image for question in benchmark.questions)
+        folder = None if settings.images is None and REGISTRY[name].holds_images else ImageFolder(name, settings.images)
+        benchmark = load_benchmark(
+            config.evaluate.benchmarks, name, folder.names if folder is not None else (), seed=config.run.seed
+        )
+        if folder is not None:
+            images = folder.find_all(question.image for question in benchmark.questions)
+        else:
+            images = unpacked_images(config, benchmark)
         questions = [[question.id, question.prompt, question.max_tokens] for question in benchmark.questions]
         stage = stages.benchmark(config, name, questions, settings.suffix, images)
         tasks.append(Task(benchmark, settings, stage, images))

@@ -1,6 +1,6 @@
 """Sections of the public hallucination benchmarks and of the judge that some of them ask."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -71,6 +71,39 @@ class LlavaBenchConfig(BenchmarkConfig):
     """Limit of an answer."""
 
 
+class ObjHalBenchConfig(BenchmarkConfig):
+    """Object HalBench: objects in detailed descriptions of 300 COCO images."""
+
+    extraction: Literal["judge", "words"] = "judge"
+    """Who finds the objects in an answer: a judge, as papers do, or the words of the synonym list alone, as the
+    official script does without ``--use_gpt``. Scores of the two cannot be compared."""
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+class HallusionBenchConfig(BenchmarkConfig):
+    """HallusionBench: yes/no questions in groups, some without an image."""
+
+    reading: Literal["judge", "words"] = "judge"
+    """Who reads an answer: a judge, as the official script has it, or its first word, yes or no."""
+
+
+class HumbleBenchConfig(BenchmarkConfig):
+    """HumbleBench: multiple choice with "None of the above"."""
+
+    variant: Literal["standard", "e"] = "standard"
+    """``e`` is HumbleBench-E: the right option is taken away, so that "None of the above" is always right."""
+    max_tokens: int = Field(default=128, ge=1)
+
+
+class HalLocConfig(BenchmarkConfig):
+    """HalLoc: texts with injected errors that are marked, to test reward models with."""
+
+    file: str = "halloc_caption.json"
+    """One of ``halloc_{vqa,instruct,caption}.json``."""
+    split: str | None = None
+    """Only the texts of a split, where the file names them; None takes all."""
+
+
 class BenchmarksConfig(Section):
     """The benchmarks whose files are on this machine."""
 
@@ -79,3 +112,7 @@ class BenchmarksConfig(Section):
     amber: AmberConfig | None = None
     mmhal: MMHalConfig | None = None
     llava_bench: LlavaBenchConfig | None = None
+    obj_halbench: ObjHalBenchConfig | None = None
+    hallusionbench: HallusionBenchConfig | None = None
+    humblebench: HumbleBenchConfig | None = None
+    halloc: HalLocConfig | None = None

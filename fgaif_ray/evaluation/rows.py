@@ -65,6 +65,11 @@ class EvaluationQuestion(ImageRow):
     max_tokens: int
     seed: int
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Path or URI of each image; some questions of benchmarks have none, and ``image`` is empty then."""
+        return (self.image, *self.more_images) if self.image else ()
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "EvaluationQuestion":
         """Build it from plain values; others may be there too."""

@@ -427,6 +427,23 @@ def benchmark(config: Config, name: str, questions: Sequence[Any], suffix: str, 
     return Stage(config.run.dir, f"{BENCHMARKS}/{name}", key)
 
 
+def reward_benchmark(
+    config: Config, name: str, responses: Sequence[Any], versions: Sequence[str], images: Any
+) -> Stage:
+    """Verdicts of the reward models on the responses of a public benchmark.
+
+    Args:
+        config: the configuration.
+        name: of the benchmark.
+        responses: id, prompt and text of each.
+        versions: of the reward models.
+        images: the image files by name.
+    """
+    models = [config.rewards.backbone, config.rewards.dtype, config.rewards.quantisation]
+    key = fingerprint("reward-benchmark-1", responses, images, models, versions, *reading_key(config))
+    return Stage(config.run.dir, f"{BENCHMARKS}/{name}", key)
+
+
 def report(config: Config) -> Stage:
     """The judged examples of the report.
 

@@ -129,7 +129,7 @@ class FrontEnd:
         encoded = dict(
             self.processor(
                 text=[text],
-                images=[list(images)],
+                images=[list(images)] if images else None,
                 add_special_tokens=not self._begins_with_bos(text),
                 return_tensors="pt",
             )

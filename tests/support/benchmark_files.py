@@ -1,5 +1,6 @@
 """Hand-made files in the form of the official ones, small enough to score by hand. All texts are this project's own."""
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -151,4 +152,130 @@ def write_llava_bench(folder: Path, *, wild: bool = False) -> str:
     for name, rows in zip(names if wild else coco, (questions, references, contexts), strict=True):
         write_lines(folder / name, rows)
     (folder / "rule.json").write_text(json.dumps(rules))
+    return str(folder)
+
+
+OBJ_HALBENCH_SCRIPT = '''import spacy
+raise RuntimeError("scripts are read, never run")
+prompt_template = """List the objects. {question}
+
+Answer: {answer}
+
+Write a list: [\\"object\\"]"""
+
+class CHAIR(object):
+    def __init__(self):
+        coco_double_words = [word for word in self.inverse_synonym_dict.keys() if len(word.split(' ')) >= 2]
+        coco_double_words += ['home plate', 'train track']
+        animal_words = ['dog', 'cub']
+        vehicle_words = ['train']
+        for animal_word in animal_words:
+            self.double_word_dict['baby %s' %animal_word] = animal_word
+        for vehicle_word in vehicle_words:
+            self.double_word_dict['passenger %s' %vehicle_word] = vehicle_word
+        self.double_word_dict['wine glas'] = 'wine glass'
+'''
+
+
+def write_obj_halbench(folder: Path, image: bytes = b"a picture") -> str:
+    """Two images, with the annotations of ``write_chair``: a dog and a table, and a train."""
+    write_chair(folder)
+    synonyms = (folder / "synonyms.txt").read_text()
+    (folder / "synonyms.txt").rename(folder / "synonyms_refine.txt")
+    (folder / "synonyms_refine.txt").write_text(synonyms + "wine glass\n")
+    (folder / "eval_gpt_obj_halbench.py").write_text(OBJ_HALBENCH_SCRIPT)
+    encoded = base64.b64encode(image).decode()
+    rows = [{"org_idx": 7 * n, "image_id": n, "question": f"Describe image {n}.", "image": encoded} for n in (1, 2)]
+    write_lines(folder / "obj_halbench_300_with_image.jsonl", rows)
+    return str(folder)
+
+
+HALLUSION_SCRIPT = """import openai
+raise RuntimeError("scripts are read, never run")
+
+def evaluate_by_chatgpt(data, output_entry, correctness_entry, gpt_model="gpt-4"):
+    for sample in data:
+        prompt = 'Judge. '
+        prompt += 'Question:'
+        prompt += sample['question']
+        prompt += ' Reference:'
+        prompt += sample['gt_answer_details']
+        prompt += ' Prediction:'
+        prompt += sample[output_entry]
+        prompt += ' Output:'
+"""
+
+
+def hallusion_row(category: str, figure: int, question: int, visual_input: int, answer: int) -> dict[str, Any]:
+    return {
+        "category": category,
+        "subcategory": "chart",
+        "visual_input": str(visual_input),
+        "set_id": "0",
+        "figure_id": str(figure),
+        "sample_note": "",
+        "question_id": str(question),
+        "question": f"Is it {question}?",
+        "gt_answer_details": f"It is {answer}.",
+        "gt_answer": str(answer),
+        "filename": f"./{category}/chart/0_{figure}.png" if visual_input else None,
+    }
+
+
+def write_hallusionbench(folder: Path) -> str:
+    """VD: two questions about an original image and an edited one. VS: one without an image, and about one."""
+    folder.mkdir(parents=True)
+    rows = [
+        hallusion_row("VD", 0, 0, 1, 1),
+        hallusion_row("VD", 0, 1, 1, 0),
+        hallusion_row("VD", 1, 0, 2, 0),
+        hallusion_row("VD", 1, 1, 2, 1),
+        hallusion_row("VS", 0, 0, 0, 1),
+        hallusion_row("VS", 1, 0, 1, 1),
+    ]
+    (folder / "HallusionBench.json").write_text(json.dumps(rows))
+    (folder / "utils.py").write_text(HALLUSION_SCRIPT)
+    return str(folder)
+
+
+HUMBLE_ORDER = "\nAnswer with a letter."
+
+
+def write_humblebench(folder: Path) -> str:
+    """A question of each type; the first has the answer "None of the above"."""
+    folder.mkdir(parents=True)
+    options = "A. one\nB. two\nC. three\nD. four\nE. None of the above"
+    rows = [
+        {"file_name": f"{n}.jpg", "question_id": n, "question": f"How many?\n{options}", "label": label, "type": kind}
+        for n, (label, kind) in enumerate([("E", "Object"), ("B", "Attribute"), ("C", "Relation")])
+    ]
+    write_lines(folder / "metadata.jsonl", rows)
+    (folder / "constant.py").write_text(f"NOT_REASONING_POST_PROMPT = {HUMBLE_ORDER!r}\n")
+    return str(folder)
+
+
+HALLOC_TEXT = "There is a red circle at the left of it. A big blue square is above the small green triangle."
+
+
+def halloc_mark(kind: str, words: str, text: str = HALLOC_TEXT) -> dict[str, Any]:
+    start = text.index(words)
+    return {kind: {"name": words, "char_index": f"{start}:{start + len(words)}"}}
+
+
+def write_halloc(folder: Path, texts: int = 4) -> str:
+    """Texts of two segments; in every other one the first has a wrong attribute, the second a wrong object."""
+    folder.mkdir(parents=True)
+    marks = {"object": [halloc_mark("obj", "square")], "attribute": [halloc_mark("att", "red")]}
+    rows = [
+        {
+            "id": f"caption_{n}",
+            "image_id": str(2300000 + n),
+            "prompt": "<image>Describe the image.",
+            "hallucinated_text": HALLOC_TEXT,
+            "annotations": {"object": [], "attribute": [], "relationship": [], "scene": []} | (marks if n % 2 else {}),
+            "split": "test" if n < 2 else "train",
+        }
+        for n in range(texts)
+    ]
+    (folder / "halloc_caption.json").write_text(json.dumps(rows))
     return str(folder)

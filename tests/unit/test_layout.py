@@ -23,7 +23,7 @@ FORBIDDEN_IMPORTS = {
 }
 BESIDE_COMMANDS = {"__init__", "cli", "old_flags"}
 """Files of jobs that are not commands."""
-CALLERS = {"pipeline", "demo"}
+CALLERS = {"pipeline", "demo", "reproduce"}
 """Commands that run others."""
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "numpy.load", "np.load", "yaml.load", "yaml.unsafe_load"}

@@ -5,7 +5,6 @@ with no part-of-speech tagger; similar words are those of ``similar.json`` in pl
 equal words without that file); and nothing is rounded or kept above zero by small constants.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
@@ -22,7 +21,7 @@ from fgaif_ray.evaluation.benchmarks.base import (
     first_images,
     need,
 )
-from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
+from fgaif_ray.evaluation.benchmarks.words import Lexicon, says, tokens
 from fgaif_ray.statistics.intervals import Floats, ratios
 
 GENERATIVE: Final = "generative"
@@ -106,12 +105,6 @@ class WordJudge:
         pairs += [(name, name) for name in annotated]
         alike = self._similar.get(noun, frozenset()) if similar else frozenset()
         return next((name for word, name in pairs if word == noun or word in alike), None)
-
-
-def says(answer: str) -> str | None:
-    """Return the Yes or No that an answer begins with, in any case; None where it begins with neither."""
-    found = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
-    return None if found is None else found[1].capitalize()
 
 
 class Amber(Benchmark):

@@ -127,7 +127,9 @@ def join_answers(
             if ids and text is not None and text != prompts[line.id]:
                 raise UserError(f"{place}: question {line.id} of {benchmark.title} is {prompts[line.id]!r} here.")
         else:
-            image = (line.image or "").rsplit("/", 1)[-1]
+            image = (line.image or "").removeprefix("./")
+            if image not in by_image:  # official names may have folders, and paths of answers others
+                image = image.rsplit("/", 1)[-1]
             ids = by_text.get((image, text), []) if text is not None else by_image.get(image, [])
             if text is None and len(ids) > 1:
                 raise UserError(f"{place}: {benchmark.title} asks {len(ids)} questions about {image}: give 'question'.")

@@ -8,8 +8,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
+from fgaif_ray.segments import split_segments
 from fgaif_ray.statistics.intervals import Floats
 
 DOCUMENTATION: Final = "docs/benchmarks.md"
@@ -26,7 +30,7 @@ class BenchmarkQuestion:
 
     id: str
     image: str
-    """Its name in the official file."""
+    """Its name in the official file; empty for a question without one."""
     prompt: str
     """The official prompt, without the configured suffix."""
     max_tokens: int
@@ -108,6 +112,10 @@ class Benchmark(ABC):
         """Read the files; ``images``, ``draw`` and ``seed`` are for benchmarks without questions of their own."""
         return cls(config)
 
+    def embedded_images(self) -> dict[str, Callable[[], bytes]]:
+        """Images that come within the official file, by name, each as a function that returns the bytes of its file."""
+        return {}
+
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:  # noqa: ARG002
         """Questions to the judge about a model's answers, by question id; empty for a benchmark without a judge."""
         return []
@@ -115,6 +123,55 @@ class Benchmark(ABC):
     @abstractmethod
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
         """Score a model's answers, by question id; a question without an answer is left out and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedResponse:
+    """A response of a benchmark of reward models, with its errors marked.
+
+    Example: ``MarkedResponse("7", "2343729", "Describe it.", "A red dog.", {"attribute": ((2, 5),)})``
+    """
+
+    id: str
+    image: str
+    """Its name in the official file."""
+    prompt: str
+    text: str
+    errors: Mapping[str, tuple[tuple[int, int], ...]]
+    """Type of error -> characters, from the first to the one behind the last."""
+
+    @property
+    def segments(self) -> list[str]:
+        """The segments that reward models judge."""
+        return [self.text[span.start : span.end] for span in split_segments(self.text)]
+
+
+Verdicts = Mapping[str, Mapping[str, NDArray[np.float32]]]
+"""Id of a response -> fact type -> ``[segments, 3]`` probabilities: absent, consistent, hallucinated."""
+
+
+class RewardBenchmark(ABC):
+    """A benchmark of reward models, with its files read."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    responses: Sequence[MarkedResponse]
+    """What the reward models are to judge, in the official order."""
+    settings: dict[str, Any]
+    """The settings and digests of what was read, for the record."""
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None:
+        """Read the files that a section of ``evaluate.benchmarks`` names; raises UserError as ``Benchmark`` does."""
+
+    @abstractmethod
+    def measure(self, verdicts: Verdicts, seed: int = 0) -> tuple[dict[str, float], dict[str, Any]]:
+        """Measure verdicts; a response without any is left out and counted.
+
+        Returns:
+            Metric -> factor with which it is printed, and what ``metrics.measure`` returns of answers.
+        """
 
 
 class OfficialFiles:

@@ -1,5 +1,6 @@
 """Lookup of a benchmark's images in a user's folder."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from fgaif_ray import storage
@@ -27,11 +28,17 @@ class ImageFolder:
             )
         self._name, self._folder = name, folder
         self._files: dict[str, str] = {}
+        bases: Counter[str] = Counter()
         for path, uri in storage.list_files(folder).items():
-            base = path.rsplit("/", 1)[-1]
-            # The name itself; without COCO's "COCO_val2014_"; without its ending: a whole name comes first.
-            for known in (path, base, base.rsplit("_", 1)[-1], base.rsplit(".", 1)[0]):
+            parts = path.split("/")
+            base = parts[-1]
+            bases[base] += 1
+            ends = ("/".join(parts[start:]) for start in range(len(parts)))
+            # The name itself, with its folders or without; without COCO's "COCO_val2014_"; without its ending: a whole
+            # name comes first.
+            for known in (*ends, base.rsplit("_", 1)[-1], base.rsplit(".", 1)[0]):
                 self._files.setdefault(known, uri)
+        self._ambiguous = {base for base, count in bases.items() if count > 1}
 
     @property
     def names(self) -> set[str]:
@@ -47,8 +54,12 @@ class ImageFolder:
         found = {}
         missing = []
         for name in dict.fromkeys(names):
-            uri = self._files.get(name) or self._files.get(name.rsplit("/", 1)[-1])
-            uri = uri or self._files.get(name.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+            if not name:  # a question without an image
+                continue
+            base = name.rsplit("/", 1)[-1]
+            uri = self._files.get(name)
+            if base == name or base not in self._ambiguous:  # else the folders tell which of them is meant
+                uri = uri or self._files.get(base) or self._files.get(base.rsplit(".", 1)[0])
             if uri is None:
                 missing.append(name)
             else:

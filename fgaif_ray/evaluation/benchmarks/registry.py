@@ -28,6 +28,8 @@ class BenchmarkInfo:
     """For the help."""
     about: Literal["policy", "rewards"] = "policy"
     """What is scored: answers of the policy, or verdicts of the reward models."""
+    holds_images: bool = False
+    """Whether the images come within the official file, so that ``images`` may be left out."""
 
 
 REGISTRY: Final[Mapping[str, BenchmarkInfo]] = {
@@ -36,6 +38,12 @@ REGISTRY: Final[Mapping[str, BenchmarkInfo]] = {
     "amber": BenchmarkInfo("amber", "Amber", "descriptions, and yes/no questions"),
     "mmhal": BenchmarkInfo("mmhal", "MMHal", "MMHal-Bench: 96 questions, rated by a judge"),
     "llava_bench": BenchmarkInfo("llava_bench", "LlavaBench", "answers rated by a judge beside a reference"),
+    "obj_halbench": BenchmarkInfo(
+        "obj_halbench", "ObjHalBench", "Object HalBench: objects in descriptions, found by a judge", holds_images=True
+    ),
+    "hallusionbench": BenchmarkInfo("hallusionbench", "HallusionBench", "groups of yes/no questions"),
+    "humblebench": BenchmarkInfo("humblebench", "HumbleBench", 'multiple choice with "None of the above"'),
+    "halloc": BenchmarkInfo("halloc", "HalLoc", "marked errors, to test the reward models", about="rewards"),
 }
 """Name, which is also the key below ``evaluate.benchmarks`` -> benchmark, in the order of results."""
 NAMES: Final = tuple(REGISTRY)

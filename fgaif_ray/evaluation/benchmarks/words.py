@@ -41,6 +41,12 @@ def singulars(word: str) -> Iterator[str]:
         yield word[:-1]
 
 
+def says(answer: str) -> str | None:
+    """Return the Yes or No that an answer begins with, in any case; None where it begins with neither."""
+    found = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
+    return None if found is None else found[1].capitalize()
+
+
 class Lexicon:
     """Finds the form of a word that a word list knows."""
 

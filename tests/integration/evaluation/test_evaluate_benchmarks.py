@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.benchmark_files import write_amber, write_pope
+from support.benchmark_files import write_amber, write_hallusionbench, write_pope
 from support.benchmark_runs import result
 from support.evaluation_runs import configure, publish_policy
 
@@ -54,3 +54,32 @@ def test_both_policies_answer_pope_and_amber_with_one_engine(
         own["models"][which]["figures"] for which in ("before", "after")
     ]
     assert again["comparisons"] == own["comparisons"]
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+def test_questions_without_an_image_are_asked_as_text(
+    ray_cluster: dict[str, Any], repository: Path, tmp_path: Path
+) -> None:
+    from fgaif_ray.shapes.render import render
+    from fgaif_ray.shapes.scenes import draw_scene
+
+    for index, name in enumerate(("VD/chart/0_0.png", "VD/chart/0_1.png", "VS/chart/0_1.png")):
+        (tmp_path / "figures" / name).parent.mkdir(parents=True, exist_ok=True)
+        render(draw_scene("heldout", index)).save(tmp_path / "figures" / name)
+    files = write_hallusionbench(tmp_path / "hallusion")
+    settings = f"path: {files}, images: {tmp_path / 'figures'}, reading: words, max_tokens: 4"
+    config = configure(
+        repository,
+        tmp_path / "run",
+        "align.rollout.sync=merged",
+        f"evaluate.benchmarks.hallusionbench={{{settings}}}",
+    )
+    publish_policy(config)
+    run_benchmarks(config, "hallusionbench")
+
+    rows = Path(config.run.dir, "benchmarks/hallusionbench/answers.jsonl").read_text().splitlines()
+    said = {(row["model"], row["id"]): row for row in map(json.loads, rows)}
+    assert len(said) == 12
+    assert said["before", "VS_chart_0_0_0"]["image"] == ""
+    assert result(config, "hallusionbench")["models"]["before"]["counts"]["unanswered"] == 0

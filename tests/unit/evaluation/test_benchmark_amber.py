@@ -8,8 +8,9 @@ from support.benchmark_files import figures_of, needs_official, official, write_
 
 from fgaif_ray.config import AmberConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.benchmarks.amber import Amber, WordJudge, says
+from fgaif_ray.evaluation.benchmarks.amber import Amber, WordJudge
 from fgaif_ray.evaluation.benchmarks.base import Scores
+from fgaif_ray.evaluation.benchmarks.words import says
 
 ALL_NO = dict.fromkeys("234567", "No")
 

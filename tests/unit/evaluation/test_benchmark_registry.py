@@ -36,5 +36,5 @@ def test_an_unknown_name_brings_the_nearest(wrong: str, right: str) -> None:
 
 
 def test_a_name_like_no_other_brings_no_suggestion() -> None:
-    with pytest.raises(UserError, match="not 'zzz'\\.$"):
+    with pytest.raises(UserError, match=r"not 'zzz'\.$"):
         parse_names("zzz")
