@@ -284,8 +284,8 @@ def train_missing(
         metrics = train_reward_model(model, task, data, features, rewards, seed, advance, checkpoint)
         if not domains:  # after the images have been encoded
             domains.append(domain_of(data, features, LearnerGroup(backbone.device)))
-        for name in task.heads if domains[0] is not None else ():
-            model.domains[name] = domains[0]
+        if domains[0] is not None:
+            model.domains |= dict.fromkeys(task.heads, domains[0])
         if first:
             for name in task.fact_types:
                 _save(model, task, metrics[name], config, partial)

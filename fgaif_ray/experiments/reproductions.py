@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from fgaif_ray import storage
@@ -127,7 +128,7 @@ def requirements(reproduction: Reproduction, config: Config, gpus: int | None) -
     found = [*_models(config), _requirement("images", str(config.data.path), lambda: _training_images(config))]
     for name in reproduction.benchmarks:
         settings = settings_of(config.evaluate.benchmarks, name)
-        found.append(_requirement("questions", settings.path, lambda name=name: _questions(config, name)))
+        found.append(_requirement("questions", settings.path, partial(_questions, config, name)))
     endpoints: list[CallsConfig] = [config.label.extractor]
     if config.evaluate.judge is not None:
         endpoints.append(config.evaluate.judge)
@@ -192,7 +193,7 @@ def _models(config: Config) -> Iterator[Requirement]:
     verifiers = [one.model for one in (label.verifier, label.second_verifier) if one is not None]
     untested = config.policy.allow_untested
     for model in dict.fromkeys([config.policy.model, config.rewards.backbone, *verifiers]):
-        yield _requirement("weights", model, lambda model=model: check_vision_model(model, untested))
+        yield _requirement("weights", model, partial(check_vision_model, model, untested))
     served = label.extractor.serve_model
     if served is not None:
         yield _requirement("weights", served, lambda: check_checkpoint(served, sees_images=False))

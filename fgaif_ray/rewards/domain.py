@@ -103,8 +103,9 @@ class ImageDomain:
             folder: a local one.
             card: of the file's header, see ``rewards.files.read_domain_card``.
         """
+        tensors: dict[str, Any] = load_file(folder / DOMAIN_FILE)
         counts = {name: card[name] for name in ("threshold", "images", "held_out", "false_alarms")}
-        return cls(**load_file(folder / DOMAIN_FILE), **counts)
+        return cls(**tensors, **counts)
 
 
 def pool_features(features: Sequence[ImageFeatures]) -> Tensor:

@@ -266,7 +266,7 @@ def write_halloc(folder: Path, texts: int = 4) -> str:
     """Texts of two segments; in every other one the first has a wrong attribute, the second a wrong object."""
     folder.mkdir(parents=True)
     marks = {"object": [halloc_mark("obj", "square")], "attribute": [halloc_mark("att", "red")]}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": f"caption_{n}",
             "image_id": str(2300000 + n),
