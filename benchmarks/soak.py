@@ -1,6 +1,6 @@
 """An hour of service and an hour of labelling: memory, descriptors, threads and disk stay as they are.
 
-    python -m benchmarks.soak [--minutes 60] [--only service labelling] [--folder FOLDER]
+    python -m benchmarks.soak [--minutes 60] [--only service labelling] [--folder FOLDER [--report]]
 
 The real reward service, with untrained models of the embedded world, is asked at half of what it can do, and now and
 then for what it has to refuse. The real labelling job takes extraction from an endpoint on loopback and verifies with
@@ -9,7 +9,8 @@ with Ray's logs and temporary files: memory is what the processes hold together 
 After the warm-up a line is put through the medians of twelve windows. A measure is flat if its growth cannot be told
 from chance, or is less than 1 % of its level in an hour (or than the numbers in `soak_samples.ALLOWED`).
 
-`samples-NAME.jsonl` in the folder holds every sample as soon as it is taken. The last line is one JSON object: for
+`samples-NAME.jsonl` in the folder holds every sample as soon as it is taken, and `--report` prints what those of a run
+say that was killed. The last line is one JSON object: for
 service and labelling the measures with ``flat``, ``level``, ``per_hour`` and ``interval``, and counts of what was done.
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.soak_labelling import JobFailedError, soak_labelling
-from benchmarks.soak_samples import ALLOWED, Sampler, describe, trend
+from benchmarks.soak_samples import ALLOWED, Sample, Sampler, describe, read_samples, trend
 from benchmarks.soak_service import soak_service
 from fgaif_ray.serving.client import RewardServiceError
 
@@ -50,17 +51,31 @@ def working_folder(folder: Path) -> Path:
     return folder / "ray"
 
 
+def report(name: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Print what was seen of a load, and return what goes into the last line.
+
+    Raises:
+        ValueError: there are too few samples.
+    """
+    warm_up_s = min(WARM_UP_S, max((one.at_s for one in samples), default=0.0) / 3)
+    trends = [trend(samples, measure, warm_up_s) for measure in ALLOWED]
+    print("\n".join(describe(name, samples, trends, warm_up_s)), flush=True)
+    return {one.measure: one.figures() for one in trends}
+
+
 def soak(name: str, folder: Path, minutes: float, interval_s: float) -> dict[str, Any]:
-    """Put one load on, print what was seen, and return what goes into the last line."""
+    """Put one load on; returns what goes into the last line."""
     work = working_folder(folder / name)
-    seconds = 60 * minutes
-    log = folder / f"samples-{name}.jsonl"
-    sampler, counts = LOADS[name](folder / name, seconds, lambda pid: Sampler(pid, work, log, interval_s))
-    warm_up_s = min(WARM_UP_S, seconds / 3)
-    trends = [trend(sampler.samples, measure, warm_up_s) for measure in ALLOWED]
-    print("\n".join(describe(name, sampler.samples, trends, warm_up_s)))
+    log = samples_file(folder, name)
+    sampler, counts = LOADS[name](folder / name, 60 * minutes, lambda pid: Sampler(pid, work, log, interval_s))
+    found = report(name, sampler.samples)
     print("  " + ", ".join(f"{what}: {count:,}" for what, count in counts.items()), flush=True)
-    return {one.measure: one.figures() for one in trends} | dict(counts)
+    return found | dict(counts)
+
+
+def samples_file(folder: Path, name: str) -> Path:
+    """Where the samples of a load are kept."""
+    return folder / f"samples-{name}.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,20 +87,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--interval", type=float, default=5.0, help="seconds from one sample to the next")
     parser.add_argument("--folder", type=Path, help="keep samples, logs and results here; a short path (Ray's sockets)")
+    parser.add_argument("--report", action="store_true", help="run nothing, print what the samples in --folder say")
     options = parser.parse_args(arguments)
+    if options.report and options.folder is None:
+        parser.error("--report needs the --folder of a run")
+    if (
+        not options.report
+        and options.folder
+        and (there := [one for one in options.only if (options.folder / one).exists()])
+    ):
+        parser.error(f"{options.folder} has a run of {', '.join(there)}: choose another folder")
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak", dir="/tmp"))
     found: dict[str, Any] = {}
     try:
         for name in options.only:
-            found[name] = soak(name, folder, options.minutes, options.interval)
+            if options.report:
+                found[name] = report(name, read_samples(samples_file(folder, name)))
+            else:
+                found[name] = soak(name, folder, options.minutes, options.interval)
     except (JobFailedError, RewardServiceError, ValueError) as error:
         print(error, file=sys.stderr)
-    finally:
-        if options.folder is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        print(json.dumps(found))
+    except KeyboardInterrupt:
+        command = f"python -m benchmarks.soak --report --only {name} --folder {folder}"
+        print(f"Interrupted: `{command}` prints what was seen.", file=sys.stderr)
+        return 130
+    if options.folder is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(found))
     return 0 if set(found) == set(options.only) else 1
 
 

@@ -23,6 +23,7 @@ MIB: Final = 1 << 20
 HOUR_S: Final = 3600.0
 WINDOWS: Final = 12
 """Of equal length, after the warm-up: a trend is a line through their medians."""
+FEWEST_WINDOWS: Final = 6
 CONFIDENCE: Final = 0.95
 ALLOWED_SHARE: Final = 0.01
 """Of the level, per hour: what grows by less is flat."""
@@ -79,7 +80,7 @@ def trend(samples: Sequence[Sample], measure: str, warm_up_s: float) -> Trend:
     """A line through the medians of ``WINDOWS`` windows, and its slope's interval by Student's t.
 
     Raises:
-        ValueError: a window has no sample.
+        ValueError: fewer than ``FEWEST_WINDOWS`` windows have a sample.
     """
     kept = [sample for sample in samples if sample.at_s >= warm_up_s]
     last = max((sample.at_s for sample in kept), default=warm_up_s)
@@ -87,15 +88,16 @@ def trend(samples: Sequence[Sample], measure: str, warm_up_s: float) -> Trend:
     windows: list[list[float]] = [[] for _ in range(WINDOWS)]
     for sample in kept:
         windows[min(int((sample.at_s - warm_up_s) / width), WINDOWS - 1)].append(getattr(sample, measure))
-    if not all(windows):
+    full = [number for number, window in enumerate(windows) if window]
+    if len(full) < FEWEST_WINDOWS:
         raise ValueError(f"too few samples after {warm_up_s:.0f} s of warm-up: more minutes are needed")
-    medians = np.array([statistics.median(window) for window in windows])
-    hours = (np.arange(WINDOWS) + 0.5) * width / HOUR_S
+    medians = np.array([statistics.median(windows[number]) for number in full])
+    hours = (np.array(full) + 0.5) * width / HOUR_S
     centred = hours - hours.mean()
     slope = float((centred * medians).sum() / (centred**2).sum())
     left = medians - medians.mean() - slope * centred
-    error = float(np.sqrt((left**2).sum() / (WINDOWS - 2) / (centred**2).sum()))
-    margin = student_t_quantile((1 + CONFIDENCE) / 2, WINDOWS - 2) * error
+    error = float(np.sqrt((left**2).sum() / (len(full) - 2) / (centred**2).sum()))
+    margin = student_t_quantile((1 + CONFIDENCE) / 2, len(full) - 2) * error
     return Trend(measure, float(np.median(medians)), slope, slope - margin, slope + margin)
 
 
@@ -174,6 +176,12 @@ class Sampler:
                     self.samples.append(sample)
                     log.write(json.dumps(asdict(sample)) + "\n")
                     log.flush()
+
+
+def read_samples(log: Path) -> list[Sample]:
+    """The samples that a file holds; none where there is no file."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [Sample(**json.loads(line)) for line in lines if line.endswith("}")]  # the last one may be cut
 
 
 def take_sample(process: psutil.Process, folder: Path, at_s: float) -> Sample:

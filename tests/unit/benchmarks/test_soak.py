@@ -7,15 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
+from benchmarks import soak
 from benchmarks.soak_samples import (
     ALLOWED,
     HOUR_S,
-    WINDOWS,
     Sample,
     Sampler,
     disk_mib,
@@ -78,9 +79,14 @@ def test_a_shrinking_measure_is_flat() -> None:
     assert trend(samples(lambda at: 1000 - 500 * at / HOUR_S), "memory", WARM_UP_S).is_flat
 
 
-def test_a_window_without_samples_is_said() -> None:
+def test_a_gap_in_the_samples_bends_no_line() -> None:
+    some = [one for one in samples(lambda at: 1000 + 120 * at / HOUR_S) if not 1000 < one.at_s < 2000]
+    assert trend(some, "memory", WARM_UP_S).per_hour == pytest.approx(120, rel=0.02)
+
+
+def test_too_few_samples_are_no_trend() -> None:
     with pytest.raises(ValueError, match="more minutes are needed"):
-        trend(samples(lambda at: 1.0, seconds=WINDOWS * 4, every=5), "memory", 0.0)
+        trend(samples(lambda at: 1.0, seconds=25, every=5), "memory", 0.0)
 
 
 def test_roles_come_by_their_growth() -> None:
@@ -160,3 +166,34 @@ def test_a_process_that_has_ended_ends_no_sampler(tmp_path: Path) -> None:
         process.wait()
         time.sleep(0.2)
         assert any(thread.name == "sampler" for thread in threading.enumerate())
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The folder of a run whose end nobody saw, the last line of its samples cut."""
+    lines = [json.dumps(asdict(one)) for one in samples(lambda at: 1000 + 300 * at / HOUR_S)]
+    (tmp_path / "samples-service.jsonl").write_text("\n".join([*lines, lines[-1][:40]]))
+    return tmp_path
+
+
+def test_a_run_that_was_killed_is_reported(killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--report", "--folder", str(killed), "--only", "service"]) == 0
+    service = json.loads(capsys.readouterr().out.splitlines()[-1])["service"]
+    assert {measure: service[measure]["flat"] for measure in ALLOWED} == {
+        "memory": False,
+        "descriptors": True,
+        "threads": True,
+        "disk": True,
+    }
+
+
+def test_a_report_of_no_samples_fails(killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--report", "--folder", str(killed), "--only", "labelling"]) == 1
+    assert "more minutes are needed" in capsys.readouterr().err
+
+
+def test_a_folder_is_not_used_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "labelling").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        soak.main(["--folder", str(tmp_path)])
+    assert "choose another folder" in capsys.readouterr().err
