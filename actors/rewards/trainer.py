@@ -280,8 +280,8 @@ def train_missing(
         metrics = train_reward_model(model, task, data, features, rewards, seed, advance, checkpoint)
         if not domains:  # after the images have been encoded
             domains.append(domain_of(data, features, LearnerGroup(backbone.device)))
-        for name in task.heads if domains[0] is not None else ():
-            model.domains[name] = domains[0]
+        if (domain := domains[0]) is not None:
+            model.domains |= dict.fromkeys(task.heads, domain)
         if first:
             for name in task.fact_types:
                 _save(model, task, metrics[name], config, partial)
@@ -312,7 +312,7 @@ def _save(model: "RewardModel", task: RewardTask, metrics: dict[str, Any], confi
     domain = model.domains.get(task.head_of(fact_type))
     metrics = metrics | {
         "source": source_name(config.data),
-        "domain": None if domain is None else domain.card(),
+        "domain": None if domain is None else domain.card().model_dump(),
         "settings": settings_of(config),
     }
     with tempfile.TemporaryDirectory() as temporary:

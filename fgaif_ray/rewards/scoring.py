@@ -313,7 +313,8 @@ def _judge_items(
         return [ItemError("scoring_failed", "the reward model failed on this item")]
     return [
         ItemVerdicts(
-            *({name: rows[index] for name, rows in part.items()} for part in (found.probabilities, found.facts)),
+            {name: rows[index] for name, rows in found.probabilities.items()},
+            {name: rows[index] for name, rows in found.facts.items()},
             found.domain_distances[index] if found.domain_distances else None,
         )
         for index in range(len(items))
