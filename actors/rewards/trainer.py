@@ -316,7 +316,7 @@ def _save(model: "RewardModel", task: RewardTask, metrics: dict[str, Any], confi
     domain = model.domains.get(task.head_of(fact_type))
     metrics = metrics | {
         "source": source_name(config.data),
-        "domain": None if domain is None else domain.card(),
+        "domain": None if domain is None else domain.card().model_dump(),
         "settings": settings_of(config),
     }
     with tempfile.TemporaryDirectory() as temporary:

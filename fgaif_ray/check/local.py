@@ -110,5 +110,5 @@ def _load(
         fact_types=fact_types,
         coarse=kind_of(files) == "coarse",
         budget=PixelBudget(settings["min_pixels"], settings["max_pixels"]),
-        trained_on=tuple(dict.fromkeys(TrainedOn(**said) for said in map(read_trained_on, folders.values()) if said)),
+        trained_on=tuple(dict.fromkeys(filter(None, map(read_trained_on, folders.values())))),
     )

@@ -16,21 +16,22 @@ whose features are averaged together; or see what the backbone itself does not.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fgaif_ray.rewards.files import DOMAIN_FILE, save_tensors
+from fgaif_ray.serving.wire import DomainCard
 from fgaif_ray.vlm.image_features import ImageFeatures
 
 FEWEST_IMAGES: Final = 8
 """Training images; of fewer there is no distance."""
-MOST_IMAGES: Final = 2048
+MOST_IMAGES: Final = 1024
 """Training images that the distance is fitted on; of more, so many are taken."""
 FOLDS: Final = 5
 RANK: Final = 64
@@ -78,34 +79,40 @@ class ImageDomain:
         tensors = ((self.mean, other.mean), (self.axes, other.axes), (self.variances, other.variances))
         return self.card() == other.card() and all(torch.equal(one, two) for one, two in tensors)
 
-    def card(self) -> dict[str, Any]:
-        """What the metrics, and with them the model card, say of it."""
-        return {
-            "threshold": self.threshold,
-            "images": self.images,
-            "held_out": self.held_out,
-            "false_alarms": self.false_alarms,
-            "false_alarm_rate": self.false_alarms / self.held_out if self.held_out else None,
-        }
+    def card(self) -> DomainCard:
+        """What metrics, model card and service say of it."""
+        return DomainCard(
+            threshold=self.threshold,
+            images=self.images,
+            held_out=self.held_out,
+            false_alarms=self.false_alarms,
+            false_alarm_rate=self.false_alarms / self.held_out if self.held_out else None,
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``domain.safetensors``."""
-        counts = {"images": self.images, "held_out": self.held_out, "false_alarms": self.false_alarms}
         tensors = {"mean": self.mean, "axes": self.axes, "variances": self.variances, "rest": self.rest}
-        metadata = {"format": "pt", "threshold": repr(self.threshold)} | {name: str(n) for name, n in counts.items()}
-        save_tensors(tensors, folder / DOMAIN_FILE, metadata)
+        save_tensors(tensors, folder / DOMAIN_FILE, {"format": "pt", "card": self.card().model_dump_json()})
 
     @classmethod
-    def load(cls, folder: Path, card: Mapping[str, Any]) -> Self:
+    def load(cls, folder: Path, card: DomainCard) -> Self:
         """Read what ``save`` wrote.
 
         Args:
             folder: a local one.
             card: of the file's header, see ``rewards.files.read_domain_card``.
         """
-        tensors: dict[str, Any] = load_file(folder / DOMAIN_FILE)
-        counts = {name: card[name] for name in ("threshold", "images", "held_out", "false_alarms")}
-        return cls(**tensors, **counts)
+        tensors = load_file(folder / DOMAIN_FILE)
+        return cls(
+            mean=tensors["mean"],
+            axes=tensors["axes"],
+            variances=tensors["variances"],
+            rest=tensors["rest"],
+            threshold=card.threshold,
+            images=card.images,
+            held_out=card.held_out,
+            false_alarms=card.false_alarms,
+        )
 
 
 def pool_features(features: Sequence[ImageFeatures]) -> Tensor:

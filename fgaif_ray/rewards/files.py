@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from pydantic import ValidationError
+
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.fact_types import BUILT_IN
 from fgaif_ray.records import CLASS_NAMES, fingerprint
 from fgaif_ray.rewards.kinds import Granularity, RewardKind
+from fgaif_ray.serving.wire import DomainCard, TrainedOn
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.checkpoint import check_adapter, check_safetensors
 
@@ -131,7 +134,7 @@ def find_reward_folders(path: str) -> dict[str, str]:
     raise UserError(f"{path} holds no reward model: give the folder of a run, or its rewards/ (fgaif train-rewards).")
 
 
-def read_domain_card(folder: str) -> dict[str, Any] | None:
+def read_domain_card(folder: str) -> DomainCard | None:
     """What a reward model's folder says of its domain, ``ImageDomain.card``; None where it has none.
 
     Raises:
@@ -140,32 +143,23 @@ def read_domain_card(folder: str) -> dict[str, Any] | None:
     uri = storage.join(folder, DOMAIN_FILE)
     if not storage.exists(uri):
         return None
-    said = check_safetensors(uri, storage.repair_advice(uri)).get("__metadata__", {})
+    metadata = check_safetensors(uri, storage.repair_advice(uri)).get("__metadata__", {})
     try:
-        images, held_out, alarms = (int(said[name]) for name in ("images", "held_out", "false_alarms"))
-        threshold = float(said["threshold"])
-    except (KeyError, ValueError) as error:
-        raise BrokenFileError(uri, "its header does not say its threshold and images", "train it again") from error
-    return {
-        "threshold": threshold,
-        "images": images,
-        "held_out": held_out,
-        "false_alarms": alarms,
-        "false_alarm_rate": alarms / held_out if held_out else None,
-    }
+        return DomainCard.model_validate_json(metadata.get("card", ""))
+    except ValidationError as error:
+        raise BrokenFileError(uri, "its header does not say what it was measured on", "train it again") from error
 
 
-def read_trained_on(folder: str) -> dict[str, Any] | None:
-    """What a reward model was trained on: ``source``, ``images``, ``responses`` and ``segments``, as its metrics say.
+def read_trained_on(folder: str) -> TrainedOn | None:
+    """What a reward model was trained on, as its metrics say; None where there are none.
 
-    None without metrics; models of earlier releases do not say their source.
+    Those of earlier releases do not say the source.
     """
     uri = storage.join(folder, METRICS_FILE)
     metrics = storage.read_json(uri) if storage.exists(uri) else {}
     if "train" not in metrics:
         return None
-    counts = {name: metrics["train"][name] for name in ("images", "responses", "segments")}
-    return {"source": metrics.get("source"), **counts}
+    return TrainedOn.model_validate({**metrics["train"], "source": metrics.get("source")})
 
 
 def base_model(folder: str) -> str:

@@ -83,7 +83,7 @@ def test_the_job_trains_what_is_missing_under_ray_train(
 
     # And they have measured the images as one does.
     measured = domain_of(data, FeatureCache(backbone), LearnerGroup(backbone.device))
-    assert metrics["existence"]["domain"] == pytest.approx(measured.card(), rel=1e-3)
+    assert metrics["existence"]["domain"] == pytest.approx(measured.card().model_dump(), rel=1e-3)
 
     train_rewards.run(config)
     assert "is done" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """`fgaif check` and `POST /v1/check`, with real reward models in this process and behind HTTP."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
+from PIL import Image
 from support.local_gateway import TOKEN, WEIGHTS, LocalScorer, local_gateway, served
 from support.reward_helpers import RESPONSE, picture, service_config
 
@@ -81,6 +83,26 @@ def test_a_configuration_names_the_reward_models_of_its_run(
 def test_one_reward_model_may_check_alone(arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = result([*arguments[:2], "--rewards", str(run / "rewards" / "relation")], capsys)
     assert [list(segment["types"]) for segment in found["segments"]] == [["relation"], ["relation"]]
+
+
+def test_reward_models_read_images_as_they_were_trained_to(
+    arguments: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "rewards" / "relation", tmp_path / "relation")
+    (tmp_path / "relation" / "metrics.json").write_text(json.dumps({"settings": {"max_pixels": 1024}}))
+    Image.open(run / "image.png").resize((32, 32), Image.Resampling.LANCZOS).save(tmp_path / "small.png")
+    small = [str(tmp_path / "small.png"), RESPONSE, "--rewards", str(run / "rewards" / "relation")]
+    reduced = result([*arguments[:2], "--rewards", str(tmp_path / "relation")], capsys)
+    assert odds(reduced) == pytest.approx(odds(result(small, capsys)), abs=1e-4)
+
+
+def test_reward_models_that_read_images_in_different_ways_do_not_check_together(
+    arguments: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "rewards", tmp_path / "rewards")
+    (tmp_path / "rewards" / "relation" / "metrics.json").write_text(json.dumps({"settings": {"max_pixels": 1024}}))
+    assert main("check", [*arguments[:2], "--rewards", str(tmp_path)]) == 2
+    assert "relation differs" in capsys.readouterr().err
 
 
 def test_the_prompt_is_read(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.domains import IMAGES, data_of_scenes, set_narrow_domain, train_briefly, without_domain
+from support.domains import IMAGES, data_of_scenes, narrow_domains, train_briefly, without_domain
 from support.local_gateway import TOKEN, WEIGHTS, LocalScorer, local_gateway, served
 from support.photographs import PORTRAIT
 from support.reward_helpers import PROMPT, RESPONSE, picture
@@ -139,7 +139,7 @@ def test_every_reward_model_is_listed_with_its_false_alarms(models: ModelList) -
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory: pytest.TempPathFactory) -> LocalScorer:
     scorer = LocalScorer(tmp_path_factory.mktemp("rewards"))
-    set_narrow_domain(scorer.model)
+    scorer.model.domains = narrow_domains(scorer.model)
     return scorer
 
 

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from PIL import Image
 from support.browser import Browser, open_browser
+from support.domains import narrow_domains
 from support.local_gateway import TOKEN, WEIGHTS, LocalScorer, local_gateway, served
 from support.reward_helpers import PROMPT, picture
 
@@ -117,6 +118,19 @@ def test_an_example_scene_is_scored_as_the_service_scores_it(page: Browser, url:
     page.screenshot(artifacts / "playground.png")
     with Image.open(artifacts / "playground.png") as picture_of_page:
         assert picture_of_page.width > 1000
+
+
+def test_an_image_unlike_those_of_training_is_said(
+    page: Browser, scorer: LocalScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.click("#examples button:nth-child(2)")
+    give_token(page)
+    score(page)
+    assert page.evaluate("document.getElementById('outside').hidden")
+    monkeypatch.setattr(scorer.model, "domains", narrow_domains(scorer.model))
+    page.evaluate("document.getElementById('result').hidden = true")
+    score(page)
+    assert not page.evaluate("document.getElementById('outside').hidden")
 
 
 def test_sub_sentences_are_coloured_by_the_chosen_type(page: Browser, url: str) -> None:
