@@ -17,6 +17,7 @@ from benchmarks.rewards import SMALL_REQUEST, make_load, make_models
 from benchmarks.soak_samples import Sampler
 from fgaif_ray.config import load_config
 from fgaif_ray.serving.client import AsyncRewardClient, RewardServiceError
+from fgaif_ray.serving.wire import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from fgaif_ray.serving.wire import RewardItem
@@ -33,20 +34,22 @@ MOST_WAITING: Final = 64
 
 
 async def capacity(url: str, requests: Sequence["RewardItem"]) -> float:
-    """Responses per second at saturation."""
+    """Responses per second at saturation, after as long a time to warm up."""
     parts = _small(requests)
-    scored, numbers = 0, itertools.count()
+    numbers = itertools.count()
+    began = time.monotonic() + SATURATED_S
+    end = began + SATURATED_S
+    scored = 0
+
+    async def ask_again_and_again(client: AsyncRewardClient) -> None:
+        nonlocal scored
+        while time.monotonic() < end:
+            found = await client.score(parts[next(numbers) % len(parts)])
+            scored += len(found) if began <= time.monotonic() < end else 0
+
     async with AsyncRewardClient(url, concurrency=SATURATING) as client:
-        await client.score(parts[0])
-        started = time.monotonic()
-
-        async def ask_again_and_again() -> None:
-            nonlocal scored
-            while time.monotonic() - started < SATURATED_S:
-                scored += len(await client.score(parts[next(numbers) % len(parts)]))
-
-        await asyncio.gather(*(ask_again_and_again() for _ in range(SATURATING)))
-        return scored / (time.monotonic() - started)
+        await asyncio.gather(*(ask_again_and_again(client) for _ in range(SATURATING)))
+    return max(scored, 1) / SATURATED_S
 
 
 async def steady(url: str, requests: Sequence["RewardItem"], per_second: float, seconds: float) -> Counter[str]:
@@ -54,6 +57,8 @@ async def steady(url: str, requests: Sequence["RewardItem"], per_second: float, 
     parts = _small(requests)
     generator, outcomes = random.Random(0), Counter[str]()
     waiting: set[asyncio.Task[None]] = set()
+    token = os.environ.get(TOKEN_VARIABLE)
+    headers = {"authorization": f"Bearer {token}"} if token else {}
 
     async def ask(part: Sequence["RewardItem"]) -> None:
         try:
@@ -62,10 +67,14 @@ async def steady(url: str, requests: Sequence["RewardItem"], per_second: float, 
             outcomes["turned away" if error.status == httpx2.codes.TOO_MANY_REQUESTS else "failed"] += 1
 
     async def ask_wrongly() -> None:
-        reply = await plain.post(f"{url}/v1/rewards", json={"items": [{"image": "none"}]})
-        outcomes["refused" if reply.status_code == httpx2.codes.UNPROCESSABLE_ENTITY else "failed"] += 1
+        try:
+            reply = await plain.post(f"{url}/v1/rewards", json={"items": [{"image": "none"}]})
+        except httpx2.HTTPError:
+            outcomes["failed"] += 1
+        else:
+            outcomes["refused" if reply.status_code == httpx2.codes.UNPROCESSABLE_CONTENT else "failed"] += 1
 
-    async with AsyncRewardClient(url, concurrency=MOST_WAITING) as client, httpx2.AsyncClient() as plain:
+    async with AsyncRewardClient(url, concurrency=MOST_WAITING) as client, httpx2.AsyncClient(headers=headers) as plain:
         end, sent = time.monotonic() + seconds, 0
         while time.monotonic() < end:
             if len(waiting) < MOST_WAITING:
