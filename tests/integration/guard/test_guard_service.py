@@ -42,7 +42,7 @@ def guard(ray_cluster: dict[str, Any], endpoint: FakeOpenAI, tmp_path_factory: p
     secrets = {"FGAIF_REWARD_TOKEN": TOKEN, guard_service.GUARD_TOKEN_VARIABLE: GUARD_TOKEN}
     os.environ.update(secrets)
     try:
-        info = reward_service.deploy(service_config(folder), folders)
+        info = reward_service.deploy(service_config(folder, placement="shared"), folders)
         tree = guard_tree(
             [f"guard.upstream={endpoint.url}", f"guard.rewards={info.url}", "guard.port=0", "guard.route_prefix=/guard"]
         )
@@ -109,9 +109,7 @@ def test_the_command_serves_a_runs_reward_models_beside_the_guard(
     endpoint: FakeOpenAI, tmp_path: Path, repository: Path
 ) -> None:
     save_reward_models(tmp_path / "rewards")
-    for name in ("existence", "attribute", "relation"):
-        assert (tmp_path / "rewards" / name).is_dir()
-    config = service_config(tmp_path).model_dump(mode="json")
+    config = service_config(tmp_path, placement="shared").model_dump(mode="json")
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "jobs.guard", "--upstream", endpoint.url, "--mode", "strip", "--config", str(file)]
