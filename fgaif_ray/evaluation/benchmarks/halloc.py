@@ -13,7 +13,7 @@ and its data): by type, a list of objects whose values have a ``name`` and a ``c
 
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -92,8 +92,7 @@ class HalLoc(RewardBenchmark):
             spans = []
             for mark in _marks(marks):
                 try:
-                    start, *ends = map(int, str(mark["char_index"]).split(":"))
-                    end = ends[0] if ends else start + 1
+                    start, end = _characters(str(mark["char_index"]))
                 except (KeyError, ValueError) as error:
                     raise files.fault(file, f"entry {number} has a mark without a char_index") from error
                 if not 0 <= start < end <= len(text):
@@ -112,12 +111,20 @@ class HalLoc(RewardBenchmark):
             *(kind for kind in FACT_TYPE_OF if kind in kinds),
             *(kind for kind in kinds if kind not in FACT_TYPE_OF),
         ]
+        spans = [said_spans(one.text) for one in judged]
+        clusters = [one.image for one, of_one in zip(judged, spans, strict=True) for _ in of_one]
         truth = {
-            kind: np.concatenate([marked_segments(one, kind) for one in judged] or [np.zeros(0, bool)])
+            kind: np.array(
+                [
+                    mark
+                    for one, of_one in zip(judged, spans, strict=True)
+                    for mark in marked_segments(of_one, one.errors.get(kind, ()))
+                ],
+                dtype=bool,
+            )
             for kind in kinds
         }
-        truth[ALL] = np.any([*truth.values()], axis=0) if truth else np.zeros(0, bool)
-        clusters = [one.image for one in judged for _ in split_segments(one.text)]
+        truth[ALL] = np.any([np.zeros(len(clusters), bool), *truth.values()], axis=0)
         scales: dict[str, float] = {}
         figures: dict[str, Any] = {}
         for kind, positive in truth.items():
@@ -158,17 +165,25 @@ class _Figures:
         return np.concatenate([np.stack(thresholded, axis=1), self._ranking.figures(weights)], axis=1)
 
 
-def marked_segments(response: MarkedResponse, kind: str) -> NDArray[np.bool_]:
-    """Tell which segments of a response an error of a type touches, ``[segments]``.
+def said_spans(text: str) -> list[tuple[int, int]]:
+    """Find the characters of each segment of a text, without the white space behind it."""
+    return [(span.start, span.start + len(text[span.start : span.end].rstrip())) for span in split_segments(text)]
 
-    The white space between two segments belongs to the first (``split_segments``) and is not touched.
+
+def marked_segments(spans: Sequence[tuple[int, int]], marks: Sequence[tuple[int, int]]) -> list[bool]:
+    """Tell which segments a mark touches.
+
+    Args:
+        spans: ``[segments]`` of ``said_spans``.
+        marks: characters that are marked, from the first to the one behind the last.
     """
-    spans = split_segments(response.text)
-    touched = np.zeros(len(spans), dtype=bool)
-    for row, span in enumerate(spans):
-        end = span.start + len(response.text[span.start : span.end].rstrip())
-        touched[row] = any(first < end and last > span.start for first, last in response.errors.get(kind, ()))
-    return touched
+    return [any(first < end and last > start for first, last in marks) for start, end in spans]
+
+
+def _characters(index: str) -> tuple[int, int]:
+    """The characters of ``"51:56"`` or ``"51"``; raises ValueError of anything else."""
+    first, _, last = index.partition(":")
+    return int(first), int(last) if last else int(first) + 1
 
 
 def _marks(marks: Any) -> Iterator[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ from support.benchmark_files import HALLOC_TEXT, halloc_mark, write_halloc
 from fgaif_ray.config import HalLocConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.evaluation.benchmarks.base import MarkedResponse
-from fgaif_ray.evaluation.benchmarks.halloc import HalLoc, marked_segments
+from fgaif_ray.evaluation.benchmarks.halloc import HalLoc, marked_segments, said_spans
 
 DOT = HALLOC_TEXT.index(".")
 """Where the first segment ends."""
@@ -27,6 +27,10 @@ def verdict(*hallucinated: float) -> NDArray[np.float32]:
     return np.array([[0.0, 1 - p, p] for p in hallucinated], np.float32)
 
 
+def marked(response: MarkedResponse, kind: str) -> list[bool]:
+    return marked_segments(said_spans(response.text), response.errors.get(kind, ()))
+
+
 def measured(halloc: HalLoc, verdicts: dict[str, dict[str, NDArray[np.float32]]]) -> dict[str, Any]:
     return halloc.measure(verdicts)[1]
 
@@ -37,9 +41,9 @@ def value(found: dict[str, Any], name: str) -> float:
 
 def test_a_marked_word_marks_its_segment(tmp_path: Path) -> None:
     response = benchmark(tmp_path).responses[1]
-    assert marked_segments(response, "attribute").tolist() == [True, False]
-    assert marked_segments(response, "object").tolist() == [False, True]
-    assert marked_segments(response, "scene").tolist() == [False, False]
+    assert marked(response, "attribute") == [True, False]
+    assert marked(response, "object") == [False, True]
+    assert marked(response, "scene") == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_a_marked_word_marks_its_segment(tmp_path: Path) -> None:
 )
 def test_a_mark_touches_the_segments_that_it_has_characters_of(span: tuple[int, int], touched: list[bool]) -> None:
     response = MarkedResponse("1", "1", "Describe it.", HALLOC_TEXT, {"object": (span,)})
-    assert marked_segments(response, "object").tolist() == touched
+    assert marked(response, "object") == touched
 
 
 def test_verdicts_are_measured_by_the_reward_model_of_the_type(tmp_path: Path) -> None:
@@ -110,6 +114,12 @@ def test_no_verdict_leaves_every_metric_undefined(tmp_path: Path) -> None:
     assert {figure["value"] for figure in measured(benchmark(tmp_path), {})["figures"].values()} == {None}
 
 
+def test_texts_without_marks_have_nothing_to_rank(tmp_path: Path) -> None:
+    halloc = benchmark(tmp_path, limit=1)
+    found = measured(halloc, {halloc.responses[0].id: {"existence": verdict(0.1, 0.9)}})
+    assert (value(found, "all.share"), found["figures"]["all.auroc"]["value"]) == (0.0, None)
+
+
 def test_prompts_lose_the_place_of_the_image(tmp_path: Path) -> None:
     assert {one.prompt for one in benchmark(tmp_path).responses} == {"Describe the image."}
 
@@ -124,7 +134,7 @@ def test_a_part_can_be_taken(tmp_path: Path, settings: dict[str, object], texts:
 )
 def test_marks_of_one_character_and_at_the_end(tmp_path: Path, index: str, touched: list[bool]) -> None:
     response = changed(tmp_path, {"object": [{"obj": {"name": "x", "char_index": index}}]}).responses[0]
-    assert marked_segments(response, "object").tolist() == touched
+    assert marked(response, "object") == touched
 
 
 def test_marks_whose_name_stands_elsewhere_are_counted(tmp_path: Path) -> None:
@@ -139,6 +149,7 @@ def test_marks_whose_name_stands_elsewhere_are_counted(tmp_path: Path) -> None:
     [
         ({"object": [{"obj": {"name": "a"}}]}, "a mark without a char_index"),
         ({"object": [{"obj": {"char_index": "a:b"}}]}, "a mark without a char_index"),
+        ({"object": [{"obj": {"char_index": "1:2:3"}}]}, "a mark without a char_index"),
         ({"object": ["square"]}, "a mark without a char_index"),
         ({"object": [{"obj": {"char_index": "90:99"}}]}, "marks characters 90:99 of 93"),
         ({"object": [{"obj": {"char_index": "9:9"}}]}, "marks characters 9:9"),
