@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import ray
 from ray import serve
@@ -49,10 +49,8 @@ from fgaif_ray.rewards.scoring import (
 )
 from fgaif_ray.serving.bearer_token import read_token
 from fgaif_ray.serving.client import RewardClient
-from fgaif_ray.serving.wire import TOKEN_VARIABLE, DomainCard, ModelList, RewardModelCard, TrainedOn
+from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
 from fgaif_ray.storage import stages
-
-CardPart = TypeVar("CardPart", TrainedOn, DomainCard)
 
 APP_NAME: Final = "rewards"
 READY_TIMEOUT_S: Final = 300.0
@@ -251,10 +249,6 @@ def shutdown(app_name: str = APP_NAME) -> None:
     shutdown_application(app_name)
 
 
-def _read_as(kind: type[CardPart], fields: Mapping[str, Any] | None) -> CardPart | None:
-    return None if fields is None else kind.model_validate(fields)
-
-
 def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
     scaled = config.rewards.temperature_scaling
     files = {fact_type: read_folder(folders[fact_type]) for fact_type in config.run.type_names}
@@ -264,8 +258,8 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
             RewardModelCard(
                 id=fact_type,
                 version=version,
-                trained_on=_read_as(TrainedOn, read_trained_on(folders[fact_type])),
-                domain=_read_as(DomainCard, read_domain_card(folders[fact_type])),
+                trained_on=read_trained_on(folders[fact_type]),
+                domain=read_domain_card(folders[fact_type]),
             )
             for fact_type, version in versions.items()
         ],
