@@ -35,7 +35,7 @@ FOLDERS = ("benchmarks/", "configs/", "deploy/", "docs/", "examples/", "scripts/
 MODELS = ("policy.model", "label.verifier.model", "rewards.backbone")
 MAINTENANCE = {
     *("setup", "test", "test-fast", "proofs", "lint", "format", "lock", "check-pythons"),
-    *("audit-deps", "sbom", "docs", "release", "clean"),
+    *("audit-deps", "sbom", "docs", "screenshots", "release", "clean"),
 }
 """Targets for those who change the code, which continuous integration and the tests of `scripts/` run."""
 
