@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-guard bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons audit-deps sbom soak docs release pretrain-shapes clean
+.PHONY: help setup demo try test test-fast proofs bench-labelling bench-rewards bench-guard bench-ppo bench-families bench-memory bench-scale bench-gpu gpu-smoke lint format lock check-pythons audit-deps sbom soak docs screenshots release pretrain-shapes clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ sbom: setup ## write dist/sbom-cpu.cdx.json and dist/sbom-gpu.cdx.json: what eac
 
 docs: setup ## build the documentation into site/, strictly: a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build $(ARGS)
+
+screenshots: setup ## take the pictures of docs/images/ again (needs Chromium on the PATH)
+	ARTIFACTS=docs/images $(VENV_PYTHON) -m pytest -rs tests/unit/docs/test_screenshots.py $(ARGS)
 
 release: setup ## check and build the version that the code says, e.g. VERSION=0.2.0, with ARGS=--tag to tag it
 	$(VENV_PYTHON) -m scripts.release $(VERSION) $(ARGS)

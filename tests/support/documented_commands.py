@@ -105,6 +105,21 @@ def commands_in(page: str) -> Iterator[DocumentedCommand]:
                     yield DocumentedCommand(page, number, words, None, False)
 
 
+def blocks_in(page: str) -> Iterator[tuple[int, str, str]]:
+    """Line, language and content of the blocks of a page."""
+    block: list[str] | None = None
+    start, language, indent = 0, "", 0
+    for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), 1):
+        fence = _FENCE.match(line)
+        if fence and block is None:
+            block, start, language, indent = [], number, fence[1], len(line) - len(line.lstrip())
+        elif fence and block is not None:
+            yield start, language, "\n".join(block)
+            block = None
+        elif block is not None:
+            block.append(line[indent:])
+
+
 def inline_code(page: str) -> Iterator[tuple[int, str]]:
     """What stands between backticks in the sentences of a page, with its line."""
     fenced = False

@@ -1,10 +1,12 @@
 """The shipped configuration with so little of everything that the whole loop takes minutes."""
 
+SAMPLED = 24
+"""Images whose responses are labelled."""
 EVALUATED = 6
 """Images that are answered before and after alignment."""
 SMALL = (
     "ray.object_store_gib=0.2",
-    "data.sample_images=24",
+    f"data.sample_images={SAMPLED}",
     "data.align_images=8",
     f"data.evaluate_images={EVALUATED}",
     "sample.max_tokens=48",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.small_run import EVALUATED, SMALL
+from support.notebooks import run_notebook
+from support.small_run import EVALUATED, SAMPLED, SMALL
 
 from fgaif_ray import storage
 from fgaif_ray.records import FACT_TYPES, NOVELTY_TYPE
@@ -145,6 +146,20 @@ def test_a_call_when_all_is_done_asks_nothing_and_changes_no_figure(loop: Loop) 
     assert loop.repeated.code == 0
     assert f"evaluate: {loop.folder / stages.EVALUATION} is up to date." in loop.repeated.output
     assert loop.summary == loop.summary_before_repeat
+
+
+def test_the_notebook_about_feedback_and_report_reads_the_run(loop: Loop) -> None:
+    shown = run_notebook("feedback_and_report", FGAIF_RUN=str(loop.folder))
+    assert f"{SAMPLED} responses" in shown
+    assert all(f"{kind:10} balanced accuracy" in shown for kind in TYPES)
+    assert "before coverage" in shown and "after  coverage" in shown
+
+
+def test_the_notebook_about_training_serves_the_rewards_and_learns_from_them(loop: Loop) -> None:
+    shown = run_notebook("train_with_rewards", FGAIF_RUN=str(loop.folder), STEPS="1")
+    assert shown.count("\nreward ") == 2  # of a true answer and of one with mistakes
+    assert "steps made: 1" in shown and "step 1: reward" in shown
+    assert "service ended with 0" in shown
 
 
 def test_no_process_outlives_a_call(loop: Loop) -> None:

@@ -1,5 +1,7 @@
 """The commands in the documentation: their options, keys and files are there, and each is run by a test or marked."""
 
+import ast
+import importlib
 import re
 from functools import cache
 from itertools import pairwise
@@ -11,6 +13,7 @@ from support.documented_commands import (
     PAGES,
     DocumentedCommand,
     all_commands,
+    blocks_in,
     inline_code,
     makefile_recipes,
     sources_of_tests,
@@ -35,7 +38,7 @@ FOLDERS = ("benchmarks/", "configs/", "deploy/", "docs/", "examples/", "scripts/
 MODELS = ("policy.model", "label.verifier.model", "rewards.backbone")
 MAINTENANCE = {
     *("setup", "test", "test-fast", "proofs", "lint", "format", "lock", "check-pythons"),
-    *("audit-deps", "sbom", "docs", "release", "clean"),
+    *("audit-deps", "sbom", "docs", "screenshots", "release", "clean"),
 }
 """Targets for those who change the code, which continuous integration and the tests of `scripts/` run."""
 
@@ -240,6 +243,23 @@ def test_all_other_programs_are_marked_with_what_they_need() -> None:
         and not "".join(command.words[:2]).removeprefix("python").startswith("examples/")
     ]
     assert [str(command) for command in others if command.needs is None] == []
+
+
+def test_commands_stand_in_blocks_of_the_shell() -> None:
+    called = re.compile(r"^(fgaif|make|ray|kubectl|python3? -m) ", re.MULTILINE)
+    blocks = [(page, *block) for page in PAGES for block in blocks_in(page)]
+    assert [f"{page}:{line}" for page, line, kind, text in blocks if kind == "" and called.search(text)] == []
+
+
+def test_python_in_pages_imports_what_is_there() -> None:
+    wrong = []
+    blocks = [(page, text) for page in PAGES for _, kind, text in blocks_in(page) if kind == "python"]
+    for page, text in blocks:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("fgaif_ray", "ray"):
+                module = importlib.import_module(node.module)
+                wrong += [f"{page}: {name.name}" for name in node.names if not hasattr(module, name.name)]
+    assert wrong == []
 
 
 def test_examples_that_are_called_are_tested() -> None:
