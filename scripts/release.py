@@ -3,9 +3,10 @@
     .venv/bin/python -m scripts.release VERSION [--tag]      or      make release VERSION=X [ARGS=--tag]
 
 VERSION is that of `fgaif_ray/__init__.py`, which a commit before has raised. Continuous integration (`.ci/run`) must
-have passed; here the documentation is built and the wheel is installed into an empty environment. Everything is
-checked before anything changes. Then the changelog's unreleased section gets version and date, CITATION.cff the same,
-and both are committed. With --tag the commit is tagged. Nothing is pushed or uploaded.
+have passed; here the documentation is built, the wheel is installed into an empty environment, and a bill of materials
+of each lock is written beside it. Everything is checked before anything changes. Then the changelog's unreleased
+section gets version and date, CITATION.cff the same, and both are committed. With --tag the commit is tagged. Nothing
+is pushed or uploaded.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from packaging.version import InvalidVersion, Version
+
+from scripts.sbom import write_sboms
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 UNRELEASED: Final = "## [Unreleased]"
@@ -140,6 +143,7 @@ def release(root: Path, version: str, tag: bool) -> None:
     check_tree(root, version)
     wheel = build_wheel(root)
     check_built(root, wheel)
+    write_sboms(wheel.parent)
     write_release(root, version, dt.datetime.now(dt.UTC).date(), tag)
     tagged = f"tagged v{version}" if tag else f"not tagged (--tag does that: git tag -a v{version})"
     print(f"{wheel.relative_to(root)} is built and tested; {git(root, 'rev-parse', '--short', 'HEAD')} is {tagged}.")

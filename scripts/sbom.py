@@ -117,15 +117,20 @@ def write_sbom(path: Path, lock: Lock = LOCKS[0]) -> None:
     path.write_text(json.dumps(bill_of_materials(lock), indent=2) + "\n", encoding="utf-8")
 
 
+def write_sboms(folder: Path) -> list[Path]:
+    """Write a file for each lock into a folder, ``sbom-NAME.cdx.json``; what a release brings beside its wheel."""
+    paths = [folder / f"sbom-{lock.path.stem}.cdx.json" for lock in LOCKS]
+    for path, lock in zip(paths, LOCKS, strict=True):
+        write_sbom(path, lock)
+    return paths
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write one file for each lock."""
+    """Write them and say where they are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "dist", help="where sbom-NAME.cdx.json goes")
-    folder = parser.parse_args(arguments).folder
-    for lock in LOCKS:
-        path = folder / f"sbom-{lock.path.stem}.cdx.json"
-        write_sbom(path, lock)
-        print(f"{path}: {len(locked_entries(lock.path))} packages")
+    for path in write_sboms(parser.parse_args(arguments).folder):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A release: what stands in its way, and what it writes; in a repository of its own."""
 
 import datetime as dt
+import json
 import subprocess
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from support.paths import ROOT
 
 from fgaif_ray import __version__
-from scripts.release import ReleaseError, build_wheel, check_tree, git, main, unreleased, write_release
+from scripts.release import ReleaseError, build_wheel, check_tree, git, main, release, unreleased, write_release
 
 COPIED = ("CHANGELOG.md", "CITATION.cff", "fgaif_ray/__init__.py")
 DATE = dt.date(2027, 1, 2)
@@ -91,6 +92,17 @@ def test_it_is_one_commit_and_tagged_where_that_is_asked_for(tree: Path, tag: bo
     assert git(tree, "rev-parse", "HEAD~1") == before
     assert git(tree, "status", "--porcelain") == ""
     assert git(tree, "tag", "--list") == (f"v{__version__}" if tag else "")
+
+
+def test_bills_of_materials_lie_beside_the_wheel(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / ".git" / "info" / "exclude").write_text("dist/\n")
+    # Minutes each; the wheel has a test of its own.
+    monkeypatch.setattr("scripts.release.build_wheel", lambda root: root / "dist" / "some.whl")
+    monkeypatch.setattr("scripts.release.check_built", lambda root, wheel: None)
+    release(tree, __version__, tag=False)
+    found = {path.name: json.loads(path.read_text()) for path in (tree / "dist").iterdir()}
+    assert set(found) == {"sbom-cpu.cdx.json", "sbom-gpu.cdx.json"}
+    assert {bill["metadata"]["component"]["version"] for bill in found.values()} == {__version__}
 
 
 def test_the_command_says_what_stands_in_the_way(capsys: pytest.CaptureFixture[str]) -> None:
