@@ -9,6 +9,8 @@ from safetensors import safe_open
 from support.families import FAMILIES, ask, build, photo, reference_inputs, reference_log_probs
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from fgaif_ray.vlm.front_end import load_front_end
+
 CHATTING = sorted(name for name, family in FAMILIES.items() if family.template_file)
 PUBLISHED_NAMES = {
     "llava": ("language_model.lm_head.weight", "vision_tower.vision_model.embeddings.class_embedding"),
@@ -108,3 +110,10 @@ def test_building_leaves_the_global_generator_alone(tmp_path: Path) -> None:
 def test_a_photo_is_drawn_again() -> None:
     assert photo(50, 30, seed=3).tobytes() == photo(50, 30, seed=3).tobytes() != photo(50, 30, seed=4).tobytes()
     assert photo(50, 30).size == (50, 30)
+
+
+@pytest.mark.parametrize("name", CHATTING)
+def test_a_prompt_without_an_image_is_text_alone(name: str, folders: dict[str, Path]) -> None:
+    front_end = load_front_end(str(folders[name]))
+    encoded = front_end.encode_prompt("What is this?", [])
+    assert (encoded.input_ids, encoded.image_tokens) == (front_end.prompt_ids("What is this?", 0), 0)
