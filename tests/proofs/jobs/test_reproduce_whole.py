@@ -12,9 +12,9 @@ from support.reward_helpers import picture
 
 CHANGES = (
     "run.fact_types=[existence, attribute, relation]",
-    "data.sample_images=40",
+    "data.sample_images=24",
     "data.align_images=1",
-    "data.evaluate_images=4",
+    "data.evaluate_images=2",
     "sample.samples_per_prompt=3",
     "sample.shared_prefixes=true",
     "rewards.epochs=1",
@@ -26,19 +26,20 @@ CHANGES = (
     "align.num_workers=1",
     "align.dpo.pairs_per_step=4",
     "align.dpo.learning_rate=0.001",
-    "evaluate.max_tokens=24",
+    "evaluate.max_tokens=16",
 )
 
 
+@pytest.mark.proof
 @pytest.mark.ray
 @pytest.mark.vllm
-@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_loop_is_followed_by_the_benchmark(repository: Path, tmp_path: Path) -> None:
     path = write_obj_halbench(tmp_path / "obj_halbench", picture())
     changes = [
         *CHANGES,
         f"run.dir={tmp_path / 'run'}",
-        f"evaluate.benchmarks.obj_halbench={{path: {path}, extraction: words, max_tokens: 24}}",
+        f"evaluate.benchmarks.obj_halbench={{path: {path}, extraction: words, max_tokens: 16}}",
     ]
     words = [word for change in changes for word in ("--set", change)]
     done = subprocess.run(
