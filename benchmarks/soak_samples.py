@@ -209,7 +209,8 @@ def role_of(command: Sequence[str]) -> str:
     if not command:
         return "?"
     if command[0].startswith("ray::"):
-        return re.sub(r"^ray::\S*(?=ServeReplica:)", "", command[0].split()[0])  # less the replica's own number
+        title = re.sub(r"^ray::\S*(?=ServeReplica:)", "", command[0].split()[0])  # less the replica's own number
+        return re.sub(r"\.\w+$", "", title)  # and less the method that it is at
     first = Path(command[0]).name
     if first.startswith("python"):
         words = [Path(word).name for word in command[1:] if not word.startswith("-")]
