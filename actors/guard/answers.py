@@ -16,6 +16,7 @@ from fgaif_ray.guard.judgement import DIGITS, AnswerJudgement, judgement_json, u
 from fgaif_ray.guard.stripping import strip_answer
 from fgaif_ray.segments import Span
 
+COARSE_VERDICT = "the reward models judge whole answers and cannot say what to cut"
 OUT_OF_DOMAIN = "the images are far from what the reward models know: the answer is as it was written"
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 
@@ -43,7 +44,14 @@ def wanted_answers(body: Mapping[str, Any]) -> int:
 
 def should_cut(judged: AnswerJudgement, question: ImageQuestion) -> bool:
     """Tell whether verdicts may take parts out of an answer."""
-    return judged.trusted and question.cuttable
+    return judged.trusted and question.cuttable and not judged.coarse
+
+
+def note_on(judged: AnswerJudgement, config: ChatGuardConfig) -> str | None:
+    """Why verdicts have not done what the mode does; None where they have."""
+    if not judged.trusted:
+        return OUT_OF_DOMAIN
+    return COARSE_VERDICT if judged.coarse and config.mode == "strip" else None
 
 
 class GuardedAnswers:
@@ -116,7 +124,6 @@ class GuardedAnswers:
 
     def _treat(self, choice: Json, judged: AnswerJudgement, question: ImageQuestion) -> None:
         cuts: list[Json] = []
-        note = None if judged.trusted else OUT_OF_DOMAIN
         if self._config.mode == "strip" and should_cut(judged, question):
             text = choice["message"]["content"]
             spans = [Span(one.start, one.end) for one in judged.segments]
@@ -126,7 +133,7 @@ class GuardedAnswers:
                 choice["logprobs"] = None  # they were of the tokens of another text
                 cuts = [one.to_json() for one in cut]
         record_judged(judged, len(cuts))
-        choice["fgaif"] = judgement_json(judged, cuts, note)
+        choice["fgaif"] = judgement_json(judged, cuts, note_on(judged, self._config))
 
     def _is_false(self, hallucination: float) -> bool:
         return hallucination > self._config.threshold

@@ -6,8 +6,9 @@ from actors.rewards.service_error import ServiceError
 from fgaif_ray.errors import ItemError
 from fgaif_ray.guard.chat import ImageQuestion
 from fgaif_ray.guard.judgement import AnswerJudgement, read_judgement
+from fgaif_ray.rewards.kinds import COARSE
 from fgaif_ray.serving.client import AsyncRewardClient, RetryPolicy, RewardServiceError
-from fgaif_ray.serving.wire import MAX_RESPONSE_CHARACTERS, RewardItem
+from fgaif_ray.serving.wire import MAX_RESPONSE_CHARACTERS, ModelList, RewardItem
 
 RETRIES = RetryPolicy(max_retries=3, initial_s=0.2, maximum_s=5.0)
 """A person waits for the answer."""
@@ -39,6 +40,7 @@ class AnswerJudge:
             timeout_s: longest wait for verdicts, of one try.
         """
         self._client = AsyncRewardClient(url, token=token, timeout_s=timeout_s, retries=RETRIES, concurrency=64)
+        self._models: ModelList | None = None
 
     async def judge(self, question: ImageQuestion, answers: Sequence[str]) -> list[AnswerJudgement]:
         """Judge answers to one question, in order.
@@ -53,9 +55,20 @@ class AnswerJudge:
             RewardItem(images=list(question.images), prompt=question.prompt, response=answer) for answer in answers
         ]
         try:
-            return [read_judgement(scored) for scored in await self._client.score(items)]
+            scored = await self._client.score(items)
+            models = await self._models_of(scored[0].model_version) if scored else None
         except RewardServiceError as error:
             raise UnjudgedError(_in_own_words(error)) from error
+        if models is None:
+            return []
+        coarse, trained_on = models.kind == COARSE, models.trained_on
+        return [read_judgement(one, coarse=coarse, trained_on=trained_on) for one in scored]
+
+    async def _models_of(self, version: str) -> ModelList:
+        """The reward models of a version, asked for when it changes."""
+        if self._models is None or self._models.model_version != version:
+            self._models = await self._client.models()
+        return self._models
 
     async def is_ready(self) -> bool:
         """Tell whether the reward service can score."""

@@ -1,10 +1,10 @@
 """Streamed answers: each segment is sent once it is judged."""
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from actors.guard.answers import OUT_OF_DOMAIN, GuardedAnswers, choices_of, question_of, should_cut
+from actors.guard.answers import GuardedAnswers, choices_of, note_on, question_of, should_cut
 from actors.guard.batches import in_batches
 from actors.guard.judge import AnswerJudge, UnjudgedError
 from actors.guard.metrics import record_judged
@@ -200,9 +200,9 @@ class _JudgedStream:
             return unjudged_json(str(self._unjudged.error))
         if state.last is None:
             return None  # no text, as a call of a tool has none
-        whole = AnswerJudgement(tuple(state.segments), state.last.reward, state.last.out_of_domain)
+        whole = replace(state.last, segments=tuple(state.segments))
         record_judged(whole, len(cuts))
-        return judgement_json(whole, cuts, None if whole.trusted else OUT_OF_DOMAIN)
+        return judgement_json(whole, cuts, note_on(whole, self._config))
 
     def _text(self, index: int, text: str, verdict: Json | None) -> list[bytes]:
         if not text:

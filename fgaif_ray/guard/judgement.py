@@ -7,7 +7,7 @@ from typing import Any, Final
 from fgaif_ray.fact_types import BUILT_IN
 from fgaif_ray.records import ABSENT, CLASS_NAMES, HALLUCINATED
 from fgaif_ray.segments import Span
-from fgaif_ray.serving.wire import ScoredResponse
+from fgaif_ray.serving.wire import ScoredResponse, TrainedOn
 
 DIGITS: Final = 4
 """Decimal places of numbers in the guard's JSON."""
@@ -44,8 +44,9 @@ class SegmentJudgement:
         types = {}
         for name, triple in self.probabilities.items():
             code = max(range(len(CLASS_NAMES)), key=triple.__getitem__)
+            words = BUILT_IN[name].verdicts if name in BUILT_IN else CLASS_NAMES
             types[name] = {
-                "verdict": CLASS_NAMES[code],
+                "verdict": words[code],
                 "probability": round(triple[code], DIGITS),
                 "hallucinated": round(triple[HALLUCINATED], DIGITS),
             }
@@ -61,6 +62,12 @@ class AnswerJudgement:
     """As the reward service composes it."""
     out_of_domain: bool | None
     """Whether the images are far from what the reward models were trained on; None where the service does not say."""
+    domain_distance: float | None = None
+    """How far, in units of the distance at which they are out of domain."""
+    coarse: bool = False
+    """Whether there is one verdict for the whole answer, at its last segment."""
+    trained_on: tuple[TrainedOn, ...] = ()
+    """What the reward models were trained on."""
 
     @property
     def hallucination(self) -> float:
@@ -78,14 +85,17 @@ class AnswerJudgement:
         return self.out_of_domain is not True
 
 
-def read_judgement(scored: ScoredResponse) -> AnswerJudgement:
-    """Read the verdicts in an answer of the reward service."""
+def read_judgement(
+    scored: ScoredResponse, *, coarse: bool = False, trained_on: tuple[TrainedOn, ...] = ()
+) -> AnswerJudgement:
+    """Read the verdicts in an answer of the reward service; the rest is what its list of models says."""
     segments = tuple(
         SegmentJudgement(scored.response[one.start : one.end], one.start, one.end, one.probabilities, one.reward)
         for one in scored.segments
     )
-    # Services that measure no distance to their training images leave the field out.
-    return AnswerJudgement(segments, scored.reward, getattr(scored, "out_of_domain", None))
+    return AnswerJudgement(
+        segments, scored.reward, scored.out_of_domain, scored.domain_distance, coarse=coarse, trained_on=trained_on
+    )
 
 
 def judge_spans(judged: AnswerJudgement, text: str, spans: Sequence[Span]) -> list[SegmentJudgement]:
@@ -131,6 +141,8 @@ def judgement_json(
         "hallucination": round(judged.hallucination, DIGITS),
         "reward": round(judged.reward, DIGITS),
         "out_of_domain": judged.out_of_domain,
+        "domain_distance": judged.domain_distance,
+        "trained_on": [one.model_dump() for one in judged.trained_on],
         "cut": list(cut),
         "note": note,
     }
@@ -143,6 +155,8 @@ def unjudged_json(note: str) -> dict[str, Any]:
         "hallucination": None,
         "reward": None,
         "out_of_domain": None,
+        "domain_distance": None,
+        "trained_on": [],
         "cut": [],
         "note": f"not judged: {note}",
     }

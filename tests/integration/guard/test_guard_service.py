@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
+from ray import serve
 from support.fake_openai import FakeOpenAI, Reply
 from support.guarded import ANSWERS, ENDPOINT_KEY, GUARD_TOKEN, answering, ask, client_of
 from support.metrics_endpoint import exported_names, scrape_until
@@ -106,18 +107,21 @@ def test_no_secret_gets_into_the_logs(guard: str, ray_cluster: dict[str, Any]) -
 
 @pytest.mark.slow
 def test_the_command_serves_a_runs_reward_models_beside_the_guard(
-    endpoint: FakeOpenAI, tmp_path: Path, repository: Path
+    guard: str, ray_cluster: dict[str, Any], endpoint: FakeOpenAI, tmp_path: Path, repository: Path
 ) -> None:
+    """It joins the cluster, where Serve runs already."""
     save_reward_models(tmp_path / "rewards")
     config = service_config(tmp_path, placement="shared").model_dump(mode="json")
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "jobs.guard", "--upstream", endpoint.url, "--mode", "strip", "--config", str(file)]
-    changes = ["guard.port=0", "guard.nothing_left=Nothing.", "guard.threshold=0", "ray.num_cpus=4"]
+    changes = ["guard.port=0", "guard.nothing_left=Nothing.", "guard.threshold=0"]
+    changes += ["guard.app_name=of-the-run", "guard.route_prefix=/of-the-run"]
+    environment = {"RAY_ADDRESS": ray_cluster["gcs_address"], guard_service.KEY_VARIABLE: ENDPOINT_KEY}
     process = subprocess.Popen(
         [*command, *(word for change in changes for word in ("--set", change))],
         cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, guard_service.GUARD_TOKEN_VARIABLE: GUARD_TOKEN, "OPENAI_API_KEY": ENDPOINT_KEY},
+        env=os.environ | environment,
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -134,6 +138,7 @@ def test_the_command_serves_a_runs_reward_models_beside_the_guard(
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
         assert "guard: stopped" in process.stdout.read()
+        assert set(serve.status().applications) == {"rewards", "guard"}
     finally:
         if process.poll() is None:
             process.kill()

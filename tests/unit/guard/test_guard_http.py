@@ -4,6 +4,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -34,7 +36,7 @@ from fgaif_ray.guard.stripping import strip_answer
 from fgaif_ray.rewards.composition import RewardOptions
 from fgaif_ray.segments import Span
 from fgaif_ray.serving.client import RetryPolicy, RewardClient, reward_item
-from fgaif_ray.serving.wire import MAX_BODY_BYTES
+from fgaif_ray.serving.wire import MAX_BODY_BYTES, RewardModelCard, TrainedOn
 
 LINK = {
     "messages": [
@@ -152,6 +154,22 @@ def test_where_nothing_is_left_the_configured_words_are_the_answer(rewards: str,
         whole = post(url, ask()).json()["choices"][0]["message"]["content"]
         streamed = text_of(events_of(post(url, ask(stream=True))))
     assert whole == streamed == "I am not sure."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_verdict_for_a_whole_answer_cuts_nothing(tmp_path: Path, upstream: FakeOpenAI, stream: bool) -> None:
+    gateway = local_gateway(LocalScorer(tmp_path), RewardOptions(weights=WEIGHTS))
+    known = TrainedOn(source="shapes", images=9, responses=9, segments=20)
+    cards = [RewardModelCard(id=name, version="1", trained_on=known) for name in WEIGHTS]
+    models = gateway._settings.models.model_copy(update={"kind": "coarse", "models": cards})
+    gateway._settings = replace(gateway._settings, models=models)
+    with served(gateway) as rewards, guarded(upstream.url, rewards, mode="strip", threshold=0.0) as url:
+        answer = post(url, ask(stream=stream))
+    events = events_of(answer) if stream else []
+    [choice] = events[-1]["choices"] if stream else answer.json()["choices"]
+    assert (text_of(events) if stream else choice["message"]["content"]) == ANSWERS[0]
+    assert "whole answers" in choice["fgaif"]["note"]
+    assert choice["fgaif"]["trained_on"] == [known.model_dump()]
 
 
 # Best of n

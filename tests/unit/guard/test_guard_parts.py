@@ -14,7 +14,7 @@ from fgaif_ray.guard.choosing import ChoiceRule, rank
 from fgaif_ray.guard.judgement import AnswerJudgement, SegmentJudgement, judge_spans, judgement_json, read_judgement
 from fgaif_ray.guard.sse import EventReader, write_event
 from fgaif_ray.segments import Span, split_segments
-from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PROMPT_CHARACTERS, ScoredResponse
+from fgaif_ray.serving.wire import MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PROMPT_CHARACTERS, ScoredResponse, TrainedOn
 
 URL = "data:image/png;base64,AAAA"
 IMAGE = {"type": "image_url", "image_url": {"url": URL}}
@@ -154,11 +154,16 @@ def test_verdicts_of_the_service_are_read_with_their_text() -> None:
 
 
 def test_a_service_that_knows_its_depth_is_heard() -> None:
-    class Measured(ScoredResponse):
-        out_of_domain: bool | None = None
-
-    scored = Measured(response="", segments=[], reward=0.0, token_rewards=None, model_version="1", out_of_domain=True)
-    assert not read_judgement(scored).trusted
+    scored = ScoredResponse(
+        response="", segments=[], reward=0.0, token_rewards=None, model_version="1", out_of_domain=True,
+        domain_distance=2.5,
+    )  # fmt: skip
+    known = TrainedOn(source="shapes", images=9, responses=9, segments=20)
+    one = read_judgement(scored, trained_on=(known,))
+    field = judgement_json(one)
+    assert not one.trusted
+    assert (field["out_of_domain"], field["domain_distance"]) == (True, 2.5)
+    assert field["trained_on"] == [known.model_dump()]
 
 
 @pytest.mark.parametrize(("trusted", "cuttable"), [(False, True), (True, False), (True, True)])
