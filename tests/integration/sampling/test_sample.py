@@ -118,7 +118,7 @@ def test_several_responses_to_a_prompt_share_their_beginnings(
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["image"], row["prompt"]), []).append(row)
-    shared = 0
+    shared = own = 0
     for group in groups.values():
         [one] = [row for row in group if row["sample_id"] in first]
         assert one["token_ids"] == first[one["sample_id"]]["token_ids"]
@@ -128,7 +128,8 @@ def test_several_responses_to_a_prompt_share_their_beginnings(
             assert row["response"] == front_end.decode(row["token_ids"]) and len(row["token_ids"]) <= MAX_TOKENS
             spans = split_segments(one["response"])
             shared += any(row["response"].startswith(one["response"][: span.end].rstrip()) for span in spans[:-1])
-            assert row["token_ids"] != one["token_ids"] or len(spans) < 2
+            own += row["token_ids"] != one["token_ids"]
+    assert own > len(rows) / 2  # of three quarters; the last segment alone may well be drawn as it was
     assert shared > len(rows) / 4  # of three quarters of the rows; the rest begin with another segment
 
 
