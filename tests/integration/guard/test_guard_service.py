@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import httpx2
 import pytest
 import yaml
 from support.fake_openai import FakeOpenAI, Reply
-from support.guarded import ANSWERS, ENDPOINT_KEY, GUARD_TOKEN, answering, ask, client_of
+from support.guarded import ANSWERS, ENDPOINT_KEY, GUARD_TOKEN, answering, ask, chunks, client_of
 from support.metrics_endpoint import exported_names, scrape_until
 from support.reward_helpers import save_reward_models, service_config
 from support.reward_service_helpers import TOKEN
@@ -63,11 +64,23 @@ def test_openai_s_client_gets_answers_with_verdicts(guard: str, endpoint: FakeOp
     assert [one.id for one in client.models.list()] == ["m"]
 
 
-def test_a_stream_goes_through_the_proxy(guard: str) -> None:
-    pieces = [one.choices[0] for one in client_of(guard).chat.completions.create(**ask(stream=True))]
+def test_a_stream_goes_through_the_proxy(guard: str, endpoint: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The endpoint writes the second segment once the first one has been read, so that they are judged in turn."""
+    read = threading.Event()
+
+    def held() -> Iterator[str]:
+        first, second, *rest = chunks(ANSWERS[0], len(ANSWERS[0]) * 3 // 5)
+        yield from (first, second)
+        assert read.wait(60)
+        yield from rest
+
+    monkeypatch.setattr(endpoint, "reply", lambda *_: Reply(parts=held()))
+    pieces = []
+    for one in client_of(guard).chat.completions.create(**ask(stream=True)):
+        pieces.append(one.choices[0])
+        read.set()
     assert "".join(one.delta.content or "" for one in pieces) == ANSWERS[0]
-    # What comes while the first segment is judged is judged together, so there are one or two pieces before the last.
-    assert len(pieces) in (2, 3) and pieces[-1].model_extra["fgaif"]["segments"]
+    assert len(pieces) == 3 and pieces[-1].model_extra["fgaif"]["segments"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.sampling_runs import GOOD_IMAGES, MAX_TOKENS, POLICY, PROMPTS, make_config, write_images
 
+from actors.sampling.sampler import request_seed, shared_prefix
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.segments import split_segments
@@ -128,7 +129,11 @@ def test_several_responses_to_a_prompt_share_their_beginnings(
             assert row["response"] == front_end.decode(row["token_ids"]) and len(row["token_ids"]) <= MAX_TOKENS
             spans = split_segments(one["response"])
             shared += any(row["response"].startswith(one["response"][: span.end].rstrip()) for span in spans[:-1])
-            own += row["token_ids"] != one["token_ids"]
+            kept = shared_prefix(front_end.tokenizer, one["token_ids"], request_seed(again.run.seed, row["sample_id"]))
+            assert tuple(row["token_ids"][: len(kept)]) == kept
+            differs = row["token_ids"] != one["token_ids"]
+            assert differs or kept or len(spans) < 2
+            own += differs
     assert own > len(rows) / 2  # of three quarters; the last segment alone may well be drawn as it was
     assert shared > len(rows) / 4  # of three quarters of the rows; the rest begin with another segment
 
