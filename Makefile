@@ -91,8 +91,8 @@ sbom: setup ## write dist/sbom-cpu.cdx.json and dist/sbom-gpu.cdx.json: what eac
 docs: setup ## build the documentation into site/, strictly: a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build $(ARGS)
 
-screenshots: setup ## take the pictures of docs/images/ again (needs Chromium on the PATH)
-	ARTIFACTS=docs/images $(VENV_PYTHON) -m pytest -rs tests/unit/docs/test_screenshots.py $(ARGS)
+screenshots: setup ## take the pictures of docs/images/ again, of the demo's report if there is one (needs Chromium)
+	ARTIFACTS=docs/images REPORT=$(wildcard runs/shapes/report.html) $(VENV_PYTHON) -m pytest -rs tests/unit/docs/test_screenshots.py $(ARGS)
 
 release: setup ## check and build the version that the code says, e.g. VERSION=0.2.0, with ARGS=--tag to tag it
 	$(VENV_PYTHON) -m scripts.release $(VERSION) $(ARGS)

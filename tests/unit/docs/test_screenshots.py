@@ -1,6 +1,6 @@
 """Pictures of the pages that people see, taken in a real browser: `make screenshots` puts them into docs/images/.
 
-Otherwise they go to artifacts/, or where ARTIFACTS says.
+Otherwise they go to artifacts/, or where ARTIFACTS says. REPORT names the page of a real run to take instead of a small one.
 """
 
 import os
@@ -55,14 +55,17 @@ def test_of_the_playground(browser: Browser, folder: Path, tmp_path: Path) -> No
         browser.wait_for("!document.getElementById('score').disabled")
         browser.click("#score")
         browser.wait_for("!document.getElementById('result').hidden && !document.getElementById('score').disabled")
-        keep(browser, folder / "playground-page.png")
+        keep(browser, folder / "playground.png")
         browser.open("about:blank")
 
 
 def test_of_a_report(browser: Browser, folder: Path, tmp_path: Path) -> None:
-    write_run(tmp_path, images=8)
-    write_examples(tmp_path, count=3, images=8, extremes=1)
-    page = tmp_path / "report.html"
-    page.write_text(build_report(str(tmp_path)))
+    if named := os.environ.get("REPORT"):
+        page = Path(named).resolve()
+    else:
+        write_run(tmp_path, images=8)
+        write_examples(tmp_path, count=3, images=8, extremes=1)
+        page = tmp_path / "report.html"
+        page.write_text(build_report(str(tmp_path)))
     browser.open(page)
-    keep(browser, folder / "report-page.png")
+    keep(browser, folder / "report.png")
