@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from fgaif_ray import storage
-from fgaif_ray.evaluation import POLICIES, POPE, SAMPLED
+from fgaif_ray.evaluation import GREEDY, POLICIES, POPE, SAMPLED
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.formats import NEITHER, look, show, show_change
 from fgaif_ray.storage import stages
@@ -22,7 +22,13 @@ _ROWS: Final = (
     *((f"hallucination, {kind}", ("hallucination_rate", kind), "share") for kind in (*FACT_TYPES, "overall")),
     ("coverage", ("coverage",), "share"),
     ("facts per response", ("facts_per_response",), "number"),
-    ("POPE F1", (POPE, "f1"), "share"),
+)
+_POPE: Final = (("F1", (POPE, "f1"), "share"),)
+_GROUPS: Final = (
+    # title, where its figures and its changes are, rows
+    ("greedy", (GREEDY,), (GREEDY,), _ROWS),
+    ("sampled at T = 1", (), (SAMPLED,), _ROWS),
+    ("POPE", (), (), _POPE),
 )
 
 _PLAIN: Final = str.maketrans({"\u202f": " ", "\u2212": "-"})
@@ -95,21 +101,25 @@ def build_summary(run: str, types: Sequence[str]) -> dict[str, Any]:
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
-    """Format the headline metrics, sampled, before and after alignment as a plain text table.
+    """Format the headline metrics before and after alignment, greedy and sampled, as a plain text table.
 
     A change has the paired interval of the evaluation; changes of shares are percentage points.
     """
     alignment = summary["alignment"]
-    rows = [("", "before", "after", "change")]
-    for name, path, kind in _ROWS:
-        old, new = (look(alignment[which], path) for which in POLICIES)
-        if old is None or new is None:
-            continue
-        place = path if path[0] == POPE else (SAMPLED, *path)
-        change = look(alignment.get("changes"), place) or {"value": new - old, "interval": None}
-        shown = show_change(change, NEITHER, kind)
-        bounds = "" if shown["bounds"] is None else f" [{shown['bounds']}]"
-        rows.append((name, show(old, kind), show(new, kind), f"{shown['text']}{bounds}"))
-    if len(rows) == 1:
+    table: list[tuple[str, ...]] = []
+    for title, figures, changes, wanted in _GROUPS:
+        rows = []
+        for name, path, kind in wanted:
+            old, new = (look(alignment[which], (*figures, *path)) for which in POLICIES)
+            if old is None or new is None:
+                continue
+            change = look(alignment.get("changes"), (*changes, *path)) or {"value": new - old, "interval": None}
+            shown = show_change(change, NEITHER, kind)
+            bounds = "" if shown["bounds"] is None else f" [{shown['bounds']}]"
+            rows.append((name, show(old, kind), show(new, kind), f"{shown['text']}{bounds}"))
+        if rows:
+            table += [("",)] if table else []
+            table += [(title, "before", "after", "change"), *rows]
+    if not table:
         return json.dumps({which: alignment[which] for which in POLICIES}, indent=2)
-    return "\n".join(table_lines(rows, right=(1, 2, 3))).translate(_PLAIN)
+    return "\n".join(table_lines(table, right=(1, 2, 3))).translate(_PLAIN)

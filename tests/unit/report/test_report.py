@@ -292,8 +292,19 @@ def test_an_evaluation_without_intervals_of_changes_is_shown_uncoloured(tmp_path
 def test_the_console_shows_changes_in_points_with_intervals(finished_run):
     metrics = storage.read_json(f"{finished_run}/evaluation/metrics.json")
     lines = summary_table({"alignment": metrics}).splitlines()
-    (line,) = [line for line in lines if line.startswith("hallucination, overall")]
+    sampled = lines.index(next(line for line in lines if line.startswith("sampled")))
+    (line,) = [line for line in lines[sampled:] if line.startswith("hallucination, overall")]
     assert re.search(r"% +-\d+\.\d points \[-\d+\.\d to -\d+\.\d\]$", line)
+
+
+def test_the_console_shows_greedy_first_then_sampled(finished_run):
+    metrics = storage.read_json(f"{finished_run}/evaluation/metrics.json")
+    lines = summary_table({"alignment": metrics}).splitlines()
+    shown = [line.split("  ")[0] for line in lines if re.match("greedy|sampled|hallucination, overall", line)]
+    assert shown == ["greedy", "hallucination, overall", "sampled at T = 1", "hallucination, overall"]
+    after = [metrics["after"]["greedy"], metrics["after"]]
+    for line, figures in zip([line for line in lines if line.startswith("hallucination, overall")], after, strict=True):
+        assert f"{100 * figures['hallucination_rate']['overall']:.1f} %" in line
 
 
 def test_a_reward_model_of_whole_responses_is_shown_once():
