@@ -146,7 +146,7 @@ def read_verdicts(task: JudgedTask) -> Verdicts:
 def _load(config: Config) -> "RewardModel":
     import torch
 
-    from fgaif_ray.rewards.model import load_reward_model
+    from fgaif_ray.rewards.model_files import load_reward_model
     from fgaif_ray.vlm.backbone import load_backbone
 
     rewards = config.rewards
@@ -160,7 +160,7 @@ def _judge(
     config: Config, task: JudgedTask, model: "RewardModel", responses: Sequence[MarkedResponse]
 ) -> list[dict[str, Any]]:
     """Rows of verdicts on a block; responses that cannot be read have none."""
-    from fgaif_ray.rewards.model import ScoringItem
+    from fgaif_ray.rewards.encoding import ScoringItem
 
     opened = open_images((task.images[one.image] for one in responses), config.data.pixel_budget)
     encoded, ids = [], []

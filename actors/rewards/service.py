@@ -101,7 +101,7 @@ class RewardScorer:
     def __init__(self, settings: ScorerSettings) -> None:
         import torch
 
-        from fgaif_ray.rewards.model import load_reward_model
+        from fgaif_ray.rewards.model_files import load_reward_model
         from fgaif_ray.rewards.self_check import require_backbone
         from fgaif_ray.vlm.backbone import load_backbone
 

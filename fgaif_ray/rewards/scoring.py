@@ -25,7 +25,8 @@ from fgaif_ray.rewards.preparation import ImageSource, SegmentedResponse
 from fgaif_ray.serving.wire import ScoredResponse, SegmentReward
 
 if TYPE_CHECKING:
-    from fgaif_ray.rewards.model import EncodedItem, Judged, ScoringItem
+    from fgaif_ray.rewards.encoding import EncodedItem, ScoringItem
+    from fgaif_ray.rewards.judged import Judged
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +286,7 @@ def _open_all(
 
 
 def _encode_item(model: Scorer, images: Sequence[Image.Image], item: BatchItem) -> "EncodedItem | ItemError | None":
-    from fgaif_ray.rewards.model import ScoringItem
+    from fgaif_ray.rewards.encoding import ScoringItem
 
     try:
         return model.encode(ScoringItem(images=images, prompt=item.prompt, segments=item.segments))

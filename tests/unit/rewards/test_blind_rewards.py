@@ -20,7 +20,8 @@ from fgaif_ray.pixel_budget import UNLIMITED
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.examples import AnswerPair, judge_examples
 from fgaif_ray.rewards import data as reward_data
-from fgaif_ray.rewards.model import Judged, ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.judged import Judged
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
 

@@ -22,7 +22,8 @@ from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.examples import AnswerPair, judge_examples, pair_answers
 from fgaif_ray.rewards import data as reward_data
-from fgaif_ray.rewards.model import Judged, ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.judged import Judged
 from fgaif_ray.rewards.scoring import ItemVerdicts, make_batch, score_batches
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
