@@ -50,7 +50,7 @@ from fgaif_ray.rewards.scoring import (
 from fgaif_ray.serving.bearer_token import read_token
 from fgaif_ray.serving.client import RewardClient
 from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
-from fgaif_ray.storage import stages
+from fgaif_ray.storage.stage_settings import language_key, reading_key
 
 APP_NAME: Final = "rewards"
 READY_TIMEOUT_S: Final = 300.0
@@ -216,7 +216,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         HANDLE_FORMAT,
         card.model_dump(), digest, config.serve.model_dump(exclude={"replace"}), config.rewards.backbone,
         config.rewards.dtype, config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
-        config.align.reward.model_dump(), *stages.reading_key(config), *stages.language_key(config),
+        config.align.reward.model_dump(), *reading_key(config), *language_key(config),
     )  # fmt: skip
     return GatewaySettings(
         identity=identity,
