@@ -101,13 +101,8 @@ def show_pending(task: JudgedTask) -> None:
 
 def judged_before(task: JudgedTask) -> set[str]:
     """Ids of the responses that an earlier attempt has judged."""
-    if task.stage.is_complete():
-        folder = task.stage.folder
-    elif task.stage.is_begun():
-        folder = task.stage.partial
-    else:
-        return set()
-    return {row["id"] for row in storage.read_rows(folder, ["id"])}
+    folder = task.stage.readable_folder
+    return set() if folder is None else {row["id"] for row in storage.read_rows(folder, ["id"])}
 
 
 @storage.writes_run("benchmark")
