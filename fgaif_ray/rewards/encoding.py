@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.inputs import EncodedPrompt
+
+if TYPE_CHECKING:  # brings transformers' models, which the service's gateway does without
+    from fgaif_ray.vlm.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class EncodedItem:
         return len(self.prompt) + len(self.text_ids)
 
 
-def encode_item(backbone: Backbone, item: ScoringItem, longest: int | None = None) -> EncodedItem:
+def encode_item(backbone: "Backbone", item: ScoringItem, longest: int | None = None) -> EncodedItem:
     """Tokenise ``prompt, sub_1 </s> sub_2 </s> ...``.
 
     The segments are tokenised as one text and cut after the token that holds the last character of each,

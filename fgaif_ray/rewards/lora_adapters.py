@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from fgaif_ray.vlm.backbone import Backbone
@@ -30,7 +30,7 @@ class LoRAAdapters(nn.Module):
         self.activate(name, trainable=False)
 
     def activate(self, name: str, *, trainable: bool) -> None:
-        """Let the backbone compute with an adapter; only one that is trainable requires gradients."""
+        """Have the backbone compute with an adapter; its parameters require gradients only where it is trainable."""
         if self._active != (name, trainable):
             self._peft.set_adapter(name, inference_mode=not trainable)
             self._active = (name, trainable)
@@ -39,10 +39,9 @@ class LoRAAdapters(nn.Module):
         """The parameters that require gradients, in a fixed order."""
         return [value for _, value in self._peft.named_parameters() if value.requires_grad]
 
-    def config(self, name: str) -> LoraConfig:
+    def config(self, name: str) -> PeftConfig:
         """The configuration that an adapter was added with."""
-        config: LoraConfig = self._peft.peft_config[name]
-        return config
+        return self._peft.peft_config[name]
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The weights of an adapter, named as in PEFT's files."""
@@ -50,7 +49,7 @@ class LoRAAdapters(nn.Module):
         return state
 
     def set_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
-        """Give an adapter the weights of another one of its shapes."""
+        """Set the weights of an adapter; names and shapes are those of ``weights``."""
         set_peft_model_state_dict(self._peft, dict(weights), adapter_name=name)
 
     @property
