@@ -15,7 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel, ScoringItem, encode_item
+from fgaif_ray.rewards.encoding import ScoringItem, encode_item
+from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.inputs import EncodedPrompt

@@ -26,7 +26,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.model import ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.trajectories import Trajectory, reward_trajectory
 from fgaif_ray.vlm.backbone import Backbone

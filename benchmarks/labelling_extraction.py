@@ -132,9 +132,7 @@ async def _work(url: str, concurrency: int, rows: int, rounds: int, run: str) ->
         {"base_url": url, "model": "m", "concurrency": concurrency, "requests_per_minute": NO_LIMIT}
     )
     client = CallClient(CallCoordinator(config, run), config, run)
-    extractor = FactExtractor(
-        url, "key", "m", load_prompt(config.prompt, DEFAULT), concurrency=concurrency, calls=client
-    )
+    extractor = FactExtractor(config, load_prompt(config.prompt, DEFAULT), url, "key", client)
     number = 0
 
     async def extract_block(size: int) -> None:

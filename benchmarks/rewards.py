@@ -37,7 +37,8 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.serving.client import AsyncRewardClient, reward_item
 
 if TYPE_CHECKING:
-    from fgaif_ray.rewards.model import RewardModel, ScoringItem
+    from fgaif_ray.rewards.encoding import ScoringItem
+    from fgaif_ray.rewards.model import RewardModel
     from fgaif_ray.serving.wire import RewardItem
 
 ENVIRONMENT: Final = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -72,7 +73,7 @@ class Served:
 
 def make_load(count: int) -> Load:
     """Scenes and what the policy could say of them."""
-    from fgaif_ray.rewards.model import ScoringItem
+    from fgaif_ray.rewards.encoding import ScoringItem
     from fgaif_ray.segments import split_segments
     from fgaif_ray.shapes.captions import CAPTION_PROMPTS, POLICY_ERRORS, write_caption
     from fgaif_ray.shapes.render import render
@@ -92,13 +93,14 @@ def make_models(config: Config, folder: Path) -> dict[str, str]:
     """Write untrained reward models of the configuration's kind."""
     from fgaif_ray.rewards.kinds import reward_tasks
     from fgaif_ray.rewards.model import RewardModel
+    from fgaif_ray.rewards.model_files import save_reward_model
     from fgaif_ray.vlm.backbone import load_backbone
 
     model = RewardModel(load_backbone(config.rewards.backbone, config.rewards.dtype))
     for seed, task in enumerate(reward_tasks(config.rewards.kind, config.run.type_names)):
         model.add_adapter(task.name, task.heads, config.rewards.lora, seed, task.granularity)
         for fact_type in task.fact_types:
-            model.save(fact_type, folder / fact_type, task.head_of(fact_type))
+            save_reward_model(model, fact_type, folder / fact_type, task.head_of(fact_type))
     return {fact_type: str(folder / fact_type) for fact_type in FACT_TYPES}
 
 
@@ -175,7 +177,7 @@ def measure(config: Config, count: int, rounds: int, folder: Path) -> dict[str, 
     import torch
 
     from actors.cluster.connect import connect
-    from fgaif_ray.rewards.model import load_reward_model
+    from fgaif_ray.rewards.model_files import load_reward_model
     from fgaif_ray.vlm.backbone import load_backbone
 
     load = make_load(count)

@@ -13,9 +13,7 @@ Examples:
     fgaif guard --upstream https://api.example.com/v1 --rewards http://127.0.0.1:8000 --set guard.n=8
 """
 
-import signal
 import sys
-import threading
 from typing import Annotated
 
 import typer
@@ -46,35 +44,28 @@ def run(config: Config | GuardTree) -> None:
         )
     folders = published_reward_folders(config) if config.guard.rewards is None and isinstance(config, Config) else None
     from actors.cluster.connect import connect
+    from actors.cluster.until_stopped import serve_until_stopped
     from actors.guard import service
     from actors.rewards import service as reward_service
 
+    def start() -> None:
+        rewards = config.guard.rewards
+        if folders is not None and isinstance(config, Config):
+            say("guard: starting the reward models (about 20 s, longer for large models)")
+            rewards = reward_service.deploy(_beside_guard(config), folders).url
+        assert rewards is not None
+        settings = service.guard_settings(config, config.guard, rewards, read_token(service.KEY_VARIABLE))
+        url = service.deploy(settings)
+        say(f"guard: {config.guard.mode} before {settings.upstream} at {url}/v1 (API: {url}/docs)")
+        say(f"Clients work as they are with OPENAI_BASE_URL={url}/v1. Ctrl-C stops it.")
+
+    def stop() -> None:
+        service.shutdown(config.guard.app_name)
+        if folders is not None:
+            reward_service.shutdown(REWARDS_NAME)
+
     with connect(config):
-        # Ray has taken SIGTERM for itself; here it means what Ctrl-C means.
-        before = {
-            number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            rewards = config.guard.rewards
-            if folders is not None and isinstance(config, Config):
-                say("guard: starting the reward models (about 20 s, longer for large models)")
-                rewards = reward_service.deploy(_beside_guard(config), folders).url
-            assert rewards is not None
-            settings = service.guard_settings(config, config.guard, rewards, read_token(service.KEY_VARIABLE))
-            url = service.deploy(settings)
-            say(f"guard: {config.guard.mode} before {settings.upstream} at {url}/v1 (API: {url}/docs)")
-            say(f"Clients work as they are with OPENAI_BASE_URL={url}/v1. Ctrl-C stops it.")
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            say("guard: stopping")
-        finally:
-            for number in before:
-                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-            service.shutdown(config.guard.app_name)
-            if folders is not None:
-                reward_service.shutdown(REWARDS_NAME)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        serve_until_stopped("guard", start, stop)
     say("guard: stopped")
 
 

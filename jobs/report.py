@@ -50,7 +50,7 @@ def _judge(config: Config, stage: "Stage") -> None:
     from fgaif_ray.progress import say
     from fgaif_ray.report import EXAMPLES_FILE, SETTINGS_FILE
     from fgaif_ray.report.examples import choose_examples
-    from fgaif_ray.rewards.model import load_reward_model
+    from fgaif_ray.rewards.model_files import load_reward_model
     from fgaif_ray.sources import load_truth
     from fgaif_ray.vlm.backbone import load_backbone
 

@@ -9,9 +9,7 @@ Examples:
 """
 
 import os
-import signal
 import sys
-import threading
 
 from fgaif_ray.config import Config
 from fgaif_ray.progress import say
@@ -27,30 +25,21 @@ def run(config: Config) -> None:
         UserError: a reward model is missing, or the service cannot be deployed as configured.
     """
     from actors.cluster.connect import cluster_address, connect
+    from actors.cluster.until_stopped import serve_until_stopped
     from actors.rewards import service as reward_service
     from fgaif_ray.vlm.checkpoint import check_vision_model
 
     folders = published_reward_folders(config)
     if cluster_address(config) is None:
         check_vision_model(config.rewards.backbone, config.policy.allow_untested)
+
+    def start() -> None:
+        say("serve_rewards: starting (about 20 s, longer for large models)")
+        info = reward_service.deploy(config, folders)
+        say(invitation(info.url, info.model_version))
+
     with connect(config):
-        # Ray has taken SIGTERM for itself; here it means what Ctrl-C means.
-        before = {
-            number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            say("serve_rewards: starting (about 20 s, longer for large models)")
-            info = reward_service.deploy(config, folders)
-            say(invitation(info.url, info.model_version))
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            say("serve_rewards: stopping")
-        finally:
-            for number in before:
-                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-            reward_service.shutdown(config.serve.app_name)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        serve_until_stopped("serve_rewards", start, lambda: reward_service.shutdown(config.serve.app_name))
     say("serve_rewards: stopped")
 
 

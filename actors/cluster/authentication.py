@@ -13,6 +13,7 @@ import ray
 
 from fgaif_ray.config import RayConfig
 from fgaif_ray.errors import UserError
+from fgaif_ray.serving.bearer_token import read_token
 
 PROBE: Final = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """A call of the head that changes nothing; empty, it asks about no node."""
@@ -50,14 +51,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def refuse_open_cluster(settings: RayConfig, host: str, key: str) -> None:
-    """Raise UserError where a token would guard the endpoints of a cluster that runs anybody's code.
+def read_callers_token(variable: str, settings: RayConfig, host: str, key: str) -> str | None:
+    """Read the token that callers of endpoints must send; None lets everyone in, which is for loopback only.
 
     Args:
+        variable: of the environment.
         settings: say whether a firewall closes the network.
         host: that the endpoints listen on.
         key: of the configuration that says so.
+
+    Raises:
+        UserError: the token cannot be sent, or endpoints or cluster would be open to the network.
     """
+    token = read_token(variable)
+    if token is None and not is_loopback(host):
+        raise UserError(
+            f"{key}={host} is open to the network: set {variable} in the environment, or serve on 127.0.0.1."
+        )
+    _refuse_open_cluster(settings, host, key)
+    return token
+
+
+def _refuse_open_cluster(settings: RayConfig, host: str, key: str) -> None:
+    """Raise UserError where a token would guard the endpoints of a cluster that runs anybody's code."""
     if is_loopback(host) or settings.closed_network or not ray.is_initialized():
         return
     head = ray.get_runtime_context().gcs_address

@@ -61,11 +61,8 @@ def unpack_images(task: Task) -> None:
 
 def done(task: Task) -> set[str]:
     """Questions that an earlier attempt has answered or rejected."""
-    if task.stage.is_complete():
-        folder = task.stage.folder
-    elif task.stage.is_begun():
-        folder = task.stage.partial
-    else:
+    folder = task.stage.readable_folder
+    if folder is None:
         return set()
     folders = (folder, storage.join(folder, REJECTED_FOLDER))
     return {row["id"] for each in folders for row in storage.read_rows(each, ["id"])}

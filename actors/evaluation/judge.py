@@ -122,7 +122,7 @@ def _endpoint(config: Config, judge: JudgeConfig, *, needed: bool) -> Iterator[t
         yield None, None
     elif judge.serve_model is None:
         key = os.environ.get(judge.api_key_env)
-        check_address(judge.base_url, key, section=judge.section, purpose=judge.purpose, api_key_env=judge.api_key_env)
+        check_address(judge, judge.base_url, key)
         yield judge.base_url, key
     else:
         from actors.engine.openai_server import start_openai_server

@@ -101,13 +101,8 @@ def show_pending(task: JudgedTask) -> None:
 
 def judged_before(task: JudgedTask) -> set[str]:
     """Ids of the responses that an earlier attempt has judged."""
-    if task.stage.is_complete():
-        folder = task.stage.folder
-    elif task.stage.is_begun():
-        folder = task.stage.partial
-    else:
-        return set()
-    return {row["id"] for row in storage.read_rows(folder, ["id"])}
+    folder = task.stage.readable_folder
+    return set() if folder is None else {row["id"] for row in storage.read_rows(folder, ["id"])}
 
 
 @storage.writes_run("benchmark")
@@ -146,7 +141,7 @@ def read_verdicts(task: JudgedTask) -> Verdicts:
 def _load(config: Config) -> "RewardModel":
     import torch
 
-    from fgaif_ray.rewards.model import load_reward_model
+    from fgaif_ray.rewards.model_files import load_reward_model
     from fgaif_ray.vlm.backbone import load_backbone
 
     rewards = config.rewards
@@ -160,7 +155,7 @@ def _judge(
     config: Config, task: JudgedTask, model: "RewardModel", responses: Sequence[MarkedResponse]
 ) -> list[dict[str, Any]]:
     """Rows of verdicts on a block; responses that cannot be read have none."""
-    from fgaif_ray.rewards.model import ScoringItem
+    from fgaif_ray.rewards.encoding import ScoringItem
 
     opened = open_images((task.images[one.image] for one in responses), config.data.pixel_budget)
     encoded, ids = [], []

@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException
 
 from actors import metrics
-from actors.cluster.authentication import is_loopback, refuse_open_cluster
+from actors.cluster.authentication import read_callers_token
 from actors.cluster.connect import HasRay
 from actors.cluster.loopback import keep_replica_on_loopback
 from actors.cluster.serve import QUIET, deployment_error, shutdown_application, start_serve
@@ -169,13 +169,7 @@ def guard_settings(config: HasRay, guard: ChatGuardConfig, rewards: str, key: st
         raise UserError("Give the endpoint to guard: --upstream http://HOST:PORT/v1 (guard.upstream).")
     if not rewards.startswith(("http://", "https://")):
         raise UserError(f"guard.rewards needs to be the URL of a reward service, not {rewards!r}.")
-    token = read_token(GUARD_TOKEN_VARIABLE)
-    if token is None and not is_loopback(guard.host):
-        raise UserError(
-            f"guard.host={guard.host} is open to the network: set {GUARD_TOKEN_VARIABLE} in the environment, or serve "
-            "on 127.0.0.1."
-        )
-    refuse_open_cluster(config.ray, guard.host, "guard.host")
+    token = read_callers_token(GUARD_TOKEN_VARIABLE, config.ray, guard.host, "guard.host")
     return GuardSettings(
         config=guard,
         upstream=upstream,

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from actors.labelling.call_metrics import MeteredCalls
 from actors.labelling.coordinator import CoordinatorAddress, RemoteCoordinator
 from actors.labelling.extracted import ExtractedResponse, seal_extracted, seal_fatal
-from fgaif_ray.calls.answers import AnswerIndex, CallAnswer, cache_folder, model_identity
+from fgaif_ray.calls.answers import AnswerIndex, CallAnswer, cache_folder
 from fgaif_ray.calls.calls import Calls, KnownCalls, UnansweredError
 from fgaif_ray.calls.chat_caller import check_address
 from fgaif_ray.calls.client import CallClient
@@ -36,6 +36,11 @@ class Endpoint:
     base_url: str | None
     api_key: SecretStr | None
 
+    @property
+    def plain_key(self) -> str | None:
+        """The key as it is sent."""
+        return self.api_key.get_secret_value() if self.api_key else None
+
 
 def new_extractor(
     config: ExtractorConfig,
@@ -56,19 +61,8 @@ def new_extractor(
     Raises:
         UserError: there is no such prompt, or it does not support the mode.
     """
-    return FactExtractor(
-        endpoint.base_url,
-        endpoint.api_key.get_secret_value() if endpoint.api_key else None,
-        config.model,
-        load_prompt(config.prompt, extracted(fact_types)),
-        mode=config.mode,
-        concurrency=config.concurrency,
-        timeout_s=config.timeout_s,
-        max_retries=config.max_retries,
-        max_tokens=config.max_tokens,
-        calls=calls,
-        identity=model_identity(config.model, config.serve_model) if identity is None else identity,
-    )
+    prompt = load_prompt(config.prompt, extracted(fact_types))
+    return FactExtractor(config, prompt, endpoint.base_url, endpoint.plain_key, calls, identity)
 
 
 def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequence[FactType]) -> None:
@@ -78,13 +72,7 @@ def check_endpoint(config: ExtractorConfig, endpoint: Endpoint, fact_types: Sequ
         UserError: the prompt cannot be used, the endpoint does not answer, or it refuses the key.
     """
     new_extractor(config, endpoint, fact_types)
-    check_address(
-        endpoint.base_url,
-        endpoint.api_key.get_secret_value() if endpoint.api_key else None,
-        section=config.section,
-        purpose=config.purpose,
-        api_key_env=config.api_key_env,
-    )
+    check_address(config, endpoint.base_url, endpoint.plain_key)
 
 
 class FactExtraction:

@@ -15,6 +15,7 @@ from fgaif_ray.config import Config
 from fgaif_ray.progress import Progress, say
 from fgaif_ray.records import REJECTED_SCHEMA, Feedback, feedback_schema
 from fgaif_ray.storage import stages
+from fgaif_ray.storage.stage_settings import verdict_key
 
 if TYPE_CHECKING:
     from actors.labelling.verifier import Verification
@@ -25,7 +26,7 @@ def manifest_entries(config: Config) -> dict[str, Any]:
     second = config.label.second_verifier
     return {
         "verdicts": stages.verdicts(config),
-        "second_verdicts": None if second is None else stages.verdict_key(second),
+        "second_verdicts": None if second is None else verdict_key(second),
     }
 
 

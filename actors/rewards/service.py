@@ -25,7 +25,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
-from actors.cluster.authentication import is_loopback, refuse_open_cluster
+from actors.cluster.authentication import read_callers_token
 from actors.cluster.device import worker_device
 from actors.cluster.loopback import keep_replica_on_loopback
 from actors.cluster.serve import PROXY_MARGIN_S, QUIET, deployment_error, shutdown_application, start_serve
@@ -47,10 +47,9 @@ from fgaif_ray.rewards.scoring import (
     probe_batch,
     score_batches,
 )
-from fgaif_ray.serving.bearer_token import read_token
 from fgaif_ray.serving.client import RewardClient
 from fgaif_ray.serving.wire import TOKEN_VARIABLE, ModelList, RewardModelCard
-from fgaif_ray.storage import stages
+from fgaif_ray.storage.stage_settings import language_key, reading_key
 
 APP_NAME: Final = "rewards"
 READY_TIMEOUT_S: Final = 300.0
@@ -101,7 +100,7 @@ class RewardScorer:
     def __init__(self, settings: ScorerSettings) -> None:
         import torch
 
-        from fgaif_ray.rewards.model import load_reward_model
+        from fgaif_ray.rewards.model_files import load_reward_model
         from fgaif_ray.rewards.self_check import require_backbone
         from fgaif_ray.vlm.backbone import load_backbone
 
@@ -195,11 +194,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
     missing = [fact_type for fact_type in config.run.type_names if fact_type not in reward_folders]
     if missing:
         raise UserError(f"The reward service needs a reward model for {', '.join(missing)}: train it first.")
-    token = read_token(TOKEN_VARIABLE)
-    if token is None and not is_loopback(config.serve.host):
-        message = f"serve.host={config.serve.host} is open to the network: set {TOKEN_VARIABLE} in the environment, or"
-        raise UserError(f"{message} serve on 127.0.0.1.")
-    refuse_open_cluster(config.ray, config.serve.host, "serve.host")
+    token = read_callers_token(TOKEN_VARIABLE, config.ray, config.serve.host, "serve.host")
     card = _model_list(config, reward_folders)
     if card.kind == "coarse" and card.normalise_by_segments:
         raise UserError(
@@ -216,7 +211,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         HANDLE_FORMAT,
         card.model_dump(), digest, config.serve.model_dump(exclude={"replace"}), config.rewards.backbone,
         config.rewards.dtype, config.rewards.quantisation, resources.reward_scorers(config), config.policy.model,
-        config.align.reward.model_dump(), *stages.reading_key(config), *stages.language_key(config),
+        config.align.reward.model_dump(), *reading_key(config), *language_key(config),
     )  # fmt: skip
     return GatewaySettings(
         identity=identity,
@@ -224,14 +219,7 @@ def _gateway_settings(config: Config, reward_folders: Mapping[str, str]) -> Gate
         models=card,
         tokenizer=config.policy.model,
         fact_types=config.run.types,
-        options=RewardOptions(
-            weights=config.align.reward.weights,
-            value=config.align.reward.value,
-            unit=config.align.reward.unit,
-            false_cost=config.align.reward.false_cost,
-            granularity=config.align.reward.granularity,
-            normalise_by_segments=config.align.reward.normalise_by_segments,
-        ),
+        options=RewardOptions(**_paid(config)),
         max_batch_size=config.serve.max_batch_size,
         max_waiting_items=math.ceil(config.serve.max_waiting_items / resources.reward_gateway(config).count),
         request_timeout_s=config.serve.request_timeout_s,
@@ -269,12 +257,14 @@ def _model_list(config: Config, folders: Mapping[str, str]) -> ModelList:
         placement=config.serve.placement,
         kind=kind_of(files),
         temperature_scaling=scaled,
-        weights=config.align.reward.weights,
-        value=config.align.reward.value,
-        granularity=config.align.reward.granularity,
-        normalise_by_segments=config.align.reward.normalise_by_segments,
-        unit=config.align.reward.unit,
-        false_cost=config.align.reward.false_cost,
+        **_paid(config),
+    )
+
+
+def _paid(config: Config) -> dict[str, Any]:
+    """The settings of rewards that are the service's: length and missing ends are the trainer's."""
+    return config.align.reward.model_dump(
+        include={"weights", "value", "unit", "false_cost", "granularity", "normalise_by_segments"}
     )
 
 

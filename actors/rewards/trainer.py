@@ -309,6 +309,7 @@ def is_trained(folder: str, fact_type: str) -> bool:
 
 def _save(model: "RewardModel", task: RewardTask, metrics: dict[str, Any], config: Config, partial: str) -> None:
     from fgaif_ray.rewards.card import model_card
+    from fgaif_ray.rewards.model_files import save_reward_model
     from fgaif_ray.sources.names import source_name
 
     fact_type = metrics["fact_type"]
@@ -320,7 +321,7 @@ def _save(model: "RewardModel", task: RewardTask, metrics: dict[str, Any], confi
         "settings": settings_of(config),
     }
     with tempfile.TemporaryDirectory() as temporary:
-        model.save(fact_type, Path(temporary), task.head_of(fact_type))
+        save_reward_model(model, fact_type, Path(temporary), task.head_of(fact_type))
         (Path(temporary) / "README.md").write_text(model_card(metrics, config.rewards))
         storage.upload_folder(temporary, folder)
     storage.write_json(storage.join(folder, METRICS_FILE), metrics)

@@ -29,7 +29,7 @@ from fgaif_ray.records import (
     sample_identity,
 )
 from fgaif_ray.segments import ENGLISH, segment_token_ends, split_segments
-from fgaif_ray.storage.stages import reading_key
+from fgaif_ray.storage.stage_settings import reading_key
 from fgaif_ray.token_offsets import Decoder, token_offsets
 from fgaif_ray.vlm.front_end import load_front_end
 from fgaif_ray.vlm.prompt_check import PromptCheck, PromptMismatchError, row_name

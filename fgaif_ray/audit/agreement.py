@@ -59,9 +59,7 @@ def check_answers(audit: Audit, answers: Sequence[HumanAnswer], source: str) -> 
             )
 
 
-def compare(
-    audit: Audit, answers: Sequence[HumanAnswer], *, draws: int = DRAWS, confidence: float = CONFIDENCE
-) -> dict[str, Any]:
+def compare(audit: Audit, answers: Sequence[HumanAnswer], *, draws: int = DRAWS) -> dict[str, Any]:
     """Compare the AI's labels with people's.
 
     The truth is what most people said; ties and missing answers are left out and counted. Metrics come twice:
@@ -72,7 +70,6 @@ def compare(
         audit: the sample.
         answers: of one or several people, checked by ``check_answers``.
         draws: bootstrap samples; images are drawn.
-        confidence: probability that an interval encloses.
 
     Returns:
         JSON-serialisable figures: ``labels`` and ``facts`` by type, ``disagreements``, and the counts behind them. Of a
@@ -86,7 +83,7 @@ def compare(
     facts = {name: _fact_units(audit, by_place, name) for name in audit.types}
 
     def figures(units: Sequence[_Unit], classes: Sequence[str], among: int) -> dict[str, Any]:
-        return _figures(audit, units, annotators, classes, among, draws, confidence)
+        return _figures(audit, units, annotators, classes, among, draws)
 
     whole = sum(audit.population.values())
     with_facts = {
@@ -101,7 +98,7 @@ def compare(
         "sub_sentences": len(audit.items),
         "answered": len(by_place),
         "images": len({item.image_sha256 for item in audit.items if (item.sample_id, item.segment) in by_place}),
-        "confidence": confidence,
+        "confidence": CONFIDENCE,
         "labels": {name: figures(units, CLASS_NAMES, whole) for name, units in labels.items()},
         "facts": {name: figures(units, FACT_CLASSES, with_facts[name]) for name, units in facts.items()},
         "disagreements": [
@@ -146,7 +143,6 @@ def _figures(
     classes: Sequence[str],
     among: int,
     draws: int,
-    confidence: float,
 ) -> dict[str, Any]:
     rated = [unit for unit in units if unit.votes]
     judged = [(unit, said) for unit in rated if (said := unit.consensus) is not None]
@@ -157,7 +153,7 @@ def _figures(
     covered = sum(audit.population[cell] for cell in cells) / among if among else None
 
     def estimates(weighted: bool) -> dict[str, Any]:
-        options: dict[str, Any] = {"draws": draws, "confidence": confidence, "seed": audit.seed}
+        options: dict[str, Any] = {"draws": draws, "seed": audit.seed}
         weights = _weights(audit, [unit for unit, _ in judged]) if weighted else None
         images = [unit.item.image_sha256 for unit, _ in judged]
         found = estimate_agreement(images, truth, predicted, len(classes), weights=weights, **options)

@@ -113,12 +113,11 @@ def judge(facts: Facts, thresholds: Mapping[str, float]) -> NDArray[np.bool_]:
     return facts.p_consistent >= np.array([thresholds[kind] for kind in facts.types], dtype=np.float64)
 
 
-def calibrate(facts: Facts, types: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def calibrate(facts: Facts, types: Sequence[str]) -> dict[str, Any]:
     """Fit thresholds and measure them.
 
     Args:
         facts: right and wrong ones.
-        seed: of the bootstrap; images are drawn.
         types: the fact types that get a threshold.
 
     Returns:
@@ -147,7 +146,6 @@ def calibrate(facts: Facts, types: Sequence[str], seed: int = 0) -> dict[str, An
             name: _figures(
                 facts.where(chosen),
                 {how: None if given is None else given[chosen] for how, given in verdicts.items()},
-                seed,
             )
             for name, chosen in {"all": everything, **of_type}.items()
         },
@@ -158,7 +156,7 @@ def _fit(facts: Facts) -> float:
     return choose_threshold(facts.p_consistent, facts.consistent, facts.weights)
 
 
-def _figures(facts: Facts, verdicts: Mapping[str, NDArray[np.bool_] | None], seed: int) -> dict[str, Any]:
+def _figures(facts: Facts, verdicts: Mapping[str, NDArray[np.bool_] | None]) -> dict[str, Any]:
     counts = {
         "facts": len(facts.consistent),
         "consistent": int(facts.consistent.sum()),
@@ -170,7 +168,7 @@ def _figures(facts: Facts, verdicts: Mapping[str, NDArray[np.bool_] | None], see
             measured[how] = None
             continue
         truth = facts.consistent.astype(np.int64)
-        found = estimate_agreement(facts.images, truth, given.astype(np.int64), 2, weights=facts.weights, seed=seed)
+        found = estimate_agreement(facts.images, truth, given.astype(np.int64), 2, weights=facts.weights)
         measured[how] = {name: estimate.to_dict() for name, estimate in found.items()}
-    error = estimate_calibration_error(facts.images, facts.p_consistent, facts.consistent, facts.weights, BINS, seed)
+    error = estimate_calibration_error(facts.images, facts.p_consistent, facts.consistent, facts.weights, BINS)
     return counts | measured | {"expected_calibration_error": error.to_dict()}

@@ -21,6 +21,7 @@ from fgaif_ray.calls.chat_connection import Bodies, ChatConnection, Completion
 from fgaif_ray.calls.endpoint_errors import endpoint_failure, failure_reason, may_be_billed, may_pass, retry_after_s
 from fgaif_ray.calls.tokens import CallSize
 from fgaif_ray.calls.unusable import UnusableAnswer
+from fgaif_ray.config import CallsConfig
 from fgaif_ray.errors import UserError
 
 CHECK_TIMEOUT_S: Final = 30.0
@@ -86,49 +87,31 @@ class ChatCaller:
 
     def __init__(
         self,
+        config: CallsConfig,
         base_url: str | None,
         api_key: str | None,
-        model: str,
         options: Mapping[str, Any],
-        *,
-        section: str,
-        purpose: str,
-        concurrency: int,
-        timeout_s: float,
-        max_retries: int,
         calls: Calls | None = None,
     ) -> None:
         """Prepare the caller without calling anything.
 
         Args:
+            config: the model's name, how many calls are in flight, and how long and how often each is tried.
             base_url: endpoint, up to and with ``/v1``; None is the SDK's default, api.openai.com.
             api_key: bearer token; None for an endpoint without authentication.
-            model: model name sent to the endpoint.
             options: further arguments of a chat completion.
-            section: of the configuration, for messages.
-            purpose: what the calls are for, for messages.
-            concurrency: calls in flight, those that wait before a retry among them.
-            timeout_s: seconds for one call.
-            max_retries: further tries of a call after a temporary failure.
             calls: known answers, limits and account; None calls freely.
         """
         self.usage = CallUsage()
+        self._config = config
         self._base_url = base_url
         self._api_key = api_key
-        self._model = model
-        plain = {name: value for name, value in options.items() if name != "extra_body"}
-        self._bodies = Bodies({**plain, **options.get("extra_body", {}), "model": model})
-        self._section = section
-        self._where = f"The {purpose} endpoint {base_url or 'https://api.openai.com/v1'}"
-        self._concurrency = concurrency
-        self._timeout_s = timeout_s
-        self._max_retries = max_retries
+        self._bodies = Bodies({**options, "model": config.model})
+        self._where = f"The {config.purpose} endpoint {base_url or 'https://api.openai.com/v1'}"
         self._calls: Calls = FreeCalls() if calls is None else calls
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: ChatConnection | None = None
-        self._slots = asyncio.Semaphore(concurrency)
-        self._deck = asyncio.Semaphore(on_deck(concurrency))
-        self._ahead = asyncio.Semaphore(AHEAD * concurrency)
+        self._make_semaphores()
         self._stopped: UserError | None = None
 
     @property
@@ -203,8 +186,8 @@ class ChatCaller:
     ) -> tuple[Call, Completion]:
         """Return the answer of the first successful try; the slot is held between tries too."""
         if self._client is None:
-            self._client = ChatConnection(self._base_url, self._api_key, self._timeout_s)
-        for attempt in range(self._max_retries + 1):
+            self._client = ChatConnection(self._base_url, self._api_key, self._config.timeout_s)
+        for attempt in range(self._config.max_retries + 1):
             if attempt > 0:
                 permit = await self._permission(chat, failures)
             call = await self._sent(chat, permit, attempt, failures)
@@ -213,7 +196,7 @@ class ChatCaller:
             except openai.APIError as error:
                 self._calls.failed(call, failure_reason(error), may_be_billed=may_be_billed(error))
                 asked_for = retry_after_s(error)
-                if not may_pass(error) or attempt == self._max_retries or asked_for > LONGEST_RETRY_AFTER_S:
+                if not may_pass(error) or attempt == self._config.max_retries or asked_for > LONGEST_RETRY_AFTER_S:
                     raise self._failure(error) from error
                 if asked_for and isinstance(error, openai.APIStatusError) and error.status_code in _PAUSING:
                     self._calls.pause(asked_for)
@@ -229,7 +212,7 @@ class ChatCaller:
                 raise self._stop(
                     UserError(
                         f"{self._where} does not answer like an OpenAI-compatible one: correct "
-                        f"{self._section}.base_url, which usually ends in /v1."
+                        f"{self._config.section}.base_url, which usually ends in /v1."
                     )
                 )
             return call, completion
@@ -288,25 +271,29 @@ class ChatCaller:
         if self._loop is not loop:
             self._loop = loop
             self._client = None
-            self._slots = asyncio.Semaphore(self._concurrency)
-            self._deck = asyncio.Semaphore(on_deck(self._concurrency))
-            self._ahead = asyncio.Semaphore(AHEAD * self._concurrency)
+            self._make_semaphores()
+
+    def _make_semaphores(self) -> None:
+        concurrency = self._config.concurrency
+        self._slots = asyncio.Semaphore(concurrency)
+        self._deck = asyncio.Semaphore(on_deck(concurrency))
+        self._ahead = asyncio.Semaphore(AHEAD * concurrency)
 
     def _failure(self, error: openai.APIError) -> UserError | UnusableAnswer:
         """Interpret the error of a call: the endpoint cannot be used, or this row is rejected."""
         failure = endpoint_failure(
             error,
             self._where,
-            self._model,
-            section=self._section,
+            self._config.model,
+            section=self._config.section,
             has_key=self._api_key is not None,
-            tries=self._max_retries + 1,
-            timeout_s=self._timeout_s,
+            tries=self._config.max_retries + 1,
+            timeout_s=self._config.timeout_s,
         )
         return self._stop(failure) if isinstance(failure, UserError) else failure
 
 
-def check_address(base_url: str | None, api_key: str | None, *, section: str, purpose: str, api_key_env: str) -> None:
+def check_address(config: CallsConfig, base_url: str | None, api_key: str | None) -> None:
     """Find out what is wrong with an endpoint before anything is started or paid.
 
     Raises:
@@ -317,13 +304,14 @@ def check_address(base_url: str | None, api_key: str | None, *, section: str, pu
             client.models.list()
         except openai.APIConnectionError as error:
             raise UserError(
-                f"The {purpose} endpoint {client.base_url} does not answer: start it or correct {section}.base_url."
+                f"The {config.purpose} endpoint {client.base_url} does not answer: start it or correct "
+                f"{config.section}.base_url."
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             what = "wants an API key" if api_key is None else "refused the API key"
             raise UserError(
-                f"The {purpose} endpoint {client.base_url} {what}: set the environment variable {api_key_env} to a "
-                "valid one."
+                f"The {config.purpose} endpoint {client.base_url} {what}: set the environment variable "
+                f"{config.api_key_env} to a valid one."
             ) from error
         except openai.APIError:
             return  # not every endpoint lists its models; the calls themselves will show

@@ -179,7 +179,7 @@ def _add(totals: LedgerTotals, open_calls: dict[int, list[int]], line: dict[str,
 
 
 def _leave_open(totals: LedgerTotals, open_calls: dict[int, list[int]]) -> None:
-    """Yield the calls of a writer that have no end; they keep their estimate."""
+    """Count the calls of a writer that have no end; they keep their estimate."""
     for prompt_tokens, completion_tokens in open_calls.values():
         totals.unknown_calls += 1
         totals.unknown_prompt_tokens += prompt_tokens

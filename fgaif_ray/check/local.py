@@ -23,7 +23,8 @@ from fgaif_ray.rewards.files import (
     read_trained_on,
     settings_of,
 )
-from fgaif_ray.rewards.model import RewardModel, load_reward_model
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.rewards.preparation import segment_response
 from fgaif_ray.rewards.scoring import combined_version, compose_response, make_batch, score_batches
 from fgaif_ray.serving.wire import TrainedOn

@@ -3,17 +3,52 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from fgaif_ray.fact_types import FactType
+from fgaif_ray.fact_types import BUILT_IN, FactType
 from fgaif_ray.records import CLASS_NAMES, HALLUCINATED
 from fgaif_ray.serving.wire import (
     CheckedResponse,
     CheckedSegment,
-    Probabilities,
     ScoredResponse,
     SegmentReward,
     TrainedOn,
     TypeVerdict,
 )
+
+
+def hallucination_of(
+    probabilities: Mapping[str, Sequence[float]], fact_types: Mapping[str, FactType] = BUILT_IN
+) -> float | None:
+    """The highest P(hallucinated) of a segment over the types that are about truth; None where none is.
+
+    Types with derived labels, such as novelty, say nothing about truth.
+
+    Args:
+        probabilities: type -> ``[3]``.
+        fact_types: what is known of them; one that is missing is about truth.
+    """
+    about_truth = (
+        odds[HALLUCINATED]
+        for name, odds in probabilities.items()
+        if name not in fact_types or fact_types[name].labels == "facts"
+    )
+    return max(about_truth, default=None)
+
+
+def hallucination_score(segments: Sequence[float | None]) -> float | None:
+    """The score of a text with these ``hallucination_of``: it is as suspect as its worst segment, and no more.
+
+    Returns:
+        0 of an empty text; None where no type is about truth.
+    """
+    known = [one for one in segments if one is not None]
+    return max(known, default=0.0) if len(known) == len(segments) else None
+
+
+def verdict_of(name: str, odds: Sequence[float], fact_types: Mapping[str, FactType] = BUILT_IN) -> tuple[str, float]:
+    """The likeliest class of a type, as people read it, and its probability."""
+    likeliest = max(range(len(odds)), key=odds.__getitem__)
+    words = fact_types[name].verdicts if name in fact_types else CLASS_NAMES
+    return words[likeliest], odds[likeliest]
 
 
 def check_response(
@@ -25,9 +60,6 @@ def check_response(
 ) -> CheckedResponse:
     """Read a scored response as a check.
 
-    The score is the highest P(hallucinated) among segments and types, so a long text is as suspect as its worst
-    segment, and no more. Types with derived labels, such as novelty, say nothing about truth and do not count.
-
     Args:
         scored: of the reward models.
         fact_types: what is known of its types; one that is missing is about truth.
@@ -35,12 +67,13 @@ def check_response(
         trained_on: what the reward models were trained on.
     """
     segments = [_checked(scored.response, segment, fact_types) for segment in scored.segments]
-    chances = [segment.hallucination for segment in segments if segment.hallucination is not None]
-    judged = len(chances) == len(segments)
+    chances = [segment.hallucination for segment in segments]
+    score = hallucination_score(chances)
+    known = [one for one in chances if one is not None]
     return CheckedResponse(
         response=scored.response,
-        score=max(chances, default=0.0) if judged else None,
-        expected_share=(fmean(chances) if chances else 0.0) if judged and not coarse else None,
+        score=score,
+        expected_share=None if score is None or coarse else fmean(known or [0.0]),
         segments=segments,
         model_version=scored.model_version,
         out_of_domain=scored.out_of_domain,
@@ -55,23 +88,14 @@ def reached(checked: CheckedResponse, threshold: float) -> bool:
 
 
 def _checked(text: str, segment: SegmentReward, fact_types: Mapping[str, FactType]) -> CheckedSegment:
-    about_truth = [
-        odds[HALLUCINATED]
-        for name, odds in segment.probabilities.items()
-        if name not in fact_types or fact_types[name].labels == "facts"
-    ]
+    types = {}
+    for name, odds in segment.probabilities.items():
+        verdict, probability = verdict_of(name, odds, fact_types)
+        types[name] = TypeVerdict(verdict=verdict, probability=probability, probabilities=odds)
     return CheckedSegment(
         start=segment.start,
         end=segment.end,
         text=text[segment.start : segment.end].strip(),
-        hallucination=max(about_truth, default=None),
-        types={
-            name: _verdict(odds, fact_types[name].verdicts if name in fact_types else CLASS_NAMES)
-            for name, odds in segment.probabilities.items()
-        },
+        hallucination=hallucination_of(segment.probabilities, fact_types),
+        types=types,
     )
-
-
-def _verdict(odds: Probabilities, names: Sequence[str]) -> TypeVerdict:
-    likeliest = max(range(len(odds)), key=odds.__getitem__)
-    return TypeVerdict(verdict=names[likeliest], probability=odds[likeliest], probabilities=odds)

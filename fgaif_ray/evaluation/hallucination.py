@@ -149,11 +149,6 @@ def measure_descriptions(descriptions: Sequence[Description], seed: int = 0) -> 
     return measure_counts(count_descriptions(descriptions), seed)
 
 
-def measure_lengths(responses: Sequence[str], images: Sequence[str], finished: Sequence[bool]) -> dict[str, Any]:
-    """Measure without the truth, see ``measure_counts``."""
-    return measure_counts(count_lengths(responses, images, finished))
-
-
 def _shape(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Put the rates, where there are any, under one key."""
     rates = {name: value for name, value in figures.items() if name in RATES}

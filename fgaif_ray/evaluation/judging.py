@@ -44,18 +44,7 @@ class Judge:
         self._options: dict[str, Any] = {"max_completion_tokens": config.max_tokens}
         if config.temperature is not None:
             self._options["temperature"] = config.temperature
-        self._caller = ChatCaller(
-            base_url,
-            api_key,
-            config.model,
-            self._options,
-            section=config.section,
-            purpose=config.purpose,
-            concurrency=config.concurrency,
-            timeout_s=config.timeout_s,
-            max_retries=config.max_retries,
-            calls=calls,
-        )
+        self._caller = ChatCaller(config, base_url, api_key, self._options, calls)
 
     def key(self, question: JudgeQuestion) -> str:
         """Return the content address of a call."""

@@ -40,7 +40,7 @@ def measure_accuracy(config: Config) -> dict[str, Any]:
     from fgaif_ray.blind import blindfold
     from fgaif_ray.experiments.truth import reward_accuracy
     from fgaif_ray.rewards.files import read_folder
-    from fgaif_ray.rewards.model import load_reward_model
+    from fgaif_ray.rewards.model_files import load_reward_model
     from fgaif_ray.sources import load_truth
     from fgaif_ray.vlm.backbone import load_backbone
 

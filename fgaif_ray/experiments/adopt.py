@@ -17,7 +17,8 @@ from fgaif_ray.records import RESPONSE_COLUMNS, Response
 from fgaif_ray.report.summary import MEMORY_FILE, TIMING_FILE
 from fgaif_ray.rewards.files import published_versions
 from fgaif_ray.storage import stages
-from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, FEEDBACK_REJECTED, POLICY, RESPONSES, REWARDS, VERDICTS
+from fgaif_ray.storage.planned_stages import VERDICTS, planned_keys
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, FEEDBACK_REJECTED, POLICY, RESPONSES, REWARDS
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
@@ -58,13 +59,13 @@ def read_marker(folder: str) -> dict[str, Any] | None:
 def is_finished(run: Run) -> bool:
     """Whether a run is done with its present configuration."""
     marker = read_marker(run.folder)
-    return marker is not None and marker["keys"] == stages.planned(run.config)
+    return marker is not None and marker["keys"] == planned_keys(run.config)
 
 
 def mark_finished(run: Run) -> None:
     """Leave the marker in the folder of a run that is done."""
     manifest = stages.require(run.folder, EVALUATION)
-    marker = {"keys": stages.planned(run.config), EVALUATION: manifest["fingerprint"]}
+    marker = {"keys": planned_keys(run.config), EVALUATION: manifest["fingerprint"]}
     storage.write_json(storage.join(run.folder, MARKER_FILE), marker)
 
 
@@ -77,7 +78,7 @@ def adopt(run: Run, donors: Sequence[str], sets: "ImageSets") -> str | None:
         sets: the run's images.
 
     Returns:
-        The first of ``stages.PLANNED`` that the run has to do itself, or None.
+        The first of ``PLANNED`` that the run has to do itself, or None.
 
     Raises:
         UserError: a file that the configuration names cannot be used, or a finished stage of other settings would be

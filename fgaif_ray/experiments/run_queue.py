@@ -28,7 +28,8 @@ from fgaif_ray.experiments.metrics import REWARD_ACCURACY_FILE
 from fgaif_ray.experiments.variants import Run
 from fgaif_ray.progress import say
 from fgaif_ray.report.summary import build_summary
-from fgaif_ray.storage.stages import RESPONSES, planned
+from fgaif_ray.storage.planned_stages import planned_keys
+from fgaif_ray.storage.stages import RESPONSES
 
 if TYPE_CHECKING:
     from fgaif_ray.sources import ImageSets
@@ -175,8 +176,8 @@ class RunQueue:
                 waiting.remove(run)
                 self._end(run, _words(error))
                 continue
-            keys = planned(run.config)
-            if missing is not None and any(planned(at.run.config)[missing] == keys[missing] for at in running):
+            keys = planned_keys(run.config)
+            if missing is not None and any(planned_keys(at.run.config)[missing] == keys[missing] for at in running):
                 continue
             waiting.remove(run)
             job = "sample" if run.variant.truth_labels and missing == RESPONSES else "pipeline"

@@ -1,6 +1,6 @@
 """Stages that the runs of an experiment have in common, found from their configurations alone.
 
-Runs whose planned keys of a stage are equal (``storage.stages.planned``) do the stage once. The keys serve to plan and
+Runs whose planned keys of a stage are equal (``storage.planned_stages``) do the stage once. The keys serve to plan and
 to order; a run takes a finished stage from another one only where the fingerprints are equal.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from fgaif_ray.experiments.variants import Run
-from fgaif_ray.storage import stages
-from fgaif_ray.storage.stages import BEFORE, EVALUATION, FEEDBACK, PLANNED, POLICY, RESPONSES, REWARDS, VERDICTS
+from fgaif_ray.storage.planned_stages import BEFORE, PLANNED, VERDICTS, planned_keys
+from fgaif_ray.storage.stages import EVALUATION, FEEDBACK, POLICY, RESPONSES, REWARDS
 
 JOB_OF: Final = {
     RESPONSES: "sample",
@@ -30,7 +30,7 @@ class PlannedRun:
 
     run: Run
     own: tuple[str, ...]
-    """Names of ``stages.PLANNED``."""
+    """Names of ``PLANNED``."""
     shared: Mapping[str, str]
     """Stage -> name of the run that does it."""
 
@@ -46,7 +46,7 @@ def plan_runs(runs: Sequence[Run], known: Mapping[str, str] | None = None) -> li
     planned = []
     for run in runs:
         own, shared = [], {}
-        for stage, key in stages.planned(run.config).items():
+        for stage, key in planned_keys(run.config).items():
             if stage == FEEDBACK and VERDICTS in own:
                 owners[key] = run.name
                 continue  # labels come with the verdicts

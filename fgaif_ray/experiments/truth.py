@@ -116,7 +116,7 @@ def _score(
 ) -> None:
     """Add the verdicts on a block of responses."""
     from fgaif_ray.images import load_images
-    from fgaif_ray.rewards.model import ScoringItem
+    from fgaif_ray.rewards.encoding import ScoringItem
 
     verdicts = [judge_segments(truth[answer.question.image], answer.text) for answer in answers]
     kept = [index for index, of_one in enumerate(verdicts) if of_one]

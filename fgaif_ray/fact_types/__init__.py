@@ -1,7 +1,7 @@
 """Fact types: what kinds of claims are labelled, learnt, served and shown. They are data.
 
 A run names its types in ``run.fact_types``: a name from ``BUILT_IN``, or the path of a YAML or JSON file with a type of
-a person's own. All other rooms iterate over the types that they are given.
+a person's own. All other packages iterate over the types they are given.
 
     run.fact_types -> extraction prompt and schema -> labels of feedback/ -> rewards/<type>/ -> service, align, report
 """

@@ -4,25 +4,24 @@
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from fgaif_ray.calls.answers import CallAnswer, CallKeys
+from fgaif_ray.calls.answers import CallAnswer, CallKeys, model_identity
 from fgaif_ray.calls.calls import Calls
 from fgaif_ray.calls.chat_caller import CallUsage, Chat, ChatCaller
 from fgaif_ray.calls.chat_connection import Completion
 from fgaif_ray.calls.tokens import CallSize, estimate_completion, estimate_prompt
 from fgaif_ray.calls.unusable import UnusableAnswer
+from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.feedback.extraction import ExtractionMode, build_messages, parse_extraction, response_format, supports
+from fgaif_ray.feedback.extraction import build_messages, parse_extraction, response_format, supports
 from fgaif_ray.feedback.prompts import Prompt
 from fgaif_ray.feedback.writing import is_foreign
 from fgaif_ray.records import Fact
 from fgaif_ray.segments import has_words
 
-SECTION: Final = "label.extractor"
-PURPOSE: Final = "extraction"
 REPAIR_EXCERPT: Final = 2000
 """Characters of a bad answer that the repair try shows to the model."""
 
@@ -62,81 +61,53 @@ class FactExtractor:
     extractor can be sent to a worker.
 
     Example:
-        >>> extractor = FactExtractor(url, None, "annotator", load_prompt("extract-v1", DEFAULT))
+        >>> extractor = FactExtractor(config, load_prompt("extract-v1", DEFAULT), url, None)
         >>> await extractor.extract("A dog. It is brown.", ["A dog. ", "It is brown."])
         [[Fact("existence", "There is a dog.")], [Fact("attribute", "The dog is brown.")]]
     """
 
     def __init__(
         self,
+        config: ExtractorConfig,
+        prompt: Prompt,
         base_url: str | None,
         api_key: str | None,
-        model: str,
-        prompt: Prompt,
-        *,
-        mode: ExtractionMode = "segment",
-        concurrency: int = 32,
-        timeout_s: float = 60,
-        max_retries: int = 5,
-        max_tokens: int = 512,
-        temperature: float | None = 0.0,
-        extra_body: Mapping[str, Any] | None = None,
         calls: Calls | None = None,
         identity: str | None = None,
     ) -> None:
         """Check the settings without calling anything.
 
         Args:
+            config: the settings.
+            prompt: an extraction prompt that supports the mode.
             base_url: endpoint, up to and with ``/v1``; None is the SDK's default, api.openai.com.
             api_key: bearer token; None for an endpoint without authentication.
-            model: model name sent to the endpoint.
-            prompt: an extraction prompt that supports the mode.
-            mode: one call per segment (``segment``) or one per response (``response``).
-            concurrency: calls in flight, those that wait before a retry among them.
-            timeout_s: seconds for one call.
-            max_retries: further tries of a call after a temporary failure.
-            max_tokens: limit of one answer.
-            temperature: 0 is greedy; None leaves it out, for models that refuse the parameter.
-            extra_body: further fields of the request body.
             calls: known answers, limits and account; None calls freely.
-            identity: what stands for the model in the keys of answers; None takes its name.
+            identity: of the model in the keys of answers, see ``model_identity``; None finds it out.
 
         Raises:
             UserError: the prompt does not support the mode.
         """
-        if not supports(prompt, mode):
+        if not supports(prompt, config.mode):
             raise UserError(
-                f"Prompt {prompt.name} cannot be used with mode {mode!r}: "
+                f"Prompt {prompt.name} cannot be used with mode {config.mode!r}: "
                 "set label.extractor.mode to 'segment' or choose another label.extractor.prompt."
             )
         self._prompt = prompt
-        self._mode: ExtractionMode = mode
-        self._max_tokens = max_tokens
-        self._options: dict[str, Any] = {
-            "max_completion_tokens": max_tokens,
-            "response_format": response_format(mode, prompt.fact_types),
-            "extra_body": dict(extra_body or {}),
+        self._mode = config.mode
+        self._max_tokens = config.max_tokens
+        options = {
+            "max_completion_tokens": config.max_tokens,
+            "response_format": response_format(config.mode, prompt.fact_types),
+            "temperature": 0.0,
         }
-        if temperature is not None:
-            self._options["temperature"] = temperature
         self._keys = CallKeys(
-            model=model if identity is None else identity,
+            model=model_identity(config.model, config.serve_model) if identity is None else identity,
             prompt=[prompt.name, prompt.system, prompt.user],
-            mode=mode,
-            options=self._options,
+            mode=config.mode,
+            options={**options, "extra_body": {}},  # which stands in the keys of answers that have been paid
         )
-        self._caller = ChatCaller(
-            base_url,
-            api_key,
-            model,
-            self._options,
-            section=SECTION,
-            purpose=PURPOSE,
-            concurrency=concurrency,
-            timeout_s=timeout_s,
-            max_retries=max_retries,
-            calls=calls,
-        )
+        self._caller = ChatCaller(config, base_url, api_key, options, calls)
 
     @property
     def types(self) -> tuple[str, ...]:

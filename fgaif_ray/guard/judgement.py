@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fgaif_ray.fact_types import BUILT_IN
+from fgaif_ray.check.verdicts import hallucination_of, hallucination_score, verdict_of
 from fgaif_ray.records import ABSENT, CLASS_NAMES, HALLUCINATED
 from fgaif_ray.segments import Span
 from fgaif_ray.serving.wire import ScoredResponse, TrainedOn
@@ -15,12 +15,6 @@ _NOTHING: Final = tuple(1.0 if code == ABSENT else 0.0 for code in range(len(CLA
 
 Triple = Sequence[float]
 """P(absent), P(consistent), P(hallucinated)."""
-
-
-def is_checked(fact_type: str) -> bool:
-    """Tell whether a type's verdicts speak of truth: types with derived labels, such as novelty, do not."""
-    known = BUILT_IN.get(fact_type)
-    return known is None or known.labels != "derived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +30,17 @@ class SegmentJudgement:
 
     @property
     def hallucination(self) -> float:
-        """Highest P(hallucinated) over the types that speak of truth."""
-        return max((one[HALLUCINATED] for name, one in self.probabilities.items() if is_checked(name)), default=0.0)
+        """As ``check`` has it, and 0 where no type is about truth."""
+        return hallucination_of(self.probabilities) or 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The segment as the guard answers it."""
         types = {}
         for name, triple in self.probabilities.items():
-            code = max(range(len(CLASS_NAMES)), key=triple.__getitem__)
-            words = BUILT_IN[name].verdicts if name in BUILT_IN else CLASS_NAMES
+            verdict, probability = verdict_of(name, triple)
             types[name] = {
-                "verdict": words[code],
-                "probability": round(triple[code], DIGITS),
+                "verdict": verdict,
+                "probability": round(probability, DIGITS),
                 "hallucinated": round(triple[HALLUCINATED], DIGITS),
             }
         return {"text": self.text, "start": self.start, "end": self.end, "types": types}
@@ -71,8 +64,8 @@ class AnswerJudgement:
 
     @property
     def hallucination(self) -> float:
-        """The score of the answer: highest P(hallucinated) over its segments and the types that speak of truth."""
-        return max((segment.hallucination for segment in self.segments), default=0.0)
+        """The score of the answer, as ``check`` has it."""
+        return hallucination_score([segment.hallucination for segment in self.segments]) or 0.0
 
     @property
     def mean_reward(self) -> float:

@@ -38,7 +38,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], front_end: FrontEnd) -> tuple[
     """Encode pairs, in order.
 
     Of whole responses the token that ends them is learnt too. A segment ends with its last word or mark, whatever
-    follows: whether a response goes on is no part of what is compared. Both of a pair follow the context as it was
+    follows: whether a response goes on is not part of what is compared. Both of a pair follow the context as it was
     sampled for the rejected one.
 
     Args:

@@ -26,17 +26,14 @@ def read_token() -> str:
     return token
 
 
-def upload(
-    repositories: Sequence[HubRepository], folder: Path, *, token: str, private: bool, endpoint: str | None = None
-) -> list[str]:
-    """Make the repositories where they are not there, and upload a folder into each.
+def upload(repositories: Sequence[HubRepository], folder: Path, *, token: str, private: bool) -> list[str]:
+    """Make the repositories where they are not there, and upload a folder into each (``HF_ENDPOINT``, or the Hub).
 
     Args:
         repositories: in this order.
         folder: holds one for each, named after its stage.
         token: that may write there.
         private: make private ones, whatever the owner's default; those that are there stay as they are.
-        endpoint: of the server; None takes ``HF_ENDPOINT``, or the Hub.
 
     Returns:
         The address of each.
@@ -47,7 +44,7 @@ def upload(
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi(token=token)
     done: list[str] = []
     for one in repositories:
         try:

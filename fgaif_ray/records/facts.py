@@ -83,11 +83,4 @@ class JudgedFact(VerifiedFact):
 
     def to_row(self) -> dict[str, Any]:
         """Return the plain values of ``FACT_STRUCT``."""
-        return {
-            "type": self.type,
-            "text": self.text,
-            "p_consistent": self.p_consistent,
-            "consistent": self.consistent,
-            "second_p_consistent": self.second_p_consistent,
-            "second_consistent": self.second_consistent,
-        }
+        return {field.name: getattr(self, field.name) for field in FACT_STRUCT}

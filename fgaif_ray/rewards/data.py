@@ -15,9 +15,10 @@ from fgaif_ray.images import load_images, read_image_file
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import Feedback
 from fgaif_ray.rewards.domain import ImageDomain, fit_domain, pool_features
+from fgaif_ray.rewards.encoding import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.rewards.fact_counts import labelled_counts
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, response_label
-from fgaif_ray.rewards.model import SCORING_BATCH, EncodedItem, ScoringItem, encode_item
+from fgaif_ray.rewards.model import SCORING_BATCH
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.group import LearnerGroup
 from fgaif_ray.vlm.image_features import ImageFeatures

@@ -5,8 +5,8 @@ probabilities do not tell; the features of the image do. The features that the f
 averaged over the tokens of a prompt's images, and the distance of this mean from those of the training images is
 measured in the directions in which these vary, each in units of its own deviation, and in all others together, in units
 of theirs (Mahalanobis' distance with the covariance of probabilistic PCA, Tipping and Bishop 1999; Lee et al. 2018
-found such distances to tell what a network has not been trained on). It takes tens of images, and little room in any
-width.
+found such distances to tell what a network has not been trained on). It needs only tens of images, and little memory at
+any width.
 
 The threshold leaves out one image in a hundred of training images that the distance was not fitted on (folds). How many
 of the *held-out* images, which had no part in that, are beyond it is counted: the false alarms of the card.

@@ -17,7 +17,7 @@ What it cannot do:
 * count what the extraction does not: a claim that it leaves out is neither paid nor charged, and one that it finds
   twice is paid twice;
 * be more than an estimate. A linear readout is rough (the card says by how much), it knows such segments as it was
-  fitted on, and a policy that learns against it may find wordings that it counts too high;
+  fitted on, and a policy that learns against it may find phrasings that it counts too high;
 * work with ``rewards.kind: coarse``, which judges no segment, or for types whose labels are derived without facts:
   those are paid as one fact.
 """

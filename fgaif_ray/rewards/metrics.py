@@ -92,22 +92,21 @@ def scale_probabilities(probabilities: NDArray[Any], temperature: float) -> NDAr
 
 
 def cross_fitted_probabilities(
-    probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str], folds: int = CALIBRATION_FOLDS
+    probabilities: NDArray[Any], labels: ArrayLike, images: Sequence[str]
 ) -> NDArray[np.float64] | None:
-    """Scale probabilities, each with a temperature that was fitted on other images.
+    """Scale probabilities, each with a temperature that was fitted on other images (of CALIBRATION_FOLDS parts).
 
     Args:
         probabilities: ``[verdicts, classes]``.
         labels: ``[verdicts]`` class codes.
         images: ``[verdicts]`` the image that each is about.
-        folds: parts that the images are cut into, by a hash of their names.
 
     Returns:
         ``[verdicts, classes]``; None for a single image.
     """
     if len(set(images)) < 2:
         return None
-    fold_of, truth = image_folds(images, folds), np.asarray(labels)  # [verdicts] each
+    fold_of, truth = image_folds(images, CALIBRATION_FOLDS), np.asarray(labels)  # [verdicts] each
     scaled = np.zeros(probabilities.shape, np.float64)
     for fold in np.unique(fold_of):
         inside = fold_of == fold
@@ -116,21 +115,21 @@ def cross_fitted_probabilities(
     return scaled
 
 
-def signed_calibration(probabilities: NDArray[Any], labels: ArrayLike, bins: int = DECILES) -> dict[str, Any]:
+def signed_calibration(probabilities: NDArray[Any], labels: ArrayLike) -> dict[str, Any]:
     """Compare what verdicts pay, P(consistent) - P(hallucinated), with what their labels are worth: +1, -1 or 0.
 
     Args:
         probabilities: ``[verdicts, classes]``.
         labels: ``[verdicts]`` class codes.
-        bins: equal parts of the verdicts, by what they pay.
 
     Returns:
-        ``mean_reward`` and ``mean_label`` of all, and ``bins`` with ``count``, ``reward`` and ``label`` of each part.
+        ``mean_reward`` and ``mean_label`` of all, and ``bins``: DECILES equal parts of the verdicts by what they pay,
+        with ``count``, ``reward`` and ``label`` of each.
     """
     truth = np.asarray(labels)
     reward = probabilities[:, CONSISTENT].astype(np.float64) - probabilities[:, HALLUCINATED]  # [verdicts]
     worth = (truth == CONSISTENT).astype(np.float64) - (truth == HALLUCINATED)  # [verdicts]
-    parts = [part for part in np.array_split(np.argsort(reward, kind="stable"), bins) if len(part)]
+    parts = [part for part in np.array_split(np.argsort(reward, kind="stable"), DECILES) if len(part)]
     return {
         "mean_reward": float(reward.mean()),
         "mean_label": float(worth.mean()),

@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -21,11 +21,10 @@ from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
 from fgaif_ray.records import fingerprint
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward_segments
 from fgaif_ray.rewards.domain import is_outside, largest_distance
+from fgaif_ray.rewards.encoding import EncodedItem, ScoringItem
+from fgaif_ray.rewards.judged import Judged
 from fgaif_ray.rewards.preparation import ImageSource, SegmentedResponse
 from fgaif_ray.serving.wire import ScoredResponse, SegmentReward
-
-if TYPE_CHECKING:
-    from fgaif_ray.rewards.model import EncodedItem, Judged, ScoringItem
 
 logger = logging.getLogger(__name__)
 
@@ -173,9 +172,9 @@ def make_batch(items: Sequence[tuple[Sequence[ImageSource], str, list[str]]], si
 class Scorer(Protocol):
     """`fgaif_ray.rewards.model.RewardModel`, as far as it is needed here."""
 
-    def encode(self, item: "ScoringItem") -> "EncodedItem | None": ...
+    def encode(self, item: ScoringItem) -> EncodedItem | None: ...
 
-    def judge_encoded(self, fact_types: Sequence[str], items: "Sequence[EncodedItem | None]") -> "Judged": ...
+    def judge_encoded(self, fact_types: Sequence[str], items: Sequence[EncodedItem | None]) -> Judged: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +252,7 @@ def score_batches(
 
 def _encode_items(
     model: Scorer, batches: Sequence[ScoringBatch], budget: PixelBudget
-) -> "Iterator[tuple[tuple[int, int], EncodedItem | ItemError | None]]":
+) -> Iterator[tuple[tuple[int, int], EncodedItem | ItemError | None]]:
     """Yield the place of each item and what the model reads of it."""
     by_images: dict[tuple[ImageSource, ...], list[tuple[int, int]]] = {}
     for row, batch in enumerate(batches):
@@ -284,9 +283,7 @@ def _open_all(
     return opened
 
 
-def _encode_item(model: Scorer, images: Sequence[Image.Image], item: BatchItem) -> "EncodedItem | ItemError | None":
-    from fgaif_ray.rewards.model import ScoringItem
-
+def _encode_item(model: Scorer, images: Sequence[Image.Image], item: BatchItem) -> EncodedItem | ItemError | None:
     try:
         return model.encode(ScoringItem(images=images, prompt=item.prompt, segments=item.segments))
     except ValueError as error:
@@ -296,9 +293,7 @@ def _encode_item(model: Scorer, images: Sequence[Image.Image], item: BatchItem) 
         return ItemError("scoring_failed", "the reward model cannot read this item")
 
 
-def _judge_items(
-    model: Scorer, fact_types: Sequence[str], items: "Sequence[EncodedItem | None]"
-) -> list[ScoringOutcome]:
+def _judge_items(model: Scorer, fact_types: Sequence[str], items: Sequence[EncodedItem | None]) -> list[ScoringOutcome]:
     if not items:
         return []
     try:

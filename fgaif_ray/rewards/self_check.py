@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fgaif_ray.errors import UserError
 from fgaif_ray.pixel_budget import UNLIMITED, PixelBudget
-from fgaif_ray.rewards.model import EncodedItem, ScoringItem, encode_item
+from fgaif_ray.rewards.encoding import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.vlm.backbone import Backbone
 from fgaif_ray.vlm.probes import PROBE_PROMPT, SelfCheckError, probe_image
 

@@ -1,12 +1,11 @@
 """Sampled responses with their rewards, and the padded batches that PPO learns from.
 
-A reward that is unavailable is None in a `Trajectory` and never a zero: `collate` masks the response, drops
-it or fails, as configured, and counts it.
+A reward that is unavailable is None in a `Trajectory` and never a zero: `collate` keeps its row out of every loss.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -123,7 +122,7 @@ def facts_per_response(trajectories: Sequence[Trajectory], types: Sequence[str])
     """Return the mean number of segment and type pairs that hold a fact (most probable class not absent), by the
     reward models, or of facts in them where these are counted.
 
-    It stands for coverage while training: a policy that says less loses facts. Novelty is no fact. Over rewarded
+    It stands for coverage while training: a policy that says less loses facts. Novelty is not a fact. Over rewarded
     trajectories; NaN where there are none.
 
     Args:
@@ -162,9 +161,6 @@ class TrajectoryBatch:
     """`[batch]` bool, false where the reward is unavailable, or the response is not to be learnt from."""
     policy_versions: Tensor
     """`[batch]` int64."""
-    reward_failures: int
-    """Responses whose reward is unavailable; 0 in a selection, so that the
-    selections of a batch do not count them again."""
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -192,16 +188,7 @@ class TrajectoryBatch:
         if indices.dtype != torch.int64:
             raise ValueError(f"indices must be int64, not {indices.dtype}")
         rows = indices.to(self.response_ids.device)  # [rows]
-        return TrajectoryBatch(
-            trajectories=tuple(self.trajectories[index] for index in indices.tolist()),
-            response_ids=self.response_ids[rows],
-            response_mask=self.response_mask[rows],
-            behaviour_log_probs=self.behaviour_log_probs[rows],
-            token_rewards=self.token_rewards[rows],
-            sample_mask=self.sample_mask[rows],
-            policy_versions=self.policy_versions[rows],
-            reward_failures=0,
-        )
+        return self._mapped(lambda tensor: tensor[rows], tuple(self.trajectories[row] for row in indices.tolist()))
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, "TrajectoryBatch"]]:
         """Yield one pass over the batch in random order: the row indices (int64, CPU) and those rows.
@@ -221,15 +208,12 @@ class TrajectoryBatch:
 
     def to(self, device: torch.device | str) -> "TrajectoryBatch":
         """Return the same batch with its tensors on another device."""
-        return replace(
-            self,
-            response_ids=self.response_ids.to(device),
-            response_mask=self.response_mask.to(device),
-            behaviour_log_probs=self.behaviour_log_probs.to(device),
-            token_rewards=self.token_rewards.to(device),
-            sample_mask=self.sample_mask.to(device),
-            policy_versions=self.policy_versions.to(device),
-        )
+        return self._mapped(lambda tensor: tensor.to(device), self.trajectories)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor], trajectories: tuple[Trajectory, ...]) -> "TrajectoryBatch":
+        """Return these trajectories with every tensor changed."""
+        names = (field.name for field in fields(self) if field.name != "trajectories")
+        return TrajectoryBatch(trajectories=trajectories, **{name: change(getattr(self, name)) for name in names})
 
 
 def collate(trajectories: Sequence[Trajectory], pad_token_id: int) -> TrajectoryBatch:
@@ -264,5 +248,4 @@ def collate(trajectories: Sequence[Trajectory], pad_token_id: int) -> Trajectory
         token_rewards=rewards,
         sample_mask=torch.tensor([trajectory.rewarded for trajectory in trajectories]),  # [batch]
         policy_versions=torch.tensor([trajectory.policy_version for trajectory in trajectories]),  # [batch]
-        reward_failures=sum(not trajectory.rewarded for trajectory in trajectories),
     )

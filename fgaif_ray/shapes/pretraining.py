@@ -27,6 +27,10 @@ from fgaif_ray.vlm.schedule import learning_rate_scale
 
 _Made = TypeVar("_Made")
 _Make = Callable[[random.Random, np.random.Generator], _Made]
+_WARM_UP: Final = 50
+"""Steps."""
+_SEEN_AT_ONCE: Final = 128
+"""Images of a step in the phases that train on single cells."""
 _NOTE_EVERY: Final = 10
 """Steps between two readings of the loss. On a GPU each reading has to wait."""
 
@@ -64,10 +68,11 @@ def _cell_targets(scenes: Sequence[Scene]) -> Tensor:
     return targets
 
 
-def _schedule(step: int, steps: int, peak: float, warmup: int = 50) -> float:
-    """Learning rate of a step: a linear warm-up to the peak, then half a cosine down to a twentieth of it."""
-    scale = learning_rate_scale(step, schedule="cosine", warmup_steps=warmup, total_steps=steps)
-    return peak * (scale if step < warmup else 0.05 + 0.95 * scale)
+def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float) -> None:
+    """Set the learning rate of a step: a linear warm-up to the peak, then half a cosine down to a twentieth of it."""
+    scale = learning_rate_scale(step, schedule="cosine", warmup_steps=_WARM_UP, total_steps=steps)
+    for group in optimizer.param_groups:
+        group["lr"] = peak * (scale if step < _WARM_UP else 0.05 + 0.95 * scale)
 
 
 def _cell_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
@@ -83,7 +88,6 @@ def train_tower(
     pool: ScenePool,
     steps: int,
     seed: int,
-    batch_size: int = 128,
     workers: int = 0,
 ) -> float:
     """Phase 1: the vision tower as a per-cell classifier of shape, colour, size and position.
@@ -99,9 +103,8 @@ def train_tower(
     optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.01)
     right: list[Tensor] = []
     with Progress("pre-train tower", steps, "steps") as progress:
-        for step, seen in enumerate(_seen(pool, packer, batch_size, seed, steps, workers)):
-            for group in optimizer.param_groups:
-                group["lr"] = _schedule(step, steps, 1e-3)
+        for step, seen in enumerate(_seen(pool, packer, seed, steps, workers)):
+            _set_rate(optimizer, step, steps, 1e-3)
             targets, pixels = (part.to(model.device) for part in seen)  # [batch, cells, 4], [batch, 3, size, size]
             features = _cell_features(model, pixels)  # [batch, cells, hidden]
             parts = head(features).split(sizes, dim=-1)
@@ -146,7 +149,6 @@ def align_projector(
     pool: ScenePool,
     steps: int,
     seed: int,
-    batch_size: int = 128,
     workers: int = 0,
 ) -> float:
     """Phase 1b: the projector maps each cell to the sum of the embeddings of the words that name what is in it.
@@ -175,9 +177,8 @@ def align_projector(
     optimizer = torch.optim.AdamW(projector.parameters(), lr=2e-3, weight_decay=0.0)
     right = 0.0
     with Progress("align projector", steps, "steps") as progress:
-        for step, seen in enumerate(_seen(pool, packer, batch_size, seed, steps, workers)):
-            for group in optimizer.param_groups:
-                group["lr"] = _schedule(step, steps, 2e-3)
+        for step, seen in enumerate(_seen(pool, packer, seed, steps, workers)):
+            _set_rate(optimizer, step, steps, 2e-3)
             targets, pixels = (part.to(model.device) for part in seen)  # [batch, cells, 4], [batch, 3, size, size]
             named = torch.stack([table[targets[:, :, i]] for i, table in enumerate(tables)]).sum(0)
             wanted = places + named  # [batch, cells, hidden]
@@ -258,13 +259,11 @@ def batches(
     return in_steps(make, seed, steps, workers)
 
 
-def _seen(
-    pool: ScenePool, packer: Packer, batch_size: int, seed: int, steps: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _seen(pool: ScenePool, packer: Packer, seed: int, steps: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each step what the cells hold, ``[batch, cells, 4]``, and pixel values."""
 
     def make(_: random.Random, draws: np.random.Generator) -> tuple[Tensor, Tensor]:
-        scenes, images = pool.draw(batch_size, draws)
+        scenes, images = pool.draw(_SEEN_AT_ONCE, draws)
         return _cell_targets(scenes), packer.pixels(images)
 
     return in_steps(make, seed, steps, workers)
@@ -309,8 +308,7 @@ def train_language(
     with Progress(name, steps, "steps") as progress:
         for step, parts in enumerate(zip(*streams, strict=True)):
             for optimizer, peak in peaks:
-                for group in optimizer.param_groups:
-                    group["lr"] = _schedule(step, steps, peak)
+                _set_rate(optimizer, step, steps, peak)
                 optimizer.zero_grad()
             total = torch.zeros((), device=model.device)
             for batch in parts:

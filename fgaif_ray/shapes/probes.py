@@ -17,17 +17,15 @@ from fgaif_ray.shapes.captions import CAPTION_PROMPTS, write_caption
 from fgaif_ray.shapes.claims import draw_claim
 from fgaif_ray.shapes.oracle import label_claims, measure_coverage, read_claims
 from fgaif_ray.shapes.render import render
-from fgaif_ray.shapes.scenes import Scene, Split, draw_scenes
+from fgaif_ray.shapes.scenes import Scene, draw_scenes
 from fgaif_ray.shapes.turns import POSSIBLE_ERRORS, Turn, claim_turn, extraction_turns_of, proofreading_turn
 
 
 @torch.no_grad()
-def measure_answers(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int, split: Split = "heldout"
-) -> dict[str, float]:
+def measure_answers(model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int) -> dict[str, float]:
     """Accuracy of yes/no answers per fact type, on four questions a scene, half of them to be answered yes."""
     generator = random.Random(5)
-    scenes = draw_scenes(split, range(count))
+    scenes = draw_scenes("heldout", range(count))
     figures = {}
     for kind in FACT_TYPES:
         conversations = []

@@ -43,15 +43,15 @@ def reliability_bins(probabilities: NDArray[Any], labels: ArrayLike, bins: int =
     ]
 
 
-def expected_calibration_error(probabilities: NDArray[Any], labels: ArrayLike, bins: int = BINS) -> float:
+def expected_calibration_error(probabilities: NDArray[Any], labels: ArrayLike) -> float:
     """Mean gap between confidence and accuracy over the ``reliability_bins`` (equation 3); arguments as there."""
-    found = reliability_bins(probabilities, labels, bins)
+    found = reliability_bins(probabilities, labels)
     count = sum(one["count"] for one in found)
     return sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in found) / count
 
 
 def estimate_calibration_error(
-    clusters: Sequence[str], probabilities: Floats, outcomes: ArrayLike, weights: Floats, bins: int, seed: int = 0
+    clusters: Sequence[str], probabilities: Floats, outcomes: ArrayLike, weights: Floats, bins: int
 ) -> Estimate:
     """The expected calibration error of P(yes), with a bootstrap interval.
 
@@ -61,7 +61,6 @@ def estimate_calibration_error(
         outcomes: ``[items]`` booleans, whether yes was right.
         weights: ``[items]`` how many items each stands for.
         bins: number of bins of equal width between P(yes) 0 and 1.
-        seed: seed of the draws.
     """
     inside = np.eye(bins)[_bins(probabilities, bins)]  # [items, bins]
     gaps = inside * ((probabilities - np.asarray(outcomes)) * weights)[:, None]
@@ -69,7 +68,7 @@ def estimate_calibration_error(
     def figures(sums: Floats) -> Floats:
         return ratios(np.abs(sums[:, :-1]).sum(axis=1, keepdims=True), sums[:, -1:])
 
-    return estimate_figures(clusters, np.column_stack([gaps, weights]), figures, seed=seed)[0]
+    return estimate_figures(clusters, np.column_stack([gaps, weights]), figures)[0]
 
 
 def _bins(probabilities: Floats, bins: int) -> NDArray[np.int64]:

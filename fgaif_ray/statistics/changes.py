@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, Floats, estimate_figures, ratios
+from fgaif_ray.statistics.intervals import Estimate, Floats, estimate_figures, ratios
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,13 @@ class CountedRows:
         return [self.clusters[row] for row in kept], table[kept]
 
 
-def estimate_changes(
-    before: CountedRows, after: CountedRows, *, seed: int = 0, draws: int = DRAWS, confidence: float = CONFIDENCE
-) -> dict[str, Estimate]:
+def estimate_changes(before: CountedRows, after: CountedRows, *, seed: int = 0) -> dict[str, Estimate]:
     """Estimate ``ratio(after) - ratio(before)`` of each metric over the clusters that both have.
 
     Args:
         before: the rows before; metrics are those of both.
         after: the rows after; a cluster may have another number of rows here.
         seed: seed of the draws; equal arguments give equal intervals.
-        draws: bootstrap samples.
-        confidence: probability that the interval encloses.
 
     Raises:
         ValueError: the metrics differ.
@@ -64,7 +60,5 @@ def estimate_changes(
         old, new = np.split(sums, 2, axis=1)
         return ratios(*np.split(new, 2, axis=1)) - ratios(*np.split(old, 2, axis=1))
 
-    estimates = estimate_figures(
-        [*sides[0][0], *sides[1][0]], rows, differences, seed=seed, draws=draws, confidence=confidence
-    )
+    estimates = estimate_figures([*sides[0][0], *sides[1][0]], rows, differences, seed=seed)
     return dict(zip(before.parts, estimates, strict=True))

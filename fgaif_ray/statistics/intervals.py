@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE: Final = 0.95
+"""Probability that an interval encloses."""
 DRAWS: Final = 2000
 _DRAWS_AT_ONCE: Final = 250
 _VALUES_AT_ONCE: Final = 2_000_000
@@ -45,7 +46,6 @@ def estimate_ratios(
     *,
     seed: int = 0,
     draws: int = DRAWS,
-    confidence: float = CONFIDENCE,
 ) -> dict[str, Estimate]:
     """Estimate ``sum(part) / sum(whole)`` of several metrics with percentile bootstrap intervals.
 
@@ -55,10 +55,9 @@ def estimate_ratios(
         wholes: figure -> ``[rows]`` what it is counted out of.
         seed: seed of the draws; equal arguments give equal intervals.
         draws: bootstrap samples.
-        confidence: probability that the interval encloses.
 
     Raises:
-        ValueError: metrics or lengths differ, or the confidence is not inside (0, 1).
+        ValueError: metrics or lengths differ.
     """
     if list(parts) != list(wholes) or any(
         len(column) != len(clusters) for column in (*parts.values(), *wholes.values())
@@ -67,7 +66,7 @@ def estimate_ratios(
     if not parts:
         return {}
     columns = np.array([*parts.values(), *wholes.values()], dtype=np.float64).T  # [rows, 2 * figures]
-    estimates = estimate_figures(clusters, columns, _halves, seed=seed, draws=draws, confidence=confidence)
+    estimates = estimate_figures(clusters, columns, _halves, seed=seed, draws=draws)
     return dict(zip(parts, estimates, strict=True))
 
 
@@ -78,7 +77,6 @@ def estimate_figures(
     *,
     seed: int = 0,
     draws: int = DRAWS,
-    confidence: float = CONFIDENCE,
 ) -> list[Estimate]:
     """Estimate metrics that follow from sums over rows, with percentile bootstrap intervals.
 
@@ -88,15 +86,12 @@ def estimate_figures(
         figures: ``[samples, columns]`` sums to ``[samples, figures]`` values, NaN where one is not defined.
         seed: seed of the draws; equal arguments give equal intervals.
         draws: bootstrap samples; those in which a metric is not defined do not count for it.
-        confidence: probability that the interval encloses.
 
     Raises:
-        ValueError: lengths differ, or the confidence is not inside (0, 1).
+        ValueError: lengths differ.
     """
     if columns.ndim != 2 or len(columns) != len(clusters):
         raise ValueError(f"need a row of columns for each of {len(clusters)} rows, got {columns.shape}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie inside (0, 1), not {confidence}")
     if not clusters:
         return [Estimate(None, None)] * figures(np.zeros((1, columns.shape[1]))).shape[1]
     count, index = _numbered(clusters)
@@ -104,17 +99,10 @@ def estimate_figures(
     np.add.at(totals, index, columns)
     values = figures(totals.sum(axis=0, keepdims=True))[0]  # [figures]
     drawn = np.concatenate([figures(weights @ totals) for weights in _draws(count, draws, seed, _DRAWS_AT_ONCE)])
-    return _percentiles(values, drawn, confidence)
+    return _percentiles(values, drawn)
 
 
-def estimate_weighted(
-    clusters: Sequence[str],
-    figures: Callable[[Floats], Floats],
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
-    confidence: float = CONFIDENCE,
-) -> list[Estimate]:
+def estimate_weighted(clusters: Sequence[str], figures: Callable[[Floats], Floats], *, seed: int = 0) -> list[Estimate]:
     """Estimate metrics that do not follow from sums, such as ranks, with percentile bootstrap intervals.
 
     Args:
@@ -122,15 +110,13 @@ def estimate_weighted(
         figures: ``[samples, rows]`` how often each row was drawn to ``[samples, figures]`` values, NaN where one is not
             defined.
         seed: seed of the draws; equal arguments give equal intervals.
-        draws: bootstrap samples; those in which a metric is not defined do not count for it.
-        confidence: probability that the interval encloses.
     """
     count, index = _numbered(clusters)
     values = figures(np.ones((1, len(index))))[0]
     at_once = max(1, min(_DRAWS_AT_ONCE, _VALUES_AT_ONCE // len(index)))
-    weights = _draws(count, draws, seed, at_once)
+    weights = _draws(count, DRAWS, seed, at_once)
     drawn = np.concatenate([figures(of_clusters[:, index].astype(np.float64)) for of_clusters in weights])
-    return _percentiles(values, drawn, confidence)
+    return _percentiles(values, drawn)
 
 
 def _numbered(clusters: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
@@ -146,9 +132,9 @@ def _draws(count: int, draws: int, seed: int, at_once: int) -> Iterator[NDArray[
         yield generator.multinomial(count, np.full(count, 1 / count), size=min(at_once, draws - start))
 
 
-def _percentiles(values: Floats, drawn: Floats, confidence: float) -> list[Estimate]:
+def _percentiles(values: Floats, drawn: Floats) -> list[Estimate]:
     """Make estimates of ``[figures]`` values and ``[draws, figures]`` ones."""
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     estimates = []
     for column, value in enumerate(values.tolist()):
         defined = drawn[:, column][~np.isnan(drawn[:, column])]

@@ -65,16 +65,16 @@ def student_t_quantile(probability: float, degrees: int) -> float:
     return (low + high) / 2
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
+def mean_interval(values: Sequence[float]) -> Mean:
     """Return the mean and its t interval.
 
     Raises:
-        ValueError: there are no values, or the confidence is not inside (0, 1).
+        ValueError: there are no values.
     """
     if not values:
         raise ValueError("there are no values to take the mean of")
     count, mean = len(values), math.fsum(values) / len(values)
-    quantile = student_t_quantile((1 + confidence) / 2, max(count - 1, 1))
+    quantile = student_t_quantile((1 + CONFIDENCE) / 2, max(count - 1, 1))
     if count == 1:
         return Mean(mean, None, None, 1)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
@@ -82,15 +82,12 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     return Mean(mean, (mean - half, mean + half), deviation, count)
 
 
-def paired_difference(
-    values: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Mean | None:
+def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Mean | None:
     """Return the mean of the differences to a reference with the same seeds; None where they share no seed.
 
     Args:
         values: seed -> metric.
         reference: seed -> the metric of what it is compared with.
-        confidence: probability that the interval encloses.
     """
     seeds = sorted(values.keys() & reference.keys())
-    return mean_interval([values[seed] - reference[seed] for seed in seeds], confidence) if seeds else None
+    return mean_interval([values[seed] - reference[seed] for seed in seeds]) if seeds else None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fgaif_ray.statistics.agreement import accuracy, balanced_accuracy, chance_corrected, cohens_kappa
-from fgaif_ray.statistics.intervals import CONFIDENCE, DRAWS, Estimate, Floats, estimate_figures, ratios
+from fgaif_ray.statistics.intervals import DRAWS, Estimate, Floats, estimate_figures, ratios
 
 MISSING: Final = -1
 """Stands for a missing rating, in place of a class code."""
@@ -75,7 +75,6 @@ def estimate_agreement(
     weights: ArrayLike | None = None,
     seed: int = 0,
     draws: int = DRAWS,
-    confidence: float = CONFIDENCE,
 ) -> dict[str, Estimate]:
     """Estimate the FIGURES of predicted labels against true ones.
 
@@ -87,7 +86,6 @@ def estimate_agreement(
         weights: ``[units]`` how many units each stands for; None is one each.
         seed: seed of the draws.
         draws: bootstrap samples.
-        confidence: probability that an interval encloses.
 
     Raises:
         ValueError: different lengths, or a code out of range.
@@ -103,7 +101,7 @@ def estimate_agreement(
         confusion = sums.reshape(-1, classes, classes)
         return np.stack([accuracy(confusion), balanced_accuracy(confusion), cohens_kappa(confusion)], axis=1)
 
-    estimates = estimate_figures(clusters, columns, figures, seed=seed, draws=draws, confidence=confidence)
+    estimates = estimate_figures(clusters, columns, figures, seed=seed, draws=draws)
     return dict(zip(FIGURES, estimates, strict=True))
 
 
@@ -115,7 +113,6 @@ def estimate_alpha(
     weights: ArrayLike | None = None,
     seed: int = 0,
     draws: int = DRAWS,
-    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """Estimate Krippendorff's alpha of ``[annotators, units]`` ratings; other arguments as in ``estimate_agreement``.
 
@@ -130,7 +127,7 @@ def estimate_alpha(
     def figures(sums: Floats) -> Floats:
         return krippendorff_alpha(sums.reshape(-1, classes, classes))[:, None]
 
-    return estimate_figures(clusters, columns, figures, seed=seed, draws=draws, confidence=confidence)[0]
+    return estimate_figures(clusters, columns, figures, seed=seed, draws=draws)[0]
 
 
 def _weights(weights: ArrayLike | None, units: int) -> Floats:

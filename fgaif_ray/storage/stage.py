@@ -62,6 +62,13 @@ class Stage:
         marker = join(self.partial, "_fingerprint")
         return exists(marker) and read_bytes(marker).decode() == self.fingerprint
 
+    @property
+    def readable_folder(self) -> str | None:
+        """Where its parts are, all of them or those of an interrupted run; None where there are none."""
+        if self.is_complete():
+            return self.folder
+        return self.partial if self.is_begun() else None
+
     def begin(self, *, overwrite: bool = False) -> None:
         """Make the partial folder ready: parts of an interrupted run of the same fingerprint stay, others go.
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.prompts import load_prompt
@@ -13,10 +14,7 @@ RESPONSE = "A dog is here."
 
 
 def make_extractor(endpoint: FakeOpenAI, **options: Any) -> FactExtractor:
-    settings: dict[str, Any] = {
-        "api_key": "key",
-        "prompt": load_prompt("extract-short-v2", DEFAULT),
-        "max_retries": 2,
-        "timeout_s": 30,
-    }
-    return FactExtractor(endpoint.url, model="annotator", **(settings | options))
+    api_key, calls = options.pop("api_key", "key"), options.pop("calls", None)
+    settings: dict[str, Any] = {"prompt": "extract-short-v2", "max_retries": 2, "timeout_s": 30} | options
+    config = ExtractorConfig(base_url=endpoint.url, model="annotator", **settings)
+    return FactExtractor(config, load_prompt(config.prompt, DEFAULT), endpoint.url, api_key, calls)

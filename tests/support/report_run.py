@@ -18,8 +18,9 @@ from fgaif_ray.evaluation.pope_changes import compare_splits
 from fgaif_ray.evaluation.rows import ANSWERS_SCHEMA, EvaluationAnswer, EvaluationQuestion
 from fgaif_ray.records import CLASS_NAMES, FACT_TYPES
 from fgaif_ray.report.examples import choose_examples
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.judged import Judged
 from fgaif_ray.rewards.metrics import held_out_figures, scale_probabilities
-from fgaif_ray.rewards.model import Judged, ScoringItem
 from fgaif_ray.shapes.captions import CAPTION_PROMPTS, NO_ERRORS, POLICY_ERRORS, write_caption
 from fgaif_ray.shapes.oracle import label_claims, read_claims
 from fgaif_ray.shapes.render import render

@@ -14,7 +14,8 @@ from fgaif_ray.config import Config, LoRAOptions
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.data import Example, FeatureCache
 from fgaif_ray.rewards.kinds import reward_tasks
-from fgaif_ray.rewards.model import RewardModel, load_reward_model
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model_files import load_reward_model, save_reward_model
 from fgaif_ray.rewards.training import predict_heads
 from fgaif_ray.vlm.backbone import load_backbone
 from support.paths import ROOT
@@ -39,7 +40,7 @@ def save_reward_models(folder: Path, seed: int = 0, kind: Any = "separate") -> d
     model.temperatures = {head: 1.5 + place for place, head in enumerate(model.heads)}
     for task in tasks:
         for fact_type in task.fact_types:
-            model.save(fact_type, folder / fact_type, task.head_of(fact_type))
+            save_reward_model(model, fact_type, folder / fact_type, task.head_of(fact_type))
     return {fact_type: str(folder / fact_type) for fact_type in FACT_TYPES}
 
 

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from actors.rewards import service as reward_service
 from fgaif_ray.config import Config
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.model import RewardModel, ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.scoring import ResponseVerdicts
 from fgaif_ray.segments import split_segments
 from fgaif_ray.serving.client import RewardClient, reward_item

@@ -11,16 +11,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from fgaif_ray.config import AmberConfig
-from fgaif_ray.evaluation.benchmarks.base import (
-    RATE,
-    Benchmark,
-    BenchmarkQuestion,
-    OfficialFiles,
-    Reviews,
-    Scores,
-    first_images,
-    need,
-)
+from fgaif_ray.evaluation.benchmarks.base import RATE, Benchmark, BenchmarkQuestion, Reviews, Scores
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, says, tokens
 from fgaif_ray.statistics.intervals import Floats, ratios
 
@@ -114,33 +106,23 @@ class Amber(Benchmark):
     title: ClassVar[str] = "AMBER"
 
     def __init__(self, config: AmberConfig) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         self._annotations = _annotations(files)
         self._words = WordJudge(*_word_lists(files, self._annotations))
         name = files.find("query_all.json", "query/query_all.json", "query_generative.json") or "query_all.json"
         questions = []
-        for number, row in enumerate(files.rows(name), start=1):
-            need(row, files, name, number, id=int, image=str, query=str)
+        for _, row in files.checked_rows(name, id=int, image=str, query=str):
             annotation = self._annotations.get(row["id"])
             if annotation is None:
                 raise files.fault(name, f"annotations.json has no id {row['id']}")
             described = annotation["type"] == GENERATIVE
             limit = config.max_tokens if described else config.short_max_tokens
             questions.append(BenchmarkQuestion(str(row["id"]), row["image"], row["query"], limit))
-        self.questions = first_images(questions, config.limit)
-        self.settings = {
-            "files": files.digests,
-            "questions": len(self.questions),
-            "similar_words": SIMILAR if SIMILAR in files.digests else "equal words only",
-        }
+        similar = SIMILAR if SIMILAR in files.digests else "equal words only"
+        self._ask(questions, files, config, similar_words=similar)
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:  # noqa: ARG002
-        asked = [question for question in self.questions if question.id in answers]
+        asked = self.answered(answers)
         columns = np.zeros((len(asked), _DESCRIBED + _ASKED * len(_KIND_NAMES)))
         unreadable = inexact = 0
         for row, question in enumerate(asked):
@@ -202,10 +184,9 @@ def _figures(sums: Floats) -> Floats:
 def _annotations(files: OfficialFiles) -> dict[int, dict[str, Any]]:
     name = "annotations.json"
     annotations: dict[int, dict[str, Any]] = {}
-    for number, row in enumerate(files.rows(name), start=1):
-        need(row, files, name, number, id=int, type=str)
+    for number, row in files.checked_rows(name, id=int, type=str):
         if row["type"] == GENERATIVE:
-            need(row, files, name, number, truth=list, hallu=list)
+            files.check(row, name, number, truth=list, hallu=list)
         elif row["type"] not in KINDS or row.get("truth") not in ("yes", "no"):
             raise files.fault(name, f"entry {number} has the type {row['type']!r} and the truth {row.get('truth')!r}")
         annotations[row["id"]] = row

@@ -1,8 +1,5 @@
-"""The shared parts of all benchmarks: questions, official files, and scores as sums that a bootstrap can redraw."""
+"""The shared parts of all benchmarks: questions, reviews, and scores as sums that a bootstrap can redraw."""
 
-import ast
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +8,11 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fgaif_ray import storage
-from fgaif_ray.errors import UserError
+from fgaif_ray.config import BenchmarkConfig
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.segments import split_segments
 from fgaif_ray.statistics.intervals import Floats
 
-DOCUMENTATION: Final = "docs/benchmarks.md"
 RATE: Final = 100.0
 """Scale of a metric that is shown in percent."""
 
@@ -57,6 +53,11 @@ class Review:
 
 Reviews = Mapping[tuple[str, bool], Review]
 """Reviews by question id and whether the order was swapped."""
+
+
+def review_text(reviews: Reviews, question: str, *, swapped: bool = False) -> str:
+    """Return the text of a review; empty where there is none."""
+    return reviews.get((question, swapped), Review(None)).text or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,17 @@ class Benchmark(ABC):
     def read(cls, config: Any, images: Collection[str], *, draw: bool, seed: int) -> Self:  # noqa: ARG003
         """Read the files; ``images``, ``draw`` and ``seed`` are for benchmarks without questions of their own."""
         return cls(config)
+
+    def _ask(
+        self, questions: Sequence[BenchmarkQuestion], files: OfficialFiles, config: BenchmarkConfig, **settings: Any
+    ) -> None:
+        """Set the questions, no more than the configured limit, and the settings with what is to be recorded beside."""
+        self.questions = first_images(questions, config.limit)
+        self.settings = {"files": files.digests, "questions": len(self.questions), **settings}
+
+    def answered(self, answers: Mapping[str, str]) -> list[BenchmarkQuestion]:
+        """List the questions that have an answer."""
+        return [question for question in self.questions if question.id in answers]
 
     def embedded_images(self) -> dict[str, Callable[[], bytes]]:
         """Images that come within the official file, by name, each as a function that returns the bytes of its file."""
@@ -174,102 +186,9 @@ class RewardBenchmark(ABC):
         """
 
 
-class OfficialFiles:
-    """The official files of a benchmark in a user's folder. It remembers the digests of the files that were read."""
-
-    def __init__(self, title: str, name: str, folder: str) -> None:
-        """Args:
-        title: of the benchmark, for messages.
-        name: of its section below ``evaluate.benchmarks``.
-        folder: path or URI.
-        """
-        self._title, self._name, self.folder = title, name, folder
-        self.digests: dict[str, str] = {}
-
-    def find(self, *names: str) -> str | None:
-        """Return the first of these names that is a file of the folder."""
-        return next((name for name in names if storage.exists(storage.join(self.folder, name))), None)
-
-    def text(self, *names: str) -> str:
-        """Return the text of the first of these files that exists.
-
-        Raises:
-            UserError: none exists, or it is not text.
-        """
-        name = self.find(*names)
-        if name is None:
-            raise UserError(
-                f"{self.folder} holds no {' or '.join(names)}: put the official files of {self._title} there "
-                f"({DOCUMENTATION} says where they are) or correct evaluate.benchmarks.{self._name}.path."
-            )
-        data = storage.read_bytes(storage.join(self.folder, name))
-        self.digests[name] = hashlib.sha256(data).hexdigest()[:16]
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise self.fault(name, "it is not UTF-8 text") from error
-
-    def rows(self, *names: str) -> list[dict[str, Any]]:
-        """Read the objects of a JSON array or of JSON lines.
-
-        Raises:
-            UserError: no such file, or it has another form.
-        """
-        text = self.text(*names)
-        name = self.find(*names) or names[0]
-        try:
-            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in _lines(text)]
-        except json.JSONDecodeError as error:
-            raise self.fault(name, f"it is not JSON ({error.msg}, line {error.lineno})") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise self.fault(name, "it is not a list of objects")
-        return rows
-
-    def object(self, *names: str) -> dict[str, Any]:
-        """Read the object of a JSON file; raises UserError as ``rows`` does."""
-        text = self.text(*names)
-        name = self.find(*names) or names[0]
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise self.fault(name, f"it is not JSON ({error.msg}, line {error.lineno})") from error
-        if not isinstance(value, dict):
-            raise self.fault(name, "it is not a JSON object")
-        return value
-
-    def fault(self, name: str, what: str) -> UserError:
-        """Make the error that says what is wrong with a file."""
-        return UserError(f"{storage.join(self.folder, name)} is not an official file of {self._title}: {what}.")
-
-
-def need(row: Mapping[str, Any], files: OfficialFiles, name: str, number: int, /, **kinds: type) -> None:
-    """Raise UserError where a row lacks a key or its value has another type; ``number`` counts from 1."""
-    for key, kind in kinds.items():
-        if not isinstance(row.get(key), kind):
-            raise files.fault(name, f"entry {number} has no {key} of type {kind.__name__}")
-
-
-def python_text(source: str, name: str) -> str | None:
-    """Return the text that a Python source assigns to a name at its top level, without running it."""
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError:
-        return None
-    for statement in statements:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
-            names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
-            if name in names and isinstance(statement.value.value, str):
-                return statement.value.value
-    return None
-
-
 def first_images(questions: Sequence[BenchmarkQuestion], limit: int | None) -> list[BenchmarkQuestion]:
     """Return the questions about the first ``limit`` images; all of them without a limit."""
     if limit is None:
         return list(questions)
     kept = set(list(dict.fromkeys(question.image for question in questions))[:limit])
     return [question for question in questions if question.image in kept]
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.split("\n") if line.strip()]

@@ -14,15 +14,9 @@ import numpy as np
 
 from fgaif_ray.config import ChairConfig
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.benchmarks.base import (
-    RATE,
-    Benchmark,
-    BenchmarkQuestion,
-    OfficialFiles,
-    Reviews,
-    Scores,
-)
+from fgaif_ray.evaluation.benchmarks.base import RATE, Benchmark, BenchmarkQuestion, Reviews, Scores
 from fgaif_ray.evaluation.benchmarks.coco_objects import CocoAnnotations, ObjectReader, script_doubles
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.records import fingerprint
 from fgaif_ray.statistics.intervals import Floats, ratios
 
@@ -94,7 +88,7 @@ class Chair(Benchmark):
         return cls(config, images, draw=draw, seed=seed)
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:  # noqa: ARG002
-        asked = [question for question in self.questions if question.id in answers]
+        asked = self.answered(answers)
         columns = np.zeros((len(asked), 7))
         for row, question in enumerate(asked):
             answer, truth = answers[question.id], self._truth[question.image]

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.benchmarks.base import OfficialFiles, need
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.evaluation.benchmarks.words import Lexicon, tokens
 
 YEARS: Final = ("val2014", "train2014", "val2017", "train2017")
@@ -69,11 +69,6 @@ class CocoAnnotations:
     """The ``instances_*.json`` and ``captions_*.json`` of a folder, read once."""
 
     def __init__(self, files: OfficialFiles) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         self._files = files
         self._kinds = {
             kind: [files.object(name) for name in _annotation_files(files, kind)] for kind in ("instances", "captions")
@@ -151,5 +146,5 @@ def _list(files: OfficialFiles, value: Mapping[str, Any], key: str, **kinds: typ
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"An annotation file in {files.folder} has no list {key!r}: give COCO's own files.")
     for number, row in enumerate(rows, start=1):
-        need(row, files, key, number, **kinds)
+        files.check(row, key, number, **kinds)
     return rows

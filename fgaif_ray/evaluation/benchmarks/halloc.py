@@ -20,14 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgaif_ray.config import HalLocConfig
-from fgaif_ray.evaluation.benchmarks.base import (
-    RATE,
-    MarkedResponse,
-    OfficialFiles,
-    RewardBenchmark,
-    Verdicts,
-    need,
-)
+from fgaif_ray.evaluation.benchmarks.base import RATE, MarkedResponse, RewardBenchmark, Verdicts
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.prompts import IMAGE_MARKER
 from fgaif_ray.records import HALLUCINATED
 from fgaif_ray.segments import split_segments
@@ -53,17 +47,12 @@ class HalLoc(RewardBenchmark):
     title: ClassVar[str] = "HalLoc"
 
     def __init__(self, config: HalLocConfig) -> None:
-        """Read the file.
-
-        Raises:
-            UserError: it is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         self._counts: Counter[str] = Counter()
         self.responses: list[MarkedResponse] = []
         images: dict[str, None] = {}
-        for number, row in enumerate(files.rows(config.file), start=1):
-            need(row, files, config.file, number, prompt=str, hallucinated_text=str, annotations=dict)
+        keys: dict[str, type] = {"prompt": str, "hallucinated_text": str, "annotations": dict}
+        for number, row in files.checked_rows(config.file, **keys):
             if config.split is not None and row.get("split") != config.split:
                 continue
             image = str(row.get("image_id", ""))

@@ -23,13 +23,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Benchmark,
     BenchmarkQuestion,
     JudgeQuestion,
-    OfficialFiles,
-    Review,
     Reviews,
     Scores,
-    first_images,
-    need,
+    review_text,
 )
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.evaluation.benchmarks.words import says
 from fgaif_ray.statistics.intervals import Floats, ratios
 
@@ -42,6 +40,17 @@ INCORRECT, CORRECT, UNCLEAR = 0, 1, 2
 GROUPS: Final = ("q_acc", "f_acc", "easy", "hard")
 _EDITED: Final = "2"
 """``visual_input`` of a question about an edited image, or one that shows other than what is known."""
+KEYS: Final = (
+    "question",
+    "gt_answer_details",
+    "category",
+    "subcategory",
+    "visual_input",
+    "set_id",
+    "figure_id",
+    "question_id",
+)
+"""What every question has, as text."""
 _PLACES: Final = ("question", "gt_answer_details", "answer")
 _COLUMNS: Final = 2 + 2 * len(GROUPS)
 """Of all questions and of each category: right answers, answers; of each kind of groups: right groups, groups."""
@@ -94,18 +103,11 @@ class HallusionBench(Benchmark):
     title: ClassVar[str] = "HallusionBench"
 
     def __init__(self, config: HallusionBenchConfig) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         self.judged = config.reading == "judge"
         self._rows: dict[str, dict[str, Any]] = {}
         questions = []
-        for number, row in enumerate(files.rows(QUESTIONS), start=1):
-            keys = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
-            need(row, files, QUESTIONS, number, question=str, gt_answer_details=str, **dict.fromkeys(keys, str))
+        for number, row in files.checked_rows(QUESTIONS, **dict.fromkeys(KEYS, str)):
             if row["category"] not in CATEGORIES or row.get("gt_answer") not in ("0", "1"):
                 what = f"the category {row['category']!r} and the answer {row.get('gt_answer')!r}"
                 raise files.fault(QUESTIONS, f"entry {number} has {what}")
@@ -126,22 +128,20 @@ class HallusionBench(Benchmark):
                     SCRIPT, f"its function {FUNCTION} makes no prompt of a question, a reference and an answer"
                 )
             self._prompt = prompt
-        self.questions = first_images(questions, config.limit)
-        self.settings = {"files": files.digests, "questions": len(self.questions), "reading": config.reading}
+        self._ask(questions, files, config, reading=config.reading)
 
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
         asked = []
-        for question in self.questions:
-            if self.judged and question.id in answers:
-                row = self._rows[question.id]
-                filled = {"{question}": row["question"], "{gt_answer_details}": row["gt_answer_details"]}
-                filled["{answer}"] = answers[question.id]
-                text = "".join(filled.get(part, part) for part in self._prompt)
-                asked.append(JudgeQuestion(question.id, False, [{"role": "user", "content": text}]))
+        for question in self.answered(answers) if self.judged else ():
+            row = self._rows[question.id]
+            filled = {"{question}": row["question"], "{gt_answer_details}": row["gt_answer_details"]}
+            filled["{answer}"] = answers[question.id]
+            text = "".join(filled.get(part, part) for part in self._prompt)
+            asked.append(JudgeQuestion(question.id, False, [{"role": "user", "content": text}]))
         return asked
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
-        asked = [question for question in self.questions if question.id in answers]
+        asked = self.answered(answers)
         verdicts = {question.id: self._verdict(question.id, answers[question.id], reviews) for question in asked}
         right = {id_: self._is_right(id_, verdict) for id_, verdict in verdicts.items() if verdict is not None}
         ids = [question.id for question in asked if question.id in right]
@@ -174,7 +174,7 @@ class HallusionBench(Benchmark):
 
     def _verdict(self, id_: str, answer: str, reviews: Reviews) -> int | None:
         if self.judged:
-            return read_verdict(reviews.get((id_, False), Review(None)).text or "")
+            return read_verdict(review_text(reviews, id_))
         said = says(answer)
         if said is None:
             return UNCLEAR

@@ -16,17 +16,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from fgaif_ray.config import HumbleBenchConfig
-from fgaif_ray.evaluation.benchmarks.base import (
-    RATE,
-    Benchmark,
-    BenchmarkQuestion,
-    OfficialFiles,
-    Reviews,
-    Scores,
-    first_images,
-    need,
-    python_text,
-)
+from fgaif_ray.evaluation.benchmarks.base import RATE, Benchmark, BenchmarkQuestion, Reviews, Scores
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles, python_text
 from fgaif_ray.statistics.intervals import Floats, ratios
 
 QUESTIONS: Final = "metadata.jsonl"
@@ -53,19 +44,13 @@ class HumbleBench(Benchmark):
     title: ClassVar[str] = "HumbleBench"
 
     def __init__(self, config: HumbleBenchConfig) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         constants = files.find(CONSTANTS, f"HumbleBench/utils/{CONSTANTS}")
         order = None if constants is None else python_text(files.text(constants), ORDER)
         questions = []
         self._labels: dict[str, str] = {}
         self._types: dict[str, str] = {}
-        for number, row in enumerate(files.rows(QUESTIONS, f"dataset/{QUESTIONS}"), start=1):
-            need(row, files, QUESTIONS, number, question=str, label=str, type=str)
+        for number, row in files.checked_rows(QUESTIONS, f"dataset/{QUESTIONS}", question=str, label=str, type=str):
             id_ = str(row.get("question_id"))
             if row["label"] not in LETTERS or id_ in self._labels:
                 what = f"the label {row['label']!r}" if row["label"] not in LETTERS else "the id of another one"
@@ -77,16 +62,10 @@ class HumbleBench(Benchmark):
             questions.append(
                 BenchmarkQuestion(id_, _image(row, files, number), text + (order or ""), config.max_tokens)
             )
-        self.questions = first_images(questions, config.limit)
-        self.settings = {
-            "files": files.digests,
-            "questions": len(self.questions),
-            "variant": config.variant,
-            "order_to_answer_by_letter": order is not None,
-        }
+        self._ask(questions, files, config, variant=config.variant, order_to_answer_by_letter=order is not None)
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:  # noqa: ARG002
-        asked = [question for question in self.questions if question.id in answers]
+        asked = self.answered(answers)
         types = list(dict.fromkeys(self._types[question.id] for question in self.questions))
         columns = np.zeros((len(asked), _COUNTS + 2 * len(types)))
         unreadable = inexact = 0

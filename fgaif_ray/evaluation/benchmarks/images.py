@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from fgaif_ray import storage
 from fgaif_ray.errors import UserError
-from fgaif_ray.evaluation.benchmarks.base import DOCUMENTATION
+from fgaif_ray.evaluation.benchmarks.official_files import DOCUMENTATION
 
 
 class ImageFolder:

@@ -16,13 +16,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Benchmark,
     BenchmarkQuestion,
     JudgeQuestion,
-    OfficialFiles,
-    Review,
     Reviews,
     Scores,
-    first_images,
-    need,
+    review_text,
 )
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.statistics.intervals import Floats, ratios
 
 QUESTIONS: Final = ("qa90_questions.jsonl", "questions.jsonl")
@@ -56,27 +54,18 @@ class LlavaBench(Benchmark):
     judged = True
 
     def __init__(self, config: LlavaBenchConfig) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         questions = []
         self._categories: dict[str, str] = {}
-        for number, row in enumerate(files.rows(*QUESTIONS), start=1):
-            need(row, files, QUESTIONS[0], number, image=str, category=str, text=str)
+        for _, row in files.checked_rows(*QUESTIONS, image=str, category=str, text=str):
             id_ = str(row.get("question_id"))
             self._categories[id_] = row["category"]
             questions.append(BenchmarkQuestion(id_, row["image"], row["text"], config.max_tokens))
-        self._references = {}
-        for number, row in enumerate(files.rows(*REFERENCES), start=1):
-            need(row, files, REFERENCES[0], number, text=str)
-            self._references[str(row.get("question_id"))] = row["text"]
+        references = files.checked_rows(*REFERENCES, text=str)
+        self._references = {str(row.get("question_id")): row["text"] for _, row in references}
         self._contexts: dict[str, str] = {}
         self._wild = False
-        for number, row in enumerate(files.rows(*CONTEXTS), start=1):
-            need(row, files, CONTEXTS[0], number, image=str)
+        for _, row in files.checked_rows(*CONTEXTS, image=str):
             self._wild = "caption" in row
             self._contexts[row["image"]] = _context(row)
         self._rules = self._read_rules(files)
@@ -86,13 +75,8 @@ class LlavaBench(Benchmark):
         for question in questions:
             if question.id not in self._references or question.image not in self._contexts:
                 raise files.fault(QUESTIONS[0], f"question {question.id} has no reference answer or no context")
-        self.questions = first_images(questions, config.limit)
-        self.settings = {
-            "files": files.digests,
-            "set": "in the wild" if self._wild else "COCO",
-            "questions": len(self.questions),
-            "system_message": self._system is not None,
-        }
+        which = "in the wild" if self._wild else "COCO"
+        self._ask(questions, files, config, set=which, system_message=self._system is not None)
 
     def _read_rules(self, files: OfficialFiles) -> dict[str, tuple[str, str]]:
         """Category -> the role's name and the judge's task."""
@@ -107,9 +91,7 @@ class LlavaBench(Benchmark):
 
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
         asked = []
-        for question in self.questions:
-            if question.id not in answers:
-                continue
+        for question in self.answered(answers):
             pair = [self._references[question.id], answers[question.id]]
             for swapped in (False, True):
                 messages = [] if self._system is None else [{"role": "system", "content": self._system}]
@@ -125,7 +107,7 @@ class LlavaBench(Benchmark):
         return "\n\n".join([*blocks, f"[System]\n{task}", ""])
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
-        asked = [question for question in self.questions if question.id in answers]
+        asked = self.answered(answers)
         categories = list(dict.fromkeys(self._categories[question.id] for question in self.questions))
         kept: list[BenchmarkQuestion] = []
         rows = []
@@ -147,8 +129,7 @@ class LlavaBench(Benchmark):
 
     def _scores(self, question: BenchmarkQuestion, reviews: Reviews) -> tuple[float, float] | None:
         """Return the scores of the answer and of the reference, each the mean over both orders."""
-        read = [read_scores(reviews.get((question.id, swapped), Review(None)).text or "") for swapped in (False, True)]
-        first, second = read
+        first, second = (read_scores(review_text(reviews, question.id, swapped=swapped)) for swapped in (False, True))
         if first is None or second is None:
             return None
         return (first[1] + second[0]) / 2, (first[0] + second[1]) / 2

@@ -6,7 +6,7 @@ that cannot be read is left out and counted separately; the official script take
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -16,14 +16,11 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Benchmark,
     BenchmarkQuestion,
     JudgeQuestion,
-    OfficialFiles,
-    Review,
     Reviews,
     Scores,
-    first_images,
-    need,
-    python_text,
+    review_text,
 )
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles, python_text
 from fgaif_ray.statistics.intervals import Floats, ratios
 
 TYPES: Final = 8
@@ -51,17 +48,12 @@ class MMHal(Benchmark):
     judged = True
 
     def __init__(self, config: MMHalConfig) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         name = "response_template.json"
-        self._rows = files.rows(name)
+        self._rows: list[dict[str, Any]] = []
         questions = []
-        for number, row in enumerate(self._rows, start=1):
-            need(row, files, name, number, question=str, gt_answer=str, image_content=list)
+        for number, row in files.checked_rows(name, question=str, gt_answer=str, image_content=list):
+            self._rows.append(row)
             image = str(row.get("image_src") or row.get("image_id") or "").rsplit("/", 1)[-1]
             if not image:
                 raise files.fault(name, f"entry {number} has neither image_src nor image_id")
@@ -71,27 +63,21 @@ class MMHal(Benchmark):
         if template is None or template.count(_PLACE) != 4:
             raise files.fault(SCRIPT, f"it has no text {TEMPLATE!r} with four places to fill in")
         self._template = template.split(_PLACE)
-        self.questions = first_images(questions, config.limit)
-        self.settings = {"files": files.digests, "questions": len(self.questions)}
+        self._ask(questions, files, config)
 
     def judge_questions(self, answers: Mapping[str, str]) -> list[JudgeQuestion]:
         asked = []
-        for question in self.questions:
-            if question.id in answers:
-                row = self._rows[int(question.id)]
-                contents = ", ".join(str(content) for content in row["image_content"])
-                filled = [contents, row["question"], row["gt_answer"], answers[question.id]]
-                # Not str.format: the inserted texts may hold braces.
-                text = "".join(part for pair in zip(self._template, [*filled, ""], strict=True) for part in pair)
-                asked.append(JudgeQuestion(question.id, False, [{"role": "user", "content": text}]))
+        for question in self.answered(answers):
+            row = self._rows[int(question.id)]
+            contents = ", ".join(str(content) for content in row["image_content"])
+            filled = [contents, row["question"], row["gt_answer"], answers[question.id]]
+            # Not str.format: the inserted texts may hold braces.
+            text = "".join(part for pair in zip(self._template, [*filled, ""], strict=True) for part in pair)
+            asked.append(JudgeQuestion(question.id, False, [{"role": "user", "content": text}]))
         return asked
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
-        ratings = {
-            question.id: read_rating(reviews.get((question.id, False), Review(None)).text or "")
-            for question in self.questions
-            if question.id in answers
-        }
+        ratings = {one.id: read_rating(review_text(reviews, one.id)) for one in self.answered(answers)}
         rated = [question for question in self.questions if ratings.get(question.id) is not None]
         types = list(dict.fromkeys(self._types[int(question.id)] for question in self.questions))
         columns = np.zeros((len(rated), 3 + 2 * len(types)))

@@ -26,15 +26,12 @@ from fgaif_ray.evaluation.benchmarks.base import (
     Benchmark,
     BenchmarkQuestion,
     JudgeQuestion,
-    OfficialFiles,
-    Review,
     Reviews,
     Scores,
-    first_images,
-    need,
-    python_text,
+    review_text,
 )
 from fgaif_ray.evaluation.benchmarks.coco_objects import CocoAnnotations, ObjectReader, script_doubles
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles, python_text
 from fgaif_ray.statistics.intervals import Floats, ratios
 
 QUESTIONS: Final = "obj_halbench_300_with_image.jsonl"
@@ -91,11 +88,6 @@ class ObjHalBench(Benchmark):
     title: ClassVar[str] = "Object HalBench"
 
     def __init__(self, config: ObjHalBenchConfig) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         self.judged = config.extraction == "judge"
         script = files.text(SCRIPT, f"eval/{SCRIPT}")
@@ -110,9 +102,8 @@ class ObjHalBench(Benchmark):
         questions = []
         self._embedded: dict[str, str] = {}
         ids: dict[str, int] = {}
-        rows = files.rows(QUESTIONS, f"data/{QUESTIONS}", f"eval/data/{QUESTIONS}")
-        for number, row in enumerate(rows, start=1):
-            need(row, files, QUESTIONS, number, question=str)
+        names = (QUESTIONS, f"data/{QUESTIONS}", f"eval/data/{QUESTIONS}")
+        for number, row in files.checked_rows(*names, question=str):
             try:
                 image_id = int(row["image_id"])
             except (KeyError, TypeError, ValueError) as error:
@@ -123,10 +114,9 @@ class ObjHalBench(Benchmark):
             ids[image] = image_id
             questions.append(BenchmarkQuestion(str(number - 1), image, row["question"], config.max_tokens))
         self._files = files
-        self.questions = first_images(questions, config.limit)
         truth = CocoAnnotations(files).objects(ids.values(), self._reader, SYNONYMS)
         self._truth = {image: truth[image_id] for image, image_id in ids.items()}
-        self.settings = {"files": files.digests, "questions": len(self.questions), "extraction": config.extraction}
+        self._ask(questions, files, config, extraction=config.extraction)
 
     def embedded_images(self) -> dict[str, Callable[[], bytes]]:
         return {name: functools.partial(self._decoded, name) for name in self._embedded}
@@ -149,12 +139,12 @@ class ObjHalBench(Benchmark):
         return asked
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:
-        asked = [question for question in self.questions if question.id in answers]
+        asked = self.answered(answers)
         kept = []
         rows = []
         for question in asked:
             answer = _said(answers[question.id])
-            mentioned = self._mentioned(answer, reviews.get((question.id, False), Review(None)).text)
+            mentioned = self._mentioned(answer, review_text(reviews, question.id))
             if mentioned is None:
                 continue
             truth = self._truth[question.image]
@@ -172,11 +162,11 @@ class ObjHalBench(Benchmark):
             counts={"unanswered": len(self.questions) - len(asked), "unrated": len(asked) - len(kept)},
         )
 
-    def _mentioned(self, answer: str, review: str | None) -> list[str] | None:
+    def _mentioned(self, answer: str, review: str) -> list[str] | None:
         """The COCO object of each word that an answer mentions; None where a judge's list cannot be read."""
         if not self.judged:
             return self._reader.objects(answer)
-        listed = [] if len(answer.split()) <= SHORT_ANSWER else read_list(review or "")
+        listed = [] if len(answer.split()) <= SHORT_ANSWER else read_list(review)
         if listed is None:
             return None
         words = self._reader.known(named_words(listed, self._reader))

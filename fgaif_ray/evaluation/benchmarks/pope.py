@@ -11,15 +11,8 @@ import numpy as np
 
 from fgaif_ray import storage
 from fgaif_ray.config import PopeConfig
-from fgaif_ray.evaluation.benchmarks.base import (
-    RATE,
-    Benchmark,
-    BenchmarkQuestion,
-    OfficialFiles,
-    Reviews,
-    Scores,
-    first_images,
-)
+from fgaif_ray.evaluation.benchmarks.base import RATE, Benchmark, BenchmarkQuestion, Reviews, Scores
+from fgaif_ray.evaluation.benchmarks.official_files import OfficialFiles
 from fgaif_ray.evaluation.pope import FIGURES, STRATEGIES, parse_questions, says_yes
 from fgaif_ray.statistics.intervals import Floats, ratios
 
@@ -34,11 +27,6 @@ class Pope(Benchmark):
     title: ClassVar[str] = "POPE"
 
     def __init__(self, config: PopeConfig) -> None:
-        """Read the files.
-
-        Raises:
-            UserError: one is missing or has another form.
-        """
         files = OfficialFiles(self.title, self.name, config.path)
         found: list[BenchmarkQuestion] = []
         self._labels: dict[str, bool] = {}
@@ -50,14 +38,13 @@ class Pope(Benchmark):
                     raise files.fault(name, f"the question id {entry.question_id} occurs twice")
                 self._labels[question.id] = entry.label
                 found.append(question)
-        self.questions = first_images(found, config.limit)
-        self.settings = {
-            "files": files.digests,
-            "questions": {split: sum(q.id.startswith(f"{split}/") for q in self.questions) for split in STRATEGIES},
+        self._ask(found, files, config)
+        self.settings["questions"] = {
+            split: sum(question.id.startswith(f"{split}/") for question in self.questions) for split in STRATEGIES
         }
 
     def score(self, answers: Mapping[str, str], reviews: Reviews) -> Scores:  # noqa: ARG002
-        asked = [question for question in self.questions if question.id in answers]
+        asked = self.answered(answers)
         columns = np.zeros((len(asked), COUNTS * len(STRATEGIES)))
         for row, question in enumerate(asked):
             label, yes = self._labels[question.id], says_yes(answers[question.id])

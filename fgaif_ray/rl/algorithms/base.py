@@ -49,8 +49,6 @@ class Algorithm:
     name: str
     has_critic: bool
     """Whether a critic is built, trained and saved."""
-    needs_groups: bool
-    """Whether it compares several responses to one image and prompt (``align.samples_per_prompt`` at least 2)."""
     credit: Callable[[RewardedTokens], Advantages]
 
 

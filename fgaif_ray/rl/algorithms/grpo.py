@@ -5,8 +5,8 @@ deviation over all segments of all responses to the image and prompt, and a toke
 normalised rewards of its segment and all after it. Each fact type is normalised by itself before types are added with
 their weights, as GDPO does with several rewards, so that no type drowns another.
 
-What is paid or taken beside the segments (length, a missing end, KL in the reward) is no segment's: of it a token has
-what is still to come, less the mean of what comes to the others from the same token on.
+What is paid or deducted beside the segments (length, a missing end, KL in the reward) belongs to no segment: a token is
+credited with what is still to come of it, less the mean of what comes to the others from the same token on.
 """
 
 from typing import Final
@@ -65,4 +65,4 @@ def _normalised(rewards: list[Tensor], weights: tuple[float, ...]) -> list[Tenso
     return [((one - mean) * scale).sum(1) if len(one) else torch.zeros(0) for one in rewards]
 
 
-GRPO: Final = Algorithm("grpo", has_critic=False, needs_groups=True, credit=credit)
+GRPO: Final = Algorithm("grpo", has_critic=False, credit=credit)

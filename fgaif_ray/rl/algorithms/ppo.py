@@ -23,4 +23,4 @@ def whitened(raw: torch.Tensor, given: RewardedTokens) -> torch.Tensor:
     return whiten(raw, given.mask, statistics=statistics_over(given.group, raw, given.mask))
 
 
-PPO: Final = Algorithm("ppo", has_critic=True, needs_groups=False, credit=credit)
+PPO: Final = Algorithm("ppo", has_critic=True, credit=credit)

@@ -59,4 +59,4 @@ def _at_stages(to_go: Tensor, ends: list[tuple[int, ...]]) -> Tensor:
     return found
 
 
-RLOO: Final = Algorithm("rloo", has_critic=False, needs_groups=True, credit=credit)
+RLOO: Final = Algorithm("rloo", has_critic=False, credit=credit)

@@ -26,7 +26,8 @@ from support.paths import ROOT
 from fgaif_ray import storage
 from fgaif_ray.config import load_config
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.model import ScoringItem, load_reward_model
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.rl.run_log import read_lines
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.backbone import load_backbone

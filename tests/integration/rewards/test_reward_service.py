@@ -53,8 +53,8 @@ from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.encoding import ScoringItem
 from fgaif_ray.rewards.files import read_folder
-from fgaif_ray.rewards.model import ScoringItem
 from fgaif_ray.segments import split_segments
 from fgaif_ray.serving.client import AsyncRewardClient, reward_item
 from fgaif_ray.serving.wire import MAX_BODY_BYTES, MAX_ITEMS, MAX_RESPONSE_CHARACTERS, ScoredResponse

@@ -21,7 +21,7 @@ from fgaif_ray.errors import find_user_error
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.data import FeatureCache, domain_of, from_feedback, prepare_data
 from fgaif_ray.rewards.kinds import reward_tasks
-from fgaif_ray.rewards.model import load_reward_model
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.storage import stages
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 from fgaif_ray.vlm.group import LearnerGroup

@@ -38,7 +38,7 @@ from fgaif_ray.adapters.skyrl import DenseRewardGenerator, DenseRewards
 from fgaif_ray.adapters.trl import TRLRewards
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.model import ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
 from fgaif_ray.rewards.preparation import segment_response
 from fgaif_ray.serving.client import AsyncRewardClient, RewardClient, RewardServiceError, reward_item
 from fgaif_ray.serving.wire import ScoredResponse

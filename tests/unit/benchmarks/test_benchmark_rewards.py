@@ -10,7 +10,7 @@ from benchmarks.rewards import in_process, make_load, make_models
 from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.images import decode_image
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.model import load_reward_model
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.vlm.backbone import load_backbone
 
 BACKBONE = "fgaif_ray/shapes/checkpoints/policy"

@@ -14,7 +14,8 @@ from actors.evaluation.reward_benchmark import judged_before, read_verdicts, rew
 from fgaif_ray import storage
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
-from fgaif_ray.rewards.model import ScoringItem, load_reward_model
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.vlm.backbone import load_backbone
 
 

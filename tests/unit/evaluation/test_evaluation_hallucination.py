@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from fgaif_ray.evaluation.hallucination import (
     Description,
+    count_lengths,
     count_response,
     judge_segments,
+    measure_counts,
     measure_descriptions,
-    measure_lengths,
 )
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.shapes.scenes import Scene, SceneObject
@@ -102,7 +103,7 @@ def test_no_responses_give_no_figures():
 
 
 def test_lengths_need_no_truth():
-    metrics = measure_lengths(["one two three", "one"], ["a", "b"], [True, False])
+    metrics = measure_counts(count_lengths(["one two three", "one"], ["a", "b"], [True, False]))
     assert (metrics["words_per_response"], metrics["unfinished"]) == (2.0, 0.5)
 
 

@@ -18,7 +18,7 @@ from fgaif_ray.feedback.label_sources import feedback_stages
 from fgaif_ray.records import FACT_TYPES, REJECTED_SCHEMA, RESPONSES_SCHEMA, feedback_schema
 from fgaif_ray.sources import ImageSets, prepare_images
 from fgaif_ray.storage import stages
-from fgaif_ray.storage.stages import planned
+from fgaif_ray.storage.planned_stages import planned_keys
 from jobs import label
 from jobs.experiment import run as run_experiment
 
@@ -82,7 +82,7 @@ def test_equal_keys_mean_equal_fingerprints_of_the_jobs(base: Config) -> None:
     for run in (one, other):
         respond(run)
         give_feedback(run)
-    assert planned(one.config)[REWARDS] == planned(other.config)[REWARDS]
+    assert planned_keys(one.config)[REWARDS] == planned_keys(other.config)[REWARDS]
     assert fingerprint(one, RESPONSES) == fingerprint(other, RESPONSES)
     assert fingerprint(one, FEEDBACK) == fingerprint(other, FEEDBACK)
     assert stages.rewards(one.config).fingerprint == stages.rewards(other.config).fingerprint

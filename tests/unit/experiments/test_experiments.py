@@ -34,10 +34,10 @@ from fgaif_ray.experiments.sharing import (
 from fgaif_ray.experiments.truth import reward_accuracy, truth_answers
 from fgaif_ray.experiments.variants import NAMES, build_experiment, build_runs
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.model import ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 from fgaif_ray.statistics.paired import mean_interval, paired_difference, student_t_cdf, student_t_quantile
-from fgaif_ray.storage.stages import planned
+from fgaif_ray.storage.planned_stages import planned_keys
 
 RUN = "runs/x"
 WITH_FACTS = [[1000, 7, 0], [3, 30, 10], [2, 5, 5]]
@@ -60,7 +60,7 @@ def shared_between(first: tuple[str, str], second: tuple[str, str]) -> set[str]:
     keys = []
     for experiment, variant in (first, second):
         runs = build_runs(build_experiment(experiment, config), config, [0])
-        keys.append(next(planned(run.config) for run in runs if run.variant.name == variant))
+        keys.append(next(planned_keys(run.config) for run in runs if run.variant.name == variant))
     one, other = keys
     return {stage for stage in PLANNED if one[stage] == other[stage]}
 
@@ -151,14 +151,17 @@ def test_what_is_left_without_the_image_is_a_share_of_what_the_seeing_has() -> N
 
 def test_seeds_share_nothing() -> None:
     config = base()
-    one, other = (planned(run.config) for run in build_runs(build_experiment("cost", config, ["fine"]), config, [0, 1]))
+    one, other = (
+        planned_keys(run.config) for run in build_runs(build_experiment("cost", config, ["fine"]), config, [0, 1])
+    )
     assert all(one[stage] != other[stage] for stage in PLANNED)
 
 
 def test_the_reference_of_two_experiments_is_the_same_run() -> None:
     config = base()
     keys = [
-        planned(build_runs(build_experiment(name, config), config, [0])[0].config) for name in ("ablation", "noise")
+        planned_keys(build_runs(build_experiment(name, config), config, [0])[0].config)
+        for name in ("ablation", "noise")
     ]
     assert keys[0] == keys[1]
 
@@ -176,7 +179,7 @@ def test_the_plan_says_who_does_what() -> None:
 def test_the_plan_takes_what_another_experiment_has() -> None:
     config = base()
     (run,) = build_runs(build_experiment("cost", config, ["fine"]), config, [0])
-    (only,) = plan_runs([run], dict.fromkeys(planned(run.config).values(), "elsewhere"))
+    (only,) = plan_runs([run], dict.fromkeys(planned_keys(run.config).values(), "elsewhere"))
     assert only.own == ()
 
 

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from support.counting import COUNTING
 
+from fgaif_ray.config import ExtractorConfig
 from fgaif_ray.errors import UserError
 from fgaif_ray.fact_types import BUILT_IN, DEFAULT, parse_fact_type
 from fgaif_ray.feedback.extraction import build_messages, parse_extraction, response_format
@@ -30,7 +31,8 @@ KEYS = {
 
 @pytest.mark.parametrize(("prompt", "mode"), KEYS)
 def test_the_keys_of_paid_answers_are_the_same(prompt: str, mode: str) -> None:
-    extractor = FactExtractor("http://x/v1", None, "m", load_prompt(prompt, DEFAULT), mode=mode)  # type: ignore[arg-type]
+    config = ExtractorConfig.model_validate({"base_url": "http://x/v1", "model": "m", "prompt": prompt, "mode": mode})
+    extractor = FactExtractor(config, load_prompt(prompt, DEFAULT), config.base_url, None)
     questions = extractor.questions("A dog. It is brown.", ["A dog. ", "It is brown."])
     assert [extractor.key(question) for question in questions] == KEYS[prompt, mode]
 

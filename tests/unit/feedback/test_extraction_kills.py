@@ -25,11 +25,9 @@ from fgaif_ray.feedback.extractor import FactExtractor
 from fgaif_ray.feedback.prompts import load_prompt
 
 async def work(url, run, questions, concurrency):
-    config = ExtractorConfig.model_validate({"base_url": url, "model": "m"})
+    config = ExtractorConfig(base_url=url, model="m", concurrency=concurrency, max_retries=8)
     client = CallClient(CallCoordinator(config, run), config, run)
-    extractor = FactExtractor(
-        url, None, "m", load_prompt("extract-short-v2", DEFAULT), concurrency=concurrency, max_retries=8, calls=client
-    )
+    extractor = FactExtractor(config, load_prompt("extract-short-v2", DEFAULT), url, None, client)
     texts = [f"Dog number {number}." for number in range(questions)]
     await asyncio.gather(*(extractor.extract(text, [text]) for text in texts), return_exceptions=True)
     await extractor.close()

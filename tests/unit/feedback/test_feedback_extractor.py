@@ -20,9 +20,7 @@ from fgaif_ray.calls import chat_caller
 from fgaif_ray.calls.endpoint_errors import retry_after_s
 from fgaif_ray.calls.unusable import UnusableAnswer
 from fgaif_ray.errors import UserError
-from fgaif_ray.fact_types import DEFAULT
 from fgaif_ray.feedback.extractor import FactExtractor
-from fgaif_ray.feedback.prompts import load_prompt
 from fgaif_ray.records import Fact
 
 
@@ -59,11 +57,10 @@ def test_facts_come_back_in_the_order_of_the_sub_sentences(endpoint: FakeOpenAI)
 
 
 def test_a_request_is_greedy_bounded_and_constrained_by_the_schema(endpoint: FakeOpenAI) -> None:
-    extract(make_extractor(endpoint, max_tokens=77, extra_body={"top_k": 1}), RESPONSE)
+    extract(make_extractor(endpoint, max_tokens=77), RESPONSE)
     (request,) = endpoint.requests
     assert (request["model"], request["temperature"], request["max_completion_tokens"]) == ("annotator", 0, 77)
     assert request["response_format"]["json_schema"]["strict"] is True
-    assert request["top_k"] == 1
     assert endpoint.authorizations == ["Bearer key"]
 
 
@@ -77,7 +74,7 @@ def test_calls_and_tokens_are_counted(endpoint: FakeOpenAI) -> None:
 
 def test_response_mode_makes_one_call(endpoint: FakeOpenAI) -> None:
     endpoint.script(Reply.completion({"segments": [DOG, DOG]}))
-    extractor = make_extractor(endpoint, prompt=load_prompt("extract-v1", DEFAULT), mode="response")
+    extractor = make_extractor(endpoint, prompt="extract-v1", mode="response")
     assert extract(extractor, "A dog. ", "That dog.") == [DOG_FACTS, DOG_FACTS]
     assert extractor.usage.calls == 1
 

@@ -432,6 +432,7 @@ def test_the_job_names_the_stage_that_is_missing(repository, tmp_path, missing, 
 def test_the_job_scores_examples_with_the_reward_models_and_writes_the_page(repository, tmp_path, capsys):
     from fgaif_ray.config import LoRAOptions
     from fgaif_ray.rewards.model import RewardModel
+    from fgaif_ray.rewards.model_files import save_reward_model
     from fgaif_ray.vlm.backbone import load_backbone
 
     config = configure(repository, tmp_path).model_copy(deep=True)
@@ -439,7 +440,7 @@ def test_the_job_scores_examples_with_the_reward_models_and_writes_the_page(repo
     model = RewardModel(load_backbone(config.rewards.backbone))
     for kind in FACT_TYPES:
         model.add(kind, LoRAOptions(rank=2), seed=0)
-        model.save(kind, tmp_path / "rewards" / kind)
+        save_reward_model(model, kind, tmp_path / "rewards" / kind)
 
     report.run(config)
     page = Page((tmp_path / "report.html").read_text())

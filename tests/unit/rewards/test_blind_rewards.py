@@ -4,23 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL.Image import Image
 from support.reward_helpers import PROMPT, picture
 from support.reward_training import feedback_rows, job_config, publish_feedback
+from support.watching_rewards import WatchingRewards, answer_about
 
 from actors.rewards.trainer import Reporter, _prepare
 from fgaif_ray.blind import GREY, Blindfold
 from fgaif_ray.config import Config, RewardComposition, change_config
-from fgaif_ray.evaluation.rows import EvaluationAnswer
 from fgaif_ray.experiments.truth import reward_accuracy
 from fgaif_ray.images import load_images
 from fgaif_ray.pixel_budget import UNLIMITED
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.report.examples import AnswerPair, judge_examples
 from fgaif_ray.rewards import data as reward_data
-from fgaif_ray.rewards.model import Judged, ScoringItem
 from fgaif_ray.shapes.scenes import Scene, SceneObject
 
 
@@ -61,42 +59,6 @@ def test_training_is_blind_on_the_same_split(mode: str, tmp_path: Path, monkeypa
         assert {path for some, _ in opened for path in some} == paths
 
 
-def answer(image: Path, which: str) -> EvaluationAnswer:
-    return EvaluationAnswer.from_row(
-        {
-            "id": which,
-            "which": which,
-            "task": "sampled",
-            "image": str(image),
-            "prompt": PROMPT,
-            "temperature": 1.0,
-            "max_tokens": 8,
-            "seed": 0,
-            "response": "There is a red circle.",
-            "tokens": 6,
-            "finish_reason": "stop",
-        }
-    )
-
-
-class Watching:
-    """Reward models that note whether the images they are shown are grey."""
-
-    def __init__(self) -> None:
-        self.grey: list[bool] = []
-
-    def encode(self, item: ScoringItem) -> ScoringItem:
-        self.grey += [is_grey(image) for image in item.images]
-        return item
-
-    def judge_encoded(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Judged:
-        scores = [np.array([[0.0, 1.0, 0.0]] * len(item.segments), np.float32) for item in items]
-        return Judged(dict.fromkeys(kinds, scores), {})
-
-    def score_types(self, kinds: Sequence[str], items: Sequence[ScoringItem]) -> Any:
-        return self.judge_encoded(kinds, [self.encode(item) for item in items]).probabilities
-
-
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     (tmp_path / "a.png").write_bytes(picture())
@@ -109,16 +71,16 @@ def shown(image: Path) -> Any:
 
 def test_blind_reward_models_meet_the_truth_blind(image: Path) -> None:
     truth = {str(image): Scene((SceneObject("circle", "red", "large", 0, 0),), fog=0.0, seed=1)}
-    watching: Any = Watching()
-    reward_accuracy([answer(image, "before")], truth, watching, False, FACT_TYPES, UNLIMITED, shown(image))
-    assert watching.grey == [True]
+    watching: Any = WatchingRewards(is_grey)
+    reward_accuracy([answer_about(image, "before")], truth, watching, False, FACT_TYPES, UNLIMITED, shown(image))
+    assert watching.seen == [True]
 
 
 def test_the_report_shows_images_that_its_blind_reward_models_do_not_see(image: Path) -> None:
-    before, after = (answer(image, which) for which in ("before", "after"))
-    watching = Watching()
+    before, after = (answer_about(image, which) for which in ("before", "after"))
+    watching = WatchingRewards(is_grey)
     pair = AnswerPair(before.question.images, PROMPT, before, after)
     [hidden] = judge_examples([pair], None, watching, RewardComposition(), UNLIMITED, shown(image))
     [open_] = judge_examples([pair], None, watching, RewardComposition())
-    assert watching.grey == [True, True, False, False]
+    assert watching.seen == [True, True, False, False]
     assert hidden.picture == open_.picture

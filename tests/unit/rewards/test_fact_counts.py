@@ -22,8 +22,9 @@ from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED, Feed
 from fgaif_ray.rewards.card import model_card
 from fgaif_ray.rewards.composition import RewardOptions, compose_rewards, reward_segments
 from fgaif_ray.rewards.data import RewardData, from_feedback, prepare_data
+from fgaif_ray.rewards.encoding import ScoringItem
 from fgaif_ray.rewards.fact_counts import Moments, bounded, fit, quality
-from fgaif_ray.rewards.model import ScoringItem, load_reward_model
+from fgaif_ray.rewards.model_files import load_reward_model, save_reward_model
 from fgaif_ray.rewards.preparation import segment_response, token_ends
 from fgaif_ray.rewards.scale import RunningScale, moments
 from fgaif_ray.rewards.scoring import compose_response
@@ -190,7 +191,7 @@ def test_a_trained_reward_model_counts_facts_and_says_how_well(data: RewardData,
     assert found["false_facts"]["segments"] < found["facts"]["segments"] == len(data.validation)
     assert "facts in a segment that has any" in model_card(metrics, OPTIONS)
 
-    model.save("existence", tmp_path / "existence")
+    save_reward_model(model, "existence", tmp_path / "existence")
     loaded = load_reward_model(load_backbone(CHECKPOINT, "float32"), {"existence": str(tmp_path / "existence")})
     for before, after in zip(
         judged.facts["existence"], loaded.judge(["existence"], items).facts["existence"], strict=True

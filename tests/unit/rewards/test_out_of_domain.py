@@ -19,7 +19,8 @@ from fgaif_ray.check.local import load_from_folder
 from fgaif_ray.check.questions import TextToCheck
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.composition import RewardOptions
-from fgaif_ray.rewards.model import RewardModel, load_reward_model
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.rewards.scoring import ItemVerdicts, ScoredBatch, make_batch, merge_verdicts, score_batches
 from fgaif_ray.serving.client import RewardClient, check_item, reward_item
 from fgaif_ray.serving.wire import ModelList

@@ -9,7 +9,7 @@ from support.reward_helpers import CHECKPOINT, save_reward_models, service_confi
 
 from fgaif_ray.errors import BrokenFileError, UserError
 from fgaif_ray.rewards.files import HEAD_FILE, published_reward_folders, read_folder
-from fgaif_ray.rewards.model import load_reward_model
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.vlm.backbone import load_backbone
 
 

@@ -19,8 +19,10 @@ from fgaif_ray.images import load_images
 from fgaif_ray.records import ABSENT, CONSISTENT, FACT_TYPES, HALLUCINATED
 from fgaif_ray.rewards.checkpoint import TrainingCheckpoint, TrainingState
 from fgaif_ray.rewards.data import FeatureCache, RewardData, from_feedback, prepare_data
+from fgaif_ray.rewards.encoding import ScoringItem
 from fgaif_ray.rewards.kinds import IGNORED, RewardTask, response_label
-from fgaif_ray.rewards.model import RewardModel, ScoringItem, load_reward_model
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model_files import load_reward_model
 from fgaif_ray.rewards.training import train_reward_model
 from fgaif_ray.vlm.backbone import load_backbone
 

@@ -17,9 +17,11 @@ from transformers import AutoModelForImageTextToText
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
+from fgaif_ray.rewards.encoding import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.rewards.files import kind_of, read_folder
 from fgaif_ray.rewards.kinds import RewardKind
-from fgaif_ray.rewards.model import EncodedItem, RewardModel, ScoringItem, encode_item, load_reward_model
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model_files import load_reward_model, save_reward_model
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 
 CHECKPOINT = str(ROOT / "fgaif_ray/shapes/checkpoints/annotator")
@@ -60,7 +62,7 @@ def model() -> RewardModel:
 def folders(model: RewardModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("rewards")
     for fact_type in FACT_TYPES:
-        model.save(fact_type, root / fact_type)
+        save_reward_model(model, fact_type, root / fact_type)
     return {fact_type: str(root / fact_type) for fact_type in FACT_TYPES}
 
 

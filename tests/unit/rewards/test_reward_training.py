@@ -30,7 +30,8 @@ from fgaif_ray.rewards.data import (
     split_by_image,
 )
 from fgaif_ray.rewards.kinds import RewardTask
-from fgaif_ray.rewards.model import RewardModel, load_reward_model
+from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model_files import load_reward_model, save_reward_model
 from fgaif_ray.rewards.training import (
     learning_rate_factor,
     train_reward_model,
@@ -191,7 +192,7 @@ def test_class_weights_reach_the_loss_and_leave_the_saved_head(data: RewardData,
     weights = np.array(list(metrics["class_weights"].values()))
     assert (kind == "none") == np.array_equal(weights, np.ones(3))
     predicted = predict(model, "existence", data.validation, FeatureCache(model.backbone))
-    model.save("existence", tmp_path)
+    save_reward_model(model, "existence", tmp_path)
     loaded = load_reward_model(load_backbone(model.backbone.path, "float32"), {"existence": str(tmp_path)})
     again = predict(loaded, "existence", data.validation, FeatureCache(loaded.backbone))
     np.testing.assert_allclose(again, predicted, atol=1e-5)

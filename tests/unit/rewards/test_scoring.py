@@ -17,7 +17,8 @@ from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards import scoring
 from fgaif_ray.rewards.composition import RewardOptions, RewardValue
-from fgaif_ray.rewards.model import RewardModel, ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rewards.preparation import segment_response, token_ends
 from fgaif_ray.rewards.scoring import (
     ItemVerdicts,

@@ -14,6 +14,7 @@ from support.paths import ROOT
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
 from fgaif_ray.rewards.model import RewardModel
+from fgaif_ray.rewards.model_files import save_reward_model
 from fgaif_ray.rl import policy as policy_module
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.shapes.render import render
@@ -275,7 +276,7 @@ def test_the_critic_starts_from_a_reward_model(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in reward.trainable_parameters("existence"):
             parameter.normal_()
-    reward.save("existence", tmp_path)
+    save_reward_model(reward, "existence", tmp_path)
     model = PolicyModel(backbone(), LORA, critic_from=str(tmp_path))
     saved = load_file(tmp_path / "adapter_model.safetensors")
     mine = {name.replace(".critic.", "."): value for name, value in model.critic_parameters().items()}

@@ -86,15 +86,13 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.token_rewards.tolist() == [[0.0, 0.0, 2.0], [2.0, 0.0, 0.0]]
     torch.testing.assert_close(batch.behaviour_log_probs, torch.tensor([[-0.1, -0.2, -0.3], [-0.1, 0.0, 0.0]]))
     assert batch.policy_versions.tolist() == [4, 4]
-    assert batch.reward_failures == 0
 
 
-def test_a_missing_reward_keeps_its_row_out_of_the_loss_and_is_counted() -> None:
+def test_a_missing_reward_keeps_its_row_out_of_the_loss() -> None:
     batch = collate([rewarded("a"), trajectory("b")], 0)
     assert batch.sample_mask.tolist() == [True, False]
     assert batch.response_mask.tolist() == [[True] * 3, [True] * 3]
     assert batch.loss_mask.tolist() == [[True] * 3, [False] * 3]
-    assert batch.reward_failures == 1
 
 
 def test_no_trajectories_are_refused() -> None:
@@ -114,11 +112,6 @@ def test_select_keeps_tensors_and_trajectories_aligned() -> None:
         tensor = getattr(batch, field.name)
         if isinstance(tensor, torch.Tensor):
             assert torch.equal(getattr(selection, field.name), tensor[[4, 0]]), field.name
-
-
-def test_selections_do_not_count_failures_again() -> None:
-    batch = batch_of(4)
-    assert (batch.reward_failures, batch.select(torch.tensor([0, 3])).reward_failures) == (2, 0)
 
 
 def test_a_mask_is_no_list_of_indices() -> None:

@@ -15,6 +15,7 @@ from fgaif_ray.records import FACT_TYPES
 from fgaif_ray.rewards.files import published_versions
 from fgaif_ray.sources import ImageSets
 from fgaif_ray.storage import stages
+from fgaif_ray.storage.planned_stages import BEFORE, PLANNED, VERDICTS, planned_keys
 
 THEN = [
     *PAPER_SETUP,
@@ -175,19 +176,19 @@ def test_a_stage_reads_only_stages_before_it() -> None:
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ("label.verifier.threshold=0.4", {stages.RESPONSES, stages.VERDICTS, stages.BEFORE}),
-        ("rewards.epochs=9", {stages.RESPONSES, stages.VERDICTS, stages.FEEDBACK, stages.BEFORE}),
-        ("evaluate.max_tokens=7", set(stages.PLANNED) - {stages.BEFORE, stages.EVALUATION}),
-        ("align.num_workers=2", set(stages.PLANNED)),
+        ("label.verifier.threshold=0.4", {stages.RESPONSES, VERDICTS, BEFORE}),
+        ("rewards.epochs=9", {stages.RESPONSES, VERDICTS, stages.FEEDBACK, BEFORE}),
+        ("evaluate.max_tokens=7", set(PLANNED) - {BEFORE, stages.EVALUATION}),
+        ("align.num_workers=2", set(PLANNED)),
         ("run.seed=9", set()),
         ("data.max_pixels=50000", set()),
-        ("align.dpo.beta=0.3", set(stages.PLANNED)),
+        ("align.dpo.beta=0.3", set(PLANNED)),
     ],
 )
 def test_what_runs_have_in_common_is_told_before_anything_is_there(change: str, kept: set[str]) -> None:
     file = ROOT / "configs" / "shapes.yaml"
-    one, other = stages.planned(load_config(file, [])), stages.planned(load_config(file, [change]))
-    assert {name for name in stages.PLANNED if one[name] == other[name]} == kept
+    one, other = planned_keys(load_config(file, [])), planned_keys(load_config(file, [change]))
+    assert {name for name in PLANNED if one[name] == other[name]} == kept
 
 
 def test_stages_depend_on_how_many_images_a_prompt_may_have_and_on_all_of_them(
@@ -247,7 +248,7 @@ PREFERENCES = ("align.algorithm=dpo", "sample.samples_per_prompt=4")
 )
 def test_a_policy_of_preferences_depends_on_labels_and_not_on_reward_models(change: str, counts: bool) -> None:
     file = ROOT / "configs" / "shapes.yaml"
-    one, other = (stages.planned(load_config(file, [*PREFERENCES, *more])) for more in ([], [change]))
+    one, other = (planned_keys(load_config(file, [*PREFERENCES, *more])) for more in ([], [change]))
     assert (one[stages.POLICY] != other[stages.POLICY]) == counts
 
 

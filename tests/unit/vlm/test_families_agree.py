@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.errors import UserError
-from fgaif_ray.rewards.model import RewardModel, ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
 from fgaif_ray.rl.self_check import disturbed
 from fgaif_ray.vlm.backbone import Backbone, load_backbone

@@ -13,7 +13,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from benchmarks.gpu_model import Shape, build_backbone
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.rewards.model import RewardModel, ScoringItem
+from fgaif_ray.rewards.encoding import ScoringItem
+from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.rl.policy import PolicyModel
 from fgaif_ray.vlm.backbone import Backbone, load_backbone
 from fgaif_ray.vlm.merging import merged_weights
