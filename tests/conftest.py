@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from support.engine_process import EngineProcess
@@ -44,6 +45,9 @@ for name, value in ENVIRONMENT.items():
 # Endpoints are local servers: no test may reach a paid one by a key left in the shell.
 os.environ.pop("OPENAI_API_KEY", None)
 os.environ.pop("OPENAI_BASE_URL", None)
+
+settings.register_profile("without a deadline", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("without a deadline")
 
 LONGEST_RAY_FOLDER = 30
 """Characters: Ray's sockets lie about 70 below its folder, and a Unix socket's path holds 107."""

@@ -1,6 +1,7 @@
 """Pictures of the pages that people see, taken in a real browser: `make screenshots` puts them into docs/images/.
 
-Otherwise they go to artifacts/, or where ARTIFACTS says. REPORT names the page of a real run to take instead of a small one.
+Otherwise they go to artifacts/, or where ARTIFACTS says. REPORT names the page of a real run, to be taken instead of a
+small one.
 """
 
 import os

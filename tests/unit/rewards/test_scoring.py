@@ -1,3 +1,4 @@
+import copy
 import gc
 import io
 import json
@@ -151,6 +152,9 @@ def items_of(texts: list[str]) -> list[tuple[tuple[bytes, ...], str, list[str]]]
 
 
 def test_scores_are_those_of_the_model_whatever_the_batches(model: RewardModel) -> None:
+    # In float64: random weights may magnify what float32 rounds off, by how much depends on the processor.
+    model = copy.deepcopy(model).double()
+    model.heads.float()
     items = items_of([RESPONSE, "A red circle.", "", RESPONSE * 2, "A blue square is left of a red circle."])
     batches = [make_batch(items[:2]), make_batch(items[2:])]
     merged = [outcome for batch in score_batches(model, FACT_TYPES, batches) for outcome in batch]
@@ -158,7 +162,7 @@ def test_scores_are_those_of_the_model_whatever_the_batches(model: RewardModel) 
         item = ScoringItem([Image.open(io.BytesIO(data)).convert("RGB")], prompt, segments)
         for fact_type in FACT_TYPES:
             [expected] = model.score(fact_type, [item])
-            np.testing.assert_allclose(outcome.probabilities[fact_type], expected, atol=1e-5)
+            np.testing.assert_allclose(outcome.probabilities[fact_type], expected, atol=1e-6)
 
 
 def test_an_item_that_cannot_be_scored_fails_alone(model: RewardModel) -> None:
