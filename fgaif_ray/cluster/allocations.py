@@ -5,8 +5,7 @@ no content, count like any other.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Final
 
 import torch
@@ -34,23 +33,47 @@ class Allocations(TorchDispatchMode):
         self.live = 0
         """Bytes that are there."""
         self.peak = 0
-        """The most that were there at once, in bytes."""
-        self._known = {tensor.untyped_storage()._cdata for tensor in ignored}
+        """The most that were there at once."""
+        self.kept = 0
+        """The most that forward passes kept at once for their backward passes."""
+        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+        self._made: set[int] = set()
+        self._saved: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def __enter__(self) -> "Allocations":
+        """Begins to count."""
+        self._hooks.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends it; what is freed later still counts down."""
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operation and takes note of what it has made."""
         result = func(*_on_one_device(args), **(kwargs or {}))
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._known:
-                self._known.add(storage._cdata)
+            if storage._cdata not in self._ignored and storage._cdata not in self._made:
+                self._made.add(storage._cdata)
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self._free, storage._cdata, storage.nbytes()).atexit = False
         self.peak = max(self.peak, self.live)
         return result
 
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._made:
+            self._saved[storage._cdata] = storage.nbytes()
+            self.kept = max(self.kept, sum(self._saved.values()))
+        return tensor
+
     def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._made.discard(key)
+        self._saved.pop(key, None)
         self.live -= size
 
 
@@ -64,26 +87,6 @@ def _on_one_device(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments of an operation; where some are on the meta device, so are all."""
     found = {tensor.is_meta for one in args for tensor in _tensors(one)}
     return args if len(found) < 2 else tree_map_only(Tensor, lambda tensor: tensor.to("meta"), args)
-
-
-@contextmanager
-def kept_for_backward(ignored: Iterable[Tensor] = ()) -> Iterator[dict[int, int]]:
-    """Counts what forward passes keep for their backward passes: yields the bytes of each storage.
-
-    Args:
-        ignored: what is there anyway, such as a model's parameters.
-    """
-    known = {tensor.untyped_storage()._cdata for tensor in ignored}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
 
 
 class _FusedAttention(torch.autograd.Function):

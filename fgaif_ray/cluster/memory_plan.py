@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fgaif_ray.cluster.accelerators import gpu_bytes
-from fgaif_ray.cluster.actor_memory import GIB, SERVER, Footprint, footprint
+from fgaif_ray.cluster.actor_memory import GIB, SERVER, Footprint, Part, footprint
 from fgaif_ray.cluster.dry_run import UncountableModelError
 from fgaif_ray.cluster.node_types import ClusterFile, NodeType
 from fgaif_ray.cluster.plan import Assignment
@@ -20,9 +20,11 @@ from fgaif_ray.cluster.remedies import remedy
 from fgaif_ray.cluster.resources import ALIGN_STAGE, SERVE_STAGE, ResourceRequest
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
+from fgaif_ray.tables import table_lines
 
 TITLES: Final = ("stage", "actor", "what", "GiB each", "total", "GPU", "fits")
-RIGHT: Final = ("GiB each", "total", "GPU")
+RIGHT: Final = (3, 4, 5)
+ANSWERS: Final[Mapping[bool | None, str]] = {True: "yes", False: "NO", None: "?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +38,13 @@ class Holding:
     count: int
     gpu: int | None
     """Bytes of the GPU, where it has one and its memory is known."""
-    footprint: Footprint | None
-    reason: str = ""
-    """Why there is no footprint."""
+    footprint: Footprint
+    """Of a model that cannot be counted, one unknown part that says why."""
 
     @property
     def total(self) -> int:
         """Bytes that are known."""
-        return self.footprint.total if self.footprint else 0
+        return self.footprint.total
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,69 +55,77 @@ class Load:
     """Each with the number of its actors on this GPU."""
 
     @property
-    def total(self) -> int:
-        """Bytes that are known."""
-        return sum(holding.total * count for holding, count in self.holdings)
-
-    @property
-    def weights(self) -> int:
-        """Bytes of models' weights."""
-        return sum(one.footprint.weights * count for one, count in self.holdings if one.footprint)
+    def first(self) -> Holding:
+        """One of them; stage, node type and GPU are the same for all."""
+        return self.holdings[0][0]
 
     @property
     def gpu(self) -> int | None:
         """Bytes of the GPU."""
-        return self.holdings[0][0].gpu
+        return self.first.gpu
+
+    @property
+    def total(self) -> int:
+        """Bytes that are known."""
+        return sum(one.total * count for one, count in self.holdings)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of models' weights."""
+        return sum((one.footprint.parts[0].size or 0) * count for one, count in self.holdings)
 
     @property
     def actors(self) -> str:
         """E.g. ``Learner + 2 RolloutWorker``."""
-        return " + ".join(
-            f"{count} {one.request.actor}" if count > 1 else one.request.actor for one, count in self.holdings
-        )
+        names = ((one.request.actor, count) for one, count in self.holdings)
+        return " + ".join(f"{count} {name}" if count > 1 else name for name, count in names)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are several actors."""
+        return sum(count for _, count in self.holdings) > 1
+
+    @property
+    def shortage(self) -> str:
+        """Why one of them cannot start, whatever the others take."""
+        return next((one.footprint.shortage for one, _ in self.holdings if one.footprint.shortage), "")
 
     @property
     def crowded(self) -> Holding | None:
         """An engine that looks for a larger share of the GPU at its start than the others leave."""
         for one, _ in self.holdings:
-            claim = one.footprint.claim if one.footprint else 0
-            if self.gpu is not None and self.total - one.total + claim > self.gpu:
+            if self.gpu is not None and self.total - one.total + one.footprint.claim > self.gpu:
                 return one
         return None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all that is on it is known."""
+        return all(one.footprint.is_whole for one, _ in self.holdings)
+
+    @property
     def fits(self) -> bool | None:
         """None where it cannot be known."""
-        footprints = [one.footprint for one, _ in self.holdings]
-        if self.gpu is not None and self.total > self.gpu:
+        if self.shortage or self.crowded or (self.gpu is not None and self.total > self.gpu):
             return False
-        if self.crowded is not None or any(one is not None and one.shortage for one in footprints):
-            return False
-        if self.gpu is None or any(one is None or not one.is_whole for one in footprints):
-            return None
-        return True
+        return None if self.gpu is None or not self.is_whole else True
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """All holdings, and what lies together on each kind of GPU."""
 
-    holdings: tuple[Holding, ...]
-    loads: tuple[Load, ...]
+    holdings: Sequence[Holding]
+    loads: Sequence[Load]
 
     def table(self) -> str:
         """As text for a terminal."""
-        rows = [TITLES, *(row for one in self.holdings for row in _rows(one, Load(((one, 1),))))]
-        rows += [_shared_row(load) for load in self.loads if _is_shared(load)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if title in RIGHT else cell.ljust(width)
-                for cell, width, title in zip(row, widths, TITLES)
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        rows = [row for one in self.holdings for row in _rows(one)]
+        for load in self.loads:
+            if load.is_shared:
+                place = f"together on one GPU of {load.first.node_type}"
+                rows.append((load.first.stage, load.actors, place, "", *_last_cells(load)))
+        return "\n".join(table_lines([TITLES, *rows], RIGHT, rule=True))
 
     def warnings(self) -> Iterator[str]:
         """A sentence about each GPU that does not hold what is on it, and each actor that cannot use what it gets."""
@@ -124,7 +133,7 @@ class MemoryPlan:
             if load.fits is False:
                 yield _too_large(load)
         for one in self.holdings:
-            if not one.request.num_gpus and one.footprint is not None and one.footprint.shortage:
+            if not one.request.num_gpus and one.footprint.shortage:
                 yield f"{one.stage}: {one.request.actor} cannot start: {one.footprint.shortage}."
             if one.request.num_gpus > 1:
                 yield (
@@ -136,12 +145,11 @@ class MemoryPlan:
         """Raises UserError where weights alone are more than a GPU holds."""
         for load in self.loads:
             if load.gpu is not None and load.weights > load.gpu:
-                first = load.holdings[0][0]
                 settings = "".join(f"{found}, " for found in _remedies(load))
                 raise UserError(
-                    f"{first.stage}: the weights alone of {load.actors} take {_gib(load.weights)} GiB, more than the "
-                    f"{_gib(load.gpu)} GiB of a GPU of {first.node_type}: {settings}take a node type with larger GPUs, "
-                    "a smaller model" + (", or let fewer actors share a GPU." if _is_shared(load) else ".")
+                    f"{load.first.stage}: the weights alone of {load.actors} take {_gib(load.weights)} GiB, more than "
+                    f"the {_gib(load.gpu)} GiB of a GPU of {load.first.node_type}: {settings}take a node type with "
+                    "larger GPUs, a smaller model" + (", or let fewer actors share a GPU." if load.is_shared else ".")
                 )
 
 
@@ -166,15 +174,14 @@ def plan_memory(
             gpu = None
             if request.num_gpus:
                 gpu = gpu_bytes(node_type.accelerator) if gpu_memory is None else gpu_memory
-            found, reason = None, ""
             try:
                 found = footprint(config, request, gpu)
             except UncountableModelError as error:
-                reason = str(error)
-            if found is not None or reason:
-                holdings.append(Holding(config, row.stage, request, node_type.name, count, gpu, found, reason))
-    loads = [load for stage in dict.fromkeys(one.stage for one in holdings) for load in _loads(stage, holdings)]
-    return MemoryPlan(tuple(holdings), tuple(loads))
+                found = Footprint([Part(str(error), None)])
+            if found is not None:
+                holdings.append(Holding(config, row.stage, request, node_type.name, count, gpu, found))
+    stages = dict.fromkeys(row.stage for row in plan)
+    return MemoryPlan(holdings, [load for stage in stages for load in _loads(stage, holdings)])
 
 
 def _server(config: Config, request: ResourceRequest, head: NodeType) -> ResourceRequest | None:
@@ -185,104 +192,82 @@ def _server(config: Config, request: ResourceRequest, head: NodeType) -> Resourc
     return ResourceRequest(SERVER, f"{calls.section}.engine", 1, 0, 1 if head.resources.get("GPU", 0) > 0 else 0)
 
 
-def _loads(stage: str, holdings: Sequence[Holding]) -> list[Load]:
-    """What lies together on GPUs while a stage runs."""
-    beside = [one for one in holdings if one.stage == SERVE_STAGE] if stage == ALIGN_STAGE else []
-    own = [one for one in holdings if one.stage == stage and one.request.num_gpus > 0]
-    loads: list[Load] = []
-    for node_type in dict.fromkeys(one.node_type for one in own):
-        here = [one for one in (*beside, *own) if one.node_type == node_type and one.request.num_gpus > 0]
-        packed = [*_packed([one for one in here if one.request.actor != SERVER])]
-        # The server is no actor: Ray does not know of it, and gives its GPU to others.
-        server = next((one for one in here if one.request.actor == SERVER), None)
-        if server is not None:
-            packed = [Load(((server, 1), *(packed[0].holdings if packed else ()))), *packed[1:]]
-        different = {load.actors: load for load in packed}
-        loads += [load for load in different.values() if any(one.stage == stage for one, _ in load.holdings)]
-    return loads
+def _loads(stage: str, holdings: Sequence[Holding]) -> Iterator[Load]:
+    """What lies together on GPUs while a stage runs, each combination once."""
+    stages = (SERVE_STAGE, stage) if stage == ALIGN_STAGE else (stage,)
+    there = [one for one in holdings if one.stage in stages and one.request.num_gpus > 0]
+    for node_type in dict.fromkeys(one.node_type for one in there):
+        packed = _packed([one for one in there if one.node_type == node_type])
+        for load in {load.actors: load for load in packed}.values():
+            if any(one.stage == stage for one, _ in load.holdings):
+                yield load
 
 
 def _packed(holdings: Sequence[Holding]) -> Iterator[Load]:
     """GPUs of a node type: actors that ask for one or more are alone, fractions fill as few as they go on."""
+    requests = [one.request for one in holdings]
     left: list[float] = []
-    bins: list[Counter[int]] = []
-    order = sorted(range(len(holdings)), key=lambda index: -holdings[index].request.num_gpus)
-    for index in order:
-        share = holdings[index].request.num_gpus
-        if share >= 1:
-            yield Load(((holdings[index], 1),))
-            continue
-        for _ in range(holdings[index].count):
-            place = next((place for place, room in enumerate(left) if room >= share), None)
-            if place is None:
-                place = len(left)
-                left.append(1.0)
-                bins.append(Counter())
+    gpus: list[Counter[int]] = []
+    for index in sorted(
+        range(len(holdings)), key=lambda index: (requests[index].actor == SERVER, -requests[index].num_gpus)
+    ):
+        share = requests[index].num_gpus
+        for _ in range(holdings[index].count if share < 1 else 1):
+            place = next((place for place, room in enumerate(left) if room >= share), len(gpus))
+            if requests[index].actor == SERVER and gpus:
+                place = 0  # the server is no actor: Ray does not know of it, and gives its GPU to others
+            if place == len(gpus):
+                left.append(max(1.0, share))
+                gpus.append(Counter())
             left[place] = round(left[place] - share, 4)  # Ray counts in ten-thousandths
-            bins[place][index] += 1
-    for together in bins:
-        yield Load(tuple((holdings[index], together[index]) for index in sorted(together)))
-
-
-def _is_shared(load: Load) -> bool:
-    return sum(count for _, count in load.holdings) > 1
+            gpus[place][index] += 1
+    for together in gpus:
+        order = sorted(together, key=lambda index: (requests[index].actor != SERVER, index))
+        yield Load(tuple((holdings[index], together[index]) for index in order))
 
 
 def _too_large(load: Load) -> str:
-    first = load.holdings[0][0]
-    where = f"{first.stage}: {load.actors} on {first.node_type}"
-    shortage = next(
-        (one.footprint.shortage for one, _ in load.holdings if one.footprint and one.footprint.shortage), ""
-    )
-    if shortage:
-        return f"{where} cannot start: {shortage}, or take a node type with larger GPUs."
+    where = f"{load.first.stage}: {load.actors} on {load.first.node_type}"
+    if load.shortage:
+        return f"{where} cannot start: {load.shortage}, or take a node type with larger GPUs."
     assert load.gpu is not None
     if load.total <= load.gpu and (engine := load.crowded) is not None:
-        left = math.floor(100 * (load.gpu - load.total + engine.total) / load.gpu) / 100
+        share = math.floor(100 * (load.gpu - load.total + engine.total) / load.gpu) / 100
         return (
             f"{where} cannot start: a {engine.request.actor} looks for a larger share of the GPU than the others "
-            f"leave: set {engine.request.section}.gpu_memory_utilization={left:g}."
+            f"leave: set {engine.request.section}.gpu_memory_utilization={share:g}."
         )
-    fewer = ["let fewer actors share a GPU (a larger num_gpus)"] if _is_shared(load) else []
+    fewer = ["let fewer actors share a GPU (a larger num_gpus)"] if load.is_shared else []
     advice = ", or ".join([*_remedies(load), *fewer, "take a node type with larger GPUs"])
     return f"{where} may need {_gib(load.total)} GiB of a GPU of {_gib(load.gpu)} GiB: {advice}."
 
 
 def _remedies(load: Load) -> list[str]:
     """Settings, each of one kind of actor, that make the whole load fit."""
+    assert load.gpu is not None
     found = []
     for one, count in load.holdings:
-        if one.footprint is not None and load.gpu is not None:
-            room = (load.gpu - load.total + count * one.total) // count
-            found.append(remedy(one.config, one.request, one.footprint, load.gpu, room))
-    return [f"set {settings}" for settings in found if settings]
+        room = (load.gpu - load.total + count * one.total) // count
+        if one.total and (settings := remedy(one.config, one.request, one.footprint, load.gpu, room)):
+            found.append(f"set {settings}")
+    return found
 
 
-def _rows(holding: Holding, alone: Load) -> Iterator[tuple[str, ...]]:
+def _rows(holding: Holding) -> Iterator[tuple[str, ...]]:
     """One for each part, the totals in the first."""
-    request = holding.request
-    actor = f"{holding.count} {request.actor}"
-    gpu = ("?" if holding.gpu is None else _gib(holding.gpu)) if request.num_gpus else "none"
-    if holding.footprint is None:
-        yield holding.stage, actor, holding.reason, "?", "?", gpu, "?" if request.num_gpus else ""
-        return
-    over = "" if holding.footprint.is_whole else "over "
-    answers: Mapping[bool | None, str] = {True: "yes", False: "NO", None: "?"}
-    fits = answers[alone.fits] if request.num_gpus or holding.footprint.shortage else ""
-    first = (holding.stage, actor)
-    last = (over + _gib(holding.total), gpu, fits)
+    first: tuple[str, ...] = (holding.stage, f"{holding.count} {holding.request.actor}")
+    last = _last_cells(Load(((holding, 1),)))
     for part in holding.footprint.parts:
         yield *first, part.what, "?" if part.size is None else _gib(part.size), *last
-        first, last = ("", ""), ("", "", "")
+        first, last = ("", ""), ()
 
 
-def _shared_row(load: Load) -> tuple[str, ...]:
-    answers: Mapping[bool | None, str] = {True: "yes", False: "NO", None: "?"}
-    first = load.holdings[0][0]
-    gpu = "?" if load.gpu is None else _gib(load.gpu)
-    known = all(one.footprint is not None and one.footprint.is_whole for one, _ in load.holdings)
-    total = ("" if known else "over ") + _gib(load.total)
-    return first.stage, load.actors, f"together on one GPU of {first.node_type}", "", total, gpu, answers[load.fits]
+def _last_cells(load: Load) -> tuple[str, ...]:
+    """Total, GPU and whether it fits."""
+    total = _gib(load.total) if load.is_whole else f"over {_gib(load.total)}" if load.total else "?"
+    if not load.first.request.num_gpus:
+        return total, "none", ANSWERS[False] if load.shortage else ""
+    return total, "?" if load.gpu is None else _gib(load.gpu), ANSWERS[load.fits]
 
 
 def _gib(size: int) -> str:

@@ -10,12 +10,9 @@ from fgaif_ray.cluster.resources import ResourceRequest
 from fgaif_ray.config import Config, EngineConfig, change_config
 from fgaif_ray.errors import UserError
 
-SettingChanges = tuple[str, ...]
-"""``section.key=value`` each."""
-
 CHECKPOINTED: Final = "align.activation_checkpointing=true"
 SHARDED: Final = "align.sharding=full"
-TRIED: Final[Mapping[str, Sequence[Sequence[SettingChanges]]]] = {
+TRIED: Final[Mapping[str, Sequence[Sequence[Sequence[str]]]]] = {
     "Learner": (((), (CHECKPOINTED,)), ((SHARDED,), (SHARDED, CHECKPOINTED))),
     "RewardTrainer": (((),), (("rewards.quantisation=4bit",),)),
 }
@@ -41,7 +38,7 @@ def remedy(config: Config, request: ResourceRequest, found: Footprint, gpu: int,
     return None
 
 
-def _with_batch(config: Config, request: ResourceRequest, settings: SettingChanges, room: int) -> SettingChanges:
+def _with_batch(config: Config, request: ResourceRequest, settings: Sequence[str], room: int) -> Sequence[str]:
     """The settings and, where it must be smaller, the largest batch that fits; nothing where none does.
 
     What a pass needs is taken to grow evenly from one row to all of them: it never is more than that.
@@ -54,23 +51,27 @@ def _with_batch(config: Config, request: ResourceRequest, settings: SettingChang
         return ()
     whole = footprint(changed, request, None)
     assert whole is not None and whole.batch is not None
-    batch = whole.batch
+    key, rows, each = whole.batch
     if whole.total <= room:
         return settings
-    single = footprint(change_config(changed, [f"{batch.key}={batch.each}"]), request, None)
+    single = footprint(change_config(changed, [f"{key}={each}"]), request, None)
     assert single is not None
     if single.total > room:
         return ()
-    rows = 1 + (room - single.total) * (batch.rows - 1) // (whole.total - single.total)
-    return (*settings, f"{batch.key}={rows * batch.each}")
+    rows = 1 + (room - single.total) * (rows - 1) // (whole.total - single.total)
+    return (*settings, f"{key}={rows * each}")
 
 
 def _of_engine(config: Config, request: ResourceRequest, found: Footprint, gpu: int, room: int) -> str | None:
     engine = functools.reduce(getattr, request.section.split("."), config)
     assert isinstance(engine, EngineConfig)
-    if room < found.least:
-        return None
     if engine.kv_cache_gib is None:
-        return f"{request.section}.gpu_memory_utilization={math.floor(100 * room / gpu) / 100:g}"
-    left = room - (found.total - int(engine.kv_cache_gib * GIB))
-    return f"{request.section}.kv_cache_gib={math.floor(10 * left / GIB) / 10:g}"
+        setting = f"{request.section}.gpu_memory_utilization={math.floor(100 * room / gpu) / 100:g}"
+    else:
+        left = room - (found.total - int(engine.kv_cache_gib * GIB))
+        setting = f"{request.section}.kv_cache_gib={math.floor(10 * left / GIB) / 10:g}"
+    try:
+        tried = footprint(change_config(config, [setting]), request, gpu)
+    except UserError:  # there is no room at all
+        return None
+    return None if tried is None or tried.shortage else setting

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,9 +21,16 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from fgaif_ray.cluster.actor_memory import log_prob_head
-from fgaif_ray.cluster.allocations import Allocations, kept_for_backward
-from fgaif_ray.cluster.dry_run import LARGEST_SHAPE, UncountableModelError, dry_run, planned_picture
+from fgaif_ray.cluster.actor_memory import policy_model, policy_pass, run_of
+from fgaif_ray.cluster.allocations import Allocations
+from fgaif_ray.cluster.dry_run import (
+    LARGEST_SHAPE,
+    UncountableModelError,
+    dry_run,
+    meta_rows,
+    planned_picture,
+    tensor_bytes,
+)
 from fgaif_ray.config import LoRAOptions
 from fgaif_ray.pixel_budget import PixelBudget
 from fgaif_ray.rl.policy import EncodedRows, PolicyModel
@@ -35,6 +42,7 @@ from fgaif_ray.vlm.lora import with_own_layers
 CHECKPOINTS = ROOT / "fgaif_ray/shapes/checkpoints"
 POLICY = str(CHECKPOINTS / "policy")
 LORA = LoRAOptions(rank=8)
+Role = Literal["policy", "critic"]
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -92,10 +100,11 @@ def test_llava_1_5_13b_has_its_published_size(folder: Path) -> None:
 
 def test_adapters_of_the_7b_model_are_counted_by_hand(folder: Path) -> None:
     name = write_config(folder / "7b", config_7b())
-    run = dry_run(name, "bfloat16", ("all", LoRAOptions(rank=64)), ("one", LoRAOptions(target_modules=("q_proj",))))
+    run = dry_run(name, "bfloat16")
+    every, one = (policy_model(run, lora) for lora in (LoRAOptions(rank=64), LoRAOptions(target_modules=("q_proj",))))
     each_layer = 4 * 64 * (4096 + 4096) + 3 * 64 * (4096 + 11008)
-    assert sum(one.nbytes for one in run.trained("all")) == 4 * 32 * each_layer == 4 * 159_907_840
-    assert sum(one.nbytes for one in run.trained("one")) == 4 * 32 * 64 * (4096 + 4096)
+    assert tensor_bytes(every.policy_parameters().values()) == 4 * 32 * each_layer == 4 * 159_907_840
+    assert tensor_bytes(one.policy_parameters().values()) == 4 * 32 * 64 * (4096 + 4096)
     assert run.slot_bytes(64) == 2 * 159_907_840
 
 
@@ -149,7 +158,7 @@ def test_what_cannot_be_built_is_a_phrase(tmp_path: Path, kind: str) -> None:
 
 def test_an_adapter_on_layers_that_are_not_there_is_a_phrase() -> None:
     with pytest.raises(UncountableModelError, match="cannot be built"):
-        dry_run(POLICY, "auto", ("adapter", LoRAOptions(target_modules=("nowhere",))))
+        policy_model(dry_run(POLICY, "auto"), LoRAOptions(target_modules=("nowhere",)))
 
 
 def test_nothing_is_built_in_memory(folder: Path) -> None:
@@ -170,7 +179,7 @@ def policy(request: pytest.FixtureRequest) -> PolicyModel:
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])
-def test_an_update_keeps_and_allocates_what_was_counted(policy: PolicyModel, role: str) -> None:
+def test_an_update_keeps_and_allocates_what_was_counted(policy: PolicyModel, role: Role) -> None:
     rows = policy_rows(policy, 2, 40)
     parameters = policy.policy_parameters() | policy.critic_parameters()
     for parameter in parameters.values():
@@ -178,43 +187,42 @@ def test_an_update_keeps_and_allocates_what_was_counted(policy: PolicyModel, rol
     own = [*policy.parameters(), *policy.buffers(), *(one.grad for one in parameters.values())]
     own += [one.planes for one in rows.features]
     with Allocations(own) as made:
-        with kept_for_backward(own) as kept:
-            result = policy.values(rows) if role == "critic" else policy.log_probs(rows).log_probs
+        result = policy.values(rows) if role == "critic" else policy.log_probs(rows).log_probs
         result.sum().backward()
-    run = dry_run(POLICY, "float32", ("adapter", LORA))
-    value_head = torch.nn.Linear(run.hidden, 1, device="meta")
-    head = log_prob_head(run, 1.0, False) if role == "policy" else lambda states: value_head(states.float())
     checkpointing = bool(policy.backbone.model.get_decoder().is_gradient_checkpointing)
-    decoder = run.training_pass(2, rows.input_ids.shape[1], 40, "adapter", checkpointing)
-    counted = decoder.then(run.head_pass(head, 2 * 40))
-    assert sum(kept.values()) == pytest.approx(counted.kept, abs=1024)  # masks and places of the 80 response tokens
+    model = policy_model(dry_run(POLICY, "float32"), LORA, checkpointing=checkpointing)
+    counted = policy_pass(model, role, 2, rows.input_ids.shape[1], 40)
+    assert made.kept == pytest.approx(counted.kept, abs=1024)  # masks and places of the 80 response tokens
     assert made.peak == pytest.approx(counted.peak, rel=0.02)
 
 
 def test_more_rows_keep_more_and_checkpoints_less() -> None:
-    run = dry_run(POLICY, "float32", ("adapter", LORA))
-    one, two, three = (run.training_pass(rows, 200, 100, "adapter") for rows in (1, 2, 3))
+    run = dry_run(POLICY, "float32")
+    model = policy_model(run, LORA)
+    one, two, three = (policy_pass(model, "critic", rows, 200, 100) for rows in (1, 2, 3))
     assert two.kept - one.kept == three.kept - two.kept > 0
-    checkpointed = run.training_pass(3, 200, 100, "adapter", checkpointing=True)
+    checkpointed = policy_pass(policy_model(run, LORA, checkpointing=True), "critic", 3, 200, 100)
     assert checkpointed.kept < three.kept / 4 and checkpointed.peak < three.peak
-    assert run.scoring_pass(3, 200, 100, "adapter").peak < checkpointed.peak
-    assert run.training_pass(3, 200, 100, "adapter") == three
+    assert policy_pass(model, "critic", 3, 200, 100, training=False).peak < checkpointed.peak
+    assert policy_pass.__wrapped__(model, "critic", 3, 200, 100) == three
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_are_counted_without_code_of_their_own(name: str, folder: Path) -> None:
     FAMILIES[name].save_pretrained(folder / name)
-    run = dry_run(str(folder / name), "float32", ("adapter", LORA))
+    without_content = policy_model(dry_run(str(folder / name), "float32"), LORA)
     model = AutoModelForImageTextToText.from_config(FAMILIES[name]).eval().requires_grad_(False)
     inside = next(path for path, module in model.named_modules() if module is model.get_decoder())
     targets = rf"{inside}\..*\.(?:{'|'.join(LORA.target_modules)})"
     get_peft_model(model, with_own_layers(LoraConfig(r=8, target_modules=targets)))
-    rows, places = torch.tensor([0, 1]), torch.tensor([49, 30])
-    with kept_for_backward([*model.parameters(), *model.buffers()]) as kept:
-        embeddings = model.get_input_embeddings()(torch.zeros(2, 50, dtype=torch.int64))
-        states = model.get_decoder()(inputs_embeds=embeddings, use_cache=False).last_hidden_state[rows, places]
+    ids, places = torch.zeros(2, 50, dtype=torch.int64), (torch.tensor([0, 1]), torch.tensor([49, 30]))
+    with Allocations([*model.parameters(), *model.buffers()]) as made:
+        embeddings = model.get_input_embeddings()(ids)
+        states = model.get_decoder()(inputs_embeds=embeddings, use_cache=False).last_hidden_state[places]
     assert states.requires_grad
-    assert sum(kept.values()) == run.training_pass(2, 50, 1, "adapter").kept
+    with run_of(without_content).counted(without_content) as counted:
+        kept = run_of(without_content).states(meta_rows(2, 50), ())[places]
+    assert kept.requires_grad and made.kept == counted.kept > 0
 
 
 @pytest.mark.parametrize(
@@ -279,18 +287,15 @@ def test_as_many_images_are_in_a_pass_as_the_backbone_takes(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])
-def test_an_update_of_a_family_keeps_what_was_counted(family: str, role: str) -> None:
+def test_an_update_of_a_family_keeps_what_was_counted(family: str, role: Role) -> None:
     model = PolicyModel(load_backbone(family, "float32"), LORA)
     rows = policy_rows(model, 2, 40)
     own = [*model.parameters(), *model.buffers(), *(one.planes for one in rows.features)]
-    with kept_for_backward(own) as kept:
+    with Allocations(own) as made:
         result = model.values(rows) if role == "critic" else model.log_probs(rows).log_probs
     assert result.requires_grad
-    run = dry_run(family, "float32", ("adapter", LORA))
-    value_head = torch.nn.Linear(run.hidden, 1, device="meta")
-    head = log_prob_head(run, 1.0, False) if role == "policy" else lambda states: value_head(states.float())
-    counted = run.training_pass(2, rows.input_ids.shape[1], 40, "adapter").then(run.head_pass(head, 2 * 40))
-    assert sum(kept.values()) == pytest.approx(counted.kept, rel=0.06)  # masks and places of tokens
+    counted = policy_pass(policy_model(dry_run(family, "float32"), LORA), role, 2, rows.input_ids.shape[1], 40)
+    assert made.kept == pytest.approx(counted.kept, rel=0.06)  # masks and places of tokens
 
 
 def test_a_processor_says_how_many_tokens_an_image_takes() -> None:
