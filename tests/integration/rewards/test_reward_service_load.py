@@ -169,7 +169,7 @@ def test_while_it_is_full_the_service_says_that_it_lives(service: Service) -> No
 
 def test_what_has_timed_out_is_not_scored_any_more(service: Service) -> None:
     """The deployments stand still until the callers have their 504; then they score none of it, or a list of it."""
-    config = change_config(service.config, ["serve.request_timeout_s=3", "serve.max_waiting_items=2048"])
+    config = change_config(service.config, ["serve.request_timeout_s=10", "serve.max_waiting_items=2048"])
     reward_service.deploy(config, service.folders)
     items = [item_of(index).model_dump(exclude_none=True) for index in range(16)]
     assert service.post(json={"items": items}).status_code == 200
