@@ -101,7 +101,7 @@ def make_models(config: Config, folder: Path) -> dict[str, str]:
         model.add_adapter(task.name, task.heads, config.rewards.lora, seed, task.granularity)
         for fact_type in task.fact_types:
             save_reward_model(model, fact_type, folder / fact_type, task.head_of(fact_type))
-    return {fact_type: str(folder / fact_type) for fact_type in FACT_TYPES}
+    return {fact_type: str(folder / fact_type) for fact_type in config.run.type_names}
 
 
 def in_process(model: "RewardModel", items: Sequence["ScoringItem"], rounds: int) -> tuple[float, float]:

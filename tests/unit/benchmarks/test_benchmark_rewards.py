@@ -39,3 +39,8 @@ def test_models_of_a_kind_can_be_written_and_scored(config: Config, tmp_path: Pa
     per_second, p99_s = in_process(model, make_load(9).items, rounds=1)
     assert per_second > 0
     assert p99_s > 0
+
+
+def test_models_are_written_for_the_types_of_the_configuration(config: Config, tmp_path: Path) -> None:
+    changed = change_config(config, ["run.fact_types=[existence, novelty]"])
+    assert make_models(changed, tmp_path).keys() == {"existence", "novelty"}

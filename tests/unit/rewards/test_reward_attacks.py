@@ -152,9 +152,11 @@ def test_a_response_of_emphasis_is_answered(url: str) -> None:
 def test_an_item_that_takes_too_long_to_read_fails_and_no_other_caller_does(
     scorer: SlowScorer,
 ) -> None:
-    costly = {"items": [item(image=text_of(encoded(Image.new("RGB", (4000, 4000)))))]}
+    # Seconds of a processor against milliseconds of the usual item, so that the budget tells them apart on any machine.
+    large = [text_of(encoded(Image.new("RGB", (4000, 4000), (shade, 0, 0)))) for shade in range(12)]
+    costly = {"items": [item() | {"image": None, "images": large}]}
     gateway = local_gateway(scorer, OPTIONS)
-    gateway._preparers = Preparers(CHECKPOINT, 2, seconds=0.05)
+    gateway._preparers = Preparers(CHECKPOINT, 2, seconds=0.5)
     with served(gateway) as url, ThreadPoolExecutor(6) as pool:
         attacks = [pool.submit(post, url, costly) for _ in range(3)]
         others = [pool.submit(post, url, {"items": [item()]}) for _ in range(3)]
