@@ -32,6 +32,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks import PAPER_SETUP
 from benchmarks.ppo import ENVIRONMENT
 from benchmarks.rewards import make_models
 from fgaif_ray import storage
@@ -200,6 +201,36 @@ def write_photographs(folder: Path, count: int, megapixels: float) -> float:
     return statistics.mean(path.stat().st_size for path in folder.iterdir()) / MIB
 
 
+def configure(folder: str, steps: int, batch: int, changes: Sequence[str] = ()) -> Config:
+    """The embedded world's configuration, for photographs in `folder`/images, one of which is read for each response.
+
+    Args:
+        folder: of images and run.
+        steps: blocks of sampling, and steps of alignment.
+        batch: images of each.
+        changes: further overrides.
+    """
+    return load_config(
+        Path(__file__).resolve().parent.parent / "configs" / "shapes.yaml",
+        [
+            *PAPER_SETUP,
+            f"run.dir={folder}/run",
+            "data.source=folder",
+            f"data.path={folder}/images",
+            f"data.sample_images={steps * batch}",
+            f"data.align_images={steps * batch}",
+            "data.evaluate_images=1",
+            f"sample.batch_size={batch}",
+            f"align.steps={steps}",
+            f"align.rollout_batch_size={batch}",
+            f"align.ppo.minibatch_size={batch}",
+            f"align.checkpoint_every={steps}",
+            *SMALL_JOB,
+            *changes,
+        ],
+    )
+
+
 def measure(config: Config, steps: int) -> Mapping[str, Measured]:
     """Sample and align while the memory is watched."""
     from actors.cluster.connect import connect
@@ -243,24 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = options.steps * options.batch
     with tempfile.TemporaryDirectory(prefix="fgaif-memory-") as folder:
         size = write_photographs(Path(folder) / "images", 2 * images + 1, options.megapixels)
-        config = load_config(
-            Path(__file__).resolve().parent.parent / "configs" / "shapes.yaml",
-            [
-                f"run.dir={folder}/run",
-                "data.source=folder",
-                f"data.path={folder}/images",
-                f"data.sample_images={images}",
-                f"data.align_images={images}",
-                "data.evaluate_images=1",
-                f"sample.batch_size={options.batch}",
-                f"align.steps={options.steps}",
-                f"align.rollout_batch_size={options.batch}",
-                f"align.ppo.minibatch_size={options.batch}",
-                f"align.checkpoint_every={options.steps}",
-                *SMALL_JOB,
-                *options.set,
-            ],
-        )
+        config = configure(folder, options.steps, options.batch, options.set)
         found = measure(config, options.steps)
     title = f"{options.steps} times {options.batch} images of {options.megapixels:g} MP, files of {size:.2f} MiB"
     for name, one in found.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.host_memory import DRIVER, RAY, STORE, Look, Measured, role_of, write_photographs
+from benchmarks.host_memory import DRIVER, RAY, STORE, Look, Measured, configure, role_of, write_photographs
 
 
 def looks(*memory: float) -> list[Look]:
@@ -42,3 +42,9 @@ def test_no_two_photographs_are_the_same(tmp_path: Path) -> None:
     assert len(set(files)) == 3
     with Image.open(tmp_path / "images" / "00000.jpg") as image:
         assert image.size == (100, 100)
+
+
+def test_every_response_is_about_an_image_of_its_own(tmp_path: Path) -> None:
+    config = configure(str(tmp_path), steps=3, batch=8)
+    assert (config.align.rollout_batch_size, config.align.samples_per_prompt) == (8, 1)
+    assert config.data.align_images == 3 * 8
