@@ -20,14 +20,13 @@ Rank 0 publishes versions, writes checkpoints and logs; the other ranks wait for
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import ray
 import torch
-from ray.actor import ActorHandle
 from torch import Tensor
 
 from actors.alignment import metrics as ppo_metrics
@@ -38,6 +37,7 @@ from actors.alignment.process import LearnerProcess
 from actors.alignment.rewarder import Rewarder, TypeVerdicts
 from actors.alignment.rollout import PolicyVersion
 from actors.alignment.self_check import check_prompts, self_check
+from actors.alignment.tasks import LearnerTask
 from actors.cluster.device import worker_device
 from fgaif_ray.blind import SCOPES, blindfold
 from fgaif_ray.config import Config
@@ -57,7 +57,6 @@ from fgaif_ray.rl.staleness import policy_log_probs
 from fgaif_ray.rl.step import Estimates, PPOUpdater, estimate, prepare
 from fgaif_ray.rl.trajectories import RewardUnavailableError, Trajectory, TrajectoryBatch, collate
 from fgaif_ray.rl.watch import busy_share, trajectory_metrics, watched_by_guards
-from fgaif_ray.shapes.scenes import Scene
 from fgaif_ray.vlm.backbone import load_backbone
 from fgaif_ray.vlm.group import LearnerGroup, WeightedMean
 
@@ -70,27 +69,8 @@ PROBE_ROWS: Final = 16
 """Responses of each worker that a stale batch is checked with; a fresh one is checked as a whole, for nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class LearnerTask:
-    """The driver's settings for the learner workers."""
-
-    config: Config
-    images: tuple[tuple[str, ...], ...]
-    folder: str
-    """The stage's partial folder, for adapters and logs."""
-    critic_from: str | None
-    reward_app: str
-    rollout_workers: tuple[ActorHandle[Any], ...]
-    own_prompts: Mapping[tuple[str, ...], Sequence[str]] | None = None
-    """Prompts of each image, where the source has them."""
-    evaluation: tuple[Draw, ...] = ()
-    """Images and prompts to evaluate on while training; none where ``align.evaluate_every`` asks for none."""
-    truth: Mapping[str, Scene] | None = None
-    """The scenes behind their images, where they are known."""
-
-
-def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's loop function.
+def train(task: LearnerTask) -> dict[str, Any]:
+    """Learn to the last step, in a worker of Ray Train.
 
     Returns:
         ``{"steps": updates done, "stopped": None or why the run was ended before its last step, "best": None or step
@@ -98,7 +78,7 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
         run this way; other errors are raised, and Ray Train resumes from the checkpoint.
     """
     try:
-        learner = Learner(settings["task"])
+        learner = Learner(task)
     except UserError as error:  # about models or trackers: on every rank, and the same at the next try
         return {"steps": 0, "stopped": str(error)}
     try:

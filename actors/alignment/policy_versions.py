@@ -4,11 +4,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from actors.alignment.rollout import PolicyVersion
 from fgaif_ray import storage
-from fgaif_ray.rl.policy import PolicyModel
+
+if TYPE_CHECKING:
+    from fgaif_ray.rl.policy import PolicyModel
 
 ADAPTERS_FOLDER: Final = "adapters"
 KEPT_VERSIONS: Final = 2
@@ -36,14 +38,14 @@ class PolicyVersions:
         """Return the version of this number, written or not."""
         return PolicyVersion(number, storage.join(self._folder, ADAPTERS_FOLDER, f"v{number}-{self._attempt:08x}"))
 
-    def write(self, model: PolicyModel, number: int) -> None:
+    def write(self, model: "PolicyModel", number: int) -> None:
         """Write the model's current policy, and remove the version ``KEPT_VERSIONS`` before."""
         with _written_whole(self.version(number).folder) as local:
             model.save_policy(local)
         storage.remove_folder(self.version(number - KEPT_VERSIONS).folder)
 
     @contextmanager
-    def probe(self, model: PolicyModel, write: bool) -> Iterator[PolicyVersion]:
+    def probe(self, model: "PolicyModel", write: bool) -> Iterator[PolicyVersion]:
         """A version for the time of the block, to compare engine and learner with; it is of no step.
 
         Args:

@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ from PIL.Image import Image
 
 from actors.alignment import metrics as exported
 from actors.alignment.process import LearnerProcess
+from actors.alignment.tasks import PreferenceTask
 from actors.cluster.device import worker_device
 from fgaif_ray.blind import blindfold
-from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.images import open_images
 from fgaif_ray.preferences.draws import PairPlan, share_of
@@ -39,24 +38,15 @@ from fgaif_ray.vlm.group import LearnerGroup
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PreferenceTask:
-    """The driver's settings for the learner workers."""
-
-    config: Config
-    folder: str
-    """The stage's partial folder, for checkpoints and logs."""
-
-
-def train(settings: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's loop function.
+def train(task: PreferenceTask) -> dict[str, Any]:
+    """Learn to the last step, in a worker of Ray Train.
 
     Returns:
         ``{"steps": updates done, "stopped": None or why the run was ended before its last step}``. What cannot be
         repaired by going on ends the run this way; other errors are raised, and Ray Train resumes from the checkpoint.
     """
     try:
-        learner = PreferenceLearner(settings["task"])
+        learner = PreferenceLearner(task)
     except UserError as error:  # about models, pairs or trackers: on every rank, and the same at the next try
         return {"steps": 0, "stopped": str(error)}
     try:

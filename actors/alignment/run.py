@@ -13,11 +13,9 @@ from ray import serve
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from actors.alignment import preference_learner
-from actors.alignment.learner import LearnerTask, train
 from actors.alignment.policy_versions import ADAPTERS_FOLDER
-from actors.alignment.preference_learner import PreferenceTask
 from actors.alignment.rollout import rollout_workers
+from actors.alignment.tasks import LearnerTask, PreferenceTask, learn_from_preferences, learn_from_rewards
 from actors.cluster.device import torch_config
 from actors.cluster.failed_workers import FailureNews, noting_failures
 from actors.cluster.lost_nodes import is_loss
@@ -152,7 +150,7 @@ def train_policy(
             evaluation=tuple(evaluation),
             truth=None if truth is None else {path: truth[path] for draw in evaluation for path in draw.images},
         )
-        return _run_learners(config, train, task, task.folder)
+        return _run_learners(config, learn_from_rewards, task, task.folder)
 
 
 def train_on_preferences(config: Config, stage: storage.Stage) -> TrainedPolicy:
@@ -162,7 +160,7 @@ def train_on_preferences(config: Config, stage: storage.Stage) -> TrainedPolicy:
         UserError: see ``_run_learners``.
     """
     task = PreferenceTask(config, _absolute(stage.partial))
-    return _run_learners(config, preference_learner.train, task, task.folder)
+    return _run_learners(config, learn_from_preferences, task, task.folder)
 
 
 def _absolute(folder: str) -> str:

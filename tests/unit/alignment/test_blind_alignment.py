@@ -14,8 +14,9 @@ from support.reward_helpers import CHECKPOINT
 
 from actors.alignment import experience
 from actors.alignment.experience import ExperienceSource
-from actors.alignment.preference_learner import PreferenceLearner, PreferenceTask
+from actors.alignment.preference_learner import PreferenceLearner
 from actors.alignment.rollout import PolicyVersion, Rollout, RolloutRequest
+from actors.alignment.tasks import PreferenceTask
 from fgaif_ray.blind import GREY, Blindfold
 from fgaif_ray.pixel_budget import UNLIMITED
 from fgaif_ray.rl.plan import Draw

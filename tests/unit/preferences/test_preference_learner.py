@@ -12,6 +12,7 @@ import torch
 from support.preference_data import preference_run
 
 from actors.alignment import preference_learner
+from actors.alignment.tasks import PreferenceTask
 from fgaif_ray.config import Config
 from fgaif_ray.errors import UserError
 from fgaif_ray.preferences.draws import PairPlan, share_of
@@ -69,9 +70,9 @@ class Processes:
     def run(self, config: Config, name: str, kill_after: int = 0) -> Path:
         """One process; after a kill, call it again for the next one."""
         self.kill_after = kill_after
-        task = preference_learner.PreferenceTask(config, str(self.folder / name))
+        task = PreferenceTask(config, str(self.folder / name))
         try:
-            outcome = preference_learner.train({"task": task})
+            outcome = preference_learner.train(task)
             assert outcome == {"steps": config.align.steps, "stopped": None}
         except Killed:
             pass
@@ -120,16 +121,16 @@ def test_without_any_image_the_step_is_named(processes: Processes, tmp_path: Pat
 
 def test_what_cannot_be_learnt_ends_the_run_with_the_reason(processes: Processes, tmp_path: Path) -> None:
     config = preference_run(tmp_path, *SETTINGS, "align.dpo.margin=9")
-    task = preference_learner.PreferenceTask(config, str(tmp_path / "policy"))
-    outcome = preference_learner.train({"task": task})
+    task = PreferenceTask(config, str(tmp_path / "policy"))
+    outcome = preference_learner.train(task)
     assert outcome["steps"] == 0 and "align.dpo.margin" in outcome["stopped"]
 
 
 def test_a_learning_rate_that_breaks_it_stops_the_run(processes: Processes, tmp_path: Path) -> None:
     options = ("align.dpo.learning_rate=1e30", "align.dpo.schedule=constant", "align.guards.max_non_finite_streak=1")
     config = preference_run(tmp_path, *SETTINGS, *options)
-    task = preference_learner.PreferenceTask(config, str(tmp_path / "policy"))
-    outcome = preference_learner.train({"task": task})
+    task = PreferenceTask(config, str(tmp_path / "policy"))
+    outcome = preference_learner.train(task)
     assert "non-finite streak" in outcome["stopped"] and outcome["steps"] < 4
 
 

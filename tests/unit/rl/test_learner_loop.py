@@ -24,6 +24,7 @@ from actors.alignment import experience, learner
 from actors.alignment.rewarder import TypeVerdicts
 from actors.alignment.rollout import PolicyVersion, RefusedRollout, Rollout, RolloutRequest
 from actors.alignment.run import hold_out
+from actors.alignment.tasks import LearnerTask
 from benchmarks import PAPER_SETUP
 from fgaif_ray.config import Config, LoRAOptions, load_config
 from fgaif_ray.errors import UserError
@@ -166,9 +167,7 @@ class Runs:
         self.kill_after = kill_after
         config = self.config(name, staleness, every)
         asked, evaluation = hold_out({(path,): [PROMPT] for path in self.images}, config.align)
-        task = learner.LearnerTask(
-            config, tuple(asked), str(self.folder / name), None, "none", (), evaluation=evaluation
-        )
+        task = LearnerTask(config, tuple(asked), str(self.folder / name), None, "none", (), evaluation=evaluation)
         try:
             one = learner.Learner(task)
             one.run()
