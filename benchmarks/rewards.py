@@ -194,7 +194,9 @@ def measure(config: Config, count: int, rounds: int, folder: Path) -> dict[str, 
             ("shared", "separate", "shared"),
             ("multitask", "multitask", "shared"),
         ):
-            changed = change_config(config, [f"rewards.kind={kind}", f"serve.placement={placement}"])
+            threads = 1 if placement == "separate" else os.cpu_count()  # three services share the processors
+            changes = [f"rewards.kind={kind}", f"serve.placement={placement}", f"serve.threads={threads}"]
+            changed = change_config(config, changes)
             found[name] = served(changed, folders[kind], load, rounds)
             print(
                 f"{name}: {found[name].per_second:.0f} responses/s through HTTP, p99 {1e3 * found[name].p99_s:.0f} ms "

@@ -1,12 +1,11 @@
-"""The reward service: a reward deployment per fact type behind one gateway, as the Serve application `rewards`
-(`serve.app_name`).
+"""The reward service: reward models behind one gateway, as the Serve application `rewards` (`serve.app_name`).
 
-    HTTP client --> proxy --> RewardGateway --+--> ExistenceReward  (replicas)
-    PPO learner --> handle -->                +--> AttributeReward  (replicas)
-                                              +--> RelationReward   (replicas)
+    HTTP client --> proxy --> RewardGateway -----> SharedReward  (replicas)
+    PPO learner --> handle -->
 
-With `serve.placement: shared` one deployment, SharedReward, holds the backbone once and scores all types; so it does
-where `rewards.kind` has one adapter for all, whose forward pass gives all verdicts.
+SharedReward holds the backbone once and scores all types. With `serve.placement: separate` each type has a deployment
+of its own, ExistenceReward and so on, but where `rewards.kind` has one adapter for all, whose forward pass gives all
+verdicts.
 `@serve.batch` merges lists of several callers up to `serve.max_batch_size` items, and never splits one.
 """
 
@@ -310,7 +309,7 @@ def _application(
                 temperature_scaling=config.rewards.temperature_scaling,
                 folders={fact_type: folders[fact_type] for fact_type in fact_types},
                 max_batch_size=size,
-                threads=config.serve.threads,
+                threads=resources.reward_threads(config, len(fact_types)),
                 versions={fact_type: versions[fact_type] for fact_type in fact_types},
                 budget=config.data.pixel_budget,
                 template=config.data.chat_template_kwargs,

@@ -149,6 +149,13 @@ def reward_replica(config: Config, deployment: str) -> ResourceRequest:
     )
 
 
+def reward_threads(config: Config, models: int) -> int | None:
+    """CPU threads of a replica that holds so many reward models; None leaves them to torch."""
+    if config.serve.threads is not None or config.serve.num_gpus:
+        return config.serve.threads
+    return min(models, len(os.sched_getaffinity(0)))
+
+
 def reward_gateway(config: Config, node: str | None = None) -> ResourceRequest:
     """Of the gateways before the reward deployments: ``serve.gateways``, or as many as this machine has room for.
 

@@ -72,8 +72,9 @@ class ServeConfig(Section):
     app_name: str = Field(default="rewards", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """Of the Serve application. With another name it is reached below ``/<name>``: runs on one cluster can have a
     service each."""
-    placement: Literal["separate", "shared"] = "separate"
-    """A deployment per fact type, or one replica that holds the backbone once and scores all adapters."""
+    placement: Literal["shared", "separate"] = "shared"
+    """One deployment whose replicas hold the backbone once and score all adapters, or a deployment per fact type, which
+    can be on different nodes."""
     replace: Literal["in_place", "rolling"] = "in_place"
     """How other reward models take over from those that are served. ``in_place``: the old replicas go first, and
     requests wait for the new ones, up to ``request_timeout_s``; it works on any machine. ``rolling``: new replicas
@@ -95,7 +96,8 @@ class ServeConfig(Section):
     label_selector: LabelSelector = {}
     """Labels of the nodes that the replicas may run on."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of a replica's computation; None leaves torch's choice."""
+    """CPU threads of a replica's computation. None: without a GPU one for each reward model in it, as far as there are
+    processors; with one torch's choice."""
     max_waiting_items: int = Field(default=2048, ge=1)
     """Responses of HTTP requests that are being scored or wait for it, over all gateways; a request that does not fit
     gets 429."""

@@ -73,7 +73,7 @@ RESPONSES = [
 def service(ray_cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("run")
     folders = save_reward_models(folder / "rewards")
-    config = service_config(folder)
+    config = service_config(folder, placement="separate")
     os.environ["FGAIF_REWARD_TOKEN"] = TOKEN
     try:
         info = reward_service.deploy(config, folders)

@@ -174,7 +174,7 @@ def test_what_has_timed_out_is_not_scored_any_more(service: Service) -> None:
     items = [item_of(index).model_dump(exclude_none=True) for index in range(16)]
     assert service.post(json={"items": items}).status_code == 200
     before = forward_passes()
-    (scorer,) = replicas("AttributeReward")
+    (scorer,) = replicas("SharedReward")
     scorer.suspend()
     try:
         with ThreadPoolExecutor(6) as pool:
@@ -188,16 +188,16 @@ def test_what_has_timed_out_is_not_scored_any_more(service: Service) -> None:
 
 
 def forward_passes() -> float:
-    """Lists that the attribute model has scored, once all of them are told to Prometheus."""
+    """Lists that the reward models have scored, once all of them are told to Prometheus."""
     time.sleep(EXPORTED_EVERY_S)
     name = f"ray_{metrics.REWARD_BATCH_ITEMS.name}_count"
-    return total(scrape_until([name]), name, model="attribute")
+    return total(scrape_until([name]), name, model=metrics.SHARED)
 
 
 # A replica is killed
 
 
-@pytest.mark.parametrize(("deployment", "count"), [("AttributeReward", 1), ("RewardGateway", 2)])
+@pytest.mark.parametrize(("deployment", "count"), [("SharedReward", 1), ("RewardGateway", 2)])
 def test_a_killed_replica_costs_those_who_try_again_nothing(service: Service, deployment: str, count: int) -> None:
     with Load(service.info.url, PATIENT) as load:
         load.wait_for(10)

@@ -97,7 +97,7 @@ def test_reward_training_lands_on_its_own_node_type(cluster: LocalAutoscaler, se
 def test_a_reward_service_grows_with_its_load(cluster: LocalAutoscaler, seen: Seen, tmp_path: Path) -> None:
     """Two reward models fill a node of 16 CPUs: more replicas need more nodes."""
     save_reward_models(tmp_path / "rewards")
-    config = service_config(tmp_path, num_cpus=8, min_replicas=1, max_replicas=2)
+    config = service_config(tmp_path, placement="separate", num_cpus=8, min_replicas=1, max_replicas=2)
     config = placed(config, serve="inference")
     with NodeJob("serve_rewards", config, cluster.address, tmp_path) as job:
         job.wait_for(lambda: "Try it" in job.output)

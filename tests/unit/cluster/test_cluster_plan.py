@@ -11,7 +11,7 @@ from support.paths import ROOT
 from benchmarks import PAPER_SETUP
 from fgaif_ray.cluster.node_types import ClusterFile, NodeType, matches, read_cluster_file
 from fgaif_ray.cluster.plan import plan_cluster, plan_notes, plan_table
-from fgaif_ray.config import Config, load_config
+from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.errors import UserError
 from jobs.cli import EXIT_USER_ERROR, main
 
@@ -24,7 +24,6 @@ GPU_RUN = (
     "align.gpus_per_worker=1",
     "align.rollout.workers=2",
     "align.rollout.engine.num_gpus=1",
-    "serve.placement=shared",
     "serve.num_gpus=1",
 )
 
@@ -55,7 +54,7 @@ def test_learning_from_preferences_takes_the_learner_alone() -> None:
     preferences = ("align.algorithm=dpo", "sample.samples_per_prompt=2")
     online, offline = placed(shapes(), cluster(DATA)), placed(shapes(*preferences), cluster(DATA))
     gone = online.keys() - offline.keys()
-    assert gone == {"RewardGateway", "ExistenceReward", "AttributeReward", "RelationReward", "RolloutWorker"}
+    assert gone == {"RewardGateway", "SharedReward", "RolloutWorker"}
     assert offline["Learner"] == {"data": 2}
 
 
@@ -99,11 +98,11 @@ def test_a_pool_of_data_workers_may_wait_for_room() -> None:
 
 
 def test_fractions_share_a_gpu() -> None:
-    shared = shapes("serve.num_gpus=0.3", "serve.num_cpus=0.1")
+    separate = shapes("serve.placement=separate", "serve.num_gpus=0.3", "serve.num_cpus=0.1")
     one = NodeType("one", {"CPU": 8, "GPU": 1}, 1)
-    assert placed(shared, cluster(one))["RelationReward"] == {"one": 1}
+    assert placed(separate, cluster(one))["RelationReward"] == {"one": 1}
     with pytest.raises(UserError, match="room for 0 RelationReward only"):
-        plan_cluster(shapes("serve.num_gpus=0.4"), cluster(one))
+        plan_cluster(change_config(separate, ["serve.num_gpus=0.4"]), cluster(one))
 
 
 def test_some_stages_can_be_planned_alone() -> None:

@@ -151,7 +151,7 @@ def test_every_image_of_a_prompt_is_counted() -> None:
     one, three = (shapes(*room, f"data.images_per_prompt={images}") for images in (1, 3))
     run = dry_run(one.policy.model, one.policy.dtype)
     assert run.image_tokens is not None
-    for ask in (learner, reward_trainer, lambda config: reward_replica(config, "ExistenceReward")):
+    for ask in (learner, reward_trainer, lambda config: reward_replica(config, "SharedReward")):
         before, after = (sizes(config, ask(config)) for config in (one, three))
         assert _tokens(after) - _tokens(before) == 2 * run.image_tokens
     (features, before), (_, after) = (

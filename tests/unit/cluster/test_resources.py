@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from benchmarks import PAPER_SETUP
 from fgaif_ray.cluster import resources
-from fgaif_ray.config import Config, load_config
+from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.errors import UserError
 from fgaif_ray.records import FACT_TYPES
 
@@ -154,9 +154,29 @@ def test_no_labels_are_asked_for_by_default(repository: Path) -> None:
         assert all("label_selector" not in request.options() for request in requests)
 
 
-def test_a_shared_reward_service_is_one_deployment(repository: Path) -> None:
-    shared = load_config(repository / "configs" / "shapes.yaml", [*PAPER_SETUP, "serve.placement=shared"])
+def test_a_reward_service_is_one_deployment_unless_each_type_is_to_have_its_own(repository: Path) -> None:
+    shared = load_config(repository / "configs" / "shapes.yaml", PAPER_SETUP)
     assert list(resources.reward_scorers(shared)) == ["SharedReward"]
+    separate = change_config(shared, ["serve.placement=separate"])
+    assert list(resources.reward_scorers(separate)) == ["ExistenceReward", "AttributeReward", "RelationReward"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "threads"),
+    [
+        (["serve.threads=null"], 2),
+        (["serve.threads=3"], 3),
+        (["serve.threads=null", "serve.num_gpus=1"], None),
+    ],
+)
+def test_a_replica_on_processors_has_a_thread_for_each_of_its_models(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], threads: int | None
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16))
+    config = load_config(repository / "configs" / "shapes.yaml", changes)
+    assert resources.reward_threads(config, models=2) == threads
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(1))
+    assert resources.reward_threads(config, models=2) == (1 if threads == 2 else threads)
 
 
 @pytest.mark.parametrize("condition", ["in(a", "-a", "a b", "in()", "!!a"])
