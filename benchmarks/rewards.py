@@ -8,11 +8,15 @@ line is one JSON object:
 
 * ``http_over_inprocess``: responses per second through HTTP at saturation, over those of the same models in one process
   that may use every core, in batches of the size of the requests;
-* ``added_p99_ms``: 99th percentile of a request's latency at half of the saturating load, less that of a bare forward
-  pass over the same responses;
+* ``added_p99_ms``: 99th percentile of a small request's latency at half of the load that saturates the service in
+  requests of that size, less that of a bare forward pass over the same responses;
+* ``added_p99_over_pass``: the same, over that pass;
+* ``gateway_cpu_ms``: processor time of the gateway and the processes that prepare for it, for a request of one item;
 * ``shared_over_separate_memory``: memory of the replicas with ``placement: shared``, over that of three services;
 * ``shared_over_separate_time``: time for the same requests at saturation, likewise;
 * ``multitask_over_separate_time``: time with one adapter with three heads in one replica, over that of three services.
+
+The first four are of the default, ``placement: shared``. How busy the machine was is printed beside every latency.
 """
 
 import argparse
@@ -34,7 +38,7 @@ from PIL import Image
 from benchmarks import PAPER_SETUP
 from fgaif_ray.config import Config, change_config, load_config
 from fgaif_ray.records import FACT_TYPES
-from fgaif_ray.serving.client import AsyncRewardClient, reward_item
+from fgaif_ray.serving.client import AsyncRewardClient, RewardClient, reward_item
 
 if TYPE_CHECKING:
     from fgaif_ray.rewards.encoding import ScoringItem
@@ -46,6 +50,8 @@ REQUEST_SIZE: Final = 32
 """Responses of a request at saturation, and of a batch in one process."""
 SMALL_REQUEST: Final = 4
 """Responses of a request whose latency is measured."""
+ALONE: Final = 96
+"""Requests of one item whose cost is measured."""
 IN_FLIGHT: Final = 8
 """Requests that saturate the service: more than its replicas can work at."""
 GIB: Final = 1 << 30
@@ -65,8 +71,14 @@ class Served:
 
     per_second: float
     """Responses, at saturation."""
+    small_per_second: float
+    """Responses, at saturation in small requests."""
     p99_s: float
     """Latency of a small request at half of that load."""
+    utilisation: float
+    """Of the machine's processors meanwhile."""
+    gateway_s: float
+    """Processor time of the gateway for a request of one item."""
     memory_gib: float
     """Of the replicas, shared pages divided between those who share them."""
 
@@ -121,9 +133,10 @@ def in_process(model: "RewardModel", items: Sequence["ScoringItem"], rounds: int
     return len(items) / best, float(np.quantile(passes, 0.99))
 
 
-async def _saturate(url: str, requests: Sequence["RewardItem"]) -> float:
-    """Seconds for all requests, IN_FLIGHT of them at a time."""
-    async with AsyncRewardClient(url, concurrency=IN_FLIGHT, items_per_request=REQUEST_SIZE) as client:
+async def _saturate(url: str, requests: Sequence["RewardItem"], size: int) -> float:
+    """Seconds for all responses in requests of that size, as many at a time as hold IN_FLIGHT large ones' responses."""
+    concurrency = IN_FLIGHT * REQUEST_SIZE // size
+    async with AsyncRewardClient(url, concurrency=concurrency, items_per_request=size) as client:
         await client.score(requests[:REQUEST_SIZE])
         started = time.perf_counter()
         await client.score(requests)
@@ -150,12 +163,32 @@ async def _latencies(url: str, requests: Sequence["RewardItem"], per_second: flo
     return taken
 
 
+def _replicas(*, gateways: bool) -> list[psutil.Process]:
+    """The processes of the gateways, or those that score."""
+    children = psutil.Process().children(recursive=True)
+    titles = {child: "".join(child.cmdline()[:1]) for child in children}
+    replicas = [child for child, title in titles.items() if "ServeReplica" in title]
+    return [child for child in replicas if ("RewardGateway" in titles[child]) == gateways]
+
+
 def _replica_memory_gib() -> float:
     """Proportional set size of the processes that score; the gateway and the proxy are the same for all placements."""
-    children = psutil.Process().children(recursive=True)
-    replicas = [child for child in children if "ServeReplica" in "".join(child.cmdline()[:1])]
-    scorers = [child for child in replicas if "RewardGateway" not in child.cmdline()[0]]
-    return float(sum(child.memory_full_info().pss for child in scorers)) / GIB
+    return float(sum(child.memory_full_info().pss for child in _replicas(gateways=False))) / GIB
+
+
+def _gateway_cpu_s(url: str, requests: Sequence["RewardItem"]) -> float:
+    """Processor time of the gateways for a request of one item, one after the other."""
+
+    def taken() -> float:
+        gateways = _replicas(gateways=True)
+        times = [one.cpu_times() for gateway in gateways for one in (gateway, *gateway.children(recursive=True))]
+        return float(sum(time.user + time.system for time in times))
+
+    with RewardClient(url) as client:
+        before = taken()
+        for request in requests:
+            client.score([request])
+    return (taken() - before) / len(requests)
 
 
 def served(config: Config, folders: dict[str, str], load: Load, rounds: int) -> Served:
@@ -164,10 +197,20 @@ def served(config: Config, folders: dict[str, str], load: Load, rounds: int) -> 
 
     info = reward_service.deploy(config, folders)
     try:
-        best = min(asyncio.run(_saturate(info.url, load.requests)) for _ in range(rounds))
-        per_second = len(load.requests) / best
-        latencies = asyncio.run(_latencies(info.url, load.requests, per_second / 2, 0))
-        return Served(per_second, float(np.quantile(latencies, 0.99)), _replica_memory_gib())
+        per_second, small_per_second = (
+            len(load.requests) / min(asyncio.run(_saturate(info.url, load.requests, size)) for _ in range(rounds))
+            for size in (REQUEST_SIZE, SMALL_REQUEST)
+        )
+        psutil.cpu_percent()
+        latencies = asyncio.run(_latencies(info.url, load.requests, small_per_second / 2, 0))
+        return Served(
+            per_second,
+            small_per_second,
+            float(np.quantile(latencies, 0.99)),
+            psutil.cpu_percent() / 100,
+            _gateway_cpu_s(info.url, load.requests[:ALONE]),
+            _replica_memory_gib(),
+        )
     finally:
         reward_service.shutdown()
 
@@ -199,13 +242,17 @@ def measure(config: Config, count: int, rounds: int, folder: Path) -> dict[str, 
             changed = change_config(config, changes)
             found[name] = served(changed, folders[kind], load, rounds)
             print(
-                f"{name}: {found[name].per_second:.0f} responses/s through HTTP, p99 {1e3 * found[name].p99_s:.0f} ms "
-                f"at half of that, replicas {found[name].memory_gib:.2f} GiB"
+                f"{name}: {found[name].per_second:.0f} responses/s through HTTP, {found[name].small_per_second:.0f} in "
+                f"requests of {SMALL_REQUEST}; p99 {1e3 * found[name].p99_s:.0f} ms at half of that, processors "
+                f"{found[name].utilisation:.0%} busy; gateway {1e3 * found[name].gateway_s:.1f} ms of a processor a "
+                f"request of one item; replicas {found[name].memory_gib:.2f} GiB"
             )
     separate, shared, multitask = found["separate"], found["shared"], found["multitask"]
     return {
-        "http_over_inprocess": separate.per_second / bare,
-        "added_p99_ms": 1e3 * (separate.p99_s - bare_p99),
+        "http_over_inprocess": shared.per_second / bare,
+        "added_p99_ms": 1e3 * (shared.p99_s - bare_p99),
+        "added_p99_over_pass": shared.p99_s / bare_p99 - 1,
+        "gateway_cpu_ms": 1e3 * shared.gateway_s,
         "shared_over_separate_memory": shared.memory_gib / separate.memory_gib,
         "shared_over_separate_time": separate.per_second / shared.per_second,
         "multitask_over_separate_time": separate.per_second / multitask.per_second,
