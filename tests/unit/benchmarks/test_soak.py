@@ -117,8 +117,9 @@ def test_processes_of_a_kind_have_a_short_name(command: list[str], role: str) ->
 
 
 def test_descriptors_threads_and_memory_of_children_count(tmp_path: Path) -> None:
+    # Below a process of its own: this one may have a cluster, whose threads come and go.
     child = """
-import threading, sys
+import sys, threading
 files = [open("/dev/null") for _ in range(50)]
 stop = threading.Event()
 for _ in range(7):
@@ -128,11 +129,23 @@ print("up", flush=True)
 sys.stdin.read()
 stop.set()
 """
-    before = take_sample(psutil.Process(), tmp_path, 0.0)
-    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    parent = f"""
+import subprocess, sys
+print("alone", flush=True)
+sys.stdin.readline()
+with subprocess.Popen([sys.executable, "-c", {child!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    process.stdout.readline()
+    print("with a child", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdout.readline()
-        after = take_sample(psutil.Process(), tmp_path, 1.0)
+        before = take_sample(psutil.Process(process.pid), tmp_path, 0.0)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        after = take_sample(psutil.Process(process.pid), tmp_path, 1.0)
         process.stdin.close()
     assert after.descriptors - before.descriptors >= 50
     assert after.threads - before.threads >= 8
