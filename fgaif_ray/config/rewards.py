@@ -32,6 +32,10 @@ class RewardsConfig(Section):
     learnt, and not what a verdict pays."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label that is spread evenly over the three classes while training."""
+    label_noise: Literal["kept", "taken_out"] = "kept"
+    """``taken_out``: the shares of wrong labels are estimated on the held-out images, and verdicts say how likely the
+    truth is instead of the label (``fgaif_ray.rewards.label_noise``). It raises what true statements pay, the more so
+    the worse the labels are."""
     planted_share: float = Field(default=0.5, ge=0, le=1)
     """Responses with planted repeats per labelled one, from which types with derived labels (``novelty``) learn too;
     see ``fgaif_ray.rewards.planted``."""

@@ -71,7 +71,7 @@ also chose the best epoch, so the metrics are a little optimistic.
 The temperature is fitted on all held-out images, and scores are divided by it where `rewards.temperature_scaling`
 asks for it. The metrics after scaling use, for each image, a temperature that was fitted on other images.
 
-{_deciles(metrics["signed_calibration"]["bins"])}
+{_noise(metrics)}{_deciles(metrics["signed_calibration"]["bins"])}
 
 {_facts(metrics)}| epoch | training loss | held-out loss | held-out balanced accuracy |
 |---|---|---|---|
@@ -101,6 +101,19 @@ It knows such images as these, and its probabilities mean little for others. An 
 {threshold} from those of the {domain["images"]} training images is marked `out_of_domain`. False alarms: {alarms} of
 {held_out} held-out images, {_figure(domain["false_alarm_rate"])} (95 % interval {interval}). How many images of another
 kind are marked depends on the kind, and is not measured.
+
+"""
+
+
+def _noise(metrics: Mapping[str, Any]) -> str:
+    """The shares of wrong labels that its verdicts are without, if they are."""
+    noise = metrics.get("label_noise")
+    if noise is None:
+        return ""
+    consistent, hallucinated = _figure(noise["of_consistent"]), _figure(noise["of_hallucinated"])
+    return f"""Its verdicts are about the truth, as far as labels tell it: {consistent} of consistent segments are taken
+to be labelled hallucinated, {hallucinated} of hallucinated ones consistent (`rewards.label_noise: taken_out`). The
+metrics here are about the labels, before that.
 
 """
 

@@ -1,9 +1,10 @@
 """The folder of a reward model: an adapter in PEFT layout, a head, and a description read without loading weights.
 
 ``head.safetensors`` holds ``weight [3, hidden]``, ``bias [3]`` without the class weights of the loss,
-``temperature []`` and, with ``rewards.fact_counts``, ``facts.weight [2, hidden]`` and ``facts.bias [2]``; its metadata
-names the fact type, the classes and the granularity. Folders with the same adapter files share the adapter in memory
-and its forward pass; the head is a folder's own.
+``temperature []``, with ``rewards.label_noise: taken_out`` ``label_noise [2]`` (shares of wrong labels of consistent
+and of hallucinated segments) and, with ``rewards.fact_counts``, ``facts.weight [2, hidden]`` and ``facts.bias [2]``;
+its metadata names the fact type, the classes and the granularity. Folders with the same adapter files share the adapter
+in memory and its forward pass; the head is a folder's own.
 """
 
 import hashlib

@@ -22,6 +22,7 @@ from fgaif_ray.rewards.encoding import EncodedItem, ScoringItem, encode_item
 from fgaif_ray.rewards.fact_counts import bounded
 from fgaif_ray.rewards.judged import Judged, JudgedBatch, gather
 from fgaif_ray.rewards.kinds import Granularity
+from fgaif_ray.rewards.label_noise import NO_NOISE, LabelNoise
 from fgaif_ray.rewards.lora_adapters import LoRAAdapters
 from fgaif_ray.rewards.segment_states import SegmentStates, read_states, segment_tokens, separator_places
 from fgaif_ray.vlm.backbone import Backbone
@@ -49,6 +50,8 @@ class RewardModel(nn.Module):
         self.temperature_scaling = temperature_scaling
         self.class_weights: dict[str, NDArray[np.float64]] = {}
         """Head in training -> weights of the classes in its loss, ``[3]``; saved heads do without."""
+        self.label_noise: dict[str, LabelNoise] = {}
+        """Head -> shares of wrong labels that its verdicts are without (``rewards.label_noise``)."""
         self.fact_counts = nn.ModuleDict()
         """Head -> readout of how many facts a segment states (``rewards.fact_counts``); not all heads have one."""
         self.domains: dict[str, ImageDomain] = {}
@@ -265,14 +268,15 @@ class RewardModel(nn.Module):
         return JudgedBatch(list(batch), [len(item.separators) for item in batch.values()], probable, counts, apart)
 
     def probabilities(self, head: str, logits: Tensor, scaled: bool = False) -> Tensor:
-        """Turn a head's logits into probabilities under the labels' own balance.
+        """Turn a head's logits into probabilities under the labels' own balance, without their known noise.
 
         Args:
             head: whose logits.
             logits: ``[verdicts, 3]`` of ``logits_of``.
             scaled: whether to divide by the head's temperature.
         """
-        return ((logits - self.loss_shift(head)) / (self.temperatures[head] if scaled else 1.0)).softmax(dim=-1)
+        found = ((logits - self.loss_shift(head)) / (self.temperatures[head] if scaled else 1.0)).softmax(dim=-1)
+        return self.label_noise.get(head, NO_NOISE).taken_out(found)
 
     def loss_shift(self, head: str) -> Tensor:
         """What the class weights of a head's loss have added to its logits, ``[3]`` (``rewards.class_balance``)."""

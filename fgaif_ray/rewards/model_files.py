@@ -21,9 +21,12 @@ from fgaif_ray.rewards.files import (
     read_folder,
     save_tensors,
 )
+from fgaif_ray.rewards.label_noise import LabelNoise
 from fgaif_ray.rewards.model import RewardModel
 from fgaif_ray.vlm.backbone import Backbone
 
+NOISE: Final = "label_noise"
+"""A tensor's name in the file of a head."""
 COUNTS: Final = "facts."
 """Begins the names of a readout's tensors in the file of a head."""
 
@@ -45,6 +48,8 @@ def save_reward_model(model: RewardModel, fact_type: str, folder: Path, head: st
     metadata = {"format": "pt", "fact_type": fact_type, "classes": CLASSES}
     tensors = model.heads[head].state_dict() | {"temperature": torch.tensor(model.temperatures[head])}
     tensors["bias"] = tensors["bias"] - model.loss_shift(head)
+    if (noise := model.label_noise.get(head)) is not None:
+        tensors[NOISE] = torch.tensor([noise.of_consistent, noise.of_hallucinated])
     if head in model.fact_counts:
         tensors |= {f"{COUNTS}{name}": value for name, value in model.fact_counts[head].state_dict().items()}
         metadata["fact_counts"] = ",".join(TARGETS)
@@ -88,6 +93,7 @@ def _load(model: RewardModel, fact_type: str, folder: str, loaded: dict[str, str
         loaded[files.adapter] = fact_type
     head = load_file(local / HEAD_FILE)
     temperature = head.pop("temperature", torch.ones(()))
+    noise = head.pop(NOISE, None)
     counts = {name.removeprefix(COUNTS): head.pop(name) for name in list(head) if name.startswith(COUNTS)}
     model.add_head(fact_type, loaded[files.adapter], files.granularity)
     wanted = model.heads[fact_type].state_dict()
@@ -95,6 +101,8 @@ def _load(model: RewardModel, fact_type: str, folder: str, loaded: dict[str, str
         raise _misfit(model, folder, local)
     model.heads[fact_type].load_state_dict(head)
     model.temperatures[fact_type] = float(temperature)
+    if noise is not None:
+        model.label_noise[fact_type] = LabelNoise(*noise.tolist())
     if counts:
         model.set_fact_counts(fact_type, counts)
     if (card := read_domain_card(str(local))) is not None:

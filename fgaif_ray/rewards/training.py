@@ -27,6 +27,7 @@ from fgaif_ray.rewards.class_balance import loss_weights
 from fgaif_ray.rewards.data import Example, FeatureCache, RewardData, make_batches
 from fgaif_ray.rewards.fact_counts import TARGETS, Moments, fit_readout
 from fgaif_ray.rewards.kinds import COARSE, IGNORED, RewardTask
+from fgaif_ray.rewards.label_noise import estimate_label_noise
 from fgaif_ray.rewards.metrics import held_out_figures, negative_log_likelihood
 from fgaif_ray.rewards.model import SCORING_BATCH, RewardModel
 from fgaif_ray.statistics.agreement import agreement
@@ -147,6 +148,10 @@ def train_reward_model(
     }
     if options.fact_counts:
         _count_facts(model, task.heads, train, data.validation, features, found)
+    if options.label_noise == "taken_out":
+        for head, figures in found.items():
+            noise = estimate_label_noise(state.best_probabilities[head], held_out[head].truth)
+            model.label_noise[head], figures["label_noise"] = noise, noise.to_dict()
     for head, figures in found.items():
         model.temperatures[head] = figures["temperature"]
         figures["class_weights"] = dict(zip(CLASS_NAMES, weights[head].tolist(), strict=True))

@@ -35,7 +35,7 @@ ALIGN_PLACEMENT: Final = _PLACEMENT | {
     "guards",  # a run that a guard has stopped goes on
 }
 """Settings of ``align`` that do not change the policy."""
-REWARDS_LATER: Final = ("planted_share", "fact_counts")
+REWARDS_LATER: Final = ("planted_share", "fact_counts", "label_noise")
 ALIGN_LATER: Final = ("algorithm", "evaluate_every", "evaluate_images", "best_by", "best_min_facts_share")
 PPO_LATER: Final = ("clip_high", "ratio", "critic_warmup_steps", "target_kl", "loss_normalisation")
 REWARD_LATER: Final = ("truncated", "scale", "scale_steps", "unit", "false_cost")
