@@ -1,6 +1,6 @@
 """What the driver hands to Ray Train: the settings of the learner workers, and the functions that they run.
 
-Ray Train's controller imports this file as well and computes nothing, so torch and the models wait until a worker runs.
+Ray Train's controller imports this file as well and computes nothing: transformers and peft wait until a worker runs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -150,7 +150,10 @@ def reward_replica(config: Config, deployment: str) -> ResourceRequest:
 
 
 def reward_threads(config: Config, models: int) -> int | None:
-    """CPU threads of a replica that holds so many reward models; None leaves them to torch."""
+    """CPU threads of a replica that holds so many reward models; None leaves them to torch.
+
+    Processors are those of the machine that deploys: nodes with fewer want ``serve.threads``.
+    """
     if config.serve.threads is not None or config.serve.num_gpus:
         return config.serve.threads
     return min(models, len(os.sched_getaffinity(0)))

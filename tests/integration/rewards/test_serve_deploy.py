@@ -50,7 +50,6 @@ def application(repository: Path, run: Path, port: int) -> dict[str, Any]:
         "align.reward.unit": "segment",
         "rewards.backbone": CHECKPOINT,
         "serve.max_replicas": 1,
-        "serve.placement": "shared",  # fewer processes to start
     }
     kept = [entry for entry in options["applications"][0]["args"]["set"] if entry.partition("=")[0] not in changed]
     options["applications"][0]["args"]["set"] = [*kept, *(f"{name}={value}" for name, value in changed.items())]
